@@ -1,0 +1,172 @@
+"""How a record reaches its name: attempts, the exclusive commit, and records that are set aside.
+
+An attempt works in a folder of its own; mkdir hands out the number. To commit it writes the record there,
+fsyncs it, hard-links it to the record's name and fsyncs the folder. A link either makes the whole name or
+fails because one is there: no reader ever sees half a record, and no writer replaces a finished one
+unseen. Locks (kernel locks, freed by the kernel when their holder dies) only save work; the link is what
+keeps results safe.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from repro.errors import IntegrityError, RecordCorruptError, SetupError
+from repro.paths import RunPaths
+from repro.records import Attempt, RunRecord, read_record
+
+
+class CommitOutcome(StrEnum):
+    """What became of a record that was to be committed."""
+
+    COMMITTED = "committed"
+    ALREADY_DONE = "already done"
+
+
+class RunBusyError(Exception):
+    """Another process holds the run's lock: it is being trained elsewhere."""
+
+
+@contextmanager
+def run_lock(paths: RunPaths) -> Iterator[None]:
+    """Holds the run's kernel lock; RunBusyError at once if another process has it."""
+    make_folder(paths.work)
+    lock = FileLock(paths.lock)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunBusyError(f"{paths.work.name}: another process is training it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and its parents; SetupError if the file system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"cannot write below {folder}: {error.strerror or error}") from None
+
+
+def begin_attempt(paths: RunPaths) -> Path:
+    """A new attempt's folder, `attempts/N` with the first free N."""
+    make_folder(paths.attempts)
+    number = max(_attempt_numbers(paths), default=0) + 1
+    while True:
+        folder = paths.attempts / str(number)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        except OSError as error:
+            raise SetupError(f"cannot make {folder}: {error.strerror or error}") from None
+        return folder
+
+
+def note_attempt(folder: Path, attempt: Attempt) -> None:
+    """Writes what is known of an attempt into its folder."""
+    write_whole(folder / "attempt.json", attempt.model_dump_json().encode())
+
+
+def attempts_of(paths: RunPaths) -> tuple[Attempt, ...]:
+    """What every attempt at the run left about itself, oldest first; a torn note is an unknown outcome."""
+    found = []
+    for number in _attempt_numbers(paths):
+        file = paths.attempts / str(number) / "attempt.json"
+        try:
+            attempt = Attempt.model_validate_json(file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if attempt.outcome == "running":
+            # Only the attempt that reads this still runs, and it notes its own end: this one was killed.
+            attempt = attempt.model_copy(update={"outcome": "killed"})
+        found.append(attempt)
+    return tuple(found)
+
+
+def commit_record(
+    record: RunRecord, paths: RunPaths, attempt: Path, counts: Callable[[RunRecord], bool]
+) -> CommitOutcome:
+    """Puts `record` under its name, from the folder `attempt`; call it holding the run's lock.
+
+    `counts` says whether a record found there already is as good as this one (same recipe and, where
+    stale records are to be redone, same code): then somebody else finished first and nothing is changed.
+    Any other record is moved to `superseded/`, an unreadable one to `quarantine/`.
+    """
+    source = attempt / "record.json"
+    write_whole(source, record.to_json().encode())
+    make_folder(paths.record.parent)
+    for _ in range(100):
+        try:
+            os.link(source, paths.record)
+        except FileExistsError:
+            try:
+                present = read_record(paths.record, record.run, record.preset)
+            except IntegrityError as error:
+                set_aside(paths.record, paths.quarantine, str(error))
+                continue
+            if present is None:
+                continue
+            if counts(present):
+                return CommitOutcome.ALREADY_DONE
+            set_aside(paths.record, paths.superseded, "another recipe or code")
+        except OSError as error:
+            raise SetupError(f"cannot write {paths.record}: {error.strerror or error}") from None
+        else:
+            _fsync_folder(paths.record.parent)
+            return CommitOutcome.COMMITTED
+    raise RecordCorruptError(f"{paths.record}: other processes keep writing it; stop them and run again")
+
+
+def set_aside(record: Path, folder: Path, reason: str) -> Path:
+    """Moves a record into `folder` under the next free number, with the reason beside it; the new path."""
+    make_folder(folder)
+    number = 1
+    while True:
+        target = folder / f"{number}.json"
+        try:
+            os.link(record, target)
+        except FileExistsError:
+            number += 1
+            continue
+        record.unlink()
+        note = {"reason": reason, "when": datetime.now(UTC).isoformat()}
+        write_whole(folder / f"{number}.reason.json", json.dumps(note).encode())
+        return target
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part; SetupError if refused."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SetupError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _attempt_numbers(paths: RunPaths) -> list[int]:
+    if not paths.attempts.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in paths.attempts.iterdir() if entry.name.isdigit())
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""Every error a user can meet, with the exit code it ends the command with.
+
+ReproError                     1  something failed
+├── RunFailedError             1  one training run failed, the others went on
+├── UsageError                 2  the command or a TOML file asks for something that is not there
+│   ├── RegistryError             an experiments/*.toml file is not valid
+│   └── SelectionError            a selection matches nothing
+├── SetupError                 3  the environment or the data are not in place
+│   ├── ProjectNotFoundError      no experiments/ folder above the working directory
+│   ├── DataMissingError          a data set has not been fetched or prepared
+│   ├── DataCorruptError          a file or array is not what its checksum says
+│   ├── FetchError                a download failed
+│   └── DeviceError               a device asked for is missing or cannot run what was asked
+├── IntegrityError             4  a result on disk cannot be believed
+│   ├── RecordCorruptError        a record is torn, edited or breaks the schema
+│   └── RecordForeignError        a record stands under another run's name
+└── RunInterruptedError       75  stopped on request; started again it goes on
+
+A message says what was expected, what came instead, and what to do.
+"""
+
+
+class ReproError(Exception):
+    """What every error of this package derives from; `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class RunFailedError(ReproError):
+    """A training run ended in an error; its attempt's folder holds the traceback."""
+
+
+class UsageError(ReproError):
+    """The command line or an experiments file asks for something that does not exist."""
+
+    exit_code = 2
+
+
+class RegistryError(UsageError):
+    """An experiments/*.toml file is not valid; the message names file, key and what is allowed."""
+
+
+class SelectionError(UsageError):
+    """A selection (`--table`, `--network`, …) or a run id matches nothing."""
+
+
+class SetupError(ReproError):
+    """Something outside the project is missing: data, a device, a folder that can be written."""
+
+    exit_code = 3
+
+
+class ProjectNotFoundError(SetupError):
+    """No folder with `experiments/` was found; see `repro.paths.Project.find`."""
+
+
+class DataMissingError(SetupError):
+    """A data set has not been fetched or prepared yet."""
+
+
+class DataCorruptError(SetupError):
+    """A downloaded file or a prepared array differs from its checksum."""
+
+
+class FetchError(SetupError):
+    """A download failed: no network, a refused or broken answer, a full disk."""
+
+
+class DeviceError(SetupError):
+    """The device asked for is missing, or cannot run what was asked of it."""
+
+
+class IntegrityError(ReproError):
+    """A result on disk cannot be believed; nothing is averaged in silence."""
+
+    exit_code = 4
+
+
+class RecordCorruptError(IntegrityError):
+    """A record is torn, was edited after it was written, or breaks the schema."""
+
+
+class RecordForeignError(IntegrityError):
+    """A valid record stands under a name that belongs to another run or preset."""
+
+
+class RunInterruptedError(ReproError):
+    """Training was asked to stop; a checkpoint was written where one was due, and the run can go on."""
+
+    exit_code = 75

@@ -1,0 +1,122 @@
+"""What a prepared data set is: where it came from, what is in it, how it was split.
+
+The manifest lies beside the arrays as `manifest.json`; it is all that planning and aggregation need to
+know of the data, so neither opens an array.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from repro.errors import DataCorruptError, DataMissingError
+
+PREPARATION_VERSION = 1
+"""Raised when preparing the same source would give other pixels, labels or order."""
+
+
+class ArrayFile(BaseModel):
+    """One `.npy` file of a prepared set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    sha256: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Split(BaseModel):
+    """Images (N, 3, H, W) uint8 and labels (N,) int64 of one half of a data set.
+
+    `membership` is the sha256 that says which source images are in the split, in which order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: ArrayFile
+    labels: ArrayFile
+    membership: str
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return self.labels.shape[0]
+
+
+class Manifest(BaseModel):
+    """Everything about a prepared (or generated) data set but its pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    preparation_version: int
+    name: str
+    title: str
+    generated: bool = False
+    partial: str | None = Field(default=None, description="what is missing, when a partial set was allowed")
+    notes: tuple[str, ...] = ()
+    sources: dict[str, str] = Field(description="source file or archive member → sha256")
+    image_size: int
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, float, float] = Field(
+        description="of the training images, channel by channel, in 0..1"
+    )
+    std: tuple[float, float, float]
+    tools: dict[str, str] = Field(default_factory=dict, description="versions of what decoded the images")
+
+    @property
+    def classes(self) -> int:
+        """How many classes."""
+        return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Hash of what decides a run's data: sources, split membership, preparation version.
+
+        Tool versions and decoded bytes are provenance and stay out of it.
+        """
+        identity = {
+            "preparation_version": self.preparation_version,
+            "sources": self.sources,
+            "train": self.train.membership,
+            "test": self.test.membership,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def prepared_folder(data: Path, name: str) -> Path:
+    """Where the arrays and the manifest of the data set `name` lie below the data folder."""
+    return data / name / "prepared"
+
+
+def read_manifest(data: Path, name: str) -> Manifest:
+    """The manifest of a prepared set.
+
+    Raises DataMissingError (with the command that prepares it) or DataCorruptError.
+    """
+    path = prepared_folder(data, name) / "manifest.json"
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise DataMissingError(
+            f"the data set {name} is not prepared ({path} does not exist): run `repro data prepare {name}`, "
+            "or point --data-dir or REPRO_DATA at a folder where it is"
+        ) from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataCorruptError(
+            f"{path}: {where}: {first['msg']}; delete {path.parent} and run `repro data prepare {name}`"
+        ) from None
+    if manifest.preparation_version != PREPARATION_VERSION:
+        raise DataMissingError(
+            f"{path} was written by preparation version {manifest.preparation_version}, "
+            f"this is {PREPARATION_VERSION}: run `repro data prepare {name}` again"
+        )
+    return manifest

@@ -1,0 +1,131 @@
+"""Every place that is read or written.
+
+One `Project` is made by the command line and handed down; nothing below it looks at the environment.
+
+    <root>/experiments/*.toml
+    <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record a run
+    <results>/<preset>/.work/<run id>/…   its attempts, lock and set-aside records
+    <figures>/<preset>/
+    <data>/<data set>/raw/ and <data>/<data set>/prepared/
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.errors import ProjectNotFoundError
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where one run's record and everything that leads to it lie; `repro.commit` has the protocol."""
+
+    record: Path
+    work: Path
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever trains this run or moves its record."""
+        return self.work / "lock"
+
+    @property
+    def attempts(self) -> Path:
+        """`attempts/1`, `attempts/2`, …: mkdir hands out the number."""
+        return self.work / "attempts"
+
+    @property
+    def progress(self) -> Path:
+        """The latest state of the attempt in progress, replaced whole at every report."""
+        return self.work / "progress.json"
+
+    @property
+    def superseded(self) -> Path:
+        """Valid records that a newer recipe, or `--stale rerun`, replaced."""
+        return self.work / "superseded"
+
+    @property
+    def quarantine(self) -> Path:
+        """Records that could not be believed."""
+        return self.work / "quarantine"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The folders of one reproduction; `results`, `figures` and `data` can be moved elsewhere."""
+
+    root: Path
+    results: Path
+    figures: Path
+    data: Path
+
+    @classmethod
+    def find(
+        cls,
+        start: Path | None = None,
+        results: Path | None = None,
+        data: Path | None = None,
+        figures: Path | None = None,
+    ) -> "Project":
+        """The project at REPRO_ROOT, else at the nearest parent of `start` that has `experiments/`.
+
+        `results` and `data` override `<root>/results` and REPRO_DATA or `<root>/data`. Figures of
+        another results folder go beside it, so that they never replace the project's own.
+
+        Raises ProjectNotFoundError.
+        """
+        root = _find_root(start or Path.cwd())
+        if data is None and (from_environment := os.environ.get("REPRO_DATA")):
+            data = Path(from_environment)
+        if figures is None:
+            figures = root / "figures" if results is None else results.absolute() / "figures"
+        return cls(
+            root=root,
+            results=(results or root / "results").absolute(),
+            figures=figures.absolute(),
+            data=(data or root / "data").expanduser().absolute(),
+        )
+
+    @property
+    def experiments(self) -> Path:
+        """The folder of the TOML files."""
+        return self.root / "experiments"
+
+    @property
+    def supplied_results(self) -> bool:
+        """Whether `results` is the project's own folder, whose records may have come with the clone."""
+        return self.results == (self.root / "results").absolute()
+
+    def preset_results(self, preset: str) -> Path:
+        """The folder of one preset's records."""
+        return self.results / preset
+
+    def preset_figures(self, preset: str) -> Path:
+        """The folder of one preset's figures."""
+        return self.figures / preset
+
+    def run(self, preset: str, run_id: str) -> RunPaths:
+        """Where the run `run_id` (`dataset/network/loss/seedK`) of `preset` keeps its files."""
+        base = self.results / preset
+        return RunPaths(record=base / f"{run_id}.json", work=base / ".work" / run_id)
+
+    def work(self, preset: str) -> Path:
+        """The folder of one preset's attempts, locks and scheduler log."""
+        return self.results / preset / ".work"
+
+
+def _find_root(start: Path) -> Path:
+    if from_environment := os.environ.get("REPRO_ROOT"):
+        root = Path(from_environment).expanduser().absolute()
+        if not (root / "experiments").is_dir():
+            raise ProjectNotFoundError(
+                f"REPRO_ROOT is {root}, which has no experiments/ folder; "
+                "set it to a checkout of the project or unset it"
+            )
+        return root
+    for folder in (start.absolute(), *start.absolute().parents):
+        if (folder / "experiments" / "presets.toml").is_file():
+            return folder
+    raise ProjectNotFoundError(
+        f"no experiments/presets.toml in {start.absolute()} or any folder above it; "
+        "run the command inside a checkout of the project, or set REPRO_ROOT to one"
+    )

@@ -1,0 +1,155 @@
+"""What a training run is told: each loss's parameters, the recipe, and both resolved for one run.
+
+Plain validated data without torch; `repro.registry` reads them from TOML, `repro.training` obeys them.
+"""
+
+import itertools
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from repro.errors import UsageError
+
+Scalar = bool | int | float | str
+
+
+class Model(BaseModel):
+    """Strict and frozen: an unknown key, NaN or infinity is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class CrossEntropyParameters(Model):
+    """Linear → softmax cross-entropy."""
+
+    bias: bool = True
+
+
+class AMSoftmaxParameters(Model):
+    """AM-Softmax, Eq. 2: s·(cos θ − m at the target)."""
+
+    scale: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    projection: int = Field(default=0, ge=0)
+
+
+class PEDCCParameters(Model):
+    """AM-Softmax against fixed, evenly distributed centroids, plus a distance term."""
+
+    scale: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    distance_weight: float = Field(default=1.0, ge=0)
+    distance: Literal["squared-norm", "element-mean", "sum"] = "squared-norm"
+    projection: int = Field(default=512, ge=0)
+
+
+class ScaledBNParameters(Model):
+    """Batch norm with a fixed scale on the logits, Eq. 9."""
+
+    scale: float = Field(gt=0)
+    affine: bool = False
+    eps: float = Field(default=1e-5, ge=0)
+    momentum: float = Field(default=0.1, gt=0, le=1)
+
+
+LOSS_PARAMETERS: dict[str, type[Model]] = {
+    "cross-entropy": CrossEntropyParameters,
+    "am-softmax": AMSoftmaxParameters,
+    "pedcc": PEDCCParameters,
+    "scaled-bn": ScaledBNParameters,
+}
+"""Each loss's parameters; a test compares them with the constructors in `repro.losses`."""
+
+
+class Recipe(Model):
+    """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
+
+    data: Literal["real", "generated"]
+    classes: int | None = Field(default=None, ge=2)
+    images_per_class: int | None = Field(default=None, ge=1)
+    test_images_per_class: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(ge=2)
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    lr_drops: tuple[int, ...]
+    lr_factor: float = Field(gt=0, le=1)
+    momentum: float = Field(ge=0, lt=1)
+    nesterov: bool
+    weight_decay: float = Field(ge=0)
+    flip: bool
+    crop_padding: int = Field(ge=0)
+    rotation: float = Field(ge=0, le=180)
+    normalization: Literal["dataset", "cifar100"]
+    width: float = Field(gt=0)
+    stem_pool: Literal["auto", "never", "always"]
+    evaluate_every: int = Field(ge=1)
+
+    @field_validator("lr_drops")
+    @classmethod
+    def _increasing(cls, drops: tuple[int, ...]) -> tuple[int, ...]:
+        if any(a >= b for a, b in itertools.pairwise((0, *drops))):
+            raise ValueError("lr_drops must be positive and increasing")
+        return drops
+
+    @model_validator(mode="after")
+    def _generated_data_have_sizes(self) -> "Recipe":
+        sizes = (self.classes, self.images_per_class, self.test_images_per_class)
+        if self.data == "generated" and None in sizes:
+            raise ValueError("generated data need classes, images_per_class and test_images_per_class")
+        if self.data == "real" and self.classes is not None:
+            raise ValueError("classes is for generated data; a real data set has its own")
+        return self
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of the 0-indexed `epoch`."""
+        return self.lr * self.lr_factor ** sum(epoch >= drop for drop in self.lr_drops)
+
+
+class Preset(Model):
+    """A recipe with a name; every result made from another one than `paper` carries `title`."""
+
+    name: str
+    title: str
+    description: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    threads: int = Field(ge=1)
+    recipe: Recipe
+
+    @property
+    def heading(self) -> str:
+        """What stands before a table's or figure's title; empty for the paper's recipe."""
+        return f"{self.title}: {self.description}" if self.title else ""
+
+
+class RunConfig(Model):
+    """Everything that decides a run's numbers but the data themselves; recorded whole."""
+
+    dataset: str
+    network: str
+    loss: str
+    loss_parameters: dict[str, Scalar]
+    seed: int = Field(ge=0)
+    recipe: Recipe
+
+
+def format_axis(value: Scalar) -> str:
+    """An axis's value as it stands in a run id: `true`, `15`, `0.5`, `never`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parse_axis(text: str) -> tuple[str, Scalar]:
+    """`axis=value` as (axis, value); raises UsageError."""
+    axis, equals, value = text.partition("=")
+    if not equals or not axis or not value or "/" in value or "+" in value:
+        raise UsageError(f"{text!r} is not an axis; expected axis=value, as in rotation=15")
+    if value in ("true", "false"):
+        return axis, value == "true"
+    for convert in (int, float):
+        try:
+            number = convert(value)
+        except ValueError:
+            continue
+        return axis, number
+    return axis, value

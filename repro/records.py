@@ -1,0 +1,245 @@
+"""A run's record: one readable JSON file with everything that tables, figures and claims need.
+
+Validated when written and when read: unknown keys, NaN and infinity are errors, and a checksum over the
+content finds a record that was edited or torn. Schema version 1.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from repro.errors import RecordCorruptError, RecordForeignError
+from repro.recipes import RunConfig
+
+HISTOGRAM_RANGE = (-40.0, 40.0)
+HISTOGRAM_BINS = 400
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Signature(_Part):
+    """What a record's numbers depend on; see `repro.signature`. Each a sha256."""
+
+    config: str
+    data: str
+    code: str
+
+
+class DataSummary(_Part):
+    """The data set that was trained on, as its manifest tells it, after the preset's subset was taken."""
+
+    name: str
+    title: str
+    generated: bool
+    partial: str | None
+    sources: dict[str, str]
+    preparation_version: int
+    classes: int
+    train_images: int
+    test_images: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Epoch(_Part):
+    """One epoch of training; means are over every training image of the epoch, as trained on.
+
+    `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included (Eq. 8);
+    `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch.
+    Test figures are None in epochs that were not evaluated; losses None where they were not finite.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float | None
+    train_accuracy: float
+    gradient_at_logits: float | None
+    gradient_at_features: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+
+
+class Result(_Part):
+    """Percent top-1 on the test images, each counted once, after the last epoch; the best epoch beside it.
+
+    A diverged run (loss NaN or infinite) has `diverged_in`, the 0-indexed epoch, and no accuracy.
+    """
+
+    accuracy: float | None
+    correct: int
+    total: int
+    test_loss: float | None
+    best_accuracy: float | None
+    best_epoch: int | None
+    diverged_in: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.diverged_in is None:
+            if self.accuracy is None or self.total <= 0:
+                raise ValueError("a run that did not diverge has an accuracy over at least one image")
+            if abs(self.accuracy - 100 * self.correct / self.total) > 1e-9:
+                raise ValueError("accuracy is not 100 × correct / total")
+        elif self.accuracy is not None:
+            raise ValueError("a diverged run has no accuracy")
+        return self
+
+
+class LogitHistogram(_Part):
+    """Evaluation-mode logits of all test images and classes, in equal bins of [low, high)."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    underflow: int
+    overflow: int
+    mean: float
+    std: float
+    quantiles: dict[str, float] = Field(description="percent → logit: 2.5, 25, 50, 75, 97.5")
+
+
+class Probes(_Part):
+    """What Figures 2 and 3 are drawn from, taken after the last epoch; None in a diverged run."""
+
+    logits: LogitHistogram | None
+    weight_norms: tuple[float, ...] | None = Field(description="‖w_k‖₂ of every class, in class order")
+
+
+class Attempt(_Part):
+    """One start of the run: when, until when, how it ended, and the step it started from."""
+
+    number: int
+    started: datetime
+    ended: datetime | None
+    outcome: str
+    resumed_at_step: int
+
+
+class Provenance(_Part):
+    """How the record came to be; nothing in here decides whether it counts."""
+
+    git_commit: str | None
+    git_dirty: bool | None
+    python: str
+    versions: dict[str, str]
+    device: str
+    precision: str
+    threads: int
+    deterministic: bool
+    techniques: tuple[str, ...] = Field(description="what was switched on: channels_last, fused-sgd, …")
+    co_tenants: int = Field(description="other runs that shared the device")
+    images_per_second: float
+    peak_memory_bytes: int
+    attempts: tuple[Attempt, ...]
+    started: datetime
+    ended: datetime
+
+
+class RunRecord(_Part):
+    """Everything that one finished run leaves behind."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    preset: str
+    signature: Signature
+    config: RunConfig
+    data: DataSummary
+    result: Result
+    curve: tuple[Epoch, ...]
+    probes: Probes
+    provenance: Provenance
+
+    def to_json(self) -> str:
+        """The file's text: indented JSON, its last key a sha256 over all the others."""
+        content = self.model_dump(mode="json")
+        content["sha256"] = _checksum(content)
+        # JSON has no NaN: allow_nan=False turns a slip of the schema into an error instead of bad JSON.
+        return _compact_numbers(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+
+    def comparable(self) -> dict[str, object]:
+        """The record without timings and provenance: two runs of one recipe on a CPU agree in all of it."""
+        content = self.model_dump(mode="json", exclude={"provenance"})
+        for epoch in content["curve"]:
+            del epoch["seconds"]
+        return content
+
+
+def parse_record(text: str, where: str) -> RunRecord:
+    """A record from its file's text; RecordCorruptError, with `where` and what is wrong, if it is not one."""
+    try:
+        content = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise RecordCorruptError(f"{where}: not whole JSON ({error}): torn or cut short") from None
+    if not isinstance(content, dict):
+        raise RecordCorruptError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    version = content.get("schema_version")
+    if version != 1:
+        raise RecordCorruptError(f"{where}: schema version {version!r}; this program reads version 1")
+    checksum = content.pop("sha256", None)
+    if checksum != _checksum(content):
+        raise RecordCorruptError(
+            f"{where}: its content does not match its sha256: edited after it was written"
+        )
+    try:
+        # Strict would refuse tuples and dates as JSON spells them, so it is validated as JSON.
+        return RunRecord.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RecordCorruptError(f"{where}: {place}: {first['msg']}") from None
+
+
+def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
+    """The record at `path`, None where there is none.
+
+    Raises RecordCorruptError, or RecordForeignError if it is another run's or preset's.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise RecordCorruptError(f"{path}: not text: overwritten or damaged") from None
+    record = parse_record(text, str(path))
+    if (record.run, record.preset) != (run_id, preset):
+        raise RecordForeignError(
+            f"{path}: holds the record of {record.run} (preset {record.preset}), "
+            f"expected {run_id} (preset {preset}): it was moved or copied here"
+        )
+    return record
+
+
+def _checksum(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _compact_numbers(text: str) -> str:
+    """Puts lists of plain numbers on one line: 400 histogram bins would be 400 lines of a diff."""
+    lines = text.split("\n")
+    out: list[str] = []
+    index = 0
+    while index < len(lines):
+        line = lines[index]
+        if line.endswith("["):
+            end = index + 1
+            while lines[end].lstrip("- ")[:1].isdigit():
+                end += 1
+            if end > index + 1 and lines[end].lstrip().startswith("]"):
+                items = " ".join(item.strip() for item in lines[index + 1 : end])
+                out.append(f"{line}{items}{lines[end].strip()}")
+                index = end + 1
+                continue
+        out.append(line)
+        index += 1
+    return "\n".join(out)
