@@ -1,0 +1,96 @@
+"""Tables as LaTeX: booktabs and nothing else is needed of the document that includes them."""
+
+from collections.abc import Iterable, Sequence
+
+from repro.analysis.layout import LaidOutCell, TableLayout
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "/": r"\slash{}",  # lets a run id break at the end of a line
+    "±": r"$\pm$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "Δ": r"$\Delta$",
+    "…": r"\dots{}",
+    "–": "--",
+    "—": "---",
+}
+
+_DOCUMENT = r"""\documentclass{article}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=1in]{geometry}
+\usepackage{booktabs}
+\begin{document}
+%s\end{document}
+"""
+
+
+def to_latex(layouts: Sequence[TableLayout], *, standalone: bool = False) -> str:
+    r"""One `table` environment a table, to be \input by a document that has \usepackage{booktabs}.
+
+    `standalone` gives a whole document instead. Labels are `tab:table1`, `tab:quick-table1`, ….
+    """
+    tables = "\n".join(_table(layout) for layout in layouts)
+    return _DOCUMENT % tables if standalone else f"% Needs \\usepackage{{booktabs}}.\n{tables}"
+
+
+def escape(text: str) -> str:
+    """`text` as LaTeX prints it literally; a character that pdfLaTeX may lack becomes its code point."""
+    return "".join(_SPECIAL.get(letter) or _plain(letter) for letter in " ".join(text.split()))
+
+
+def _plain(letter: str) -> str:
+    # Accented Latin letters are in every font encoding; of the others pdfLaTeX may know nothing.
+    accented = "À" <= letter <= "ÿ" and letter not in "ÐÞðþ÷"
+    return letter if (letter.isascii() and letter.isprintable()) or accented else f"[U+{ord(letter):04X}]"
+
+
+def _table(layout: TableLayout) -> str:
+    lines = [
+        r"\begin{table}[tp]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape(layout.caption)}.}}",
+        rf"\label{{tab:{layout.name}}}",
+        rf"\begin{{tabular}}{{l{'l' * len(layout.columns)}}}",
+        r"\toprule",
+        _line(escape(layout.corner), map(escape, layout.columns)),
+        r"\midrule",
+    ]
+    for index, row in enumerate(layout.rows):
+        if index:
+            lines.append(r"\addlinespace")
+        lines.append(_line(escape(row.label), map(_measured, row.cells)))
+        lines += [_line(escape(label), map(escape, texts)) for label, texts in row.lower_lines]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\begin{minipage}{\linewidth}\sloppy"]
+    below = [escape(remark) for remark in layout.remarks]
+    below += [f"$^{{{number}}}$ {escape(text)}." for number, text in layout.notes]
+    below += [f"Not counted: {escape(text)}." for text in layout.blanks]
+    lines += [f"{text}\\par" for text in below]
+    lines += [r"\end{minipage}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(label: str, texts: Iterable[str]) -> str:
+    return " & ".join([label, *texts]) + r" \\"
+
+
+def _measured(cell: LaidOutCell) -> str:
+    if not cell.value:
+        return escape(f"—: {cell.count}")
+    value = rf"\textbf{{{escape(cell.value)}}}" if cell.best else escape(cell.value)
+    marks = f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else ""
+    return f"{value} ({escape(cell.count)}){marks}"

@@ -1,0 +1,251 @@
+"""What a table says, before any format: its words and where they stand.
+
+    CellSummary … → TableLayout → markdown or LaTeX (`repro.analysis.tables`, `repro.analysis.latex`)
+
+Rows are losses and columns networks, as in the paper. A loss has two lines, so that three networks fit a
+page and a terminal, and a number stands right above the one it is compared with; a third only where one of
+its runs diverged:
+
+    AM-Softmax Loss (s = 7.5, m = 0.35)   72.91 ± 0.20 (n = 2 of 3)   …
+    – paper (Δ)                           72.85 ± 0.18 (+0.06)        …
+    – not averaged                        1 of 3 diverged
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repro.analysis.aggregate import CellSummary, seeds_text
+from repro.recipes import Preset, Scalar, format_axis
+from repro.registry import Registry, Table
+
+
+@dataclass(frozen=True)
+class LaidOutCell:
+    """One cell's text. `value` is mean ± std, empty in a blank; `count` is n, or the blank's reason.
+
+    `marks` are the numbers of the notes that qualify it; `paper` holds the paper's value and Δ; `diverged`
+    is `1 of 3 diverged` or empty.
+    """
+
+    value: str
+    count: str
+    best: bool
+    marks: tuple[int, ...]
+    paper: str
+    diverged: str
+
+
+@dataclass(frozen=True)
+class LaidOutRow:
+    """A loss with its cells, one a column."""
+
+    label: str
+    cells: tuple[LaidOutCell, ...]
+
+    @property
+    def lower_lines(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What stands below the measured values: (label, a text a column)."""
+        paper = ("– paper (Δ)", tuple(cell.paper for cell in self.cells))
+        diverged = ("– not averaged", tuple(cell.diverged for cell in self.cells))
+        return (paper, diverged) if any(diverged[1]) else (paper,)
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
+
+    `name` is one that files and labels can use: `table1`, `quick-table1`. `caption` is the title for a page
+    that counts its own tables.
+    """
+
+    name: str
+    corner: str
+    title: str
+    caption: str
+    remarks: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[LaidOutRow, ...]
+    notes: tuple[tuple[int, str], ...]
+    blanks: tuple[str, ...]
+
+
+def lay_out(
+    summaries: Sequence[CellSummary], registry: Registry, preset: Preset, supplied: bool = False
+) -> tuple[TableLayout, ...]:
+    """One layout for each table that the summaries touch.
+
+    `supplied` says that the records lie in the project's own results folder and may have come with it.
+    """
+    numbers = dict.fromkeys(summary.cell.table for summary in summaries)
+    return tuple(
+        _table(
+            registry.table(number),
+            [summary for summary in summaries if summary.cell.table == number],
+            preset,
+            supplied,
+        )
+        for number in numbers
+    )
+
+
+def qualified_title(title: str, preset: Preset, generated: bool) -> str:
+    """`title` behind the preset's own; SMOKE is added wherever generated data came under another preset."""
+    words = [preset.title] if preset.title else []
+    if generated and preset.recipe.data != "generated":
+        words.append("SMOKE (generated data)")
+    return " ".join([*words, title])
+
+
+def loss_label(table: Table, row: str, axes: Sequence[tuple[str, Scalar]]) -> str:
+    """A row's label, as the TOML has it, and behind it any departure from the preset."""
+    return ", ".join([table.row(row).label, *(f"{axis} = {format_axis(value)}" for axis, value in axes)])
+
+
+def network_label(table: Table, network: str) -> str:
+    """A column's label; a network that the paper's table lacks is called by its name."""
+    return table.networks.get(network, network)
+
+
+def short_blank(summary: CellSummary) -> str:
+    """Why a cell has no mean, in a few words: `not run yet`, `3 of 3 diverged`."""
+    reasons = dict.fromkeys(blank.short for blank in summary.blanks if not blank.diverged)
+    return ", ".join(filter(None, (diverged_text(summary), *reasons)))
+
+
+def diverged_text(summary: CellSummary) -> str:
+    """`1 of 3 diverged`; empty where none did."""
+    return f"{summary.diverged} of {summary.expected} diverged" if summary.diverged else ""
+
+
+def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, supplied: bool) -> TableLayout:
+    networks = list(dict.fromkeys(summary.cell.network for summary in summaries))
+    # The summaries come column by column; the rows of all columns together are sorted as the table has them.
+    keys = list(dict.fromkeys((summary.cell.row, summary.cell.axes) for summary in summaries))
+    keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
+    at = {(summary.cell.network, summary.cell.row, summary.cell.axes): summary for summary in summaries}
+    best = {network: _best([at.get((network, *key)) for key in keys]) for network in networks}
+    shared, notes = _notes(summaries)
+
+    def cell(network: str, key: tuple[str, tuple[tuple[str, Scalar], ...]]) -> LaidOutCell:
+        summary = at.get((network, *key))
+        if summary is None:
+            return LaidOutCell("", "not selected", False, (), "—", "")
+        marks = tuple(number for text, number in notes.items() if text in summary.notes)
+        # Means that print alike tie: a difference nobody can see makes no winner.
+        is_best = summary.mean is not None and _value(summary.mean, None) == best[network]
+        value = _value(summary.mean, summary.std)
+        diverged = diverged_text(summary) if value else ""
+        return LaidOutCell(value, _count(summary), is_best, marks, _paper(summary), diverged)
+
+    generated = any(run.generated for summary in summaries for run in summary.runs)
+    unit = "top-1 accuracy in percent"
+    title = f"Table {table.number}: {table.title}, {unit}"
+    caption = f"{table.title} (the paper's Table {table.number}), {unit}"
+    return TableLayout(
+        name=f"table{table.number}" if preset.name == "paper" else f"{preset.name}-table{table.number}",
+        corner=table.title,
+        title=qualified_title(title, preset, generated),
+        caption=qualified_title(caption, preset, generated),
+        remarks=_remarks(summaries, preset, shared, supplied),
+        columns=tuple(network_label(table, network) for network in networks),
+        rows=tuple(
+            LaidOutRow(loss_label(table, *key), tuple(cell(network, key) for network in networks))
+            for key in keys
+        ),
+        notes=tuple((number, text) for text, number in notes.items()),
+        blanks=_blanks(table, summaries),
+    )
+
+
+def _value(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+
+
+def _count(summary: CellSummary) -> str:
+    if summary.mean is None:
+        return short_blank(summary)
+    return f"n = {summary.n}" if summary.n == summary.expected else f"n = {summary.n} of {summary.expected}"
+
+
+def _paper(summary: CellSummary) -> str:
+    if summary.reported is None:
+        return "—"
+    text = _value(summary.reported.mean, summary.reported.std)
+    if summary.difference is None:
+        return text
+    # Adding 0.0 turns a rounded −0.0 into 0.0, so that no difference reads “+0.00”.
+    difference = f"{round(summary.difference, 2) + 0.0:+.2f}".replace("-", "−")
+    return f"{text} ({difference})"
+
+
+def _best(column: Sequence[CellSummary | None]) -> str | None:
+    """The column's best mean as printed; None where a row has no mean: a partial column has no winner."""
+    means = [summary.mean for summary in column if summary is not None and summary.mean is not None]
+    return _value(max(means), None) if 2 <= len(means) == len(column) else None
+
+
+def _notes(summaries: Sequence[CellSummary]) -> tuple[list[str], dict[str, int]]:
+    """Notes that hold for every cell with a value, and the numbers of the others."""
+    counted = [summary for summary in summaries if summary.runs]
+    seen = Counter(note for summary in counted for note in summary.notes)
+    shared = [note for note, times in seen.items() if times == len(counted)]
+    others = [note for note in seen if note not in shared]
+    return shared, {note: number for number, note in enumerate(others, 1)}
+
+
+def _remarks(
+    summaries: Sequence[CellSummary], preset: Preset, shared: Sequence[str], supplied: bool
+) -> tuple[str, ...]:
+    runs = [run for summary in summaries for run in summary.runs]
+    remarks = [f"{preset.heading}."] if preset.heading else []
+    remarks.append(
+        "First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, "
+        "last epoch, percent points. Second line: the paper's mean ± std over three runs, "
+        "and Δ = first line − paper. Bold: the best mean of a column, where every loss has one."
+    )
+    counted = f"Runs counted: {len(runs)} of {sum(summary.expected for summary in summaries)}"
+    devices = Counter(f"{run.device}, {run.precision}" for run in runs)
+    made = "; ".join(f"{device} ({times})" for device, times in devices.items())
+    origin = (
+        " The records lie in the project's own results folder: some may have come with it."
+        if supplied
+        else ""
+    )
+    remarks.append(f"{counted}, made on {made}.{origin}" if made else f"{counted}.")
+    if len({run.data for summary in summaries if not summary.cell.axes for run in summary.runs}) > 1:
+        remarks.append("The cells were not all trained on the same data.")
+    if shared:
+        remarks.append(f"Every value: {'; '.join(shared)}.")
+    return tuple(remarks)
+
+
+def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+    """A sentence a reason: `not run yet: every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`."""
+    losses = {loss_label(table, summary.cell.row, summary.cell.axes) for summary in summaries}
+    seeds_by_cell: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for summary in summaries:
+        place = (
+            network_label(table, summary.cell.network),
+            loss_label(table, summary.cell.row, summary.cell.axes),
+        )
+        for blank in summary.blanks:
+            seeds_by_cell.setdefault(blank.reason, {}).setdefault(place, []).append(blank.seed)
+    sentences = []
+    # What went wrong is read first; what is only still to come is the longest list, and last.
+    for reason, places in sorted(seeds_by_cell.items(), key=lambda item: item[0].startswith("not ")):
+        groups: dict[tuple[str, str], list[str]] = {}
+        for (network, loss), numbers in places.items():
+            groups.setdefault((network, seeds_text(numbers)), []).append(loss)
+        # Networks that lack the same losses and seeds share a phrase.
+        phrases: dict[tuple[str, str], list[str]] = {}
+        for (network, seeds), names in groups.items():
+            text = "every loss" if len(losses) > 1 and set(names) == losses else ", ".join(names)
+            phrases.setdefault((text, seeds), []).append(network)
+        listed = "; ".join(
+            f"{text} on {', '.join(columns)} ({seeds})" for (text, seeds), columns in phrases.items()
+        )
+        sentences.append(f"{reason}: {listed}")
+    return tuple(sentences)

@@ -1,0 +1,221 @@
+"""Made-up records that look like real ones: the shapes of curves, logits and norms are those of the networks.
+
+Everything is a pure function of the run, so that golden texts and pictures stay as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from repro.paths import Project
+from repro.recipes import Preset
+from repro.records import (
+    HISTOGRAM_BINS,
+    HISTOGRAM_RANGE,
+    Attempt,
+    DataSummary,
+    Epoch,
+    LogitHistogram,
+    Probes,
+    Provenance,
+    Result,
+    RunRecord,
+    Signature,
+)
+from repro.registry import Registry, Run
+from repro.signature import config_hash, data_hash
+from repro.standings import RunState, Standing
+
+CODE = "c" * 64
+FINGERPRINT = "f" * 64
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+STARTED = datetime(2025, 3, 1, 8, 0, tzinfo=UTC)
+
+
+def make_record(
+    registry: Registry,
+    preset: Preset,
+    run: Run,
+    accuracy: float | None = None,
+    *,
+    diverged_in: int | None = None,
+    device: str = "NVIDIA GeForce GTX 1080 Ti",
+    precision: str = "float32",
+    code: str = CODE,
+    fingerprint: str = FINGERPRINT,
+    generated: bool = False,
+    partial: str | None = None,
+    test_images: int = 10_000,
+) -> RunRecord:
+    """A record of `run`; `accuracy` defaults to one near the paper's value for the cell."""
+    config = registry.config(run, preset)
+    random = np.random.default_rng(int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16))
+    if accuracy is None:
+        mean = run.cell.reported.mean if run.cell.reported else 70.0
+        accuracy = mean + float(random.normal(0, 0.25))
+    correct = round(accuracy * test_images / 100)
+    accuracy = 100 * correct / test_images
+    table = registry.table(run.cell.table)
+    classes = config.recipe.classes or 100
+    curve = _curve(config.loss, accuracy, config.recipe, diverged_in, random)
+    evaluated = [(epoch.test_accuracy, epoch.epoch) for epoch in curve if epoch.test_accuracy is not None]
+    best, best_epoch = max(evaluated, default=(None, None))
+    if diverged_in is None:
+        result = Result(
+            accuracy=accuracy,
+            correct=correct,
+            total=test_images,
+            test_loss=1.2,
+            best_accuracy=best,
+            best_epoch=best_epoch,
+        )
+        probes = _probes(config.loss, dict(config.loss_parameters), classes, test_images, random)
+    else:
+        result = Result(
+            accuracy=None,
+            correct=0,
+            total=0,
+            test_loss=None,
+            best_accuracy=best,
+            best_epoch=best_epoch,
+            diverged_in=diverged_in,
+        )
+        probes = Probes(logits=None, weight_norms=None)
+    ended = STARTED + timedelta(hours=2, minutes=17)
+    return RunRecord(
+        run=run.id,
+        preset=preset.name,
+        signature=Signature(config=config_hash(config), data=data_hash(fingerprint, config), code=code),
+        config=config,
+        data=DataSummary(
+            name=run.cell.dataset,
+            title=table.title,
+            generated=generated or config.recipe.data == "generated",
+            partial=partial,
+            sources={"cifar-100-python.tar.gz": "a" * 64},
+            preparation_version=1,
+            classes=classes,
+            train_images=500 * classes,
+            test_images=test_images,
+            mean=(0.507, 0.487, 0.441),
+            std=(0.267, 0.256, 0.276),
+        ),
+        result=result,
+        curve=curve,
+        probes=probes,
+        provenance=Provenance(
+            git_commit="0" * 40,
+            git_dirty=False,
+            python="3.11.2",
+            versions={"torch": "2.6.0"},
+            device=device,
+            precision=precision,
+            threads=1,
+            deterministic=False,
+            techniques=("channels_last",),
+            co_tenants=0,
+            images_per_second=2400.0,
+            peak_memory_bytes=2 * 2**30,
+            attempts=(
+                Attempt(number=1, started=STARTED, ended=ended, outcome="finished", resumed_at_step=0),
+            ),
+            started=STARTED,
+            ended=ended,
+        ),
+    )
+
+
+def done(record: RunRecord, registry: Registry, standing: Standing = Standing.DONE) -> RunState:
+    """The state of a record that counts."""
+    return RunState(registry.parse(record.run), standing, record)
+
+
+def missing(runs: Sequence[Run]) -> list[RunState]:
+    """The states of runs that have no record."""
+    return [RunState(run, Standing.MISSING, reason="not run yet") for run in runs]
+
+
+def write_record(project: Project, record: RunRecord) -> Path:
+    """Puts a record where the project looks for it."""
+    path = project.run(record.preset, record.run).record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(record.to_json(), encoding="utf-8")
+    return path
+
+
+def edit_by_hand(path: Path, accuracy: float) -> None:
+    """Changes the accuracy in a record's file, as somebody with an editor would."""
+    content = json.loads(path.read_text())
+    content["result"]["accuracy"] = accuracy
+    path.write_text(json.dumps(content))
+
+
+def _curve(loss, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
+    epochs = []
+    bounded = loss in ("am-softmax", "pedcc")
+    for epoch in range(recipe.epochs):
+        drops = sum(epoch >= drop for drop in recipe.lr_drops)
+        within = epoch - ([0, *recipe.lr_drops][drops])
+        # Rises within a phase of the learning rate and jumps where it drops, as these networks do.
+        level = (0.68, 0.93, 0.99, 1.0)[min(drops, 3)]
+        previous = (0.05, 0.68, 0.93, 0.99)[min(drops, 3)]
+        share = level - (level - previous) * float(np.exp(-(within + 1) / (8 if drops == 0 else 2)))
+        noise = float(random.normal(0, (2.5, 0.5, 0.12, 0.08)[min(drops, 3)]))
+        last = epoch == recipe.epochs - 1
+        test = accuracy if last else min(max(accuracy * share + noise, 1.0), 100.0)
+        evaluated = last or (epoch + 1) % recipe.evaluate_every == 0
+        hot = diverged_in is not None and epoch >= diverged_in
+        remaining = max(1.02 - share, 0.02)
+        logits = 1.1 * remaining if not bounded else 0.35 + 0.7 * remaining
+        if loss == "scaled-bn":
+            logits = 0.12 + 0.95 * remaining
+        epochs.append(
+            Epoch(
+                epoch=epoch,
+                lr=recipe.lr_at(epoch),
+                train_loss=None if hot else 4.6 * remaining,
+                train_accuracy=min(100.0, 100 * share),
+                gradient_at_logits=None if hot else logits,
+                gradient_at_features=None
+                if hot
+                else logits * {"cross-entropy": 0.9, "scaled-bn": 2.2}.get(loss, 0.25),
+                test_loss=None if hot or not evaluated else 1.2,
+                test_accuracy=None if hot or not evaluated else test,
+                seconds=41.0,
+            )
+        )
+        if hot:
+            break
+    return tuple(epochs)
+
+
+def _probes(loss, parameters, classes, images, random) -> Probes:
+    scale = float(parameters.get("scale", 1.0))
+    # Most logits belong to other classes; one in `classes` is the image's own, far to the right.
+    if loss == "cross-entropy":
+        others, own, norms = (-0.1, 2.4), (11.0, 3.6), (1.45, 0.06)
+    elif loss == "scaled-bn":
+        others, own, norms = (-0.085 * scale, 0.62 * scale), (6.9 * scale, 1.9 * scale), (0.52, 0.02)
+    else:
+        others, own, norms = (0.0, 0.06 * scale), (0.7 * scale, 0.1 * scale), (1.0, 0.03)
+    sample = np.concatenate([random.normal(*others, size=40 * (classes - 1)), random.normal(*own, size=40)])
+    low, high = HISTOGRAM_RANGE
+    counts, _ = np.histogram(sample, bins=HISTOGRAM_BINS, range=HISTOGRAM_RANGE)
+    percents = (2.5, 25, 50, 75, 97.5)
+    return Probes(
+        logits=LogitHistogram(
+            low=low,
+            high=high,
+            counts=tuple(int(count) for count in counts * (images // 40)),
+            underflow=int((sample < low).sum()),
+            overflow=int((sample >= high).sum()),
+            mean=float(sample.mean()),
+            std=float(sample.std()),
+            quantiles={f"{percent:g}": float(np.percentile(sample, percent)) for percent in percents},
+        ),
+        weight_norms=tuple(float(norm) for norm in random.normal(*norms, size=classes)),
+    )
