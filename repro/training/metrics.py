@@ -1,0 +1,125 @@
+"""What is measured while training: sums that stay on the device until the epoch ends, and evaluation.
+
+Nothing here waits for the device inside an epoch; `EpochSums.read` does, once.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from repro.data.loader import DeviceSplit, Normalisation, evaluation_batches
+from repro.losses import ClassificationLoss
+from repro.training.precision import Precision
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class EpochMeans:
+    """Means over every training image of an epoch; accuracy in percent."""
+
+    loss: float
+    accuracy: float
+    gradient_at_logits: float
+    gradient_at_features: float
+
+
+class EpochSums:
+    """Sums over the images of an epoch so far: loss, correct, and two gradient norms; float64 on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.zeros(4, dtype=torch.float64, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def add(
+        self, loss: Tensor, logits: Tensor, softmax_input: Tensor, feature_gradient: Tensor, labels: Tensor
+    ) -> None:
+        """Adds a batch. `loss` is the batch mean; `feature_gradient` (B, D) is ∂loss/∂features.
+
+        The gradient at the softmax's input is p − y (Eq. 8); at the features it is taken of the loss summed
+        over the batch, hence the factor B.
+        """
+        batch = labels.shape[0]
+        p_minus_y = torch.softmax(softmax_input.float(), dim=1)
+        p_minus_y[torch.arange(batch, device=labels.device), labels] -= 1.0
+        self.values += torch.stack(
+            [
+                loss.double() * batch,
+                (logits.argmax(dim=1) == labels).sum().double(),
+                torch.linalg.vector_norm(p_minus_y, dim=1).sum().double(),
+                torch.linalg.vector_norm(feature_gradient.float(), dim=1).sum().double() * batch,
+            ]
+        )
+        self.count += batch
+
+    def read(self) -> EpochMeans:
+        """The means; waits for the device."""
+        loss, correct, at_logits, at_features = (self.values / self.count).tolist()
+        return EpochMeans(loss, 100.0 * correct, at_logits, at_features)
+
+    def state(self) -> dict[str, Tensor | int]:
+        """For a checkpoint."""
+        return {"values": self.values.cpu(), "count": self.count}
+
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        """From a checkpoint."""
+        values, count = state["values"], state["count"]
+        assert isinstance(values, Tensor)
+        self.values.copy_(values)
+        self.count = int(count)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 over every test image, counted once; `loss` is the margin-free mean, None if not finite.
+
+    `logits` (N, C) float32 on the CPU, where they were asked for.
+    """
+
+    correct: int
+    total: int
+    loss: float | None
+    logits: Tensor | None
+
+    @property
+    def accuracy(self) -> float:
+        """Percent top-1."""
+        return 100 * self.correct / self.total
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    loss: ClassificationLoss,
+    split: DeviceSplit,
+    normalised: Normalisation,
+    precision: Precision,
+    keep_logits: bool = False,
+) -> Evaluation:
+    """Evaluates in evaluation mode and puts both modules back into training mode."""
+    network.eval()
+    loss.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
+    kept: list[Tensor] = []
+    for images, labels in evaluation_batches(split, EVALUATION_BATCH, normalised):
+        with precision.autocast():
+            features = network(images)
+        batch_loss, logits = loss(features, labels)
+        assert batch_loss is not None
+        correct = (logits.argmax(dim=1) == labels).sum().double()
+        sums += torch.stack([batch_loss.double() * labels.shape[0], correct])
+        if keep_logits:
+            kept.append(logits.float())
+    network.train()
+    loss.train()
+    total_loss, correct_images = sums.tolist()
+    mean = total_loss / split.count
+    return Evaluation(
+        correct=int(correct_images),
+        total=split.count,
+        loss=mean if math.isfinite(mean) else None,
+        logits=torch.cat(kept).cpu() if keep_logits else None,
+    )
