@@ -1,0 +1,121 @@
+"""The centroids of PEDCC: exact on the simplex, at rest beyond it."""
+
+import math
+
+import pytest
+import torch
+
+from repro.errors import UsageError
+from repro.losses import build
+from repro.losses.centroids import charge_repulsion, evenly_distributed, regular_simplex
+
+
+def cosines(points):
+    """Every pairwise cosine, in float64."""
+    points = points.double()
+    gram = points @ points.T
+    return gram[~torch.eye(len(points), dtype=torch.bool)]
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dim", [512, 2048])
+@pytest.mark.parametrize("classes", [100, 200, 361])
+def test_every_pairwise_cosine_of_the_simplex_is_minus_one_over_c_minus_one(classes, dim):
+    points = regular_simplex(classes, dim, seeded(0))
+    assert points.shape == (classes, dim)
+    assert points.dtype == torch.float32
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(classes), rtol=0, atol=1e-6)
+    assert (cosines(points) + 1 / (classes - 1)).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (3, 2), (9, 8), (513, 512)])
+def test_the_simplex_also_fits_at_its_limit_of_c_equal_d_plus_one(classes, dim):
+    points = evenly_distributed(classes, dim, seeded(0))
+    assert (cosines(points) + 1 / (classes - 1)).abs().max() < 1e-6
+    assert torch.linalg.matrix_rank(points.double()) == dim
+
+
+def test_the_centroids_sum_to_zero():
+    assert regular_simplex(100, 512, seeded(0)).sum(dim=0).abs().max() < 1e-5
+
+
+def test_the_simplex_is_turned_at_random_and_the_generator_decides_how():
+    first, again, other = (regular_simplex(10, 16, seeded(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 0.1
+
+
+def test_no_direction_is_preferred():
+    """Over many draws a coordinate of a centroid has mean 0 and variance 1/d, as on the whole sphere."""
+    generator = seeded(0)
+    draws = torch.stack([regular_simplex(3, 4, generator) for _ in range(2000)])
+    assert draws.mean(dim=0).abs().max() < 0.05
+    assert (draws.square().mean(dim=0) - 0.25).abs().max() < 0.03
+
+
+def test_a_simplex_of_more_than_d_plus_one_classes_is_refused():
+    with pytest.raises(UsageError, match="10 classes needs at least 9 dimensions, got 8"):
+        regular_simplex(10, 8)
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(10, 3), (20, 8), (60, 32)])
+def test_beyond_the_simplex_the_charges_are_apart_and_on_the_sphere(classes, dim):
+    """No even spread has a mean cosine other than −1/(C − 1): the charges must sum to about zero."""
+    points = evenly_distributed(classes, dim, seeded(0))
+    assert points.dtype == torch.float32
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(classes), rtol=0, atol=1e-6)
+    start = torch.nn.functional.normalize(torch.randn(classes, dim, generator=seeded(0)), dim=1)
+    assert cosines(points).max() < 0.75 * cosines(start).max()
+    assert cosines(points).mean().item() == pytest.approx(-1 / (classes - 1), abs=1e-3)
+
+
+def test_charges_at_rest_feel_no_tangential_force():
+    """Coulomb's law written out, charge by charge."""
+    points = charge_repulsion(7, 3, seeded(0), tolerance=1e-8).double()
+    for i in range(7):
+        force = torch.zeros(3, dtype=torch.float64)
+        for j in range(7):
+            if j != i:
+                apart = points[i] - points[j]
+                force += apart / apart.norm() ** 3
+        tangential = force - (force @ points[i]) * points[i]
+        assert tangential.norm() < 1e-5 * force.norm()
+
+
+def test_five_charges_on_a_circle_form_a_regular_pentagon():
+    points = charge_repulsion(5, 2, seeded(0), tolerance=1e-8)
+    angles = torch.atan2(points[:, 1], points[:, 0]).sort().values
+    gaps = torch.cat([angles.diff(), angles[:1] + 2 * math.pi - angles[-1:]])
+    torch.testing.assert_close(gaps, torch.full((5,), 2 * math.pi / 5))
+
+
+def test_repulsion_run_to_rest_finds_the_simplex_where_there_is_one():
+    points = charge_repulsion(20, 30, seeded(0), tolerance=1e-7)
+    assert (cosines(points) + 1 / 19).abs().max() < 1e-5
+
+
+def test_charges_not_at_rest_within_the_bound_are_an_error_and_not_a_result():
+    with pytest.raises(UsageError, match="not at rest after 50 steps: largest relative force"):
+        charge_repulsion(40, 8, seeded(0), rounds=1, tolerance=1e-12)
+
+
+def test_charges_need_two_dimensions():
+    with pytest.raises(UsageError, match="dim: expected a whole number of at least 2, got 1"):
+        evenly_distributed(3, 1)
+
+
+def test_charges_come_to_rest_where_gradients_are_switched_off():
+    with torch.no_grad():
+        points = charge_repulsion(6, 3, seeded(0))
+    assert torch.equal(points, charge_repulsion(6, 3, seeded(0)))
+
+
+def test_pedcc_beyond_the_simplex_takes_the_charges():
+    torch.manual_seed(0)
+    loss = build("pedcc", 4, 10, scale=7.5, margin=0.35, projection=0)
+    torch.manual_seed(0)
+    assert torch.equal(loss.centroids, charge_repulsion(10, 4))
+    assert loss(loss.centroids, torch.arange(10))[0].isfinite()

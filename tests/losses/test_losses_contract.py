@@ -1,0 +1,322 @@
+"""What every loss promises its caller: modes, shapes, precision, errors, determinism."""
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from repro.errors import UsageError
+from repro.losses import LOSSES, build, parameters
+
+BATCH, DIM, CLASSES = 8, 12, 5
+VALUES = {
+    "cross-entropy": {},
+    "am-softmax": {"scale": 7.5, "margin": 0.35},
+    "pedcc": {"scale": 7.5, "margin": 0.35, "projection": 6},
+    "scaled-bn": {"scale": 0.9},
+}
+each_loss = pytest.mark.parametrize("kind", list(LOSSES))
+each_margin = pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
+
+
+def example(kind, seed=0, **changes):
+    torch.manual_seed(seed)
+    loss = build(kind, DIM, CLASSES, **{**VALUES[kind], **changes})
+    return loss, torch.randn(BATCH, DIM), torch.randint(CLASSES, (BATCH,))
+
+
+@each_loss
+def test_without_labels_there_are_logits_and_no_loss(kind):
+    loss, features, labels = example(kind)
+    loss.eval()
+    none, logits = loss(features)
+    assert none is None
+    assert logits.shape == (BATCH, CLASSES)
+    torch.testing.assert_close(logits, loss(features, labels)[1])
+    torch.testing.assert_close(logits, loss.logits(features))
+
+
+@each_margin
+def test_logits_never_hold_the_margin(kind):
+    with_margin, features, labels = example(kind, margin=0.5)
+    without, _, _ = example(kind, margin=0.0)
+    assert torch.equal(with_margin(features, labels)[1], without(features, labels)[1])
+    assert with_margin(features, labels)[0] > without(features, labels)[0]
+
+
+@each_margin
+def test_the_margin_comes_off_the_target_alone_and_only_in_training(kind):
+    loss, features, labels = example(kind)
+    logits = loss.logits(features)
+    taken = logits - loss.softmax_input(logits, labels)
+    torch.testing.assert_close(taken, 7.5 * 0.35 * F.one_hot(labels, CLASSES).float())
+    loss.eval()
+    assert torch.equal(loss.softmax_input(logits, labels), logits)
+
+
+@each_loss
+def test_in_evaluation_the_loss_is_the_cross_entropy_of_the_logits(kind):
+    """PEDCC's distance stays: it has no margin, and is part of what is minimised."""
+    loss, features, labels = example(kind)
+    loss.eval()
+    value, logits = loss(features, labels)
+    expected = F.cross_entropy(logits, labels)
+    if kind == "pedcc":
+        expected = expected + (loss.embed(features) - loss.centroids[labels]).square().sum(dim=1).mean()
+    torch.testing.assert_close(value, expected)
+
+
+def test_scaled_bn_evaluates_with_its_running_statistics():
+    loss, features, labels = example("scaled-bn", scale=0.8, momentum=0.25)
+    loss(features, labels)
+    raw = features @ loss.classifier.weight.detach().T
+    mean, variance = 0.25 * raw.mean(dim=0), 0.75 + 0.25 * raw.var(dim=0, unbiased=True)
+    loss.eval()
+    torch.testing.assert_close(loss.logits(features), 0.8 * (raw - mean) / (variance + 1e-5).sqrt())
+
+
+def test_scaled_bn_leaves_its_running_statistics_alone_in_evaluation():
+    loss, features, labels = example("scaled-bn")
+    loss(features, labels)
+    kept = {name: value.clone() for name, value in loss.state_dict().items()}
+    loss.eval()
+    loss(10 * features, labels)
+    assert all(torch.equal(kept[name], value) for name, value in loss.state_dict().items())
+    assert kept["norm.num_batches_tracked"] == 1
+
+
+def test_scaled_bn_in_training_refuses_a_batch_of_one_and_evaluates_it():
+    loss, features, labels = example("scaled-bn")
+    with pytest.raises(ValueError, match="at least two samples"):
+        loss(features[:1], labels[:1])
+    loss.eval()
+    assert loss(features[:1], labels[:1])[0].isfinite()
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "am-softmax", "pedcc"])
+def test_the_other_losses_train_on_a_batch_of_one(kind):
+    loss, features, labels = example(kind)
+    assert loss(features[:1], labels[:1])[0].isfinite()
+
+
+@each_loss
+@pytest.mark.parametrize("shape", [(BATCH, DIM + 1), (DIM,), (BATCH, DIM, 1), (0, DIM)])
+def test_features_of_another_shape_are_refused_with_both_shapes(kind, shape):
+    loss, _, _ = example(kind)
+    with pytest.raises(ValueError, match=r"features: expected .* got") as error:
+        loss(torch.zeros(shape))
+    assert str(DIM) in str(error.value) or "batch of at least" in str(error.value)
+
+
+@each_loss
+def test_features_of_whole_numbers_are_refused(kind):
+    loss, features, labels = example(kind)
+    with pytest.raises(ValueError, match=r"features: expected floating point .* got torch\.int64"):
+        loss(features.long(), labels)
+
+
+@each_loss
+@pytest.mark.parametrize(
+    "labels",
+    [torch.zeros(BATCH + 1, dtype=torch.int64), torch.zeros(BATCH, 1, dtype=torch.int64), torch.zeros(BATCH)],
+    ids=["too many", "two dimensions", "float"],
+)
+def test_labels_of_another_shape_or_dtype_are_refused(kind, labels):
+    loss, features, _ = example(kind)
+    with pytest.raises(ValueError, match=rf"labels: expected torch.int64 of shape \({BATCH},\), got"):
+        loss(features, labels)
+
+
+@each_loss
+@pytest.mark.parametrize("stray", [-1, -100, CLASSES])
+def test_check_labels_names_a_label_out_of_range(kind, stray):
+    loss, _, labels = example(kind)
+    loss.check_labels(labels)
+    labels[3] = stray
+    with pytest.raises(ValueError, match=rf"expected classes 0 … {CLASSES - 1}, got values from .*{stray}"):
+        loss.check_labels(labels)
+
+
+def test_check_labels_refuses_none_at_all():
+    loss, _, labels = example("cross-entropy")
+    with pytest.raises(ValueError, match="at least one"):
+        loss.check_labels(labels[:0])
+
+
+@each_loss
+def test_a_nan_feature_makes_the_loss_nan(kind):
+    loss, features, labels = example(kind)
+    features[2, 1] = float("nan")
+    assert loss(features, labels)[0].isnan()
+
+
+@each_loss
+def test_a_feature_of_zeros_has_a_finite_loss_and_finite_weight_gradients(kind):
+    loss, features, labels = example(kind)
+    features[2] = 0.0
+    value, _ = loss(features, labels)
+    value.backward()
+    assert value.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
+
+
+@each_loss
+def test_autocast_around_the_call_leaves_loss_and_logits_float32(kind):
+    """And unchanged to the bit: nothing inside runs in half precision."""
+    outside, features, labels = example(kind)
+    inside, _, _ = example(kind)
+    value, logits = outside(features, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast_value, cast_logits = inside(features, labels)
+    assert cast_value.dtype == cast_logits.dtype == torch.float32
+    assert torch.equal(cast_value, value)
+    assert torch.equal(cast_logits, logits)
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_widened_first(kind, dtype):
+    loss, features, labels = example(kind)
+    same, _, _ = example(kind)
+    narrow = features.to(dtype)
+    value, logits = loss(narrow, labels)
+    assert value.dtype == logits.dtype == torch.float32
+    assert torch.equal(value, same(narrow.float(), labels)[0])
+
+
+@each_loss
+def test_the_same_seed_builds_the_same_loss_and_another_seed_another(kind):
+    first, again, other = example(kind)[0], example(kind)[0], example(kind, seed=1)[0]
+    assert first.state_dict().keys() == again.state_dict().keys()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert not torch.equal(first.class_weights(), other.class_weights())
+
+
+@pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
+def test_the_projection_is_drawn_before_the_class_weights(kind):
+    loss, _, _ = example(kind, projection=6)
+    torch.manual_seed(0)
+    assert torch.equal(loss.projection.weight, torch.nn.Linear(DIM, 6, bias=False).weight)
+
+
+def test_the_linear_weights_are_those_of_a_linear_layer_of_torch():
+    for kind in ("cross-entropy", "am-softmax", "scaled-bn"):
+        loss, _, _ = example(kind)
+        torch.manual_seed(0)
+        assert torch.equal(loss.classifier.weight, torch.nn.Linear(DIM, CLASSES, bias=False).weight)
+
+
+@each_loss
+def test_class_weight_norms_are_the_lengths_of_the_rows(kind):
+    loss, _, _ = example(kind)
+    if kind != "pedcc":
+        with torch.no_grad():
+            loss.classifier.weight.mul_(5.0)
+    norms = loss.class_weight_norms()
+    rows = loss.class_weights().detach().numpy().astype("float64")
+    assert not norms.requires_grad
+    assert norms.tolist() == pytest.approx([(row @ row) ** 0.5 for row in rows], rel=1e-6)
+    if kind == "pedcc":
+        assert norms.tolist() == pytest.approx([1.0] * CLASSES, rel=1e-6)
+
+
+def test_what_is_trained_is_what_the_formulas_call_learnt():
+    names = {kind: sorted(name for name, _ in example(kind)[0].named_parameters()) for kind in LOSSES}
+    assert names == {
+        "cross-entropy": ["classifier.bias", "classifier.weight"],
+        "am-softmax": ["classifier.weight"],
+        "pedcc": ["projection.weight"],
+        "scaled-bn": ["classifier.weight"],
+    }
+    affine, _, _ = example("scaled-bn", affine=True)
+    assert {"norm.weight", "norm.bias"} < {name for name, _ in affine.named_parameters()}
+    assert "centroids" in example("pedcc")[0].state_dict()
+
+
+@each_loss
+def test_the_loss_compiles_to_one_graph(kind):
+    """A tensor's value read on the host would break the graph, and stall a GPU."""
+    loss, features, labels = example(kind)
+    whole = torch.compile(loss, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(features, labels), loss(features, labels))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:.*ynchronization debug mode:UserWarning")
+@each_loss
+def test_a_training_step_never_waits_for_the_gpu(kind):
+    loss, features, labels = example(kind)
+    loss, features, labels = loss.cuda(), features.cuda().requires_grad_(), labels.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(features, labels)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert features.grad.isfinite().all()
+
+
+def test_an_unknown_loss_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"cross-entropy, am-softmax, pedcc, scaled-bn, got 'softmax'"):
+        build("softmax", DIM, CLASSES)
+
+
+@each_loss
+def test_an_unknown_parameter_lists_the_known_ones(kind):
+    with pytest.raises(UsageError, match="has no parameter temperature; it has") as error:
+        build(kind, DIM, CLASSES, temperature=2.0, **VALUES[kind])
+    assert all(name in str(error.value) for name in parameters(kind))
+
+
+def test_a_missing_parameter_is_named():
+    with pytest.raises(UsageError, match="am-softmax needs margin"):
+        build("am-softmax", DIM, CLASSES, scale=7.5)
+
+
+def test_the_parameters_of_each_loss_and_their_defaults():
+    empty = inspect.Parameter.empty
+    defaults = {kind: {name: value.default for name, value in parameters(kind).items()} for kind in LOSSES}
+    assert defaults == {
+        "cross-entropy": {"bias": True},
+        "am-softmax": {"scale": empty, "margin": empty, "projection": 0},
+        "pedcc": {
+            "scale": empty,
+            "margin": empty,
+            "distance_weight": 1.0,
+            "distance": "squared-norm",
+            "projection": 512,
+        },
+        "scaled-bn": {"scale": empty, "affine": False, "eps": 1e-5, "momentum": 0.1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("cross-entropy", "bias", "false"),
+        ("am-softmax", "scale", 0),
+        ("am-softmax", "scale", float("inf")),
+        ("am-softmax", "margin", -0.1),
+        ("am-softmax", "margin", float("nan")),
+        ("am-softmax", "projection", 2.0),
+        ("pedcc", "projection", -1),
+        ("pedcc", "distance", "cosine"),
+        ("pedcc", "distance_weight", "1"),
+        ("scaled-bn", "scale", True),
+        ("scaled-bn", "eps", 0.0),
+        ("scaled-bn", "momentum", 0.0),
+        ("scaled-bn", "momentum", 1.5),
+        ("scaled-bn", "affine", 1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(kind, name, value):
+    with pytest.raises(UsageError, match=rf"^{name}: expected .* got"):
+        build(kind, DIM, CLASSES, **{**VALUES[kind], name: value})
+
+
+@pytest.mark.parametrize(("dim", "classes"), [(0, 5), (12, 1), (12, 5.0)])
+def test_a_number_of_features_or_classes_that_cannot_be_is_refused(dim, classes):
+    with pytest.raises(UsageError, match="expected a whole number"):
+        build("cross-entropy", dim, classes)

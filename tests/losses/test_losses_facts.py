@@ -1,0 +1,173 @@
+"""What a correct implementation must show: floors, bounds, invariances, and the paper's example corrected."""
+
+import math
+
+import pytest
+import torch
+
+from repro.losses import build
+from repro.losses.centroids import regular_simplex
+
+SETTINGS = [(7.5, 0.35), (10.0, 0.5)]
+NO_EPS = 1e-30  # torch refuses 0 in training; added to any variance here it changes no digit
+FLOORS = {
+    (7.5, 0.35): {100: 0.531, 200: 0.901, 361: 1.306},
+    (10.0, 0.5): {100: 0.472, 200: 0.822, 361: 1.212},
+}
+
+
+def identity_classifier(loss):
+    """The loss with W = I, so that a feature is what the classifier gives."""
+    with torch.no_grad():
+        loss.classifier.weight.copy_(torch.eye(loss.classes, loss.feature_dim))
+    return loss
+
+
+@pytest.mark.parametrize("classes", [100, 200, 361])
+@pytest.mark.parametrize(("scale", "margin"), SETTINGS)
+def test_am_softmax_has_the_floor_of_the_regular_simplex(scale, margin, classes):
+    """Every feature on its class's weight, weights on a simplex: the stated value, and a stationary point."""
+    loss = build("am-softmax", 512, classes, scale=scale, margin=margin)
+    with torch.no_grad():
+        loss.classifier.weight.copy_(regular_simplex(classes, 512))
+    features = loss.classifier.weight.detach().clone().requires_grad_()
+    value, _ = loss(features, torch.arange(classes))
+    value.backward()
+    closed = math.log1p((classes - 1) * math.exp(scale * (margin - classes / (classes - 1))))
+    assert value.item() == pytest.approx(closed, abs=2e-6)
+    assert round(closed, 3) == FLOORS[scale, margin][classes]
+    assert features.grad.abs().max() < 1e-6
+    assert loss.classifier.weight.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("classes", "needed"), [(100, 6.72), (200, 7.45), (361, 8.06)])
+def test_normface_bound_gives_the_scale_that_a_probability_of_nine_tenths_needs(classes, needed):
+    """At best, on the simplex and without a margin, the target's probability passes .9 only from there on."""
+    exact = (classes - 1) / classes * math.log(9 * (classes - 1))
+    assert exact == pytest.approx(needed, abs=0.01)
+    for scale, reached in [(exact - 0.01, False), (exact + 0.01, True)]:
+        loss = build("pedcc", 512, classes, scale=scale, margin=0.0, projection=0)
+        target = loss.logits(loss.centroids).softmax(dim=1).diagonal()
+        assert bool((target > 0.9).all()) is reached
+        assert bool((target > 0.9).any()) is reached
+
+
+def test_pedcc_with_a_projection_reaches_its_centroids_from_features_after_a_relu():
+    """A matrix solved for takes non-negative features onto signed centroids: the floor, and no distance."""
+    torch.manual_seed(0)
+    classes, dim = 100, 128
+    loss = build("pedcc", dim, classes, scale=7.5, margin=0.35)
+    features = torch.randn(classes, dim).relu()
+    with torch.no_grad():
+        solution = torch.linalg.lstsq(features.double(), loss.centroids.double()).solution
+        loss.projection.weight.copy_(solution.T)
+    value, logits = loss(features, torch.arange(classes))
+    assert loss.centroids.min() < 0 <= features.min()
+    assert logits.diagonal().min().item() == pytest.approx(7.5, abs=1e-4)
+    assert value.item() == pytest.approx(0.531, abs=1e-3)
+
+
+def test_pedcc_on_a_feature_after_a_relu_cannot_pass_a_cosine_of_about_071():
+    """The best non-negative vector for a centroid is its positive part, at cosine ‖c⁺‖ ≈ √½."""
+    torch.manual_seed(0)
+    loss = build("pedcc", 512, 100, scale=1.0, margin=0.0, projection=0)
+    best = loss.logits(loss.centroids.relu()).diagonal()
+    torch.testing.assert_close(best, loss.centroids.relu().norm(dim=1))
+    assert best.mean().item() == pytest.approx(math.sqrt(0.5), abs=0.01)
+    assert best.max() < 0.78
+
+
+def test_pedcc_on_features_after_a_relu_stays_far_above_its_floor():
+    """Non-negative features optimised freely end near 2.05; the same without the restriction reach .531."""
+    torch.manual_seed(0)
+    loss = build("pedcc", 512, 100, scale=7.5, margin=0.35, projection=0, distance_weight=0.0)
+    labels = torch.arange(100)
+    ends = {}
+    for name, feature in [("signed", lambda raw: raw), ("after a ReLU", torch.abs)]:
+        raw = (loss.centroids + 0.02 * torch.randn(100, 512)).requires_grad_()
+        optimizer = torch.optim.Adam([raw], lr=0.003)
+        for _ in range(150):
+            optimizer.zero_grad()
+            value, _ = loss(feature(raw), labels)
+            value.backward()
+            optimizer.step()
+        ends[name] = value.item()
+    assert ends["signed"] == pytest.approx(0.531, abs=0.01)
+    assert ends["after a ReLU"] == pytest.approx(2.05, abs=0.05)
+
+
+def test_the_distance_of_pedcc_is_two_minus_twice_the_cosine():
+    torch.manual_seed(0)
+    loss = build("pedcc", 16, 5, scale=3.0, margin=0.2, projection=8)
+    labels = torch.arange(5)
+    embedding = loss.embed(torch.randn(5, 16))
+    cosine = loss.classify(embedding).diagonal() / 3.0
+    torch.testing.assert_close(loss.extra_loss(embedding, labels), (2 - 2 * cosine).mean())
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_under_scaled_bn_without_eps_the_gradient_is_orthogonal_to_each_class_weight(affine):
+    torch.manual_seed(0)
+    loss = build("scaled-bn", 8, 6, scale=1.0, eps=NO_EPS, affine=affine).double()
+    loss(torch.randn(32, 8, dtype=torch.float64), torch.randint(6, (32,)))[0].backward()
+    weight = loss.classifier.weight
+    assert weight.grad.norm(dim=1).min() > 1e-3
+    assert (weight.grad * weight).sum(dim=1).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-2])
+def test_under_scaled_bn_the_radial_gradient_is_of_the_order_of_eps_over_variance(size):
+    """⟨∂L/∂w_k, w_k⟩ = ε/(Var + ε) · Σ_i ∂L/∂z_i z_i, exactly."""
+    torch.manual_seed(0)
+    eps = 1e-5
+    loss = build("scaled-bn", 8, 6, scale=0.9, eps=eps).double()
+    features = size * torch.randn(32, 8, dtype=torch.float64)
+    value, logits = loss(features, torch.randint(6, (32,)))
+    weight = loss.classifier.weight
+    gradient, at_logits = torch.autograd.grad(value, [weight, logits])
+    variance = (features @ weight.T).var(dim=0, unbiased=False)
+    expected = eps / (variance + eps) * (at_logits * logits).sum(dim=0)
+    radial = (gradient * weight).sum(dim=1)
+    torch.testing.assert_close(radial, expected, rtol=1e-8, atol=1e-18)
+    assert radial.abs().min() > 0
+
+
+def test_scaled_bn_ignores_the_length_of_its_weights_and_cross_entropy_does_not():
+    torch.manual_seed(0)
+    features, labels = torch.randn(32, 8), torch.randint(6, (32,))
+    values = {}
+    for loss in (build("scaled-bn", 8, 6, scale=1.0, eps=NO_EPS), build("cross-entropy", 8, 6)):
+        before = loss(features, labels)[0].item()
+        with torch.no_grad():
+            loss.classifier.weight.mul_(3.0)
+        values[type(loss).__name__] = (before, loss(features, labels)[0].item())
+    assert values["ScaledBN"][1] == pytest.approx(values["ScaledBN"][0], rel=1e-5)
+    assert abs(values["CrossEntropy"][1] - values["CrossEntropy"][0]) > 0.1
+
+
+@pytest.mark.parametrize(("scale", "probability"), [(0.8, 0.969), (0.9, 0.988), (1.0, 0.996)])
+def test_scaled_bn_on_separated_balanced_classes_has_a_gap_of_m_c_over_root_c_minus_one(scale, probability):
+    classes = 100
+    loss = identity_classifier(build("scaled-bn", classes, classes, scale=scale, eps=NO_EPS))
+    labels = torch.arange(classes).repeat(2)
+    value, logits = loss(torch.eye(classes)[labels], labels)
+    target = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    other = logits.gather(1, (labels.unsqueeze(1) + 1) % classes).squeeze(1)
+    gap = scale * classes / math.sqrt(classes - 1)
+    torch.testing.assert_close(target - other, torch.full_like(target, gap))
+    assert target.max().item() == pytest.approx(scale * 9.95, abs=0.01)
+    assert round(math.exp(-value.item()), 3) == probability
+
+
+def test_the_worked_example_of_section_3_gives_5761_and_7870_and_a_gain_of_21_09_points():
+    """The paper prints .6769, .8481 and 17.12 %; doubling W leaves the prediction as it was."""
+    loss = identity_classifier(build("cross-entropy", 3, 3, bias=False))
+    feature = torch.tensor([[1.0, 1.0, 2.0]])
+    before = loss.logits(feature)
+    with torch.no_grad():
+        loss.classifier.weight.mul_(2.0)
+    after = loss.logits(feature)
+    assert after.tolist() == [[2.0, 2.0, 4.0]]
+    p, q = before.softmax(dim=1)[0, 2].item(), after.softmax(dim=1)[0, 2].item()
+    assert (round(p, 4), round(q, 4), round(100 * (q - p), 2)) == (0.5761, 0.7870, 21.09)
+    assert before.argmax() == after.argmax() == 2

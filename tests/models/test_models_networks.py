@@ -1,0 +1,306 @@
+"""Each network: parameter counts, shapes, wiring against torchvision's, gradients, initialisation."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from repro.errors import UsageError
+from repro.models import NETWORKS, STEM_POOLS, build
+from repro.models.network import scaled
+
+NARROW = 0.125
+each_network = pytest.mark.parametrize("name", list(NETWORKS))
+
+
+def seeded(name, image_size=32, width=NARROW, seed=0, **values):
+    torch.manual_seed(seed)
+    return build(name, image_size, width, **values)
+
+
+def on_paper(name, image_size=32, width=1.0, **values):
+    """The network without its numbers: shapes cost nothing."""
+    with torch.device("meta"):
+        return build(name, image_size, width, **values)
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize(
+    ("name", "count", "feature_dim"),
+    [("vgg16", 14_718_912, 512), ("resnet18", 11_168_832, 512), ("resnet50", 23_500_352, 2048)],
+)
+def test_the_number_of_parameters_without_a_head_is_exact(name, count, feature_dim, image_size):
+    network = on_paper(name, image_size)
+    assert (parameters(network), network.feature_dim) == (count, feature_dim)
+
+
+def test_the_other_networks_have_the_parameters_that_their_layers_add_up_to():
+    def convolutions(*channels):
+        """3×3 without bias, and the two of a BN."""
+        return sum(9 * a * b + 2 * b for a, b in zip((3, *channels), channels, strict=False))
+
+    thirteen = convolutions(64, 64, 128, 128, 256, 256, 512, 512, 512, 512)
+    assert parameters(on_paper("vgg13")) == thirteen
+    head = (512 * 4096 + 4096) + (4096 * 4096 + 4096)
+    assert parameters(on_paper("vgg16-4096")) == 14_718_912 + head
+    liu = convolutions(*[96] * 5, *[192] * 4, *[384] * 4) + 13  # one PReLU slope a convolution
+    assert parameters(on_paper("vgg-lsoftmax", 32)) == liu + 4 * 4 * 384 * 512
+    assert parameters(on_paper("vgg-lsoftmax", 64)) == liu + 8 * 8 * 384 * 512
+
+
+@each_network
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_the_output_is_one_finite_feature_of_the_stated_length_an_image(name, image_size):
+    network = seeded(name, image_size)
+    features = network(torch.randn(3, 3, image_size, image_size))
+    assert features.shape == (3, network.feature_dim)
+    assert features.dtype == torch.float32
+    assert features.isfinite().all()
+
+
+@each_network
+def test_a_pooled_feature_has_no_negative_entry_and_that_of_lsoftmax_has(name):
+    features = seeded(name).eval()(torch.randn(4, 3, 32, 32))
+    signed = bool((features < 0).any())
+    assert signed is (name == "vgg-lsoftmax")
+    assert bool((features > 0).any())
+
+
+@pytest.mark.parametrize(("image_size", "map_size"), [(32, 1), (64, 2), (96, 3)])
+def test_the_last_map_of_a_vgg_is_the_image_over_32(image_size, map_size):
+    stages = seeded("vgg16", image_size).stages
+    assert stages(torch.zeros(1, 3, image_size, image_size)).shape[2:] == (map_size, map_size)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "stem_pool", "map_size"),
+    [
+        (32, "auto", 32),
+        (56, "auto", 56),
+        (64, "auto", 32),
+        (96, "auto", 48),
+        (32, "never", 32),
+        (64, "never", 64),
+    ],
+)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_stem_pools_from_64_pixels_on_unless_told_never(name, image_size, stem_pool, map_size):
+    stem = seeded(name, image_size, stem_pool=stem_pool).stem
+    assert stem(torch.zeros(1, 3, image_size, image_size)).shape[2:] == (map_size, map_size)
+    assert (stem.conv.kernel_size, stem.conv.stride) == ((3, 3), (1, 1))
+
+
+def test_a_vgg_is_the_same_under_either_stem_pool():
+    first, second = (seeded("vgg16", 64, stem_pool=pool).state_dict() for pool in STEM_POOLS)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_computes_what_torchvisions_does_with_the_same_weights(name, image_size):
+    """Torchvision's (v1.5 too) with this 3×3 stem; weights and buffers stand in the same order in both."""
+    network = seeded(name, image_size, width=1.0).eval()
+    other = getattr(torchvision.models, name)().eval()
+    other.conv1, other.fc = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if image_size < 64:
+        other.maxpool = nn.Identity()
+    values = network.state_dict().values()
+    other.load_state_dict(dict(zip(other.state_dict(), values, strict=True)))
+    images = torch.randn(2, 3, image_size, image_size)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), other(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vgg13", "vgg16"])
+def test_a_vgg_computes_what_torchvisions_convolutions_do_with_the_same_weights(name):
+    network = seeded(name, 64, width=1.0).eval()
+    other = getattr(torchvision.models, f"{name}_bn")().features.eval()
+    for module in other:
+        if isinstance(module, nn.Conv2d):
+            module.bias = None  # torchvision's keep one before the BN
+    values = network.state_dict().values()
+    other.load_state_dict(dict(zip(other.state_dict(), values, strict=True)))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = other(images).mean(dim=(2, 3))
+        torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vgg_lsoftmax_is_thirteen_convolutions_in_three_stages():
+    network = on_paper("vgg-lsoftmax")
+    drawn = "".join({nn.Conv2d: "c", nn.MaxPool2d: "P"}.get(type(m), "") for m in network.modules())
+    assert drawn == "cccccPccccPccccP"
+    assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == [96] * 5 + [192] * 4 + [
+        384
+    ] * 4
+    assert network.linear.bias is None
+    assert network.norm.affine is False
+
+
+@each_network
+def test_no_convolution_has_a_bias_and_each_is_followed_by_batch_norm(name):
+    layers = [m for m in on_paper(name).modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    assert len(layers) % 2 == 0
+    for convolution, norm in zip(layers[::2], layers[1::2], strict=True):
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert convolution.bias is None
+        assert convolution.out_channels == norm.num_features
+
+
+@each_network
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_the_gradient_reaches_every_parameter(name, image_size):
+    network = seeded(name, image_size, width=0.25)
+    features = network(torch.randn(4, 3, image_size, image_size))
+    features.backward(torch.randn(features.shape))
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@each_network
+def test_the_same_seed_builds_the_same_weights_and_another_seed_others(name):
+    first, again, other = (seeded(name, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    key = next(iter(first))
+    assert not torch.equal(first[key], other[key])
+
+
+@each_network
+def test_channels_last_gives_the_same_features(name):
+    network = seeded(name).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images)
+        turned = network.to(memory_format=torch.channels_last)
+        found = turned(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_convolutions_start_as_he_normal_over_fan_out_and_batch_norm_as_the_identity(name):
+    network = seeded(name, width=0.5)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 4000:
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.06)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all())
+            assert bool((module.bias == 0).all())
+
+
+def test_dropout_of_the_4096_head_is_off_in_evaluation():
+    network, images = seeded("vgg16-4096"), torch.randn(2, 3, 32, 32)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18", "resnet50"])
+def test_under_bf16_autocast_the_pooled_feature_is_float32(name):
+    """The mean over space is taken in float32 and not rounded again."""
+    network = seeded(name, 64).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = network(torch.randn(2, 3, 64, 64))
+    assert features.dtype == torch.float32
+    assert not torch.equal(features, features.bfloat16().float())
+
+
+@each_network
+def test_a_network_compiles_to_one_graph(name):
+    network = seeded(name).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(
+        torch.compile(network, fullgraph=True, backend="eager")(images), network(images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "feature_dim"),
+    [
+        ("vgg16", 0.25, 128),
+        ("vgg13", 0.5, 256),
+        ("vgg16-4096", 0.125, 512),
+        ("vgg-lsoftmax", 0.25, 128),
+        ("resnet18", 0.25, 128),
+        ("resnet50", 0.25, 512),
+        ("resnet18", 1.5, 768),
+        ("resnet18", 0.001, 4),
+        ("resnet50", 0.001, 16),
+    ],
+)
+def test_the_width_multiplies_the_length_of_the_feature(name, width, feature_dim):
+    assert on_paper(name, width=width).feature_dim == feature_dim
+
+
+@each_network
+def test_at_any_width_every_number_of_channels_is_a_multiple_of_four(name):
+    for module in on_paper(name, width=0.3).modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.out_channels % 4 == 0 < module.out_channels
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"),
+    [
+        (64, 1.0, 64),
+        (64, 0.25, 16),
+        (96, 0.25, 24),
+        (64, 0.01, 4),
+        (64, 0.1, 8),
+        (100, 0.1, 12),
+        (64, 2, 128),
+    ],
+)
+def test_channels_are_rounded_to_a_multiple_of_four_and_at_least_four(channels, width, expected):
+    assert scaled(channels, width) == expected
+
+
+def test_an_unknown_network_lists_the_known_ones():
+    with pytest.raises(UsageError, match=r"vgg16, vgg13, .*resnet50, got 'alexnet'"):
+        build("alexnet", 32)
+
+
+@pytest.mark.parametrize("width", [0, -1.0, math.nan, math.inf, True, "1"])
+def test_a_width_that_is_no_positive_number_is_refused(width):
+    with pytest.raises(UsageError, match="width: expected a finite number above 0, got"):
+        build("resnet18", 32, width)
+
+
+@pytest.mark.parametrize("image_size", [0, -32, 48, 16, 32.0, True])
+def test_a_vgg_takes_multiples_of_32_and_says_so(image_size):
+    with pytest.raises(UsageError, match=r"image_size: .* a multiple of 32 \(32, 64, 96, …\), got"):
+        build("vgg16", image_size, NARROW)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg-lsoftmax"])
+def test_the_others_take_multiples_of_8_and_say_so(name):
+    with pytest.raises(UsageError, match=r"image_size: .* a multiple of 8 \(8, 16, 24, …\), got 36"):
+        build(name, 36, NARROW)
+    assert seeded(name, 16)(torch.randn(2, 3, 16, 16)).isfinite().all()
+
+
+@each_network
+def test_an_unknown_stem_pool_lists_the_known_ones(name):
+    with pytest.raises(UsageError, match="stem_pool: expected one of auto, never, got 'always'"):
+        build(name, 32, NARROW, stem_pool="always")
+
+
+@each_network
+@pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32), (2, 32, 32, 3)])
+def test_images_of_another_shape_are_refused_with_both_shapes(name, shape):
+    with pytest.raises(ValueError, match=r"of shape \(batch, 3, 32, 32\), got torch.float32 of shape"):
+        seeded(name)(torch.zeros(shape))
+
+
+def test_images_as_bytes_are_refused():
+    with pytest.raises(ValueError, match=r"expected floating point .* got torch\.uint8"):
+        seeded("resnet18")(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
