@@ -1,0 +1,174 @@
+"""Records: what is written can be read, and whatever is wrong with one is named."""
+
+import json
+
+import pytest
+from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
+
+from repro.errors import RecordCorruptError, RecordForeignError
+from repro.records import parse_record, read_record
+from repro.standings import Standing
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A results folder with two real records, read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        context = smoke_context(patch, tmp_path_factory.mktemp("results"))
+        assert train_here(context, RUN, OTHER) == 0
+        return context
+
+
+@pytest.fixture
+def text(trained) -> str:
+    return trained.project.run("smoke", RUN).record.read_text()
+
+
+def with_checksum_of(content: dict) -> str:
+    """The record with a checksum that fits, whatever is in it: a program's mistake, not an editor's."""
+    from repro.records import _checksum
+
+    content = {key: value for key, value in content.items() if key != "sha256"}
+    return json.dumps({**content, "sha256": _checksum(content)})
+
+
+def test_a_record_says_the_same_after_reading_as_when_written(text):
+    record = parse_record(text, "here")
+    assert record.to_json() == text
+    assert record.run == RUN
+
+
+def test_a_record_holds_what_the_figures_and_claims_need(trained):
+    record = record_of(trained, RUN)
+    assert len(record.curve) == record.config.recipe.epochs
+    assert all(epoch.gradient_at_logits > 0 and epoch.gradient_at_features > 0 for epoch in record.curve)
+    histogram = record.probes.logits
+    assert sum(histogram.counts) + histogram.underflow + histogram.overflow == record.result.total * 10
+    assert histogram.quantiles["2.5"] < histogram.quantiles["50"] < histogram.quantiles["97.5"]
+    assert len(record.probes.weight_norms) == record.data.classes
+    assert record.result.accuracy == 100 * record.result.correct / record.result.total
+    assert record.curve[-1].test_accuracy == record.result.accuracy
+    assert record.provenance.attempts[-1].outcome == "done"
+    assert record.data.generated
+
+
+def test_the_json_is_readable_one_value_a_line_but_for_lists_of_numbers(text):
+    lines = text.splitlines()
+    assert any(line.strip().startswith('"counts": [0, 0') for line in lines)
+    assert len(lines) < 300
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, 0.9, -2])
+def test_a_torn_record_is_corrupt(text, keep):
+    end = keep if isinstance(keep, int) else int(len(text) * keep)
+    with pytest.raises(RecordCorruptError, match="torn or cut short"):
+        parse_record(text[:end], "there.json")
+
+
+def test_a_record_edited_by_hand_is_corrupt(text):
+    content = json.loads(text)
+    content["result"]["accuracy"] = 99.0
+    with pytest.raises(RecordCorruptError, match="there.json: its content does not match its sha256"):
+        parse_record(json.dumps(content), "there.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c.update(surprise=1), "surprise: Extra inputs are not permitted"),
+        (lambda c: c["result"].update(accuracy=50.0), "accuracy is not 100 × correct / total"),
+        (lambda c: c["result"].pop("correct"), "result.correct: Field required"),
+        (lambda c: c["config"].update(seed=-1), "config.seed"),
+    ],
+)
+def test_a_record_that_breaks_the_schema_is_corrupt_though_its_checksum_fits(text, change, says):
+    content = json.loads(text)
+    change(content)
+    with pytest.raises(RecordCorruptError, match=says):
+        parse_record(with_checksum_of(content), "there.json")
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity"])
+def test_nan_and_infinity_are_not_numbers_of_a_record(text, bad):
+    with pytest.raises(RecordCorruptError, match=f"{bad} is not allowed"):
+        parse_record(text.replace('"threads": 1', f'"threads": {bad}'), "there.json")
+
+
+def test_a_record_of_a_newer_schema_says_which_version_it_has(text):
+    with pytest.raises(RecordCorruptError, match="schema version 2; this program reads version 1"):
+        parse_record(text.replace('"schema_version": 1', '"schema_version": 2'), "there.json")
+
+
+def test_a_record_under_another_runs_name_is_foreign(trained, tmp_path):
+    path = tmp_path / "seed0.json"
+    path.write_text(trained.project.run("smoke", RUN).record.read_text())
+    with pytest.raises(RecordForeignError, match="moved or copied"):
+        read_record(path, OTHER, "smoke")
+    with pytest.raises(RecordForeignError, match="preset smoke"):
+        read_record(path, RUN, "quick")
+
+
+def test_no_record_is_none(tmp_path):
+    assert read_record(tmp_path / "seed0.json", RUN, "smoke") is None
+
+
+def test_a_record_that_is_not_text_is_corrupt(tmp_path):
+    path = tmp_path / "seed0.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecordCorruptError, match="not text"):
+        read_record(path, RUN, "smoke")
+
+
+def test_standings_name_what_each_record_is_worth(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_ROOT", str(trained.project.root))
+    context = smoke_context(monkeypatch, tmp_path)
+    names = ["cross-entropy", "scaled-bn-m0.8", "scaled-bn-m0.9", "scaled-bn-m1", "am-softmax-s10-m0.5"]
+    runs = [context.registry.parse(f"cifar100/resnet18/{name}/seed0") for name in names]
+    good = trained.project.run("smoke", RUN).record.read_text()
+
+    def put(run, content):
+        path = context.project.run("smoke", run.id).record
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+
+    put(runs[0], trained.project.run("smoke", OTHER).record.read_text())
+    put(runs[1], good[:100])
+    put(runs[2], good)
+    put(runs[3], good)
+    states = context.states(runs)
+    assert [state.standing for state in states] == [
+        Standing.DONE,
+        Standing.CORRUPT,
+        Standing.FOREIGN,
+        Standing.DONE,
+        Standing.MISSING,
+    ]
+    assert [state.counts for state in states] == [True, False, False, True, False]
+    assert "not run yet" in states[4].reason
+
+
+def test_a_record_of_another_recipe_says_what_changed(trained):
+    record = record_of(trained, RUN)
+    preset = trained.preset.model_copy(
+        update={"recipe": trained.preset.recipe.model_copy(update={"epochs": 4, "lr": 0.2})}
+    )
+    from repro.standings import assess
+
+    run = trained.registry.parse(RUN)
+    (state,) = assess([run], trained.registry, preset, trained.project, {})
+    assert state.standing is Standing.OTHER_RECIPE
+    assert "epochs 3 → 4" in state.reason
+    assert "lr 0.1 → 0.2" in state.reason
+    assert record.config.recipe.epochs == 3
+
+
+def test_a_record_is_unchecked_for_its_data_where_they_are_not_at_hand(trained):
+    from repro.standings import assess
+
+    run = trained.registry.parse(RUN)
+    (unchecked,) = assess([run], trained.registry, trained.preset, trained.project, {"cifar100": None})
+    (other,) = assess([run], trained.registry, trained.preset, trained.project, {"cifar100": "0" * 64})
+    assert unchecked.counts
+    assert unchecked.data_unchecked
+    assert other.standing is Standing.OTHER_RECIPE
+    assert "other data" in other.reason

@@ -1,0 +1,230 @@
+"""Training one run: the recipe, pairing by seed, resuming, divergence."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from smoke_project import ROOT
+
+from repro.data.arrays import PreparedData
+from repro.data.training_set import open_for_training
+from repro.errors import RunInterruptedError
+from repro.recipes import RunConfig
+from repro.records import Signature
+from repro.registry import Registry
+from repro.training.checkpoint import CheckpointFolder
+from repro.training.loop import build, train_run
+from repro.training.precision import Precision
+
+SIGNATURE = Signature(config="1", data="2", code="3")
+LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load(ROOT / "experiments")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config_of(registry, loss="cross-entropy", network="resnet18", seed=0, **recipe) -> RunConfig:
+    run = registry.parse(f"cifar100/{network}/{loss}/seed{seed}")
+    config = registry.config(run, registry.preset("smoke"))
+    return config.model_copy(update={"recipe": config.recipe.model_copy(update=recipe)})
+
+
+def data_of(config) -> PreparedData:
+    return open_for_training(config, ROOT / "no data needed")
+
+
+def plain(memory_format=torch.contiguous_format) -> Precision:
+    return Precision("fp32", torch.device("cpu"), memory_format)
+
+
+def comparable(trained):
+    curve = [epoch.model_dump(exclude={"seconds"}) for epoch in trained.curve]
+    return trained.result, curve, trained.probes
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_is_bitwise_repeatable_on_a_cpu(registry, loss):
+    config = config_of(registry, loss)
+    data = data_of(config)
+    assert comparable(train_run(config, data, plain())) == comparable(train_run(config, data, plain()))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_interrupted_again_and_again_ends_as_if_it_never_was(registry, tmp_path, loss):
+    config = config_of(registry, loss)
+    data = data_of(config)
+    straight = train_run(config, data, plain())
+    asked = 0
+
+    def every_third_time() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked % 3 == 0
+
+    interruptions = 0
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            resumed = train_run(
+                config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE), should_stop=every_third_time
+            )
+            break
+        except RunInterruptedError:
+            interruptions += 1
+    assert interruptions >= 5
+    assert resumed.resumed_at_step > 0
+    assert comparable(resumed) == comparable(straight)
+
+
+def test_dropout_resumes_exactly_too(registry, tmp_path):
+    config = config_of(registry, network="vgg16-4096", epochs=1)
+    data = data_of(config)
+    straight = train_run(config, data, plain())
+    calls = iter([False, False, True])
+    folder = tmp_path / "1"
+    folder.mkdir()
+    with pytest.raises(RunInterruptedError):
+        train_run(
+            config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE), should_stop=lambda: next(calls)
+        )
+    resumed = train_run(config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE))
+    assert comparable(resumed) == comparable(straight)
+
+
+def test_a_run_that_writes_checkpoints_is_the_same_as_one_that_does_not(registry, tmp_path):
+    config = config_of(registry)
+    data = data_of(config)
+    folder = tmp_path / "1"
+    folder.mkdir()
+    checkpoints = CheckpointFolder(tmp_path, folder, SIGNATURE)
+    with_them = train_run(config, data, plain(), checkpoints, checkpoint_interval=0.0)
+    assert len(list(folder.glob("checkpoint-*.pt"))) == 2
+    assert comparable(with_them) == comparable(train_run(config, data, plain()))
+
+
+def test_seed_k_gives_every_loss_the_same_network(registry):
+    networks = [build(config_of(registry, loss, seed=3), 32, 10)[0] for loss in LOSSES]
+    other = build(config_of(registry, LOSSES[0], seed=4), 32, 10)[0]
+    first = networks[0].state_dict()
+    for network in networks[1:]:
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, first[name]), name
+    weights = [name for name, value in first.items() if value.ndim > 1]
+    assert all(not torch.equal(other.state_dict()[name], first[name]) for name in weights)
+
+
+def test_the_recipe_is_an_independent_sgd_to_float_precision(registry):
+    """A slow loop with the textbook update, hand-written schedule and per-image crops gives the same curve."""
+    config = config_of(registry, "cross-entropy", network="vgg16", epochs=3)
+    recipe = config.recipe
+    data = data_of(config)
+    trained = train_run(config, data, plain())
+
+    from repro.training.randomness import generator
+
+    network, loss = build(config, 32, 10)
+    parameters = [*network.parameters(), *loss.parameters()]
+    velocity = [torch.zeros_like(p) for p in parameters]
+    mean = torch.tensor(data.manifest.mean).view(3, 1, 1)
+    std = torch.tensor(data.manifest.std).view(3, 1, 1)
+    images = torch.from_numpy(np.array(data.train.images))
+    labels = torch.from_numpy(np.array(data.train.labels))
+    curve = []
+    for epoch in range(3):
+        lr = 0.1 * 0.1 ** sum(epoch >= drop for drop in recipe.lr_drops)
+        order = torch.randperm(len(labels), generator=generator(0, "order", epoch))
+        corners = torch.randint(0, 9, (len(labels), 2), generator=generator(0, "crop", epoch))
+        flips = torch.rand(len(labels), generator=generator(0, "flip", epoch)) < 0.5
+        total = 0.0
+        for start in range(0, len(labels), recipe.batch_size):
+            batch = []
+            for position in range(start, min(start + recipe.batch_size, len(labels))):
+                image = torch.nn.functional.pad(images[order[position]], (4, 4, 4, 4))
+                top, left = corners[position].tolist()
+                image = image[:, top : top + 32, left : left + 32]
+                image = image.flip(2) if flips[position] else image
+                batch.append((image / 255.0 - mean) / std)
+            target = labels[order[start : start + recipe.batch_size]]
+            value, _ = loss(network(torch.stack(batch)), target)
+            gradients = torch.autograd.grad(value, parameters)
+            with torch.no_grad():
+                for p, g, v in zip(parameters, gradients, velocity, strict=True):
+                    v.mul_(0.9).add_(g + 5e-4 * p)
+                    p.sub_(lr * v)
+            total += value.item() * len(target)
+        curve.append(total / len(labels))
+    assert [epoch.train_loss for epoch in trained.curve] == pytest.approx(curve, rel=2e-4)
+    assert [epoch.lr for epoch in trained.curve] == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_a_loss_that_is_not_finite_is_recorded_as_diverged(registry):
+    config = config_of(registry, lr=1e12, lr_drops=())
+    trained = train_run(config, data_of(config), plain())
+    assert trained.result.diverged_in is not None
+    assert trained.result.accuracy is None
+    assert trained.curve[-1].train_loss is None
+    assert len(trained.curve) == trained.result.diverged_in + 1
+    assert trained.probes.logits is None
+
+
+def test_evaluation_counts_every_image_once_and_only_when_due(registry):
+    config = config_of(registry, epochs=5, evaluate_every=2, lr_drops=(4,))
+    trained = train_run(config, data_of(config), plain())
+    assert [epoch.test_accuracy is not None for epoch in trained.curve] == [False, True, False, True, True]
+    assert trained.result.total == 80
+    assert trained.result.accuracy == trained.curve[-1].test_accuracy
+
+
+def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in(registry):
+    """Of one batch, before any step: from an independent float64 computation."""
+    config = config_of(registry, "am-softmax-s10-m0.5", epochs=1, batch_size=512)
+    data = data_of(config)
+    trained = train_run(config, data, plain())
+    network, loss = build(config, 32, 10)
+    from repro.data.loader import draw_epoch, normalisation, subset, to_device, training_batch
+    from repro.training.randomness import generator
+
+    split = to_device(subset(data, config.recipe)[0], torch.device("cpu"))
+    draws = draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0))
+    normalised = normalisation(data, config.recipe, torch.device("cpu"), torch.contiguous_format)
+    images, labels = training_batch(split, draws, (0, split.count), 4, normalised)
+    features = network(images).double()
+    features.retain_grad()
+    weights = torch.nn.functional.normalize(loss.class_weights().detach().double(), dim=1)
+    cosines = torch.nn.functional.normalize(features, dim=1) @ weights.T
+    y = torch.nn.functional.one_hot(labels, 10).double()
+    softmax_input = 10 * (cosines - 0.5 * y)
+    torch.nn.functional.cross_entropy(softmax_input, labels, reduction="sum").backward()
+    expected = (torch.softmax(softmax_input, 1) - y).norm(dim=1).mean().item()
+    assert trained.curve[0].gradient_at_logits == pytest.approx(expected, rel=1e-5)
+    assert trained.curve[0].gradient_at_features == pytest.approx(features.grad.norm(dim=1).mean().item(), rel=1e-4)
+
+
+def test_nothing_is_left_of_the_global_generator(registry):
+    """Training neither reads nor moves torch's global generator where there is no dropout."""
+    config = config_of(registry, epochs=1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_run(config, data_of(config), plain())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_probes_count_every_logit(registry):
+    config = config_of(registry, "cross-entropy")
+    trained = train_run(config, data_of(config), plain())
+    histogram = trained.probes.logits
+    assert sum(histogram.counts) + histogram.underflow + histogram.overflow == 80 * 10
+    assert math.isclose(len(histogram.counts) * 0.2, histogram.high - histogram.low)
