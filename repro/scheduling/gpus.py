@@ -1,0 +1,94 @@
+"""The CUDA devices of this machine, by NVML: no torch, no CUDA context."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from repro.errors import DeviceError
+from repro.scheduling.cores import memory_bytes
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device; `index` is the number that nvidia-smi gives it."""
+
+    index: int
+    name: str
+    uuid: str
+    memory_bytes: int
+
+
+GpuReader = Callable[[], Sequence[Gpu]]
+
+
+def read_gpus() -> tuple[Gpu, ...]:
+    """Every GPU of the machine; none where there is no NVIDIA driver or no NVML library.
+
+    Raises DeviceError where a driver is there and does not answer, so that nobody trains on the CPU by
+    mistake.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return ()
+    except pynvml.NVMLError as error:
+        raise DeviceError(
+            f"the NVIDIA driver does not answer ({error}): see what `nvidia-smi` says (after an update of "
+            "the driver a restart helps), or use --device cpu"
+        ) from None
+    try:
+        return tuple(_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount()))
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"a GPU cannot be read ({error}): see what `nvidia-smi` says") from None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_gpu(index: int) -> Gpu:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    try:
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError_NotSupported:
+        # A device that shares the machine's memory has none of its own to report.
+        memory = memory_bytes()
+    return Gpu(index, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle), memory)
+
+
+def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
+    """Those of `gpus` that CUDA_VISIBLE_DEVICES (`variable`, None if unset) leaves, in its order.
+
+    It may hold indices, UUIDs or their beginnings; empty or -1 means none. Indices are nvidia-smi's.
+    CUDA ignores an entry that it does not know and all behind it; here that is a DeviceError.
+    """
+    if variable is None:
+        return tuple(gpus)
+    visible: list[Gpu] = []
+    for entry in (part.strip() for part in variable.split(",")):
+        if entry in ("", "-1", "NoDevFiles"):
+            break
+        matching = [gpu for gpu in gpus if _names(entry, gpu)]
+        if len(matching) != 1:
+            hint = "; slices of a GPU (MIG) are not supported" if entry.startswith("MIG") else ""
+            raise DeviceError(
+                f"CUDA_VISIBLE_DEVICES is {variable!r}, but {entry!r} names {len(matching)} of the GPUs "
+                f"here{hint}; there are: {list_gpus(gpus)}"
+            )
+        if matching[0] not in visible:
+            visible.append(matching[0])
+    return tuple(visible)
+
+
+def list_gpus(gpus: Sequence[Gpu]) -> str:
+    """`0 (NVIDIA H200), 1 (NVIDIA H200)`, or `none`."""
+    return ", ".join(f"{gpu.index} ({gpu.name})" for gpu in gpus) or "none"
+
+
+def _names(entry: str, gpu: Gpu) -> bool:
+    if entry.isdigit():
+        return int(entry) == gpu.index
+    return gpu.uuid.startswith(entry)

@@ -1,0 +1,66 @@
+"""What a worker has done to a run, told from the disk alone: its record, its attempts, its lock."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.commit import RunBusyError, attempts_of, run_lock
+from repro.paths import RunPaths
+from repro.records import Attempt
+from repro.registry import Run
+
+_FAILED = "failed: "
+
+
+@dataclass(frozen=True)
+class RunWatch:
+    """One run of a worker, with what was on disk when the worker was started.
+
+    `stamp` tells the record's file from any later one (None: there was none).
+    """
+
+    run: Run
+    paths: RunPaths
+    stamp: tuple[int, int] | None
+    attempts_before: int
+
+    @classmethod
+    def begin(cls, run: Run, paths: RunPaths) -> "RunWatch":
+        """Notes how things stand now."""
+        before = max((attempt.number for attempt in attempts_of(paths)), default=0)
+        return cls(run, paths, _stamp(paths.record), before)
+
+    def record_is_new(self) -> bool:
+        """Whether a record has appeared, or replaced the old one, since."""
+        now = _stamp(self.paths.record)
+        return now is not None and now != self.stamp
+
+    def latest_attempt(self) -> Attempt | None:
+        """The newest attempt that was begun since; None before there is one."""
+        new = [attempt for attempt in attempts_of(self.paths) if attempt.number > self.attempts_before]
+        return new[-1] if new else None
+
+    def failure(self) -> tuple[str, Path | None] | None:
+        """Cause and traceback file of the newest attempt if it has failed, else None."""
+        attempt = self.latest_attempt()
+        if attempt is None or not attempt.outcome.startswith("failed"):
+            return None
+        traceback = self.paths.attempts / str(attempt.number) / "error.txt"
+        cause = attempt.outcome.removeprefix(_FAILED)
+        return cause, traceback if traceback.is_file() else None
+
+
+def is_held(paths: RunPaths) -> bool:
+    """Whether another process has the run's lock; takes it for a moment to find out."""
+    try:
+        with run_lock(paths):
+            return False
+    except RunBusyError:
+        return True
+
+
+def _stamp(record: Path) -> tuple[int, int] | None:
+    try:
+        status = record.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
