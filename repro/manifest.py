@@ -79,13 +79,22 @@ class Manifest(BaseModel):
 
         Tool versions and decoded bytes are provenance and stay out of it.
         """
-        identity = {
-            "preparation_version": self.preparation_version,
-            "sources": self.sources,
-            "train": self.train.membership,
-            "test": self.test.membership,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return fingerprint_of(
+            self.preparation_version, self.sources, self.train.membership, self.test.membership
+        )
+
+
+def fingerprint_of(
+    preparation_version: int, sources: dict[str, str], train_membership: str, test_membership: str
+) -> str:
+    """`Manifest.fingerprint` from its parts, for data that are planned before they are made."""
+    identity = {
+        "preparation_version": preparation_version,
+        "sources": sources,
+        "train": train_membership,
+        "test": test_membership,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def prepared_folder(data: Path, name: str) -> Path:

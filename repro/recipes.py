@@ -48,7 +48,7 @@ class ScaledBNParameters(Model):
 
     scale: float = Field(gt=0)
     affine: bool = False
-    eps: float = Field(default=1e-5, ge=0)
+    eps: float = Field(default=1e-5, gt=0)
     momentum: float = Field(default=0.1, gt=0, le=1)
 
 

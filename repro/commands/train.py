@@ -35,9 +35,9 @@ from repro.commit import (
     set_aside,
     write_whole,
 )
-from repro.data.training_set import open_for_training
-from repro.data.arrays import PreparedData
 from repro.data.loader import subset
+from repro.data.prepared import PreparedData
+from repro.data.training_set import open_for_training
 from repro.errors import DeviceError, ReproError, RunInterruptedError
 from repro.machine import processor_name
 from repro.paths import Project, RunPaths
@@ -216,9 +216,7 @@ class _Worker:
         checkpoints.clear()
         reporter.finish(trained)
         accuracy = trained.result.accuracy
-        text = (
-            f"diverged in epoch {trained.result.diverged_in}" if accuracy is None else f"{accuracy:.2f} %"
-        )
+        text = f"diverged in epoch {trained.result.diverged_in}" if accuracy is None else f"{accuracy:.2f} %"
         if outcome is CommitOutcome.ALREADY_DONE:
             text += ", but another process committed it first"
         self.say(f"{self.run.id}: {text}")

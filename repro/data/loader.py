@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.data.arrays import Arrays, PreparedData, first_of_each_class
 from repro.data.augment import crop_and_flip, normalise, rotate
+from repro.data.prepared import Arrays, PreparedData, first_of_each_class
 from repro.recipes import Recipe
 
 CIFAR100_MEAN = (0.507, 0.487, 0.441)
@@ -111,7 +111,9 @@ def draw_epoch(count: int, recipe: Recipe, make: MakeGenerator) -> EpochDraws:
     and crops as they were.
     """
     span = 2 * recipe.crop_padding + 1
-    flips = torch.rand(count, generator=make("flip")) < 0.5 if recipe.flip else torch.zeros(count, dtype=bool)
+    flips = torch.zeros(count, dtype=torch.bool)
+    if recipe.flip:
+        flips = torch.rand(count, generator=make("flip")) < 0.5
     degrees = None
     if recipe.rotation:
         degrees = (2 * torch.rand(count, generator=make("rotation")) - 1) * recipe.rotation

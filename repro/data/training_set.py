@@ -13,7 +13,7 @@ from repro.manifest import read_manifest
 from repro.recipes import RunConfig
 
 if TYPE_CHECKING:
-    from repro.data.arrays import PreparedData
+    from repro.data.prepared import PreparedData
 
 
 def open_for_training(config: RunConfig, data_dir: Path) -> "PreparedData":

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-STEM_POOLS = ("auto", "never")
-"""`auto`: a max-pool from 64 pixels on; `never`: none at any size."""
+STEM_POOLS = ("auto", "never", "always")
+"""`auto`: a max-pool from 64 pixels on; `never`: none at any size; `always`: one at every size."""
 
 POOLED_FROM = 64
 
@@ -17,7 +17,7 @@ class Stem(nn.Module):
 
     def __init__(self, channels: int, image_size: int, pool: str) -> None:
         super().__init__()
-        pooled = pool == "auto" and image_size >= POOLED_FROM
+        pooled = pool == "always" or (pool == "auto" and image_size >= POOLED_FROM)
         self.conv = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from repro import losses, models
-from repro.data.arrays import PreparedData
 from repro.data.loader import batch_bounds, draw_epoch, normalisation, subset, to_device, training_batch
+from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
 from repro.recipes import RunConfig
@@ -130,7 +130,7 @@ def train_run(
     precision = precision.for_network(network)
     normalised = normalisation(data, recipe, device, precision.memory_format)
     loss.check_labels(torch.cat([train.labels, test.labels]))
-    network.to(device=device, memory_format=precision.memory_format).train()
+    network.to(device).to(memory_format=precision.memory_format).train()
     loss.to(device).train()
     optimizer = make_optimizer(network, loss, recipe)
     scaler = precision.scaler()

@@ -37,5 +37,7 @@ def _histogram(logits: np.ndarray) -> LogitHistogram | None:
         overflow=int((logits >= high).sum()),
         mean=float(logits.mean()),
         std=float(logits.std()),
-        quantiles={f"{q:g}": float(v) for q, v in zip(QUANTILES, np.percentile(logits, QUANTILES), strict=True)},
+        quantiles={
+            f"{q:g}": float(v) for q, v in zip(QUANTILES, np.percentile(logits, QUANTILES), strict=True)
+        },
     )

@@ -27,7 +27,10 @@ def test_the_newest_checkpoint_comes_back_as_it_was(folder):
 def test_only_two_are_kept(folder):
     for step in range(5):
         folder.save(step, {})
-    assert sorted(path.name for path in folder.own.iterdir()) == ["checkpoint-00000003.pt", "checkpoint-00000004.pt"]
+    assert sorted(path.name for path in folder.own.iterdir()) == [
+        "checkpoint-00000003.pt",
+        "checkpoint-00000004.pt",
+    ]
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "other"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from smoke_project import ROOT
 
-from repro.data.arrays import PreparedData
+from repro.data.prepared import PreparedData
 from repro.data.training_set import open_for_training
 from repro.errors import RunInterruptedError
 from repro.recipes import RunConfig
@@ -24,14 +24,6 @@ LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load(ROOT / "experiments")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(registry, loss="cross-entropy", network="resnet18", seed=0, **recipe) -> RunConfig:
@@ -78,7 +70,11 @@ def test_a_run_interrupted_again_and_again_ends_as_if_it_never_was(registry, tmp
         folder.mkdir()
         try:
             resumed = train_run(
-                config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE), should_stop=every_third_time
+                config,
+                data,
+                plain(),
+                CheckpointFolder(tmp_path, folder, SIGNATURE),
+                should_stop=every_third_time,
             )
             break
         except RunInterruptedError:
@@ -97,7 +93,11 @@ def test_dropout_resumes_exactly_too(registry, tmp_path):
     folder.mkdir()
     with pytest.raises(RunInterruptedError):
         train_run(
-            config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE), should_stop=lambda: next(calls)
+            config,
+            data,
+            plain(),
+            CheckpointFolder(tmp_path, folder, SIGNATURE),
+            should_stop=lambda: next(calls),
         )
     resumed = train_run(config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE))
     assert comparable(resumed) == comparable(straight)
@@ -209,7 +209,9 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in(registry):
     torch.nn.functional.cross_entropy(softmax_input, labels, reduction="sum").backward()
     expected = (torch.softmax(softmax_input, 1) - y).norm(dim=1).mean().item()
     assert trained.curve[0].gradient_at_logits == pytest.approx(expected, rel=1e-5)
-    assert trained.curve[0].gradient_at_features == pytest.approx(features.grad.norm(dim=1).mean().item(), rel=1e-4)
+    assert trained.curve[0].gradient_at_features == pytest.approx(
+        features.grad.norm(dim=1).mean().item(), rel=1e-4
+    )
 
 
 def test_nothing_is_left_of_the_global_generator(registry):

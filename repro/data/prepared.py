@@ -1,0 +1,57 @@
+"""What training gets of a data set, and which of its images a reduced preset takes.
+
+Apart from `repro.data.arrays`, which reads and writes files: how bytes are kept does not change what a run
+learns from them, so only this module belongs to the code that a record is signed with.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repro.errors import UsageError
+from repro.manifest import Manifest
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One split: images (N, 3, S, S) uint8 and labels (N,) int64.
+
+    Opened from disk, the images are a read-only memory map.
+    """
+
+    images: Images
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data set that can be trained on."""
+
+    manifest: Manifest
+    train: Arrays
+    test: Arrays
+
+
+def first_of_each_class(labels: Labels, k: int) -> NDArray[np.int64]:
+    """Positions of the first `k` images of each class, ascending: the reduced presets' training set.
+
+    `labels` is (N,) int64, holding every class from 0 to its largest; the result is (classes · k,) int64.
+
+    Raises UsageError where a class has fewer than `k` images.
+    """
+    if k < 1:
+        raise UsageError(f"images a class: expected 1 or more, got {k}")
+    counts = np.bincount(labels)
+    if counts.size == 0 or counts.min() < k:
+        fewest = int(counts.argmin()) if counts.size else 0
+        found = int(counts[fewest]) if counts.size else 0
+        raise UsageError(
+            f"{k} images a class were asked for, class {fewest} has {found}; ask for {found} or fewer"
+        )
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.cumsum(counts) - counts
+    return np.sort(by_class[(starts[:, None] + np.arange(k)).ravel()])

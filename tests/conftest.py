@@ -1,0 +1,39 @@
+"""Fixtures for every folder of tests: the real data beside the project, where they are."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the real data sets: REPRO_SHARED, or `shared` beside the project, and in it `data`."""
+    shared = Path(os.environ.get("REPRO_SHARED", PROJECT.parent / "shared"))
+    folder = shared / "data"
+    if not (folder / "unpack.py").is_file():
+        pytest.skip(f"no real data: {folder / 'unpack.py'} does not exist (REPRO_SHARED names its folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder holding `cifar-100-python/` with the published files; read it, never write into it."""
+    destination = tmp_path_factory.mktemp("real-cifar100")
+    subprocess.run([sys.executable, shared_data / "unpack.py", destination, "cifar100"], check=True)
+    return destination
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and beside another job they wait for each other at length."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
