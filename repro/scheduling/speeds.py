@@ -81,7 +81,7 @@ class Measured:
 
 
 def roofline_speed(slot: Slot, work: Work) -> Speed | None:
-    """A share of the slot's device's roofline for networks of full width; None for an unknown device or network.
+    """A share of the device's roofline, at full width; None for an unknown device or network.
 
     Quarter-width networks are bound by launches, of which a roofline says nothing.
     """

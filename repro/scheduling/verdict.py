@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,17 @@ def normalise(cause: str, run: str) -> str:
     """The cause without what differs from run to run: its id, numbers, addresses, spacing."""
     text = cause.replace(run, "<run>").lower()
     return " ".join(re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", text).split())
+
+
+def merge_equal(troubles: Sequence[str]) -> list[str]:
+    """Equal causes in a row as one: `… (3 times)`."""
+    merged: list[tuple[str, int]] = []
+    for trouble in troubles:
+        if merged and merged[-1][0] == trouble:
+            merged[-1] = (trouble, merged[-1][1] + 1)
+        else:
+            merged.append((trouble, 1))
+    return [f"{text} ({count} times)" if count > 1 else text for text, count in merged]
 
 
 class Advice(Enum):
