@@ -50,7 +50,9 @@ def main() -> None:
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
-    @click.option("--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …")
+    @click.option(
+        "--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …"
+    )
     @click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
     @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
     @wraps(command)
@@ -92,7 +94,12 @@ def plan(context: "Context", selected: Any, as_json: bool) -> None:
     from repro.commands.plan import make_plan
 
     made = make_plan(context, selected)
-    click.echo(made.to_json() if as_json else made.to_text())
+    if as_json:
+        click.echo(made.to_json())
+        return
+    from repro.scheduling.plan_text import render_plan
+
+    click.echo(render_plan(made))
 
 
 @main.command()
@@ -102,7 +109,9 @@ def plan(context: "Context", selected: Any, as_json: bool) -> None:
 @click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs a GPU.")
 @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
               help="Whether to redo records of older code.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]")
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
+)
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
 @click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True,
               help="A process a group of runs, or all in this one.")  # fmt: skip
@@ -121,10 +130,14 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
 @places
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID…")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option("--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]")
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
-@click.option("--co-tenants", type=click.IntRange(min=0), default=0, help="Other runs on this device; recorded.")
+@click.option(
+    "--co-tenants", type=click.IntRange(min=0), default=0, help="Other runs on this device; recorded."
+)
 @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
               help="Whether to redo records of older code.")  # fmt: skip
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,

@@ -39,6 +39,10 @@ class DataSet:
     located: "Located | None" = None
     """Where its source files lie below a data folder, by name alone, or None."""
 
+    def unavailable(self, doing: str) -> str | None:
+        """The sentence for a user whose set this version cannot prepare; None where it can."""
+        return None if self.prepare is not None else str(_unavailable(self, doing))
+
 
 @dataclass(frozen=True)
 class DataSetState:

@@ -1,0 +1,40 @@
+"""`repro aggregate` and `repro figures`: what the records say, as text and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.analysis.aggregate import integrity_errors, summarise
+from repro.analysis.tables import TableFormat, render_tables
+from repro.commands.context import Context
+from repro.registry import Selection
+
+
+def aggregate_tables(
+    context: Context, tables: Sequence[int], form: TableFormat, standalone: bool = False
+) -> tuple[str, list[str]]:
+    """The tables' text, and a sentence for each record that could not be believed."""
+    runs = context.registry.select_runs(Selection(tables=tuple(tables)), context.preset)
+    states = context.states(runs)
+    text = render_tables(
+        summarise(states, context.registry, context.preset),
+        context.registry,
+        context.preset,
+        form,
+        supplied=context.project.supplied_results,
+        standalone=standalone,
+    )
+    return text, [str(error) for error in integrity_errors(states)]
+
+
+def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path], Sequence[str]]:
+    """Draws every figure the records allow: the files, and a sentence for each that lacks a run."""
+    from repro.analysis.figures import draw_figures
+
+    runs = context.registry.select_runs(Selection(), context.preset)
+    drawing = draw_figures(
+        context.states(runs),
+        context.registry,
+        context.preset,
+        folder or context.project.preset_figures(context.preset.name),
+    )
+    return drawing.files, drawing.notices

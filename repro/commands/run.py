@@ -1,0 +1,151 @@
+"""`repro run`: trains what is missing on every device found, through a scheduler."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from repro.commands.context import Context
+from repro.data import data_set
+from repro.errors import DataMissingError, SetupError, UsageError
+from repro.manifest import read_manifest
+from repro.registry import Run, Selection
+from repro.scheduling.executors.base import Executor, Job
+from repro.scheduling.executors.inline import InlineExecutor, StopRequest
+from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.scheduler import Scheduler
+from repro.scheduling.sentences import summarise
+from repro.scheduling.slots import find_slots
+from repro.scheduling.train_command import StalePolicy, TrainCommand
+from repro.scheduling.view import open_view
+from repro.standings import RunState, assess_run
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a sweep is run, beside what it trains."""
+
+    gpus: str | None = None
+    per_gpu: int = 1
+    stale: StalePolicy = "keep"
+    precision: str | None = None
+    deterministic: bool = False
+    executor: Literal["local", "inline"] = "local"
+
+
+def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int:
+    """Trains the selected runs that are not done and returns the exit code.
+
+    A data set that is not there leaves out its runs with the reason; the others are trained, and the code
+    is 3 if nothing worse happened.
+    """
+    runs = context.registry.select_runs(selected, context.preset)
+    fingerprints = context.fingerprints(runs)
+    missing = _missing_data(context, runs, fingerprints)
+    for reason in missing.values():
+        print(f"repro: {reason}", file=sys.stderr)
+    runs = tuple(run for run in runs if run.cell.dataset not in missing)
+    if not runs:
+        return SetupError.exit_code
+
+    def examine(run: Run) -> RunState:
+        config = context.registry.config(run, context.preset)
+        fingerprint = fingerprints[run.cell.dataset]
+        return assess_run(run, config, context.preset, context.project, fingerprint)
+
+    command = TrainCommand(
+        preset=context.preset.name,
+        results=context.project.results,
+        data=context.project.data,
+        threads=context.preset.threads,
+        stale=options.stale,
+        precision=options.precision,
+        deterministic=options.deterministic,
+    )
+    slots = find_slots(context.preset.threads, gpus=parse_gpus(options.gpus), per_gpu=options.per_gpu)
+    executor: Executor = LocalExecutor()
+    if options.executor == "inline":
+        # One process has one torch: its threads and its memory are shared, so runs go one after another.
+        slots = slots[:1]
+        executor = InlineExecutor(_inline_worker(context, options))
+    with open_view(sys.stderr, context.project, context.preset.name, slots) as view:
+        outcome = Scheduler(
+            [examine(run) for run in runs], slots, executor, command, context.project, examine, view
+        ).run()
+    print(summarise(outcome), file=sys.stderr)
+    if outcome.exit_code == 0 and missing:
+        return SetupError.exit_code
+    return outcome.exit_code
+
+
+def parse_gpus(text: str | None) -> tuple[int, ...] | None:
+    """`0,2` as (0, 2); None stays None; UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--gpus: expected numbers such as 0,2, got {text!r}") from None
+
+
+def _missing_data(
+    context: Context, runs: Sequence[Run], fingerprints: dict[str, str | None]
+) -> dict[str, str]:
+    """Each data set that is not prepared, with the reason."""
+    reasons = {}
+    for run in runs:
+        dataset = run.cell.dataset
+        if dataset in reasons or fingerprints[dataset] is not None:
+            continue
+        try:
+            read_manifest(context.project.data, dataset)
+        except DataMissingError as error:
+            count = sum(run.cell.dataset == dataset for run in runs)
+            unavailable = data_set(dataset).unavailable("preparing")
+            reasons[dataset] = f"{count} runs on {dataset} are left out: {unavailable or error}"
+    return reasons
+
+
+def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Callable[[], StopRequest]], int]:
+    from repro.commands.train import Stop, TrainOptions, train
+
+    class Asked(Stop):
+        """Reads what the scheduler asks instead of waiting for signals."""
+
+        def __init__(self, asked: Callable[[], StopRequest]) -> None:
+            super().__init__()
+            self.asked = asked
+
+        @property
+        def now(self) -> bool:  # type: ignore[override]
+            return self.asked() is StopRequest.TERMINATE
+
+        @now.setter
+        def now(self, value: bool) -> None:
+            assert not value
+
+        @property
+        def after_run(self) -> bool:  # type: ignore[override]
+            return self.asked() is not StopRequest.NONE
+
+        @after_run.setter
+        def after_run(self, value: bool) -> None:
+            assert not value
+
+    def work(job: Job, asked: Callable[[], StopRequest]) -> int:
+        return train(
+            job.runs,
+            context.registry,
+            context.preset,
+            context.project,
+            TrainOptions(
+                device=job.slot.device,
+                precision=options.precision,
+                deterministic=options.deterministic,
+                co_tenants=job.slot.co_tenants,
+                redo_stale=options.stale == "rerun",
+            ),
+            stop=Asked(asked),
+        )
+
+    return work
