@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def make_record(
     accuracy = 100 * correct / test_images
     table = registry.table(run.cell.table)
     classes = config.recipe.classes or 100
-    curve = _curve(config.loss, accuracy, config.recipe, diverged_in, random)
+    curve = _curve(config.loss, dict(config.loss_parameters), accuracy, config.recipe, diverged_in, random)
     evaluated = [(epoch.test_accuracy, epoch.epoch) for epoch in curve if epoch.test_accuracy is not None]
     best, best_epoch = max(evaluated, default=(None, None))
     if diverged_in is None:
@@ -154,9 +155,11 @@ def edit_by_hand(path: Path, accuracy: float) -> None:
     path.write_text(json.dumps(content))
 
 
-def _curve(loss, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
+def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
     epochs = []
     bounded = loss in ("am-softmax", "pedcc")
+    scale = float(parameters.get("scale", 1.0))
+    features = {"cross-entropy": 0.9, "scaled-bn": 2.2 * scale, "pedcc": 0.03 * scale}.get(loss, 0.02 * scale)
     for epoch in range(recipe.epochs):
         drops = sum(epoch >= drop for drop in recipe.lr_drops)
         within = epoch - ([0, *recipe.lr_drops][drops])
@@ -172,7 +175,8 @@ def _curve(loss, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
         remaining = max(1.02 - share, 0.02)
         logits = 1.1 * remaining if not bounded else 0.35 + 0.7 * remaining
         if loss == "scaled-bn":
-            logits = 0.12 + 0.95 * remaining
+            logits = 0.12 / scale + 0.95 * remaining
+        logits *= float(np.exp(random.normal(0, 0.01)))
         epochs.append(
             Epoch(
                 epoch=epoch,
@@ -180,9 +184,7 @@ def _curve(loss, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
                 train_loss=None if hot else 4.6 * remaining,
                 train_accuracy=min(100.0, 100 * share),
                 gradient_at_logits=None if hot else logits,
-                gradient_at_features=None
-                if hot
-                else logits * {"cross-entropy": 0.9, "scaled-bn": 2.2}.get(loss, 0.25),
+                gradient_at_features=None if hot else logits * features,
                 test_loss=None if hot or not evaluated else 1.2,
                 test_accuracy=None if hot or not evaluated else test,
                 seconds=41.0,
@@ -197,25 +199,31 @@ def _probes(loss, parameters, classes, images, random) -> Probes:
     scale = float(parameters.get("scale", 1.0))
     # Most logits belong to other classes; one in `classes` is the image's own, far to the right.
     if loss == "cross-entropy":
-        others, own, norms = (-0.1, 2.4), (11.0, 3.6), (1.45, 0.06)
+        others, own, norms = NormalDist(-0.1, 2.4), NormalDist(11.0, 3.6), (1.45, 0.06)
     elif loss == "scaled-bn":
-        others, own, norms = (-0.085 * scale, 0.62 * scale), (6.9 * scale, 1.9 * scale), (0.52, 0.02)
+        others, own = NormalDist(-0.085 * scale, 0.62 * scale), NormalDist(6.9 * scale, 1.9 * scale)
+        norms = (0.52, 0.02)
     else:
-        others, own, norms = (0.0, 0.06 * scale), (0.7 * scale, 0.1 * scale), (1.0, 0.03)
-    sample = np.concatenate([random.normal(*others, size=40 * (classes - 1)), random.normal(*own, size=40)])
+        others, own, norms = NormalDist(0.0, 0.06 * scale), NormalDist(0.7 * scale, 0.1 * scale), (1.0, 0.03)
     low, high = HISTOGRAM_RANGE
-    counts, _ = np.histogram(sample, bins=HISTOGRAM_BINS, range=HISTOGRAM_RANGE)
-    percents = (2.5, 25, 50, 75, 97.5)
+    edges = [low + (high - low) * place / HISTOGRAM_BINS for place in range(HISTOGRAM_BINS + 1)]
+    below = np.array([((classes - 1) * others.cdf(edge) + own.cdf(edge)) / classes for edge in edges])
+    counts = np.round(np.diff(below) * images * classes).astype(int)
+    middles = (np.array(edges[1:]) + np.array(edges[:-1])) / 2
+    mean = float((middles * counts).sum() / counts.sum())
     return Probes(
         logits=LogitHistogram(
             low=low,
             high=high,
-            counts=tuple(int(count) for count in counts * (images // 40)),
-            underflow=int((sample < low).sum()),
-            overflow=int((sample >= high).sum()),
-            mean=float(sample.mean()),
-            std=float(sample.std()),
-            quantiles={f"{percent:g}": float(np.percentile(sample, percent)) for percent in percents},
+            counts=tuple(map(int, counts)),
+            underflow=0,
+            overflow=0,
+            mean=mean,
+            std=float(np.sqrt(((middles - mean) ** 2 * counts).sum() / counts.sum())),
+            quantiles={
+                f"{percent:g}": float(np.interp(percent / 100, below, edges))
+                for percent in (2.5, 25, 50, 75, 97.5)
+            },
         ),
         weight_norms=tuple(float(norm) for norm in random.normal(*norms, size=classes)),
     )
