@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Checks everything in one command: format, lint, types, import contracts, tests. `--help` says the rest.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+  cat <<'HELP'
+Usage: ./check.sh [--all] [--network] [-- PYTEST ARGUMENT…]
+
+Makes the environment as ./run_all.sh does, with the test tools, then runs ruff (format and lint), mypy,
+the import contracts and pytest. Every check runs even where one before it failed.
+
+  --all       the slow tests too, among them a real ./run_all.sh --preset smoke
+  --network   the tests that reach the internet too
+  -h, --help  this text
+
+What follows `--` goes to pytest, as in `./check.sh -- tests/losses -x`. Tests that need a GPU, the real
+data or LaTeX skip themselves where these are missing, and say so.
+
+Exit codes: 0 all passed, 1 something failed, 2 usage, 3 no environment could be made.
+HELP
+}
+
+left_out=(slow network)
+while (($#)); do
+  case $1 in
+    --all) left_out=("${left_out[@]/slow/}") ;;
+    --network) left_out=("${left_out[@]/network/}") ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *)
+      printf 'check: unknown option %s; --help lists the options\n' "$1" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+
+marks=""
+for mark in "${left_out[@]}"; do
+  [[ -z $mark ]] || marks+="${marks:+ and }not $mark"
+done
+
+"$root/run_all.sh" --install-only --extra test
+tools=${REPRO_VENV:-$root/.venv}/bin
+case $tools in /*) ;; *) tools=$PWD/$tools ;; esac
+cd "$root"
+
+failed=()
+check() { # NAME COMMAND…
+  printf '== %s\n' "$1"
+  "${@:2}" || failed+=("$1")
+}
+
+check format "$tools/ruff" format --check .
+check lint "$tools/ruff" check .
+check types "$tools/mypy"
+check "import contracts" "$tools/lint-imports"
+check tests "$tools/python" -m pytest -m "$marks" "$@"
+
+if ((${#failed[@]})); then
+  printf 'check: failed: %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" >&2
+  exit 1
+fi
