@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from repro.analysis.layout import loss_label, network_label, qualified_title
+from repro.analysis.layout import loss_label, network_label, preset_sentence, qualified_title
 from repro.analysis.style import (
     QUIET,
     LineStyle,
@@ -18,7 +18,6 @@ from repro.analysis.style import (
     label_room,
     line_styles,
     make_page,
-    preset_sentence,
     sample_size,
 )
 from repro.recipes import Preset, format_axis

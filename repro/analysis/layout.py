@@ -97,6 +97,11 @@ def qualified_title(title: str, preset: Preset, generated: bool) -> str:
     return " ".join([*words, title])
 
 
+def preset_sentence(preset: Preset) -> str:
+    """What the preset is, where it is not the paper's recipe; else empty."""
+    return f"{preset.heading.rstrip('.')}." if preset.heading else ""
+
+
 def loss_label(table: Table, row: str, axes: Sequence[tuple[str, Scalar]]) -> str:
     """A row's label, as the TOML has it, and behind it any departure from the preset."""
     return ", ".join([table.row(row).label, *(f"{axis} = {format_axis(value)}" for axis, value in axes)])
@@ -200,7 +205,7 @@ def _remarks(
     summaries: Sequence[CellSummary], preset: Preset, shared: Sequence[str], supplied: bool
 ) -> tuple[str, ...]:
     runs = [run for summary in summaries for run in summary.runs]
-    remarks = [f"{preset.heading}."] if preset.heading else []
+    remarks = [preset_sentence(preset)] if preset.heading else []
     remarks.append(
         "First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, "
         "last epoch, percent points. Second line: the paper's mean ± std over three runs, "

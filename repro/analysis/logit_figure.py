@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repro.analysis.comparison import Comparison
-from repro.analysis.layout import qualified_title
-from repro.analysis.style import LABEL_SIZE, QUIET, Margins, make_page, preset_sentence
+from repro.analysis.layout import preset_sentence, qualified_title
+from repro.analysis.style import LABEL_SIZE, QUIET, Margins, make_page
 from repro.recipes import Preset
 from repro.records import LogitHistogram, RunRecord
 

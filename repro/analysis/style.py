@@ -14,7 +14,6 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from repro.commit import make_folder, write_whole
-from repro.recipes import Preset
 from repro.registry import Table
 
 PNG_DPI = 200
@@ -154,11 +153,6 @@ def make_page(
         parse_math=False,
     )
     return figure, axes
-
-
-def preset_sentence(preset: Preset) -> str:
-    """The end of a caption: what the preset is, where it is not the paper's recipe."""
-    return f"{preset.heading}." if preset.heading else ""
 
 
 def sample_size(counts: Sequence[int]) -> str:

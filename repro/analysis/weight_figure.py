@@ -4,13 +4,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from repro.analysis.comparison import Comparison
-from repro.analysis.layout import qualified_title
+from repro.analysis.layout import preset_sentence, qualified_title
 from repro.analysis.style import (
     Margins,
     label_ends,
     label_room,
     make_page,
-    preset_sentence,
     sample_size,
 )
 from repro.recipes import Preset

@@ -34,6 +34,82 @@ from repro.standings import RunState, Standing
 CODE = "c" * 64
 FINGERPRINT = "f" * 64
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+SMALL_TABLE = """
+table = 1
+dataset = "cifar100"
+title = "CIFAR-100"
+[networks]
+vgg16 = "VGG"
+resnet18 = "ResNet-18"
+[[rows]]
+name = "cross-entropy"
+label = "Cross-entropy Loss"
+loss = "cross-entropy"
+[rows.reported]
+vgg16 = { mean = 71.86, std = 0.14 }
+resnet18 = { mean = 75.10, std = 0.34 }
+[[rows]]
+name = "scaled-bn-m1"
+label = "Our Loss (m = 1)"
+loss = "scaled-bn"
+scale = 1.0
+[rows.reported]
+vgg16 = { mean = 73.24, std = 0.06 }
+resnet18 = { mean = 76.08, std = 0.30 }
+"""
+
+SMALL_PRESETS = """
+[recipe]
+data = "real"
+batch_size = 128
+epochs = 8
+lr = 0.1
+lr_drops = [3, 5]
+lr_factor = 0.1
+momentum = 0.9
+nesterov = false
+weight_decay = 5e-4
+flip = true
+crop_padding = 4
+rotation = 0.0
+normalization = "dataset"
+width = 1.0
+stem_pool = "auto"
+evaluate_every = 1
+[presets.paper]
+title = ""
+description = "the paper's recipe"
+seeds = [0, 1, 2]
+threads = 1
+[presets.quick]
+title = "QUICK"
+description = "few images: it proves nothing about the paper"
+seeds = [0, 1, 2]
+threads = 1
+[presets.smoke]
+title = "SMOKE"
+description = "generated data"
+seeds = [0]
+threads = 1
+[presets.smoke.recipe]
+data = "generated"
+classes = 10
+images_per_class = 16
+test_images_per_class = 8
+epochs = 3
+lr_drops = [1, 2]
+"""
+
+
+def write_experiments(folder: Path) -> Path:
+    """An experiments folder of two losses by two networks, apart from the real one and its edits."""
+    folder.mkdir(parents=True)
+    (folder / "table1.toml").write_text(SMALL_TABLE)
+    (folder / "presets.toml").write_text(SMALL_PRESETS)
+    return folder
+
+
 STARTED = datetime(2025, 3, 1, 8, 0, tzinfo=UTC)
 
 

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+from analysis_records import CODE, write_experiments
+
+from repro.paths import Project
+from repro.recipes import Preset
+from repro.registry import Registry
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with the small table, whose training code has the hash CODE."""
+    monkeypatch.delenv("REPRO_ROOT", raising=False)
+    monkeypatch.delenv("REPRO_DATA", raising=False)
+    monkeypatch.setattr("repro.standings.code_hash", lambda: CODE)
+    write_experiments(tmp_path / "experiments")
+    return Project.find(tmp_path)
+
+
+@pytest.fixture
+def registry(project: Project) -> Registry:
+    return Registry.load(project.experiments)
+
+
+@pytest.fixture
+def paper(registry: Registry) -> Preset:
+    return registry.preset("paper")
