@@ -24,8 +24,9 @@ import numpy as np
 
 from repro.data import DATA_SETS
 from repro.data.archives import Limits, extract
-from repro.data.arrays import Arrays, membership, verify_prepared, write_prepared
+from repro.data.arrays import membership, verify_prepared, write_prepared
 from repro.data.download import Checksum, Notify, Progress, download, one_at_a_time
+from repro.data.prepared import Arrays
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import Manifest
 

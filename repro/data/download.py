@@ -22,7 +22,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import IO, cast
 
@@ -166,7 +165,7 @@ def _fetch_under_lock(
     patience: Patience,
 ) -> None:
     part = target.with_name(f"{target.name}.part")
-    opener = urllib.request.build_opener(_BoundedRedirects)
+    opener = _opener()
     failures, furthest, started_over = 0, _size(part), False
     while True:
         try:
@@ -328,24 +327,29 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
         asked = error.headers.get("Retry-After", "")
         return _PassingFaultError(answer, float(asked) if asked.isdigit() else None)
     if 300 <= error.code < 400:
-        return FetchError(
-            f"{url}: too many redirects, the last one to {error.headers.get('Location', 'nowhere')}"
-        )
+        elsewhere = error.headers.get("Location", "nowhere")
+        return FetchError(f"{url}: redirected too often, or away from http and https; last to {elsewhere}")
     return FetchError(f"{url}: {answer}; check the address, or use another mirror")
 
 
 class _BoundedRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows few redirects, and only to http and https."""
-
     max_redirections = 5
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
-            fp.close()
-            raise FetchError(f"{req.full_url}: redirected to {newurl}, expected http or https")
-        return super().redirect_request(req, fp, code, msg, cast(http.client.HTTPMessage, headers), newurl)
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Speaks HTTP and HTTPS only (through the environment's proxies), whatever a redirect asks for."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        _BoundedRedirects(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _first_byte(response: http.client.HTTPResponse) -> int | None:

@@ -18,7 +18,7 @@ from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, fing
 if TYPE_CHECKING:
     import numpy as np
 
-    from repro.data.arrays import Arrays, Images, PreparedData
+    from repro.data.prepared import Arrays, Images, PreparedData
 
 GENERATOR_VERSION = 1
 """Raised when the same request would give other images."""
@@ -38,7 +38,8 @@ def generate(
     """
     import numpy as np
 
-    from repro.data.arrays import Arrays, PreparedData, statistics
+    from repro.data.arrays import statistics
+    from repro.data.prepared import Arrays, PreparedData
 
     spec = _Spec(name, image_size, classes, train_per_class, test_per_class)
     patterns = _patterns(spec, np.random.Generator(np.random.PCG64(spec.seed("patterns"))))

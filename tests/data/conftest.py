@@ -1,0 +1,64 @@
+"""Fixtures of the data tests: a local server, a small full disk."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from local_server import LocalServer
+
+
+@pytest.fixture(autouse=True)
+def _without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever proxy this machine has, the tests' servers are reached directly."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.delenv("REPRO_CIFAR100_URL", raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    """A server of 3 MB on this machine."""
+    running = LocalServer(bytes(range(256)) * 12_000)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.gate.set()
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one mebibyte."""
+    with mounted(tmp_path / "small-disk", "size=1m") as folder:
+        yield folder
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which nobody can write; permissions don't stop root, a read-only file system does."""
+    if os.geteuid() == 0:
+        with mounted(tmp_path / "read-only", "ro") as folder:
+            yield folder
+        return
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o555)
+    yield folder
+    folder.chmod(0o755)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """`folder` as a temporary file system of its own; skips the test where mounting is not allowed."""
+    folder.mkdir()
+    tried = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
+    if tried.returncode:
+        pytest.skip(f"cannot mount a file system here: {tried.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)

@@ -1,0 +1,328 @@
+"""repro.data.arrays: what is written is what is opened, or the damage is named."""
+
+import json
+import math
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_arrays import arrays, write
+
+from repro.data.arrays import (
+    membership,
+    open_prepared,
+    statistics,
+    verify_prepared,
+)
+from repro.data.prepared import Arrays, first_of_each_class
+from repro.errors import DataCorruptError, DataMissingError, SetupError, UsageError
+from repro.manifest import prepared_folder, read_manifest
+
+FILES = ("train-images.npy", "train-labels.npy", "test-images.npy", "test-labels.npy")
+
+
+def hidden(data_dir) -> list[str]:
+    """What lies beside the prepared folder but the lock."""
+    kept = ("prepared", ".prepared.lock")
+    return [path.name for path in (data_dir / "set").iterdir() if path.name not in kept]
+
+
+def test_arrays_come_back_as_they_were_written(tmp_path):
+    manifest = write(tmp_path, notes=["one", "two"], partial="half of it", tools={"numpy": "2"})
+    data = open_prepared(tmp_path, "set")
+    assert np.array_equal(data.train.images, arrays(20, 1).images)
+    assert np.array_equal(data.test.labels, arrays(8, 2).labels)
+    assert isinstance(data.train.images, np.memmap)
+    assert not data.train.images.flags.writeable
+    assert data.train.labels.dtype == np.int64
+    assert data.manifest == manifest == read_manifest(tmp_path, "set")
+    assert (manifest.notes, manifest.partial, manifest.image_size) == (("one", "two"), "half of it", 8)
+
+
+def test_numpy_alone_can_read_the_files(tmp_path):
+    write(tmp_path)
+    folder = prepared_folder(tmp_path, "set")
+    assert np.array_equal(np.load(folder / "train-images.npy"), arrays(20, 1).images)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    contents = []
+    for place in ("one", "two"):
+        write(tmp_path / place)
+        folder = prepared_folder(tmp_path / place, "set")
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_arrays_laid_out_otherwise_in_memory_give_the_same_bytes(tmp_path):
+    train = arrays(20, 1)
+    other = Arrays(np.asfortranarray(train.images), train.labels)
+    assert write(tmp_path / "one") == write(tmp_path / "two", train=other)
+
+
+def test_statistics_are_exact(tmp_path):
+    images = arrays(3000, 5, size=4).images  # more than one chunk
+    exact = images.astype(np.float64) / 255
+    mean, std = statistics(images)
+    assert mean == pytest.approx(exact.mean(axis=(0, 2, 3)), abs=1e-14)
+    assert std == pytest.approx(exact.std(axis=(0, 2, 3)), abs=1e-14)
+    assert statistics(images[::-1]) == (mean, std)
+
+
+def test_statistics_of_one_colour_have_no_spread():
+    images = np.full((5, 3, 4, 4), 51, dtype=np.uint8)
+    assert statistics(images) == ((0.2, 0.2, 0.2), (0.0, 0.0, 0.0))
+
+
+def test_an_older_folder_is_replaced_whole(tmp_path):
+    write(tmp_path, seed=1)
+    (prepared_folder(tmp_path, "set") / "leftover").write_text("")
+    opened = open_prepared(tmp_path, "set")
+    write(tmp_path, seed=7)
+    assert np.array_equal(open_prepared(tmp_path, "set").train.images, arrays(20, 7).images)
+    assert not (prepared_folder(tmp_path, "set") / "leftover").exists()
+    assert hidden(tmp_path) == []
+    # A training that mapped the older arrays keeps them.
+    assert np.array_equal(opened.train.images, arrays(20, 1).images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": Arrays(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int64))}, "expected images"),
+        ({"train": Arrays(np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int64))}, "expected images"),
+        (
+            {"train": Arrays(np.zeros((4, 3, 8, 9), np.uint8), np.zeros(4, np.int64))},
+            "expected square images",
+        ),
+        ({"test": Arrays(np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, np.int64))}, "expected images"),
+        (
+            {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(3, np.int64))},
+            r"expected labels \(4,\)",
+        ),
+        (
+            {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int32))},
+            r"expected labels \(4,\)",
+        ),
+        ({"class_names": ["a", "b"]}, "expected labels from 0 to 1, got 0 to 3"),
+    ],
+)
+def test_arrays_of_another_shape_or_type_are_not_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, **changes)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, file):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / file
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        DataCorruptError, match=f"{file} has sha256 .* expected .* run `repro data prepare set`"
+    ):
+        verify_prepared(tmp_path, "set")
+
+
+def test_verifying_whole_arrays_gives_their_manifest_and_counts_the_bytes(tmp_path):
+    manifest = write(tmp_path)
+    seen = []
+    assert verify_prepared(tmp_path, "set", lambda *call: seen.append(call)) == manifest
+    total = sum((prepared_folder(tmp_path, "set") / file).stat().st_size for file in FILES)
+    assert seen[-1] == (total, total)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "longer", "another array", "not an array"])
+def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / file
+    content = path.read_bytes()
+    match damage:
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "torn":
+            path.write_bytes(content[:-1])
+        case "longer":
+            path.write_bytes(content + b"x")
+        case "another array":
+            np.save(path, np.zeros((3, 3)))
+        case "not an array":
+            path.write_bytes(b"x" * len(content))
+    with pytest.raises(DataCorruptError, match=f"{file}.*run `repro data prepare set`"):
+        open_prepared(tmp_path, "set")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "other"}, "is of the data set other, expected set"),
+        ({"image_size": 16}, "the manifest says"),
+        ({"class_names": ["a"]}, "expected labels from 0 to 0"),
+        ({"surprise": 1}, "surprise"),
+        ({"mean": [1.0]}, "mean"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_arrays_is_named(tmp_path, change, message):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataCorruptError, match=message):
+        open_prepared(tmp_path, "set")
+
+
+def test_a_manifest_cannot_point_at_files_elsewhere(tmp_path):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / "manifest.json"
+    path.write_text(path.read_text().replace("train-images.npy", "../train-images.npy"))
+    with pytest.raises(DataCorruptError, match="not a file's name"):
+        open_prepared(tmp_path, "set")
+
+
+def test_an_array_of_objects_is_never_unpickled(tmp_path):
+    write(tmp_path)
+    np.save(prepared_folder(tmp_path, "set") / "train-labels.npy", np.array([{}], dtype=object))
+    with pytest.raises(DataCorruptError, match=r"train-labels\.npy"):
+        open_prepared(tmp_path, "set")
+
+
+def test_a_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(DataMissingError, match="run `repro data prepare set`"):
+        open_prepared(tmp_path, "set")
+
+
+DYING = textwrap.dedent(
+    """
+    import os, signal, sys
+    sys.path.insert(0, sys.argv[1])
+    from pathlib import Path
+    from small_arrays import write
+
+    function, left = sys.argv[3], int(sys.argv[4])
+    real = getattr(os, function)
+
+    def dying(*arguments):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(os, function, dying)
+    write(Path(sys.argv[2]), seed=7)
+    """
+)
+
+
+MOMENTS = [("fsync", 1), ("fsync", 5), ("fsync", 7), ("rename", 1)]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "function", "at"),
+    # Only where there is an earlier folder is there a second rename, with nothing in place before it.
+    [(False, *moment) for moment in MOMENTS] + [(True, *moment) for moment in [*MOMENTS, ("rename", 2)]],
+)
+def test_killed_at_any_moment_nothing_looks_finished_that_is_not(tmp_path, function, at, earlier):
+    if earlier:
+        write(tmp_path, seed=1)
+    command = [sys.executable, "-c", DYING, str(Path(__file__).parent), str(tmp_path), function, str(at)]
+    assert subprocess.run(command).returncode == -9
+    try:
+        manifest = verify_prepared(tmp_path, "set")
+    except DataMissingError:
+        pass
+    else:
+        assert manifest in (write(tmp_path / "old", seed=1), write(tmp_path / "new", seed=7))
+    write(tmp_path, seed=7)
+    verify_prepared(tmp_path, "set")
+    assert hidden(tmp_path) == []
+
+
+def test_a_full_disk_keeps_the_earlier_arrays(small_disk):
+    write(small_disk, seed=1)
+    with pytest.raises(SetupError, match=r"no space left for .*prepared"):
+        write(small_disk, train=arrays(20, 1, size=160), test=arrays(8, 1, size=160))
+    assert np.array_equal(open_prepared(small_disk, "set").train.images, arrays(20, 1).images)
+    assert hidden(small_disk) == []
+
+
+def test_a_limit_on_file_sizes_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(SetupError, match="limit on file sizes"):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not prepared_folder(tmp_path, "set").exists()
+    assert hidden(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "set").write_text("a file")
+    with pytest.raises(SetupError, match="a file stands where a folder is needed"):
+        write(tmp_path)
+
+
+def test_the_first_images_of_each_class_keep_their_order():
+    labels = np.array([2, 0, 0, 1, 2, 1, 0, 2, 1])
+    assert first_of_each_class(labels, 1).tolist() == [0, 1, 3]
+    assert first_of_each_class(labels, 2).tolist() == [0, 1, 2, 3, 4, 5]
+    assert first_of_each_class(labels, 3).tolist() == list(range(9))
+
+
+def test_the_first_images_of_each_class_agree_with_a_plain_loop():
+    labels = np.random.default_rng(0).integers(0, 7, 500)
+    seen: dict[int, int] = {}
+    expected = []
+    for position, label in enumerate(labels.tolist()):
+        if seen.setdefault(label, 0) < 20:
+            expected.append(position)
+        seen[label] += 1
+    chosen = first_of_each_class(labels, 20)
+    assert chosen.tolist() == expected
+    assert chosen.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("labels", "k", "message"),
+    [
+        ([0, 1, 1], 2, "2 images a class were asked for, class 0 has 1"),
+        ([0, 2], 1, "class 1 has 0"),
+        ([], 1, "class 0 has 0"),
+        ([0, 1], 0, "expected 1 or more, got 0"),
+    ],
+)
+def test_more_images_than_a_class_has_are_a_usage_error(labels, k, message):
+    with pytest.raises(UsageError, match=message):
+        first_of_each_class(np.array(labels, dtype=np.int64), k)
+
+
+def test_membership_depends_on_names_and_order():
+    assert membership(["a", "b"]) != membership(["b", "a"])
+    assert membership(["ab"]) != membership(["a", "b"])
+    assert membership(["a", "b"]) == membership(iter(["a", "b"]))
+
+
+def test_the_fingerprint_follows_source_and_membership_and_nothing_else(tmp_path):
+    base = write(tmp_path / "0").fingerprint()
+    assert write(tmp_path / "1", tools={"numpy": "9"}, notes=["n"], seed=9).fingerprint() == base
+    assert write(tmp_path / "2", sources={"archive": "1" * 64}).fingerprint() != base
+    assert write(tmp_path / "3", train_membership=membership(["2", "1"])).fingerprint() != base
+    assert math.isfinite(write(tmp_path / "4").std[0])
+
+
+def test_a_folder_moved_elsewhere_still_opens(tmp_path):
+    write(tmp_path / "one")
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    verify_prepared(tmp_path / "two", "set")
