@@ -427,7 +427,7 @@ else
   while read -r table dataset networks <&3; do
     if ! have_data "$dataset"; then
       reason=$(data_state "$dataset" | cut -f 2) || reason=""
-      note 3 "Table $table stays blank: $dataset cannot be had${reason:+: $reason}"
+      note 3 "Table $table gets no new runs: $dataset cannot be had${reason:+: $reason}"
       say "${sentences[-1]}"
       continue
     fi

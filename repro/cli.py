@@ -16,6 +16,7 @@ from repro import __version__
 from repro.errors import ReproError, UsageError
 
 if TYPE_CHECKING:
+    from repro.analysis.tables import TableFormat
     from repro.commands.context import Context
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -94,12 +95,7 @@ def plan(context: "Context", selected: Any, as_json: bool) -> None:
     from repro.commands.plan import make_plan
 
     made = make_plan(context, selected)
-    if as_json:
-        click.echo(made.to_json())
-        return
-    from repro.scheduling.plan_text import render_plan
-
-    click.echo(render_plan(made))
+    click.echo(made.to_json() if as_json else made.to_text())
 
 
 @main.command()
@@ -172,7 +168,7 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, **options: A
               show_default=True)  # fmt: skip
 @click.option("--table", "tables", type=int, multiple=True, help="1, 2 or 3; repeatable.  [default: all]")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
-def aggregate(context: "Context", form: str, tables: tuple[int, ...], output: Path | None) -> None:
+def aggregate(context: "Context", form: "TableFormat", tables: tuple[int, ...], output: Path | None) -> None:
     """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
 
     A damaged record is never averaged; the table names it and the exit code is 4.

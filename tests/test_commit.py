@@ -132,7 +132,10 @@ def test_many_processes_that_commit_at_once_leave_one_whole_record(record, paths
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, paths.record, paths.work, text], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, paths.record, paths.work, text],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(6)
     ]

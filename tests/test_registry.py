@@ -80,9 +80,13 @@ def test_every_preset_but_the_papers_has_a_title(registry):
 
 
 def test_a_columns_losses_come_seed_by_seed(registry):
-    runs = registry.select_runs(Selection(tables=(1,), networks=("vgg16", "resnet18")), registry.preset("paper"))
+    runs = registry.select_runs(
+        Selection(tables=(1,), networks=("vgg16", "resnet18")), registry.preset("paper")
+    )
     order = [(run.cell.network, run.seed) for run in runs]
-    assert order == [(network, seed) for network in ("vgg16", "resnet18") for seed in (0, 1, 2) for _ in range(8)]
+    assert order == [
+        (network, seed) for network in ("vgg16", "resnet18") for seed in (0, 1, 2) for _ in range(8)
+    ]
 
 
 def test_selection_takes_globs_and_repeats(registry):
@@ -135,7 +139,10 @@ def test_an_id_names_its_run_and_back(registry, run_id):
         ("cifar100/resnet18/scaled-bn-m2/seed0", "has no row 'scaled-bn-m2'; it has: cross-entropy"),
         ("mnist/resnet18/scaled-bn-m1/seed0", "no table has the data set 'mnist'"),
         ("cifar100/resnet/scaled-bn-m1/seed0", "unknown network 'resnet'"),
-        ("cifar100/resnet18/cross-entropy+rotation=15+bias=false/seed0", "write .*bias=false.rotation=15/seed0"),
+        (
+            "cifar100/resnet18/cross-entropy+rotation=15+bias=false/seed0",
+            "write .*bias=false.rotation=15/seed0",
+        ),
         ("cifar100/resnet18/cross-entropy+rotation=15.0/seed0", "write .*rotation=15/seed0"),
     ],
 )

@@ -1,177 +1,16 @@
-"""run_all.sh against stand-ins for Python, pip, nvidia-smi and repro; nothing is installed or trained.
+"""run_all.sh on a machine of stand-ins; nothing is installed or trained but in the last test, marked slow."""
 
-The stand-in for Python (REPRO_PYTHON) logs what it is asked, "makes" an environment by copying itself and
-the stand-in for repro, and hands everything else to the real Python. The last test, marked slow, is real.
-"""
-
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from run_all_stand_ins import PROJECT, PYTHON, Machine, executable
 
-PROJECT = Path(__file__).resolve().parent.parent
 CU126 = "https://download.pytorch.org/whl/cu126"
-
-PYTHON = """#!/bin/sh
-case "$1 $2" in
-  "-m venv")
-    echo "venv" >> "$FAKE/log"
-    mkdir -p "$3/bin" && cp "$FAKE/python" "$3/bin/python" && cp "$FAKE/repro" "$3/bin/repro" ;;
-  "-m pip")
-    echo "pip $*" >> "$FAKE/log"
-    [ ! -e "$FAKE/pip-hangs" ] || { touch "$FAKE/pip-started"; exec sleep 60; }
-    [ ! -e "$FAKE/pip-fails" ] || { echo "ERROR: no matching distribution found for torch"; exit 1; } ;;
-  "- ")  # the one program without arguments: the kernel on every GPU
-    echo "kernel" >> "$FAKE/log"
-    [ ! -e "$FAKE/kernel-fails" ] || { echo "torch 9.9 finds no CUDA device" >&2; exit 1; } ;;
-  *) exec "$REAL_PYTHON" "$@" ;;
-esac
-"""
-
-REPRO = """#!/bin/sh
-echo "repro $*" >> "$FAKE/log"
-case "$*" in
-  "data list"*) cat "$FAKE/states"; exit 0 ;;
-  aggregate*--output*) exit 0 ;;
-  aggregate*) echo "| a table |"; exit 0 ;;
-  plan*) echo "the plan" ;;
-esac
-while read -r code pattern; do
-  case "$*" in
-    $pattern)
-      if [ "$code" = wait ]; then
-        trap 'echo signalled >> "$FAKE/log"; sleep 0.3; exit 75' INT TERM
-        touch "$FAKE/waiting"
-        while :; do sleep 0.05; done
-      fi
-      exit "$code" ;;
-  esac
-done < "$FAKE/answers"
-"""
-
-
-@dataclass
-class Machine:
-    """A clone of the project on a machine of stand-ins."""
-
-    folder: Path
-    environment: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.fake = self.folder / "fake"
-        self.clone = self.folder / "clone"
-        self.venv = self.clone / ".venv"
-        binaries = self.fake / "bin"
-        binaries.mkdir(parents=True)
-        self.clone.mkdir()
-        for name in ("run_all.sh", "setup.cfg", "pyproject.toml"):
-            shutil.copy(PROJECT / name, self.clone / name)
-        shutil.copytree(PROJECT / "experiments", self.clone / "experiments")
-        _executable(self.fake / "python", PYTHON)
-        _executable(self.fake / "repro", REPRO)
-        self.answers()
-        self.data("cifar100", "tiny-imagenet", "facescrub")
-        self.gpus()
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("REPRO_", "CUDA_", "GIT_", "PIP_"))
-        }
-        self.environment = {
-            **inherited,
-            "PATH": f"{binaries}:{os.environ['PATH']}",
-            "FAKE": str(self.fake),
-            "REAL_PYTHON": sys.executable,
-            "REPRO_PYTHON": str(self.fake / "python"),
-        }
-
-    def gpus(self, *capabilities: str, fails: bool = False) -> None:
-        """Makes nvidia-smi print `capabilities`; without any, say that there is no device."""
-        lines = [f"echo {capability}" for capability in capabilities]
-        if fails:
-            lines = ["echo 'NVIDIA-SMI has failed because it could not reach the driver.'", "exit 9"]
-        elif not capabilities:
-            lines = ["echo 'No devices were found'", "exit 6"]
-        _executable(self.fake / "bin" / "nvidia-smi", "\n".join(["#!/bin/sh", *lines, ""]))
-
-    def answers(self, *lines: str) -> None:
-        """`CODE PATTERN` for each repro command that is to end otherwise than with 0."""
-        (self.fake / "answers").write_text("".join(f"{line}\n" for line in lines))
-
-    def data(self, *prepared: str) -> None:
-        """Makes these data sets the ones that are prepared."""
-        states = [
-            {
-                "name": name,
-                "state": "prepared" if name in prepared else "missing",
-                "detail": "" if name in prepared else f"nobody has {name}",
-            }
-            for name in ("cifar100", "tiny-imagenet", "facescrub")
-        ]
-        (self.fake / "states").write_text(json.dumps(states))
-
-    def flag(self, name: str) -> None:
-        """Switches on one of the stand-ins' faults."""
-        (self.fake / name).touch()
-
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """./run_all.sh with the arguments, to its end."""
-        return subprocess.run(
-            [self.clone / "run_all.sh", *arguments],
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """./run_all.sh in a process group of its own, as a terminal starts it."""
-        return subprocess.Popen(
-            [self.clone / "run_all.sh", *arguments],
-            env=self.environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def await_file(self, name: str) -> None:
-        """Waits for a stand-in to say how far it is."""
-        deadline = time.monotonic() + 20
-        while not (self.fake / name).exists():
-            assert time.monotonic() < deadline, f"no {name}: {self.log()}"
-            time.sleep(0.02)
-
-    def log(self, start: str = "") -> list[str]:
-        """What the stand-ins were asked, lines that begin with `start`."""
-        path = self.fake / "log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line for line in lines if line.startswith(start)]
-
-    def supply(self, *records: str) -> None:
-        """Commits records, as if they had come with the clone."""
-        for record in records:
-            path = self.clone / "results" / record
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{}")
-        git = ["git", "-C", str(self.clone), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run([*git, "init", "-q"], check=True)
-        subprocess.run([*git, "add", "results"], check=True)
-        subprocess.run([*git, "commit", "-qm", "records"], check=True)
-
-
-def _executable(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 @pytest.fixture
@@ -295,7 +134,7 @@ def test_a_folder_that_the_script_did_not_make_is_left_alone(machine: Machine) -
 
 
 def test_an_unsuitable_python_is_refused(machine: Machine) -> None:
-    _executable(machine.fake / "old-python", "#!/bin/sh\nexit 1\n")
+    executable(machine.fake / "old-python", "#!/bin/sh\nexit 1\n")
     done = machine.run("--install-only", REPRO_PYTHON=str(machine.fake / "old-python"))
     assert done.returncode == 3
     assert "is not a Python 3.11 to 3.14" in done.stderr
@@ -303,7 +142,7 @@ def test_an_unsuitable_python_is_refused(machine: Machine) -> None:
 
 def test_without_any_suitable_python_the_script_says_what_to_install(machine: Machine) -> None:
     for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
-        _executable(machine.fake / "bin" / name, "#!/bin/sh\nexit 1\n")
+        executable(machine.fake / "bin" / name, "#!/bin/sh\nexit 1\n")
     done = machine.run("--install-only", REPRO_PYTHON="")
     assert done.returncode == 3
     assert "no Python 3.11 to 3.14" in done.stderr
@@ -311,7 +150,7 @@ def test_without_any_suitable_python_the_script_says_what_to_install(machine: Ma
 
 
 def test_the_first_python_that_works_is_taken(machine: Machine) -> None:
-    _executable(machine.fake / "bin" / "python3", "#!/bin/sh\nexit 1\n")
+    executable(machine.fake / "bin" / "python3", "#!/bin/sh\nexit 1\n")
     shutil.copy(machine.fake / "python", machine.fake / "bin" / "python3.13")
     assert machine.run("--install-only", REPRO_PYTHON="").returncode == 0
 
@@ -446,7 +285,7 @@ def test_data_that_cannot_be_had_leave_their_table_blank_while_the_others_go_on(
     machine.answers("3 data fetch tiny-imagenet*")
     done = machine.run()
     assert done.returncode == 3
-    assert "Table 2 stays blank: tiny-imagenet cannot be had: nobody has tiny-imagenet" in done.stderr
+    assert "Table 2 gets no new runs: tiny-imagenet cannot be had: nobody has tiny-imagenet" in done.stderr
     trained = [line.split("--table ")[1][0] for line in machine.log("repro run")]
     assert trained == ["1"] * 3 + ["3"] * 3
     assert done.stdout == "| a table |\n"
@@ -545,8 +384,8 @@ def test_the_script_is_executable_and_has_no_known_faults(script: str) -> None:
 @pytest.mark.slow
 def test_the_smoke_preset_runs_for_real_and_everything_is_titled_smoke(tmp_path: Path) -> None:
     """All 72 cells on generated data, under four minutes on two cores; the environment is this test's own."""
-    _executable(tmp_path / "python", PYTHON)
-    _executable(tmp_path / "repro", f'#!/bin/sh\nexec "{sys.executable}" -m repro "$@"\n')
+    executable(tmp_path / "python", PYTHON)
+    executable(tmp_path / "repro", f'#!/bin/sh\nexec "{sys.executable}" -m repro "$@"\n')
     environment = {key: value for key, value in os.environ.items() if key != "REPRO_ROOT"}
     environment |= {
         "FAKE": str(tmp_path),

@@ -136,9 +136,10 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
         margins=Margins(right=_label_room(column, 4.4), between=0.22, left=0.72),
     )
     last = max(len(record.curve) for record in column.records)
+    # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[Value, Value] = (
-        lambda epoch: epoch.gradient_at_logits,
-        lambda epoch: epoch.gradient_at_features,
+        lambda epoch: epoch.gradient_at_logits or None,
+        lambda epoch: epoch.gradient_at_features or None,
     )
     for panel, value, name in zip(panels, values, ("‖p − y‖₂", "‖∂ΣL/∂f‖₂"), strict=True):
         panel.set_yscale("log")
@@ -188,9 +189,9 @@ def _draw_series(panel: Axes, series: Series, value: Value) -> tuple[float, floa
 
 
 def _points(record: RunRecord, value: Value) -> tuple[list[int], list[float]]:
-    """Epochs trained and values, without the epochs that have none, or a zero that no log scale can show."""
+    """Epochs trained and values, without the epochs that have none."""
     found = [(epoch.epoch + 1, value(epoch)) for epoch in record.curve]
-    kept = [(epoch, height) for epoch, height in found if height is not None and height > 0]
+    kept = [(epoch, height) for epoch, height in found if height is not None]
     return [epoch for epoch, _ in kept], [height for _, height in kept]
 
 

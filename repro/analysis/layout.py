@@ -130,7 +130,8 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
     keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
     at = {(summary.cell.network, summary.cell.row, summary.cell.axes): summary for summary in summaries}
     best = {network: _best([at.get((network, *key)) for key in keys]) for network in networks}
-    shared, notes = _notes(summaries)
+    in_reading_order = [at[network, *key] for key in keys for network in networks if (network, *key) in at]
+    shared, notes = _notes(in_reading_order)
 
     def cell(network: str, key: tuple[str, tuple[tuple[str, Scalar], ...]]) -> LaidOutCell:
         summary = at.get((network, *key))
@@ -228,7 +229,7 @@ def _remarks(
 
 
 def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:
-    """A sentence a reason: `not run yet: every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`."""
+    """A sentence a reason: `not run yet — every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`."""
     losses = {loss_label(table, summary.cell.row, summary.cell.axes) for summary in summaries}
     seeds_by_cell: dict[str, dict[tuple[str, str], list[int]]] = {}
     for summary in summaries:
@@ -252,5 +253,5 @@ def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         listed = "; ".join(
             f"{text} on {', '.join(columns)} ({seeds})" for (text, seeds), columns in phrases.items()
         )
-        sentences.append(f"{reason}: {listed}")
+        sentences.append(f"{reason} — {listed}")
     return tuple(sentences)

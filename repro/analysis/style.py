@@ -189,17 +189,28 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     to_axes = axes.transData + axes.transAxes.inverted()
     points = [to_axes.transform((x, y)) for x, y, _, _ in ordered]
     heights = push_apart([float(point[1]) for point in points], gap, 0.0, 1.0)
-    for (_, _, text, colour), point, height in zip(ordered, points, heights, strict=True):
-        axes.plot(
-            (point[0], 1 + 0.45 * (_LABELS_AT - 1), 1 + 0.8 * (_LABELS_AT - 1)),
-            (point[1], height, height),
+    for (_, _, text, colour), (x, y), height in zip(ordered, points, heights, strict=True):
+        # A line that ended early, as a diverged run's does, is named without a leader across the panel.
+        if 0.9 <= x <= 1.01 and 0 <= y <= 1:
+            axes.plot(
+                (x, 1 + 0.45 * (_LABELS_AT - 1), 1 + 0.8 * (_LABELS_AT - 1)),
+                (y, height, height),
+                transform=axes.transAxes,
+                color=colour,
+                linewidth=0.5,
+                alpha=0.6,
+                clip_on=False,
+            )
+        axes.text(
+            _LABELS_AT,
+            height,
+            text,
             transform=axes.transAxes,
             color=colour,
-            linewidth=0.5,
-            alpha=0.6,
-            clip_on=False,
+            size=LABEL_SIZE,
+            va="center",
+            parse_math=False,
         )
-        axes.text(1.075, height, text, transform=axes.transAxes, color=colour, size=LABEL_SIZE, va="center")
 
 
 def label_room(labels: Iterable[str], panel_width: float) -> float:

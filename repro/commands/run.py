@@ -7,12 +7,13 @@ from typing import Literal
 
 from repro.commands.context import Context
 from repro.data import data_set
-from repro.errors import DataMissingError, SetupError, UsageError
+from repro.errors import DataMissingError, SetupError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
 from repro.scheduling.executors.base import Executor, Job
 from repro.scheduling.executors.inline import InlineExecutor, StopRequest
 from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.scheduler import Scheduler
 from repro.scheduling.sentences import summarise
 from repro.scheduling.slots import find_slots
@@ -39,6 +40,8 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     A data set that is not there leaves out its runs with the reason; the others are trained, and the code
     is 3 if nothing worse happened.
     """
+    gpus = None if options.gpus is None else parse_gpus(options.gpus)
+    slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
     runs = context.registry.select_runs(selected, context.preset)
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
@@ -62,7 +65,6 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         precision=options.precision,
         deterministic=options.deterministic,
     )
-    slots = find_slots(context.preset.threads, gpus=parse_gpus(options.gpus), per_gpu=options.per_gpu)
     executor: Executor = LocalExecutor()
     if options.executor == "inline":
         # One process has one torch: its threads and its memory are shared, so runs go one after another.
@@ -76,16 +78,6 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     if outcome.exit_code == 0 and missing:
         return SetupError.exit_code
     return outcome.exit_code
-
-
-def parse_gpus(text: str | None) -> tuple[int, ...] | None:
-    """`0,2` as (0, 2); None stays None; UsageError for anything else."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--gpus: expected numbers such as 0,2, got {text!r}") from None
 
 
 def _missing_data(
@@ -117,7 +109,7 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
             self.asked = asked
 
         @property
-        def now(self) -> bool:  # type: ignore[override]
+        def now(self) -> bool:
             return self.asked() is StopRequest.TERMINATE
 
         @now.setter
@@ -125,7 +117,7 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
             assert not value
 
         @property
-        def after_run(self) -> bool:  # type: ignore[override]
+        def after_run(self) -> bool:
             return self.asked() is not StopRequest.NONE
 
         @after_run.setter

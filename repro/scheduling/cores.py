@@ -1,7 +1,6 @@
-"""How much CPU this process may use, and what it is called."""
+"""How many cores and how much memory this process may count on."""
 
 import os
-import platform
 from pathlib import Path
 
 
@@ -13,19 +12,6 @@ def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path
     return max(1, int(cores))
 
 
-def cpu_name(information: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model name, as in `AMD EPYC 7742 64-Core Processor`; the architecture if it has none."""
-    try:
-        lines = information.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
-            return value.strip()
-    return platform.machine()
-
-
 def memory_bytes() -> int:
     """The machine's main memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -34,7 +20,7 @@ def memory_bytes() -> int:
 def _quotas(cgroups: Path, membership: Path) -> list[float]:
     """Every CPU quota, in cores, of this process's cgroups and of those above them; versions 2 and 1."""
     quotas: list[float] = []
-    for line in _words(membership, "\n"):
+    for line in _text(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             folder, read = cgroups, _quota_v2
@@ -52,18 +38,18 @@ def _quotas(cgroups: Path, membership: Path) -> list[float]:
 
 
 def _quota_v2(folder: Path) -> float | None:
-    words = _words(folder / "cpu.max")
+    words = _text(folder / "cpu.max").split()
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
-    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+    quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
 
 
-def _words(file: Path, separator: str | None = None) -> list[str]:
-    """The file's words; none where this kernel or container has no such file."""
+def _text(file: Path) -> str:
+    """What the file says; nothing where this kernel or container has no such file."""
     try:
-        return file.read_text().strip().split(separator)
+        return file.read_text()
     except OSError:
-        return []
+        return ""

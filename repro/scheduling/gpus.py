@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from repro.errors import DeviceError
+from repro.errors import DeviceError, UsageError
 from repro.scheduling.cores import memory_bytes
 
 
@@ -81,6 +81,14 @@ def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
         if matching[0] not in visible:
             visible.append(matching[0])
     return tuple(visible)
+
+
+def parse_gpus(text: str) -> tuple[int, ...]:
+    """`0,2` as numbers; UsageError for anything else."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"--gpus: expected numbers as nvidia-smi counts them, such as 0,2; got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def list_gpus(gpus: Sequence[Gpu]) -> str:

@@ -63,6 +63,12 @@ class Plan:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
         return sum(getattr(column, count) for column in self.columns)
 
+    def to_text(self) -> str:
+        """The plan for a person, see `repro.scheduling.plan_text`."""
+        from repro.scheduling.plan_text import render_plan
+
+        return render_plan(self)
+
     def to_json(self) -> str:
         """Indented JSON: the totals first, then every column; durations are {low, high} in seconds."""
         content: dict[str, Any] = {"preset": self.preset, "results": self.results, "supplied": self.supplied}

@@ -1,17 +1,17 @@
-"""The plan as a person reads it: plain text with a markdown table, so that it can be piped."""
+"""The plan as a person reads it: plain text with a table, so that it can be piped."""
 
 from repro.scheduling.plan import ColumnPlan, Plan
 
 
 def render_plan(plan: Plan) -> str:
-    """The plan as plain text with a markdown table."""
+    """The plan as plain text with a table."""
     from tabulate import tabulate
 
     supplied = ", supplied with the project; --results DIR starts a set of one's own" if plan.supplied else ""
     lines = [f"preset {plan.preset}: {plan.heading}", f"results: {plan.results}{supplied}"]
     slots = (f"{count} on {name}" for name, count in plan.devices.items())
     lines += [f"slots: {', '.join(slots)}", ""]
-    headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time to do")
+    headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
     rows = [
         (
             column.table,
@@ -26,7 +26,7 @@ def render_plan(plan: Plan) -> str:
         )
         for column in plan.columns
     ]
-    lines += [tabulate(rows, headers=headers, tablefmt="github"), ""]
+    lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
     total = plan.total
     lines.append(
         f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done by "

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from repro.errors import DeviceError, UsageError
-from repro.scheduling.cores import cpu_name, memory_bytes, usable_cores
+from repro.machine import processor_name
+from repro.scheduling.cores import memory_bytes, usable_cores
 from repro.scheduling.gpus import Gpu, GpuReader, list_gpus, read_gpus, visible_gpus
 
 
@@ -107,7 +108,7 @@ def _cpu(threads: int, slots: int | None) -> tuple[Slot, ...]:
         Slot(
             device="cpu",
             index=0,
-            name=cpu_name(),
+            name=processor_name(),
             uuid=None,
             memory_bytes=memory_bytes(),
             co_tenants=count - 1,

@@ -56,7 +56,7 @@ def last_line(log: Path) -> str:
     except FileNotFoundError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ")[:_LONGEST] if lines else ""
+    return lines[-1].removeprefix("repro: ")[:_LONGEST] if lines else ""
 
 
 def normalise(cause: str, run: str) -> str:

@@ -9,6 +9,7 @@ from analysis_records import done, make_record, missing
 from matplotlib import image
 
 from repro.analysis.comparison import FIGURE_CELLS, make_comparison
+from repro.analysis.curves import columns_of, draw_curves, draw_gradients
 from repro.analysis.figures import draw_figures
 from repro.analysis.logit_figure import draw_figure2
 from repro.analysis.style import figure_style
@@ -220,3 +221,64 @@ def test_generated_data_are_never_drawn_without_smoke_in_the_title(registry, pap
     with figure_style():
         assert "SMOKE (generated data) Figure 2" in texts(draw_figure2(pair, paper))
         assert "SMOKE (generated data) Figure 3" in texts(draw_figure3(pair, paper))
+
+
+def test_a_gradient_of_zero_is_left_out_of_the_log_scale(registry, paper):
+    states = states_of(registry, paper)
+    records = []
+    for state in states:
+        curve = tuple(
+            epoch.model_copy(update={"gradient_at_logits": 0.0, "gradient_at_features": None})
+            for epoch in state.record.curve
+        )
+        records.append(state.record.model_copy(update={"curve": curve}))
+    (column,) = columns_of([done(record, registry) for record in records], registry)
+    with figure_style():
+        figure = draw_gradients(column, paper)
+    assert not any(len(line.get_xdata()) > 2 for panel in figure.axes for line in panel.lines)
+
+
+def test_the_curves_tell_each_losses_last_accuracy_and_what_diverged(registry, paper):
+    states = states_of(registry, paper, accuracy=75.0)
+    states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
+    states[3:] = [
+        done(make_record(registry, paper, state.run, diverged_in=4), registry) for state in states[3:]
+    ]
+    (column,) = columns_of(states, registry)
+    with figure_style():
+        written = texts(draw_curves(column, paper))
+    assert "Cross-entropy Loss 75.0 (1 of 3 diverged)" in written
+    assert "Our Loss (m = 1) diverged" in written
+
+
+def test_a_dollar_in_a_label_is_a_dollar(registry, paper, tmp_path):
+    table = registry.table(1)
+    rows = tuple(row.model_copy(update={"label": "5 $ and $ x_1"}) for row in table.rows)
+    odd = Registry([table.model_copy(update={"rows": rows})], registry.presets)
+    (column,) = columns_of(states_of(odd, paper), odd)
+    with figure_style():
+        figure = draw_curves(column, paper)
+        figure.draw_without_rendering()
+    assert "5 $ and $ x_1" in texts(figure)
+
+
+def test_every_label_lies_inside_the_page(registry, paper):
+    states = states_of(registry, paper)
+    states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
+    (column,) = columns_of(states, registry)
+    pair = comparison(registry, paper)
+    with figure_style():
+        for figure in (
+            draw_figure2(pair, paper),
+            draw_figure3(pair, paper),
+            draw_curves(column, paper),
+            draw_gradients(column, paper),
+        ):
+            figure.draw_without_rendering()
+            for text in figure.findobj(matplotlib.text.Text):
+                if text.get_text() and text.get_visible():
+                    box = text.get_window_extent()
+                    assert box.x0 >= 0, text
+                    assert box.y0 >= 0, text
+                    assert box.x1 <= figure.bbox.width, text
+                    assert box.y1 <= figure.bbox.height, text

@@ -74,8 +74,8 @@ The records lie in the project's own results folder: some may have come with it.
 
 Not counted:
 
-- diverged in epoch 3 (counted from 0): Cross-entropy Loss on ResNet-18 (seed 1)
-- not run yet: Cross-entropy Loss on ResNet-18 (seed 2); Our Loss (m = 1) on ResNet-18 (seeds 0, 1, 2)
+- diverged in epoch 3 (counted from 0) — Cross-entropy Loss on ResNet-18 (seed 1)
+- not run yet — Cross-entropy Loss on ResNet-18 (seed 2); Our Loss (m = 1) on ResNet-18 (seeds 0, 1, 2)
 """
     )
 
@@ -244,7 +244,7 @@ def test_a_cell_that_only_diverged_says_so(registry, quick):
     states = [done(make_record(registry, quick, run, diverged_in=2), registry) for run in runs]
     text = render_tables(summarise(states, registry, quick), registry, quick)
     assert "| —: 3 of 3 diverged " in text
-    assert "- diverged in epoch 2 (counted from 0): Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
+    assert "- diverged in epoch 2 (counted from 0) — Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
 
 
 def test_the_papers_preset_has_no_title_of_its_own(registry, paper):
@@ -253,7 +253,7 @@ def test_the_papers_preset_has_no_title_of_its_own(registry, paper):
     )
     assert text.startswith("### Table 1: CIFAR-100, top-1 accuracy in percent\n\nFirst line")
     assert "Runs counted: 0 of 12." in text
-    assert "- not run yet: every loss on VGG, ResNet-18 (seeds 0, 1, 2)" in text
+    assert "- not run yet — every loss on VGG, ResNet-18 (seeds 0, 1, 2)" in text
 
 
 def test_generated_data_are_never_shown_without_smoke_in_the_title(registry, paper):

