@@ -94,7 +94,7 @@ def draw_curves(column: Column, preset: Preset) -> Figure:
         margins=Margins(right=_label_room(column, 2.35), between=0.55),
         side_by_side=True,
     )
-    last = max(len(record.curve) for record in column.records)
+    last = _longest(column)
     ends = []
     for series in column.series:
         for panel in (whole, end):
@@ -135,7 +135,7 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
         panels=((4.4, 2.1), (4.4, 2.1)),
         margins=Margins(right=_label_room(column, 4.4), between=0.22, left=0.72),
     )
-    last = max(len(record.curve) for record in column.records)
+    last = _longest(column)
     # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[Value, Value] = (
         lambda epoch: epoch.gradient_at_logits or None,
@@ -193,6 +193,11 @@ def _points(record: RunRecord, value: Value) -> tuple[list[int], list[float]]:
     found = [(epoch.epoch + 1, value(epoch)) for epoch in record.curve]
     kept = [(epoch, height) for epoch, height in found if height is not None]
     return [epoch for epoch, _ in kept], [height for _, height in kept]
+
+
+def _longest(column: Column) -> int:
+    """Epochs on the axis: at least one, also where every run diverged in its first."""
+    return max(1, *(len(record.curve) for record in column.records))
 
 
 def _end_starts(column: Column) -> int:

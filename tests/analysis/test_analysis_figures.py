@@ -262,6 +262,16 @@ def test_a_dollar_in_a_label_is_a_dollar(registry, paper, tmp_path):
     assert "5 $ and $ x_1" in texts(figure)
 
 
+def labels_of_ticks_out_of_view(figure):
+    """matplotlib keeps a tick just beyond an axis's limits and does not draw it."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not low <= tick.get_loc() <= high:
+                    yield from (tick.label1, tick.label2)
+
+
 def test_every_label_lies_inside_the_page(registry, paper):
     states = states_of(registry, paper)
     states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
@@ -275,10 +285,21 @@ def test_every_label_lies_inside_the_page(registry, paper):
             draw_gradients(column, paper),
         ):
             figure.draw_without_rendering()
+            not_drawn = set(labels_of_ticks_out_of_view(figure))
             for text in figure.findobj(matplotlib.text.Text):
-                if text.get_text() and text.get_visible():
+                if text.get_text() and text.get_visible() and text not in not_drawn:
                     box = text.get_window_extent()
                     assert box.x0 >= 0, text
                     assert box.y0 >= 0, text
                     assert box.x1 <= figure.bbox.width, text
                     assert box.y1 <= figure.bbox.height, text
+
+
+def test_runs_that_diverged_in_their_first_epoch_are_drawn_without_a_line(registry, paper):
+    records = []
+    for state in states_of(registry, paper, diverged_in=0):
+        records.append(state.record.model_copy(update={"curve": ()}))
+    (column,) = columns_of([done(record, registry) for record in records], registry)
+    with figure_style():
+        for draw in (draw_curves, draw_gradients):
+            draw(column, paper).draw_without_rendering()
