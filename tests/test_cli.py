@@ -163,7 +163,7 @@ def test_a_deleted_record_is_a_blank_with_its_reason(swept, tmp_path):
         (["plan", "--preset", "fast"], 2, "there is no preset 'fast'; presets: paper, quick, smoke"),
         (["plan", "--set", "rotate=15"], 2, "unknown axis 'rotate'"),
         (["train", "cifar100/resnet18"], 2, "is not a run id"),
-        (["run", "--gpus", "a"], 2, "expected numbers such as 0,2"),
+        (["run", "--gpus", "a"], 2, "such as 0,2; got 'a'"),
         (["data", "fetch", "mnist"], 2, "unknown data set 'mnist'; known: cifar100"),
         (["aggregate", "--table", "9"], 2, "there is no table 9; tables: 1, 2, 3"),
         (["nonsense"], 2, "No such command"),

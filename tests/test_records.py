@@ -68,7 +68,7 @@ def test_a_torn_record_is_corrupt(text, keep):
 def test_a_record_edited_by_hand_is_corrupt(text):
     content = json.loads(text)
     content["result"]["accuracy"] = 99.0
-    with pytest.raises(RecordCorruptError, match="there.json: its content does not match its sha256"):
+    with pytest.raises(RecordCorruptError, match=r"there\.json: its content does not match its sha256"):
         parse_record(json.dumps(content), "there.json")
 
 

@@ -151,7 +151,7 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
         label_ends(
             panel,
             [
-                (*place, f"{series.label}  {_ending(series, _two_digits(place[1]))}", series.style.colour)
+                (*place, f"{series.label}  {_ending(series, _three_digits(place[1]))}", series.style.colour)
                 for series, place in zip(column.series, places, strict=True)
                 if np.isfinite(place[1])
             ],
@@ -212,9 +212,12 @@ def _end_starts(column: Column) -> int:
 
 
 def _plain_log_ticks(panel: Axes) -> None:
-    """0.1, 0.2, 0.5 rather than powers of ten, as long as that is not too many."""
+    """Ticks in plain numbers that are neither too few on a narrow range nor too many on a wide one."""
     low, high = panel.get_ylim()
-    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+    if high / low < 5:
+        panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    else:
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylim(low, high)
@@ -232,8 +235,8 @@ def _ending(series: Series, number: str) -> str:
     return f"{number} ({len(series.diverged)} of {runs} diverged)" if series.diverged else number
 
 
-def _two_digits(value: float) -> str:
-    return f"{value:#.2g}" if value < 10 else f"{value:.0f}"
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _label_room(column: Column, panel_width: float) -> float:

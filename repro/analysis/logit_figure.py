@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from repro.analysis.comparison import Comparison
 from repro.analysis.layout import preset_sentence, qualified_title
@@ -65,6 +66,8 @@ def draw_figure2(comparison: Comparison, preset: Preset) -> Figure:
             panel.text(x, 1.04, text, look, transform=panel.transAxes, ha=align, parse_math=False)
     figure.align_ylabels()
     axes[0].tick_params(labelbottom=False)
+    for panel in axes:
+        panel.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     axes[1].set_xlabel("logit")
     return figure
 
@@ -102,7 +105,7 @@ def _draw_tail(panel: Axes, histogram: LogitHistogram, colour: str, peak: float)
     panel.annotate(
         f"right tail × {_ZOOM}",
         (float(edges[middle]), float(tail[middle:].max())),
-        xytext=(0, 5),
+        xytext=(6, 5),
         textcoords="offset points",
         size=LABEL_SIZE,
         color=colour,

@@ -24,9 +24,9 @@ def build(name: str, image_size: int, width: float = 1.0, stem_pool: str = "auto
     """The network called `name`, a module from (B, 3, S, S) images to (B, `feature_dim`) pooled features.
 
     `width` multiplies every number of channels (rounded to a multiple of 4, at least 4). `stem_pool` is a
-    ResNet's: `auto` puts a 3×3/2 max-pool after the stem from 64 pixels on, `never` at none, `always` at every size. Built on the
-    CPU from torch's global generator, which the caller seeds. Raises UsageError for a name, size, width or
-    stem_pool that there is not.
+    ResNet's: `auto` puts a 3×3/2 max-pool after the stem from 64 pixels on, `never` at no size, `always` at
+    every size. Built on the CPU from torch's global generator, which the caller seeds. UsageError for a
+    name, size, width or stem_pool that there is not.
     """
     if name not in NETWORKS:
         raise UsageError(f"network: expected one of {', '.join(NETWORKS)}, got {name!r}")

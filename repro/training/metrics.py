@@ -27,7 +27,7 @@ class EpochMeans:
 
 
 class EpochSums:
-    """Sums over the images of an epoch so far: loss, correct, and two gradient norms; float64 on the device."""
+    """Sums over the images of an epoch so far: loss, correct, two gradient norms; float64, on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(4, dtype=torch.float64, device=device)
