@@ -188,8 +188,12 @@ def _paper(summary: CellSummary) -> str:
 
 
 def _best(column: Sequence[CellSummary | None]) -> str | None:
-    """The column's best mean as printed; None where a row has no mean: a partial column has no winner."""
-    means = [summary.mean for summary in column if summary is not None and summary.mean is not None]
+    """The column's best mean as printed; None unless every row has all its runs: no winner of unequal n."""
+    means = [
+        summary.mean
+        for summary in column
+        if summary is not None and summary.mean is not None and summary.n == summary.expected
+    ]
     return _value(max(means), None) if 2 <= len(means) == len(column) else None
 
 
@@ -210,7 +214,7 @@ def _remarks(
     remarks.append(
         "First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, "
         "last epoch, percent points. Second line: the paper's mean ± std over three runs, "
-        "and Δ = first line − paper. Bold: the best mean of a column, where every loss has one."
+        "and Δ = first line − paper. Bold: the best mean of a column in which every loss has all its runs."
     )
     counted = f"Runs counted: {len(runs)} of {sum(summary.expected for summary in summaries)}"
     devices = Counter(f"{run.device}, {run.precision}" for run in runs)
