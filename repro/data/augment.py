@@ -35,7 +35,7 @@ def crop_and_flip(images: Tensor, index: Tensor, offsets: Tensor, flips: Tensor,
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Rotates (B, 3, H, W) float images about their centres by `degrees` (B,); bilinear, black outside."""
+    """Turns (B, 3, H, W) float images counter-clockwise by `degrees` (B,); bilinear, black outside."""
     radians = torch.deg2rad(degrees)
     cosine, sine = torch.cos(radians), torch.sin(radians)
     zero = torch.zeros_like(cosine)
