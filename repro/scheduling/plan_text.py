@@ -7,7 +7,10 @@ def render_plan(plan: Plan) -> str:
     """The plan as plain text with a table."""
     from tabulate import tabulate
 
-    supplied = ", supplied with the project; --results DIR starts a set of one's own" if plan.supplied else ""
+    supplied = ""
+    if plan.supplied:
+        with_clone = "its records may have been supplied with the clone"
+        supplied = f", the project's own: {with_clone}; --results DIR starts a set of one's own"
     lines = [f"preset {plan.preset}: {plan.heading}", f"results: {plan.results}{supplied}"]
     slots = (f"{count} on {name}" for name, count in plan.devices.items())
     lines += [f"slots: {', '.join(slots)}", ""]

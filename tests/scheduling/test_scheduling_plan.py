@@ -216,7 +216,7 @@ def test_a_plan_with_nothing_to_do_speaks_of_no_time(bench):
 def test_records_that_came_with_the_project_are_called_supplied(bench):
     plan = plan_of(bench, missing(bench.runs(1)), [CPU])
     assert "supplied" not in plan.to_text()
-    assert "supplied with the project" in replace(plan, supplied=True).to_text()
+    assert "supplied with the clone" in replace(plan, supplied=True).to_text()
 
 
 def test_a_plan_is_made_without_torch_pandas_or_rich(bench):
