@@ -26,7 +26,7 @@ def make_plan(context: Context, selected: Selection) -> Plan:
 
 
 def _sizes(context: Context, names: Iterable[str]) -> dict[str, DataSize]:
-    """How large each data set is: as prepared here, else as registered; left out where nobody knows yet."""
+    """How large each data set is: as prepared here, else as registered, else as the paper counts it."""
     sizes = {}
     for name in names:
         try:
@@ -35,6 +35,8 @@ def _sizes(context: Context, names: Iterable[str]) -> dict[str, DataSize]:
             known = data_set(name)
             if known.train_count and known.test_count and known.classes:
                 sizes[name] = DataSize(known.train_count, known.test_count, known.classes, known.image_size)
+            elif known.paper_counts:
+                sizes[name] = DataSize(*known.paper_counts, known.image_size)
         else:
             sizes[name] = DataSize(
                 manifest.train.count, manifest.test.count, manifest.classes, manifest.image_size

@@ -36,6 +36,9 @@ class DataSet:
     """Where the data come from, in a sentence."""
     fetch: "Fetch | None" = None
     prepare: "Prepare | None" = None
+    paper_counts: tuple[int, int, int] | None = None
+    """Training images, test images and classes as the paper counts them, where the set is as found: only for
+    an estimate of time before the data are here."""
     located: "Located | None" = None
     """Where its source files lie below a data folder, by name alone, or None."""
 
@@ -113,6 +116,7 @@ DATA_SETS: dict[str, DataSet] = {
             test_count=None,
             source="Lists of addresses that its publishers hand out on request. Many are dead, so the "
             "classes (361 in the paper) and images are as found.",
+            paper_counts=(361 * 90, 361 * 10, 361),
         ),
     )
 }
