@@ -129,9 +129,12 @@ class Machine:
         )
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """./run_all.sh in a process group of its own, as a terminal starts it."""
+        """./run_all.sh in a process group of its own, as a terminal starts it.
+
+        A suite that itself runs in the background may have been handed an ignored SIGINT.
+        """
         return subprocess.Popen(
-            [self.clone / "run_all.sh", *arguments],
+            ["env", "--default-signal=INT", self.clone / "run_all.sh", *arguments],
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_all_stand_ins import PROJECT, PYTHON, Machine, executable
+from run_all_stand_ins import PROJECT, Machine, executable
 
 CU126 = "https://download.pytorch.org/whl/cu126"
 
