@@ -7,6 +7,7 @@ the stand-in for repro, and hands everything else to the real Python.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -141,6 +142,8 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Tests that run in the background inherit an ignored SIGINT, which no shell can trap again.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def await_file(self, name: str) -> None:
