@@ -7,7 +7,6 @@ the stand-in for repro, and hands everything else to the real Python.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -132,7 +131,7 @@ class Machine:
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """./run_all.sh in a process group of its own, as a terminal starts it.
 
-        A suite that itself runs in the background may have been handed an ignored SIGINT.
+        A suite that runs in the background inherits an ignored SIGINT, which no shell can trap again.
         """
         return subprocess.Popen(
             ["env", "--default-signal=INT", self.clone / "run_all.sh", *arguments],
@@ -142,8 +141,6 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Tests that run in the background inherit an ignored SIGINT, which no shell can trap again.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def await_file(self, name: str) -> None:
