@@ -142,7 +142,8 @@ def _outcome(cell: Cell, seed: int, state: RunState | None) -> CountedRun | Blan
     if state is None:
         return Blank(run_id, seed, "not selected", "not selected")
     if state.standing is Standing.MISSING:
-        return Blank(run_id, seed, "not run yet", state.reason)
+        # `no data: FaceScrub cannot be …` is `no data` in the cell and whole in the note below.
+        return Blank(run_id, seed, state.reason.partition(":")[0], state.reason)
     if state.standing in (Standing.CORRUPT, Standing.FOREIGN):
         # The file's path is in the error that ends the command; here the cell and the seed say it.
         what = state.reason.rpartition(f"{run_id}.json: ")[2]

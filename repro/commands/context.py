@@ -1,14 +1,15 @@
 """What most commands start from: the project's folders, the registry and a preset."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from repro.data import data_set
 from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset
 from repro.registry import Registry, Run
-from repro.standings import RunState, assess
+from repro.standings import RunState, Standing, assess
 
 
 @dataclass(frozen=True)
@@ -37,4 +38,17 @@ class Context:
     def states(self, runs: Iterable[Run]) -> list[RunState]:
         """Where each run stands, in order."""
         runs = list(runs)
-        return assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs))
+        fingerprints = self.fingerprints(runs)
+        states = assess(runs, self.registry, self.preset, self.project, fingerprints)
+        return [
+            replace(state, reason=_no_data(state)) if fingerprints[state.run.cell.dataset] is None else state
+            for state in states
+        ]
+
+
+def _no_data(state: RunState) -> str:
+    """The state's reason; for a run without a record, that its data set cannot be had if that is so."""
+    known = data_set(state.run.cell.dataset)
+    if state.standing is Standing.MISSING and known.prepare is None:
+        return f"no data: {known.title} cannot be prepared in this version"
+    return state.reason
