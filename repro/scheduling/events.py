@@ -71,11 +71,15 @@ class Notice:
 
 @dataclass(frozen=True)
 class Running:
-    """A worker at work: the run that it has in hand (None before the first), and the attempt's number."""
+    """A worker at work: the run that it has in hand and the attempt's number.
+
+    `run` is None before the first and after the last; `began` tells the two apart.
+    """
 
     job: Job
     run: str | None
     attempt: int
+    began: bool
 
 
 @dataclass(frozen=True)

@@ -271,5 +271,5 @@ class Ledger:
 def _in_hand(launch: Launch) -> Running:
     for run, watch in reversed(launch.watches.items()):
         if attempt := watch.latest_attempt():
-            return Running(launch.job, run, attempt.number)
-    return Running(launch.job, None, 0)
+            return Running(launch.job, run, attempt.number, began=True)
+    return Running(launch.job, None, 0, launch.began_a_run)

@@ -67,6 +67,13 @@ class PlainView:
         self._stream.flush()
 
 
+def _waiting_for(running: Running | None) -> str:
+    """What a slot does that has no report of a run to show."""
+    if running is None:
+        return "idle"
+    return "ending" if running.began and running.run is None else "starting"
+
+
 @dataclass
 class _Course:
     """How far a run was when this view first saw it: its speed since tells when it will end."""
@@ -128,7 +135,7 @@ class LiveView:
             running = by_place.get(place)
             report = self._report(running) if running else None
             if running is None or report is None:
-                table.add_row(name, "starting" if running else "idle", "", "", "", "", "")
+                table.add_row(name, _waiting_for(running), "", "", "", "", "")
                 etas += [None] if running else []
                 continue
             course = self._courses.setdefault((report.run, report.attempt), _Course(report.fraction))

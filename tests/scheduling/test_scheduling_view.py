@@ -3,11 +3,12 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sweep_bench import FAST, PRESET, cpu_slots
+from sweep_bench import PRESET, cpu_slots
 
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.events import Elsewhere, Failed, Finished, Notice, Requeued, Running, SetAside, Tick
@@ -129,7 +130,7 @@ def live(bench, slots=2, width=160):
 def tick_of(bench, run, slots=2):
     slot = cpu_slots(slots)[0]
     job = Job(1, (run.id,), (), {}, bench.project.results / "l", slot, 0)
-    return Tick((Running(job, run.id, 1),), done=3, failed=1, ended=9, todo=62, total=72)
+    return Tick((Running(job, run.id, 1, began=True),), done=3, failed=1, ended=9, todo=62, total=72)
 
 
 def drawn(console, picture) -> str:
@@ -174,6 +175,15 @@ def test_an_earlier_attempts_report_is_not_shown(bench):
     assert "starting" in drawn(console, view.picture(tick_of(bench, run))).splitlines()[0]
 
 
+def test_a_worker_that_has_done_its_last_run_is_ending(bench):
+    (run,) = bench.runs(1)
+    view, console = live(bench)
+    tick = tick_of(bench, run)
+    for began, word in ((False, "starting"), (True, "ending")):
+        running = replace(tick.running[0], run=None, attempt=0, began=began)
+        assert word in drawn(console, view.picture(replace(tick, running=(running,)))).splitlines()[0]
+
+
 def test_a_whole_sweep_can_be_watched_live(bench):
     runs = bench.runs(3)
     bench.script({runs[1].id: ["fail:[boom]"]})
@@ -192,7 +202,3 @@ def test_a_progress_report_that_cannot_be_read_is_no_report(tmp_path, text):
     (tmp_path / "progress.json").write_text(text)
     assert read_progress(tmp_path / "progress.json") is None
     assert read_progress(tmp_path / "nowhere.json") is None
-
-
-def test_the_bench_does_not_wait_for_a_minute():
-    assert FAST.checkpoint < 60
