@@ -1,6 +1,5 @@
-"""What the host is, read without torch: its processor's name and how many cores may be used."""
+"""What the host is called, read without torch."""
 
-import os
 import platform
 from pathlib import Path
 
@@ -14,15 +13,3 @@ def processor_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the cgroup's CPU quota where there is one."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores
-    return cores

@@ -231,6 +231,7 @@ def test_runs_can_be_trained_in_the_schedulers_own_process(tmp_path, swept):
     repro(*words, "--executor", "inline", check=0)
     inline = record_of(smoke_context(None, tmp_path), RUN)
     assert inline.comparable() == record_of(smoke_context(None, swept), RUN).comparable()
+    assert inline.provenance.co_tenants == 0
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from repro.commands.context import Context
@@ -68,7 +68,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     executor: Executor = LocalExecutor()
     if options.executor == "inline":
         # One process has one torch: its threads and its memory are shared, so runs go one after another.
-        slots = slots[:1]
+        slots = (replace(slots[0], co_tenants=0),)
         executor = InlineExecutor(_inline_worker(context, options))
     with open_view(sys.stderr, context.project, context.preset.name, slots) as view:
         outcome = Scheduler(
