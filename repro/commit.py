@@ -122,7 +122,7 @@ def commit_record(
         except OSError as error:
             raise SetupError(f"cannot write {paths.record}: {error.strerror or error}") from None
         else:
-            _fsync_folder(paths.record.parent)
+            fsync_folder(paths.record.parent)
             return CommitOutcome.COMMITTED
     raise RecordCorruptError(f"{paths.record}: other processes keep writing it; stop them and run again")
 
@@ -164,7 +164,8 @@ def _attempt_numbers(paths: RunPaths) -> list[int]:
     return sorted(int(entry.name) for entry in paths.attempts.iterdir() if entry.name.isdigit())
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in `folder` outlast a power cut: a rename or link is on disk only then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repro.commit import fsync_folder
 from repro.data.download import Notify, Progress, explain_write_failure, one_at_a_time
 from repro.data.prepared import Arrays, Images, Labels, PreparedData
 from repro.errors import DataCorruptError, SetupError
@@ -83,11 +84,11 @@ def write_prepared(
                     tools=dict(tools or {}),
                 )
                 _write_manifest(new / "manifest.json", manifest)
-                _sync_folder(new)
+                fsync_folder(new)
                 if target.exists():
                     target.rename(old)
                 new.rename(target)
-                _sync_folder(target.parent)
+                fsync_folder(target.parent)
             finally:
                 _tidy(target, new, old)
     except OSError as error:
@@ -257,11 +258,3 @@ def _remedy(name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
