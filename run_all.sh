@@ -414,8 +414,8 @@ root, preset, *wanted = sys.argv[1:]
 registry = Registry.load(Path(root, "experiments"))
 print(registry.preset(preset).recipe.data)
 for table in registry.tables:
-    if not wanted or str(table.number) in wanted:
-        print(table.number, table.dataset, *table.networks)
+    if str(table.name) in wanted or (table.of_paper and not wanted):
+        print(table.name, table.dataset, *table.networks)
 PY
 )
 data=${layout%%$'\n'*}

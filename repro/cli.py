@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
+class TableType(click.ParamType):
+    """The number of a table of the paper, or another table's name."""
+
+    name = "table"
+
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        return int(value) if str(value).isdecimal() else str(value)
+
+
+TABLE = TableType()
+
+
 class Commands(click.Group):
     """Turns an error for the user into one line on stderr and its exit code."""
 
@@ -68,7 +82,7 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --table, --dataset, --network, --loss, --seed and --set, and hands over a Selection."""
 
-    @click.option("--table", "tables", type=int, multiple=True, help="1, 2 or 3; repeatable.")
+    @click.option("--table", "tables", type=TABLE, multiple=True, help="1, 2, 3 or a name; repeatable.")
     @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
     @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
     @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
@@ -166,9 +180,12 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, **options: A
 @places
 @click.option("--format", "form", type=click.Choice(["markdown", "latex", "csv", "json"]), default="markdown",
               show_default=True)  # fmt: skip
-@click.option("--table", "tables", type=int, multiple=True, help="1, 2 or 3; repeatable.  [default: all]")
+@click.option("--table", "tables", type=TABLE, multiple=True,
+              help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
-def aggregate(context: "Context", form: "TableFormat", tables: tuple[int, ...], output: Path | None) -> None:
+def aggregate(
+    context: "Context", form: "TableFormat", tables: tuple[int | str, ...], output: Path | None
+) -> None:
     """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
 
     A damaged record is never averaged; the table names it and the exit code is 4.

@@ -108,9 +108,13 @@ def test_a_network_outside_the_tables_is_selected_by_its_exact_name(registry):
     [
         (Selection(networks=("resnet19",)), "no network matches 'resnet19'; there are: vgg16, resnet18"),
         (Selection(losses=("ours",)), "no loss matches 'ours'; there are: cross-entropy"),
-        (Selection(datasets=("mnist",)), "there are: cifar100, tiny-imagenet, facescrub"),
-        (Selection(tables=(4,)), "there is no table 4; tables: 1, 2, 3"),
-        (Selection(tables=(1,), datasets=("facescrub",)), "together select no cell"),
+        (Selection(datasets=("mnist",)), "there are: cifar100, tiny-imagenet, facescrub, lfw"),
+        (Selection(tables=(4,)), "there is no table 4; tables: 1, 2, 3, lfw, tiny-imagenet-subset"),
+        (Selection(tables=(1,), networks=("vgg16",), losses=("nothing",)), "no loss matches 'nothing'"),
+        (
+            Selection(tables=(1,), datasets=("facescrub",)),
+            "no data set matches 'facescrub'; there are: cifar100",
+        ),
     ],
 )
 def test_a_selection_of_nothing_says_what_exists(registry, selection, says):
@@ -222,3 +226,54 @@ def test_a_missing_presets_file_is_named(folder):
 def test_an_unknown_preset_lists_the_known_ones(registry):
     with pytest.raises(UsageError, match="presets: paper, quick, smoke"):
         registry.preset("fast")
+
+
+def test_a_table_that_the_paper_lacks_is_selected_by_its_name_or_data_set_alone(registry):
+    assert {cell.table for cell in registry.select_cells(Selection())} == {1, 2, 3}
+    by_name = registry.select_cells(Selection(tables=("lfw",), losses=("cross-entropy",)))
+    assert by_name == registry.select_cells(Selection(datasets=("lfw",), losses=("cross-entropy",)))
+    assert ids(by_name) == [f"lfw/{network}/cross-entropy" for network in ("vgg16", "resnet18", "resnet50")]
+    assert {cell.reported for cell in by_name} == {None}
+    assert registry.parse("lfw/resnet18/cross-entropy/seed0").cell == by_name[1]
+
+
+def test_a_table_like_another_has_its_losses_and_networks_and_nothing_reported(registry):
+    paper, other = registry.table(3), registry.table("lfw")
+    assert other.networks == paper.networks
+    assert [(row.name, row.parameters) for row in other.rows] == [
+        (row.name, row.parameters) for row in paper.rows
+    ]
+    assert not any(row.reported for row in other.rows)
+    assert (paper.heading, other.heading) == ("Table 3: FaceScrub", "LFW, deep-funneled")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("like = 3", "like = 7", "like: there is no table 7 with rows of its own; tables: 1, 2, 3"),
+        ("like = 3", 'like = "tiny-imagenet-subset"', "there is no table 'tiny-imagenet-subset'"),
+        ("like = 3", "likes = 3", "unknown key 'likes'; allowed: table, dataset, title"),
+        ('table = "lfw"', 'table = "LFW"', "'LFW' cannot be a name"),
+        ('table = "lfw"', 'table = "3"', "write the number 3 without quotes"),
+        ('table = "lfw"', "table = 3", "table = 3 is already in"),
+        ('table = "lfw"', "table = true", "True cannot be a name"),
+        ('dataset = "lfw"', 'dataset = "facescrub"', "the cells of facescrub are already in"),
+    ],
+)
+def test_a_wrong_table_of_ones_own_names_the_file_and_what_is_allowed(folder, old, new, says):
+    path = folder / "table-lfw.toml"
+    spoil(path, old, new)
+    with pytest.raises(RegistryError, match=r"table-lfw\.toml") as failure:
+        Registry.load(folder)
+    assert says in str(failure.value)
+
+
+def test_rows_of_ones_own_need_no_reported_number(folder):
+    (folder / "table-mine.toml").write_text(
+        'table = "mine"\ndataset = "mine"\ntitle = "Mine"\n[networks]\nresnet18 = "ResNet-18"\n'
+        '[[rows]]\nname = "plain"\nlabel = "Plain"\nloss = "cross-entropy"\n'
+    )
+    registry = Registry.load(folder)
+    cells = registry.select_cells(Selection(tables=("mine",)))
+    assert [(cell.id, cell.reported) for cell in cells] == [("mine/resnet18/plain", None)]
+    assert not registry.table("mine").reports

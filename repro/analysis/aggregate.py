@@ -12,15 +12,19 @@ from dataclasses import dataclass
 
 from repro.analysis.statistics import spread
 from repro.errors import IntegrityError, RecordCorruptError, RecordForeignError
+from repro.experiments import NETWORKS, Reported
 from repro.recipes import Preset, format_axis
 from repro.records import RunRecord
-from repro.registry import NETWORKS, Cell, Registry, Reported
+from repro.registry import Cell, Registry
 from repro.standings import RunState, Standing
 
 
 @dataclass(frozen=True)
 class CountedRun:
-    """A run that is averaged. Accuracies in percent; `data` is the hash of the data it was trained on."""
+    """A run that is averaged. Accuracies in percent; `data` is the hash of the data it was trained on.
+
+    `classes`, `train_images`, `test_images` count what was trained on, after the preset's subset was taken.
+    """
 
     id: str
     seed: int
@@ -30,6 +34,9 @@ class CountedRun:
     standing: Standing
     data_unchecked: bool
     data: str
+    classes: int
+    train_images: int
+    test_images: int
     generated: bool
     partial: str | None
     device: str
@@ -97,7 +104,7 @@ def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ..
     table = registry.table(cell.table)
     networks = [*table.networks, *(name for name in NETWORKS if name not in table.networks)]
     return (
-        table.number,
+        registry.tables.index(table),
         networks.index(cell.network),
         table.rows.index(table.row(cell.row)),
         tuple(f"{axis}={format_axis(value)}" for axis, value in cell.axes),
@@ -167,6 +174,9 @@ def _counted(run_id: str, seed: int, state: RunState, record: RunRecord) -> Coun
         standing=state.standing,
         data_unchecked=state.data_unchecked,
         data=record.signature.data,
+        classes=record.data.classes,
+        train_images=record.data.train_images,
+        test_images=record.data.test_images,
         generated=record.data.generated,
         partial=record.data.partial,
         device=record.provenance.device,

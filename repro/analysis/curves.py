@@ -20,9 +20,10 @@ from repro.analysis.style import (
     make_page,
     sample_size,
 )
+from repro.experiments import NETWORKS, TableName
 from repro.recipes import Preset, format_axis
 from repro.records import Epoch, RunRecord
-from repro.registry import NETWORKS, Registry
+from repro.registry import Registry
 from repro.standings import RunState
 
 Value = Callable[[Epoch], float | None]
@@ -54,14 +55,14 @@ class Column:
 
 def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, ...]:
     """The columns that have a record that counts, in the registry's order; each set of axes is its own."""
-    grouped: dict[tuple[int, str, str], dict[str, list[RunState]]] = {}
+    grouped: dict[tuple[TableName, str, str], dict[str, list[RunState]]] = {}
     for state in states:
         if state.counts and state.record is not None:
             cell = state.run.cell
             axes = "".join(f"+{axis}={format_axis(value)}" for axis, value in cell.axes)
             grouped.setdefault((cell.table, cell.network, axes), {}).setdefault(cell.row, []).append(state)
     columns = []
-    order = [(table.number, network) for table in registry.tables for network in (*table.networks, *NETWORKS)]
+    order = [(table.name, network) for table in registry.tables for network in (*table.networks, *NETWORKS)]
     for (number, network, axes), rows in sorted(
         grouped.items(), key=lambda item: (order.index(item[0][:2]), item[0][2])
     ):

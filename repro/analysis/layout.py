@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from repro.analysis.aggregate import CellSummary, seeds_text
+from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
+from repro.experiments import Table
 from repro.recipes import Preset, Scalar, format_axis
-from repro.registry import Registry, Table
+from repro.registry import Registry
 
 
 @dataclass(frozen=True)
 class LaidOutCell:
     """One cell's text. `value` is mean ± std, empty in a blank; `count` is n, or the blank's reason.
 
-    `marks` are the numbers of the notes that qualify it; `paper` holds the paper's value and Δ; `diverged`
-    is `1 of 3 diverged` or empty.
+    `marks` are the numbers of the notes that qualify it; `paper` holds the paper's value and Δ, empty in a
+    table that reports nothing; `diverged` is `1 of 3 diverged` or empty.
     """
 
     value: str
@@ -48,15 +49,15 @@ class LaidOutRow:
         """What stands below the measured values: (label, a text a column)."""
         paper = ("– paper (Δ)", tuple(cell.paper for cell in self.cells))
         diverged = ("– not averaged", tuple(cell.diverged for cell in self.cells))
-        return (paper, diverged) if any(diverged[1]) else (paper,)
+        return tuple(line for line in (paper, diverged) if any(line[1]))
 
 
 @dataclass(frozen=True)
 class TableLayout:
     """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
 
-    `name` is one that files and labels can use: `table1`, `quick-table1`. `caption` is the title for a page
-    that counts its own tables.
+    `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
+    for a page that counts its own tables.
     """
 
     name: str
@@ -77,15 +78,15 @@ def lay_out(
 
     `supplied` says that the records lie in the project's own results folder and may have come with it.
     """
-    numbers = dict.fromkeys(summary.cell.table for summary in summaries)
+    names = dict.fromkeys(summary.cell.table for summary in summaries)
     return tuple(
         _table(
-            registry.table(number),
-            [summary for summary in summaries if summary.cell.table == number],
+            registry.table(name),
+            [summary for summary in summaries if summary.cell.table == name],
             preset,
             supplied,
         )
-        for number in numbers
+        for name in names
     )
 
 
@@ -136,24 +137,26 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
     def cell(network: str, key: tuple[str, tuple[tuple[str, Scalar], ...]]) -> LaidOutCell:
         summary = at.get((network, *key))
         if summary is None:
-            return LaidOutCell("", "not selected", False, (), "—", "")
+            return LaidOutCell("", "not selected", False, (), "—" if table.reports else "", "")
         marks = tuple(number for text, number in notes.items() if text in summary.notes)
         # Means that print alike tie: a difference nobody can see makes no winner.
         is_best = summary.mean is not None and _value(summary.mean, None) == best[network]
         value = _value(summary.mean, summary.std)
         diverged = diverged_text(summary) if value else ""
-        return LaidOutCell(value, _count(summary), is_best, marks, _paper(summary), diverged)
+        paper = _paper(summary) if table.reports else ""
+        return LaidOutCell(value, _count(summary), is_best, marks, paper, diverged)
 
     generated = any(run.generated for summary in summaries for run in summary.runs)
     unit = "top-1 accuracy in percent"
-    title = f"Table {table.number}: {table.title}, {unit}"
-    caption = f"{table.title} (the paper's Table {table.number}), {unit}"
+    title = f"{table.heading}, {unit}"
+    caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
+    name = f"table{table.name}" if table.of_paper else str(table.name)
     return TableLayout(
-        name=f"table{table.number}" if preset.name == "paper" else f"{preset.name}-table{table.number}",
+        name=name if preset.name == "paper" else f"{preset.name}-{name}",
         corner=table.title,
         title=qualified_title(title, preset, generated),
         caption=qualified_title(caption, preset, generated),
-        remarks=_remarks(summaries, preset, shared, supplied),
+        remarks=_remarks(table, summaries, preset, shared, supplied),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
             LaidOutRow(loss_label(table, *key), tuple(cell(network, key) for network in networks))
@@ -207,15 +210,27 @@ def _notes(summaries: Sequence[CellSummary]) -> tuple[list[str], dict[str, int]]
 
 
 def _remarks(
-    summaries: Sequence[CellSummary], preset: Preset, shared: Sequence[str], supplied: bool
+    table: Table,
+    summaries: Sequence[CellSummary],
+    preset: Preset,
+    shared: Sequence[str],
+    supplied: bool,
 ) -> tuple[str, ...]:
     runs = [run for summary in summaries for run in summary.runs]
     remarks = [preset_sentence(preset)] if preset.heading else []
-    remarks.append(
-        "First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, "
-        "last epoch, percent points. Second line: the paper's mean ± std over three runs, "
-        "and Δ = first line − paper. Bold: the best mean of a column in which every loss has all its runs."
+    measured = (
+        "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, percent points."
     )
+    if table.reports:
+        measured = (
+            f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
+            "and Δ = first line − paper."
+        )
+    else:
+        measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
+    remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
+    if sizes := _sizes(table, runs):
+        remarks.append(sizes)
     counted = f"Runs counted: {len(runs)} of {sum(summary.expected for summary in summaries)}"
     devices = Counter(f"{run.device}, {run.precision}" for run in runs)
     made = "; ".join(f"{device} ({times})" for device, times in devices.items())
@@ -230,6 +245,26 @@ def _remarks(
     if shared:
         remarks.append(f"Every value: {'; '.join(shared)}.")
     return tuple(remarks)
+
+
+def _sizes(table: Table, runs: Sequence[CountedRun]) -> str:
+    """What the runs were trained and tested on, beside what the paper says where that differs."""
+    if not runs:
+        return ""
+    found = dict.fromkeys((run.classes, run.train_images, run.test_images) for run in runs)
+    text = "; ".join(
+        f"{classes} classes, {train:,} training and {test:,} test images" for classes, train, test in found
+    )
+    paper = table.reported_data
+    if paper is None:
+        return f"Data: {text}."
+    counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
+    if list(found) == [counts]:
+        return f"Data: {text}, as in the paper."
+    return (
+        f"Data: {text}; the paper has {paper.classes} classes with {paper.train_per_class} training and "
+        f"{paper.test_per_class} test images each."
+    )
 
 
 def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:

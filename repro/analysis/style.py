@@ -14,7 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from repro.commit import make_folder, write_whole
-from repro.registry import Table
+from repro.experiments import Table
 
 PNG_DPI = 200
 

@@ -84,27 +84,29 @@ def to_json(
          "preset": {"name", "title", "description", "seeds": […]},
          "supplied": true where the records lie in the project's own results folder,
          "std_ddof": 1,
-         "tables": [{"number", "title", "dataset", "counted": runs averaged, "expected": runs in all,
+         "tables": [{"table": its number or name, "title", "dataset",
+                     "counted": runs averaged, "expected": runs in all,
                      "cells": [{"id", "network", "network_label", "loss", "label", "axes": {axis: value},
                                 "n", "expected", "diverged", "mean", "std",
                                 "reported": {"mean", "std"} or null, "difference": mean − reported mean,
                                 "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",
-                                          "standing", "data_unchecked", "data": sha256, "generated",
-                                          "partial", "device", "precision"}],
+                                          "standing", "data_unchecked", "data": sha256, "classes",
+                                          "train_images", "test_images", "generated", "partial",
+                                          "device", "precision"}],
                                 "not_counted": [{"id", "seed", "short", "reason", "diverged"}],
                                 "notes": […]}]}]}
 
     A number that there is not is null.
     """
     tables = []
-    for number in dict.fromkeys(summary.cell.table for summary in summaries):
-        table = registry.table(number)
-        of_table = [summary for summary in summaries if summary.cell.table == number]
+    for name in dict.fromkeys(summary.cell.table for summary in summaries):
+        table = registry.table(name)
+        of_table = [summary for summary in summaries if summary.cell.table == name]
         generated = any(run.generated for summary in of_table for run in summary.runs)
         tables.append(
             {
-                "number": number,
-                "title": qualified_title(f"Table {number}: {table.title}", preset, generated),
+                "table": name,
+                "title": qualified_title(table.heading, preset, generated),
                 "dataset": table.dataset,
                 "counted": sum(summary.n for summary in of_table),
                 "expected": sum(summary.expected for summary in of_table),

@@ -6,11 +6,12 @@ from pathlib import Path
 from repro.analysis.aggregate import integrity_errors, summarise
 from repro.analysis.tables import TableFormat, render_tables
 from repro.commands.context import Context
+from repro.experiments import TableName
 from repro.registry import Selection
 
 
 def aggregate_tables(
-    context: Context, tables: Sequence[int], form: TableFormat, standalone: bool = False
+    context: Context, tables: Sequence[TableName], form: TableFormat, standalone: bool = False
 ) -> tuple[str, list[str]]:
     """The tables' text, and a sentence for each record that could not be believed."""
     runs = context.registry.select_runs(Selection(tables=tuple(tables)), context.preset)
@@ -30,7 +31,8 @@ def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path],
     """Draws every figure the records allow: the files, and a sentence for each that lacks a run."""
     from repro.analysis.figures import draw_figures
 
-    runs = context.registry.select_runs(Selection(), context.preset)
+    every_table = Selection(tables=tuple(table.name for table in context.registry.tables))
+    runs = context.registry.select_runs(every_table, context.preset)
     drawing = draw_figures(
         context.states(runs),
         context.registry,

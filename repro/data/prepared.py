@@ -39,19 +39,14 @@ class PreparedData:
 def first_of_each_class(labels: Labels, k: int) -> NDArray[np.int64]:
     """Positions of the first `k` images of each class, ascending: the reduced presets' training set.
 
-    `labels` is (N,) int64, holding every class from 0 to its largest; the result is (classes · k,) int64.
+    `labels` is (N,) int64. A class with fewer than `k` images gives all that it has, as in face sets, whose
+    classes differ in size.
 
-    Raises UsageError where a class has fewer than `k` images.
+    Raises UsageError for k below 1.
     """
     if k < 1:
         raise UsageError(f"images a class: expected 1 or more, got {k}")
     counts = np.bincount(labels)
-    if counts.size == 0 or counts.min() < k:
-        fewest = int(counts.argmin()) if counts.size else 0
-        found = int(counts[fewest]) if counts.size else 0
-        raise UsageError(
-            f"{k} images a class were asked for, class {fewest} has {found}; ask for {found} or fewer"
-        )
     by_class = np.argsort(labels, kind="stable")
-    starts = np.cumsum(counts) - counts
-    return np.sort(by_class[(starts[:, None] + np.arange(k)).ravel()])
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(by_class[rank < k])

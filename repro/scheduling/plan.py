@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from repro.experiments import TableName
 from repro.paths import Project
 from repro.recipes import Preset
 from repro.registry import Registry
@@ -27,7 +28,7 @@ class ColumnPlan:
     the speed is from, or what is missing.
     """
 
-    table: int
+    table: TableName
     dataset: str
     network: str
     label: str
@@ -96,7 +97,7 @@ def make_plan(
     stale: StalePolicy = "keep",
 ) -> Plan:
     """The plan for `states` on `slots`; `sizes` has every data set's size, before the preset's subset."""
-    columns: dict[tuple[int, str, str], list[RunState]] = {}
+    columns: dict[tuple[TableName, str, str], list[RunState]] = {}
     for state in states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
@@ -126,13 +127,13 @@ def make_plan(
 
 
 def _column(
-    key: tuple[int, str, str],
+    key: tuple[TableName, str, str],
     states: Sequence[RunState],
     registry: Registry,
     estimator: Estimator,
     stale: StalePolicy,
 ) -> ColumnPlan:
-    number, dataset, network = key
+    table, dataset, network = key
     to_do = [
         state.run
         for state in states
@@ -144,10 +145,10 @@ def _column(
         return sum(state.standing in standings for state in states)
 
     return ColumnPlan(
-        table=number,
+        table=table,
         dataset=dataset,
         network=network,
-        label=registry.table(number).networks.get(network, network),
+        label=registry.table(table).networks.get(network, network),
         cells=len({state.run.cell.id for state in states}),
         runs=len(states),
         done=count(Standing.DONE),

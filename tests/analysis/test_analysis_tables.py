@@ -11,6 +11,7 @@ from analysis_records import done, make_record, missing
 from repro.analysis.aggregate import CellSummary, summarise
 from repro.analysis.tables import TABLE_FORMATS, render_tables
 from repro.errors import UsageError
+from repro.experiments import ReportedData
 from repro.recipes import Preset
 from repro.registry import Registry, Selection
 from repro.standings import RunState, Standing
@@ -58,6 +59,8 @@ QUICK: few images: it proves nothing about the paper.
 First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, \
 percent points. Second line: the paper's mean ± std over three runs, and Δ = first line − paper. \
 Bold: the best mean of a column in which every loss has all its runs.
+
+Data: 100 classes, 50,000 training and 10,000 test images.
 
 Runs counted: 7 of 12, made on NVIDIA GeForce GTX 1080 Ti, float32 (7). \
 The records lie in the project's own results folder: some may have come with it.
@@ -119,7 +122,7 @@ def test_json_holds_everything_of_a_cell(registry, quick):
         "std_ddof": 1,
         "tables": [
             {
-                "number": 1,
+                "table": 1,
                 "title": "QUICK Table 1: CIFAR-100",
                 "dataset": "cifar100",
                 "counted": 1,
@@ -149,6 +152,9 @@ def test_json_holds_everything_of_a_cell(registry, quick):
                                 "standing": "done",
                                 "data_unchecked": False,
                                 "data": record.signature.data,
+                                "classes": 100,
+                                "train_images": 50_000,
+                                "test_images": 10_000,
                                 "generated": False,
                                 "partial": None,
                                 "device": "NVIDIA GeForce GTX 1080 Ti",
@@ -276,6 +282,40 @@ def test_generated_data_are_never_shown_without_smoke_in_the_title(registry, pap
     text = render_tables(summarise(states, registry, paper), registry, paper)
     assert text.startswith("### SMOKE (generated data) Table 1")
     assert "Every value: generated data." in text
+
+
+def test_the_caption_tells_what_was_found_beside_what_the_paper_says_of_its_data(registry, quick):
+    table = registry.table(1)
+    run = registry.parse("cifar100/vgg16/cross-entropy/seed0")
+    states = [done(make_record(registry, quick, run, 71.0), registry)]
+    for said, remark in (
+        ((100, 500, 100), "Data: 100 classes, 50,000 training and 10,000 test images, as in the paper."),
+        (
+            (361, 90, 10),
+            "Data: 100 classes, 50,000 training and 10,000 test images; the paper has 361 classes with "
+            "90 training and 10 test images each.",
+        ),
+    ):
+        data = ReportedData(classes=said[0], train_per_class=said[1], test_per_class=said[2])
+        told = Registry([table.model_copy(update={"reported_data": data})], registry.presets)
+        assert remark in render_tables(summarise(states, told, quick), told, quick).splitlines()
+
+
+def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tmp_path, registry, quick):
+    (tmp_path / "experiments" / "table-faces.toml").write_text(
+        'table = "faces"\ndataset = "faces"\ntitle = "Some faces"\nlike = 1\n'
+    )
+    mine = Registry.load(tmp_path / "experiments")
+    runs = mine.select_runs(Selection(tables=("faces",), networks=("vgg16",)), quick)
+    states = [done(make_record(mine, quick, run, 50.0), mine) for run in runs]
+    text = render_tables(summarise(states, mine, quick), mine, quick)
+    assert text.startswith("### QUICK Some faces, top-1 accuracy in percent\n")
+    assert "Not a table of the paper: nothing is reported to compare with." in text
+    assert "– paper" not in text
+    assert "| Cross-entropy Loss | **50.00 ± 0.00** (n = 3) |" in text
+    latex = render_tables(summarise(states, mine, quick), mine, quick, "latex")
+    assert r"\label{tab:quick-faces}" in latex
+    assert r"\caption{QUICK Some faces, top-1 accuracy in percent.}" in latex
 
 
 def test_cells_trained_on_different_data_are_remarked(registry, quick):

@@ -9,6 +9,7 @@ import pytest
 from sweep_bench import Bench, make_record
 
 from repro.recipes import Preset
+from repro.registry import Selection
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.plan import make_plan
 from repro.scheduling.slots import Slot, find_slots
@@ -46,7 +47,7 @@ def paper_runs(bench, dataset="cifar100", network="resnet18"):
 
 def test_the_paper_is_72_cells_and_216_runs(bench):
     preset = bench.registry.preset("paper")
-    runs = bench.runs(1000, dataset="*", network="*", seeds=preset.seeds)
+    runs = list(bench.registry.select_runs(Selection(), preset))
     plan = plan_of(bench, missing(runs), [slot()], preset)
     content = json.loads(plan.to_json())
     assert (content["cells"], content["runs"], content["to_do"]) == (72, 216, 216)

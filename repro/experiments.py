@@ -1,0 +1,260 @@
+"""What `experiments/*.toml` say, read and checked: the tables with their rows and networks, and the presets.
+
+Every mistake is a RegistryError that names the file, the key, and what is allowed.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from repro.errors import RegistryError, SelectionError
+from repro.recipes import LOSS_PARAMETERS, Model, Preset, Recipe, Scalar
+
+NETWORKS = ("vgg16", "vgg13", "vgg16-4096", "vgg-lsoftmax", "resnet18", "resnet50")
+"""The networks of `repro.models`; a test compares the two."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+class Reported(Model):
+    """What the paper prints for a cell: percent top-1."""
+
+    mean: float = Field(ge=0, le=100)
+    std: float = Field(ge=0)
+
+
+class ReportedData(Model):
+    """What the paper says of a table's data: how many classes, and images of each."""
+
+    classes: int = Field(ge=2)
+    train_per_class: int = Field(ge=1)
+    test_per_class: int = Field(ge=1)
+
+
+class Row(Model):
+    """A loss with its parameters, as a row of a table; a table of the paper reports on every network."""
+
+    name: str
+    label: str
+    loss: str
+    parameters: tuple[tuple[str, Scalar], ...] = ()
+    reported: dict[str, Reported] = Field(default_factory=dict)
+
+
+TableName = int | str
+"""1, 2 and 3 are the paper's tables; any other table has a name."""
+
+
+class Table(Model):
+    """A table: rows are losses, columns networks."""
+
+    name: TableName
+    dataset: str
+    title: str
+    networks: dict[str, str]
+    rows: tuple[Row, ...]
+    reported_data: ReportedData | None = None
+    file: str
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether the paper has this table."""
+        return isinstance(self.name, int)
+
+    @property
+    def reports(self) -> bool:
+        """Whether a number to compare with is given for any of its cells."""
+        return any(row.reported for row in self.rows)
+
+    @property
+    def heading(self) -> str:
+        """`Table 1: CIFAR-100`; outside the paper the title alone."""
+        return f"Table {self.name}: {self.title}" if self.of_paper else self.title
+
+    def row(self, name: str) -> Row:
+        """The row called `name`; SelectionError lists the known ones."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise SelectionError(
+            f"{self.file} has no row {name!r}; it has: {', '.join(r.name for r in self.rows)}"
+        )
+
+
+def read_tables(folder: Path) -> tuple[Table, ...]:
+    """Every `table*.toml` of `folder`, the paper's first; raises RegistryError."""
+    tables: list[Table] = []
+    # Those that are like another table come after those that stand for themselves.
+    contents = [(path, _read(path)) for path in sorted(folder.glob("table*.toml"))]
+    for path, content in sorted(contents, key=lambda item: "like" in item[1]):
+        table = _table(path, content, tables)
+        for other in tables:
+            if other.name == table.name:
+                raise RegistryError(f"{path}: table = {table.name!r} is already in {other.file}")
+            if other.dataset == table.dataset:
+                raise RegistryError(
+                    f"{path}: the cells of {table.dataset} are already in {other.file}: duplicate cells"
+                )
+        tables.append(table)
+    if not tables:
+        raise RegistryError(f"{folder}: no table*.toml; a registry needs at least one table")
+    return tuple(sorted(tables, key=lambda table: (not table.of_paper, table.name)))
+
+
+def read_presets(path: Path) -> dict[str, Preset]:
+    """The presets of `presets.toml` by name, each a change of its [recipe]; raises RegistryError."""
+    content = _known_keys(str(path), _read(path), ("recipe", "presets"), ("recipe", "presets"))
+    fields = tuple(Recipe.model_fields)
+    base = _known_keys(f"{path}: [recipe]", content["recipe"], fields)
+    presets: dict[str, Preset] = {}
+    for name, raw in content["presets"].items():
+        where = f"{path}: [presets.{name}]"
+        known = ("title", "description", "seeds", "threads", "recipe")
+        _known_keys(where, raw, known, known[:-1])
+        changes = _known_keys(f"{where}: recipe", raw.get("recipe", {}), fields)
+        try:
+            recipe = Recipe.model_validate({**base, **changes})
+            presets[name] = Preset.model_validate({**raw, "name": _name(where, name), "recipe": recipe})
+        except ValidationError as error:
+            raise RegistryError(f"{where}: {explain(error)}") from None
+        if name != "paper" and not presets[name].title:
+            raise RegistryError(f"{where}: title: only the preset paper may have an empty title")
+    if "paper" not in presets:
+        raise RegistryError(f"{path}: the preset paper is missing")
+    return presets
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing pydantic found, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"{where}: {message}{got}" if where else message
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise RegistryError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path}: not valid TOML: {error}") from None
+
+
+def _known_keys(
+    where: str, given: object, allowed: Iterable[str], required: Iterable[str] = ()
+) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise RegistryError(f"{where}: expected a table of keys, got {given!r}")
+    allowed = tuple(allowed)
+    for key in given:
+        if key not in allowed:
+            raise RegistryError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
+    for key in required:
+        if key not in given:
+            raise RegistryError(f"{where}: missing key {key!r}")
+    return given
+
+
+def _name(where: str, name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RegistryError(
+            f"{where}: {name!r} cannot be a name; use small letters, digits, dots and dashes, "
+            "as in scaled-bn-m1"
+        )
+    return name
+
+
+def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
+    if "like" in content:
+        _known_keys(str(path), content, ("table", "dataset", "title", "like"), ("table", "dataset", "title"))
+        like = _like(path, content["like"], earlier)
+        rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
+        return _checked_table(path, content, like.networks, rows)
+    required = ("table", "dataset", "title", "networks", "rows")
+    _known_keys(str(path), content, (*required, "reported_data", "like"), required)
+    networks = content["networks"]
+    if not isinstance(networks, dict) or not networks:
+        raise RegistryError(f'{path}: networks: expected name = "label" for each column')
+    for network in networks:
+        if network not in NETWORKS:
+            raise RegistryError(
+                f"{path}: networks: unknown network {network!r}; there are: {', '.join(NETWORKS)}"
+            )
+    if not isinstance(content["rows"], list) or not content["rows"]:
+        raise RegistryError(f"{path}: rows: expected one [[rows]] for each loss")
+    paper = isinstance(content["table"], int)
+    rows = [_row(path, index, raw, tuple(networks), paper) for index, raw in enumerate(content["rows"], 1)]
+    for index, row in enumerate(rows):
+        for other in rows[:index]:
+            if other.name == row.name:
+                raise RegistryError(f"{path}: duplicate cell: two rows are called {row.name!r}")
+            if (other.loss, other.parameters) == (row.loss, row.parameters):
+                raise RegistryError(
+                    f"{path}: duplicate cell: {other.name!r} and {row.name!r} are the same loss "
+                    "with the same parameters"
+                )
+    return _checked_table(path, content, networks, rows)
+
+
+def _like(path: Path, name: object, earlier: Sequence[Table]) -> Table:
+    """The table whose networks and losses another one takes."""
+    for table in earlier:
+        if table.name == name:
+            return table
+    known = ", ".join(str(table.name) for table in earlier)
+    raise RegistryError(f"{path}: like: there is no table {name!r} with rows of its own; tables: {known}")
+
+
+def _checked_table(
+    path: Path, content: dict[str, Any], networks: dict[str, str], rows: Sequence[Row]
+) -> Table:
+    name = content["table"]
+    if not isinstance(name, int) or isinstance(name, bool):
+        _name(f"{path}: table", name)
+        if str(name).isdigit():
+            raise RegistryError(f"{path}: table: write the number {name} without quotes")
+    try:
+        return Table(
+            name=name,
+            dataset=_name(f"{path}: dataset", content["dataset"]),
+            title=content["title"],
+            networks=networks,
+            rows=tuple(rows),
+            reported_data=content.get("reported_data"),
+            file=str(path),
+        )
+    except ValidationError as error:
+        raise RegistryError(f"{path}: {explain(error)}") from None
+
+
+def _row(path: Path, index: int, raw: object, networks: tuple[str, ...], paper: bool) -> Row:
+    where = f"{path}: row {index}"
+    if isinstance(raw, dict) and isinstance(raw.get("name"), str):
+        where += f" ({raw['name']})"
+    fixed = ("name", "label", "loss", "reported")
+    if not isinstance(raw, dict) or "loss" not in raw:
+        raise RegistryError(f"{where}: missing key 'loss'; losses: {', '.join(LOSS_PARAMETERS)}")
+    if raw["loss"] not in LOSS_PARAMETERS:
+        raise RegistryError(f"{where}: unknown loss {raw['loss']!r}; losses: {', '.join(LOSS_PARAMETERS)}")
+    schema = LOSS_PARAMETERS[raw["loss"]]
+    required = fixed if paper else ("name", "label", "loss")
+    _known_keys(where, raw, (*fixed, *schema.model_fields), required)
+    reported = raw.get("reported", {})
+    _known_keys(f"{where}: reported", reported, networks, networks if paper else ())
+    try:
+        given = schema.model_validate({key: value for key, value in raw.items() if key not in fixed})
+        return Row(
+            name=_name(f"{where}: name", raw["name"]),
+            label=raw["label"],
+            loss=raw["loss"],
+            parameters=tuple(given.model_dump().items()),
+            reported=reported,
+        )
+    except ValidationError as error:
+        raise RegistryError(f"{where}: {explain(error)}") from None
