@@ -218,6 +218,26 @@ def figures(context: "Context", output: Path | None) -> None:
         click.echo(f"repro: {notice}", err=True)
 
 
+@main.command()
+@places
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="The file.  [default: the preset's results folder, report.html]")  # fmt: skip
+def report(context: "Context", output: Path | None) -> None:
+    """Write one HTML file with the tables, every run behind them, the figures, cost, and what is open.
+
+    It needs no network and nothing beside it. A damaged record is never averaged; it is named, and the exit
+    code is 4.
+    """
+    from repro.commands.report import write_report
+
+    path, damaged = write_report(context, output)
+    click.echo(path)
+    for reason in damaged:
+        click.echo(f"repro: {reason}", err=True)
+    if damaged:
+        sys.exit(4)
+
+
 @main.group()
 def data() -> None:
     """Fetch, prepare, verify and list the data sets."""
