@@ -284,6 +284,23 @@ def verify(name: str, folder: Path) -> None:
     verify_set(name, folder)
 
 
+@data.command()
+@places
+@click.argument("name", metavar="SET")
+@click.option("--classes", type=click.IntRange(min=1), default=16, show_default=True, help="Rows.")
+@click.option("--images", type=click.IntRange(min=1, max=40), default=8, show_default=True,
+              help="Images of each class.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Whose augmentation.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="A .png or .pdf.  [default: beside the set's arrays]")  # fmt: skip
+def show(context: "Context", name: str, output: Path | None, **options: int) -> None:
+    """Write a contact sheet of SET: images by class, before and after the preset's augmentation."""
+    from repro.commands.contact_sheet import write_contact_sheet
+
+    click.echo(write_contact_sheet(context, name, seed=options["seed"], output=output,
+                                   classes=options["classes"], images=options["images"]))  # fmt: skip
+
+
 @data.command("list")
 @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")

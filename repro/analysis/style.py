@@ -14,6 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from repro.commit import make_folder, write_whole
+from repro.errors import UsageError
 from repro.experiments import Table
 
 PNG_DPI = 200
@@ -50,6 +51,11 @@ _STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # letters stay letters: text in the PDF can be searched and edited
     "axes.unicode_minus": True,
 }
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+"""What a figure's file would say of when and by what it was made, left out: equal figures, equal bytes."""
 _TITLE_SIZE, _CAPTION_SIZE, LABEL_SIZE = 9.5, 7.2, 7.2
 _LINE = 1.4  # line height, in letter sizes
 _LABELS_AT = 1.075  # in panel widths
@@ -164,18 +170,24 @@ def sample_size(counts: Sequence[int]) -> str:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes `name`.png (200 dpi) and `name`.pdf whole, without dates; SetupError if it can't be written."""
-    make_folder(folder)
-    written = []
-    for suffix, metadata in (
-        ("png", {"Software": None}),
-        ("pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
-    ):
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=PNG_DPI, metadata=metadata)
-        path = folder / f"{name}.{suffix}"
-        write_whole(path, content.getvalue())
-        written.append(path)
-    return written
+    paths = [folder / f"{name}.{suffix}" for suffix in _METADATA]
+    for path in paths:
+        save_as(figure, path)
+    return paths
+
+
+def save_as(figure: Figure, path: Path) -> None:
+    """Writes the figure whole, in the format of the path's suffix (png or pdf), without dates.
+
+    Raises UsageError for another suffix, SetupError if it can't be written.
+    """
+    suffix = path.suffix.removeprefix(".")
+    if suffix not in _METADATA:
+        raise UsageError(f"{path}: expected a name that ends in {' or '.join(f'.{s}' for s in _METADATA)}")
+    make_folder(path.parent)
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix, dpi=PNG_DPI, metadata=_METADATA[suffix])
+    write_whole(path, content.getvalue())
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from repro.data import data_set
 from repro.data.training_set import fingerprint
 from repro.paths import Project
-from repro.recipes import Preset
-from repro.registry import Registry, Run
+from repro.recipes import Preset, RunConfig
+from repro.registry import Registry, Run, Selection
 from repro.standings import RunState, Standing, assess
 
 
@@ -34,6 +34,14 @@ class Context:
             dataset: fingerprint(self.registry.config(run, self.preset), self.project.data)
             for dataset, run in first.items()
         }
+
+    def config_for(self, dataset: str, seed: int) -> RunConfig:
+        """The configuration of any one run on `dataset`, for what all runs on it share: data and recipe.
+
+        Raises SelectionError for a data set without a table.
+        """
+        run = self.registry.select_runs(Selection(datasets=(dataset,), seeds=(seed,)), self.preset)[0]
+        return self.registry.config(run, self.preset)
 
     def states(self, runs: Iterable[Run]) -> list[RunState]:
         """Where each run stands, in order."""
