@@ -252,6 +252,47 @@ def report(context: "Context", output: Path | None) -> None:
         sys.exit(4)
 
 
+@main.command("show")
+@places
+@click.argument("run_id", metavar="RUN_ID")
+@click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
+def show_run(context: "Context", run_id: str, as_json: bool) -> None:
+    """Show one run: result, data, configuration, device, attempts and curve."""
+    from repro.commands import run_details
+
+    click.echo(run_details.show_run(context, run_id, as_json))
+
+
+@main.command()
+@places
+@click.argument("run_id", metavar="RUN_ID")
+@click.option(
+    "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Of each log, from its end."
+)
+def logs(context: "Context", run_id: str, lines: int) -> None:
+    """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
+    from repro.commands.run_details import log_lines
+
+    for line in log_lines(context, run_id, lines):
+        click.echo(line)
+
+
+@main.command()
+@places
+@click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
+              help="Whose needs to check.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Do not hash the data sets.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> None:
+    """Check this machine: Python, torch against the GPU, memory, disk, folders, data sets.
+
+    Each line is ok, a warning or an error with what to do about it; the exit code is 3 if one is an error.
+    """
+    from repro.commands.doctor import examine, show_findings
+
+    sys.exit(show_findings(examine(context, executor, hash_data=not quick), as_json))
+
+
 @main.group()
 def data() -> None:
     """Fetch, prepare, verify and list the data sets."""

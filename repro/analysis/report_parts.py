@@ -259,7 +259,8 @@ def _cell(
     title = f"{label} · {column} · {layout.corner}"
     if summary is None:
         return CellPart("", title, text, None, "not selected", (), (), None, ())
-    cell_states = [by_run[entry.id] for entry in (*summary.runs, *summary.blanks) if entry.id in by_run]
+    ids = [*(run.id for run in summary.runs), *(blank.id for blank in summary.blanks)]
+    cell_states = [by_run[run_id] for run_id in ids if run_id in by_run]
     cell_states.sort(key=lambda state: state.run.seed)
     records = [state.record for state in cell_states if state.counts and state.record is not None]
     return CellPart(
@@ -287,9 +288,9 @@ def _run(state: RunState, preset: Preset) -> RunPart:
         outcome = f"diverged in epoch {result.diverged_in} (counted from 0)"
     else:
         outcome = f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})"
-    best = (
-        "" if result.best_accuracy is None else f"{result.best_accuracy:.2f} % in epoch {result.best_epoch}"
-    )
+    best = ""
+    if result.best_accuracy is not None and result.best_epoch is not None:
+        best = f"{result.best_accuracy:.2f} % after epoch {result.best_epoch + 1}"
     shared = f", shared with {made.co_tenants} more" if made.co_tenants else ""
     dirty = " with local changes" if made.git_dirty else ""
     attempts = "; ".join(

@@ -1,0 +1,290 @@
+"""What `repro doctor` looks at, one function a matter: each returns its findings and changes nothing."""
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from repro.commands.context import Context
+from repro.data import listing, verify
+from repro.errors import DeviceError, ReproError
+from repro.registry import Selection
+from repro.scheduling.cores import memory_bytes, usable_cores
+from repro.scheduling.gpus import Gpu, GpuReader, read_gpus
+
+Level = Literal["ok", "warning", "error"]
+OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
+_RECORD_BYTES = 60_000
+_CHECKPOINT_BYTES = 400_000_000
+"""Two of ResNet-50's at most: weights, momentum and accumulators in float32."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check-up; `remedy` says what to do and is empty where all is well."""
+
+    matter: str
+    level: Level
+    said: str
+    remedy: str = ""
+
+
+def check_python() -> Iterator[Finding]:
+    """This Python, and every package that the project asks for, against its lower bound."""
+    yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
+    unmet = []
+    for requirement in requires("scaled-bn-repro") or ():
+        name, least = re.match(r"([\w-]+)\s*(?:>=\s*([\w.]+))?", requirement).groups()  # type: ignore[union-attr]
+        if "extra ==" in requirement:
+            continue
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            unmet.append(f"{name} is missing")
+            continue
+        if least and _numbers(found) < _numbers(least):
+            unmet.append(f"{name} {found} is older than {least}")
+    if unmet:
+        yield Finding(
+            "packages",
+            "error",
+            "; ".join(unmet),
+            "`./run_all.sh --install-only`, or `pip install --editable .`",
+        )
+    else:
+        yield Finding("packages", "ok", "all there, none older than its lower bound")
+
+
+def check_torch(
+    read_facts: Callable[[], Mapping[str, Any] | str], read: GpuReader = read_gpus
+) -> Iterator[Finding]:
+    """torch and its build against the GPUs that the driver shows; `read_facts` gives facts or a complaint."""
+    facts = read_facts()
+    if isinstance(facts, str):
+        yield Finding("torch", "error", facts, "`./run_all.sh --install-only` installs a torch that fits")
+        return
+    build = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
+    yield Finding("torch", "ok", f"{facts['torch']}, {build}; torchvision {facts['torchvision']}")
+    try:
+        present = read()
+    except DeviceError as error:
+        yield Finding("GPU", "error", str(error), "")
+        return
+    if not present:
+        yield Finding(
+            "GPU",
+            "warning",
+            f"no NVIDIA GPU found: runs train on the CPU ({usable_cores()} cores, {facts['cpu']})",
+            "enough for the presets smoke and quick; the paper's recipe wants a GPU",
+        )
+        return
+    yield from _judge_gpus(facts, present)
+
+
+def _judge_gpus(facts: Mapping[str, Any], present: Sequence[Gpu]) -> Iterator[Finding]:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not facts["available"]:
+        if hidden is not None and hidden.strip() in ("", "-1"):
+            yield Finding("GPU", "warning", f"CUDA_VISIBLE_DEVICES is {hidden!r}: every GPU is hidden",
+                          "unset it to train on a GPU")  # fmt: skip
+            return
+        remedy = (
+            "install a torch with CUDA: `./run_all.sh --install-only`"
+            if not facts["cuda"]
+            else "update the NVIDIA driver, or install a torch for an older CUDA: "
+            f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
+        )
+        names = ", ".join(gpu.name for gpu in present)
+        yield Finding("GPU", "error", f"the driver shows {names}, torch sees no CUDA device", remedy)
+        return
+    for device in facts["devices"]:
+        yield judge_device(device, facts["architectures"])
+
+
+def judge_device(device: Mapping[str, Any], architectures: Sequence[str]) -> Finding:
+    """One GPU against the architectures that torch's build carries: `sm_61` runs what `sm_60` or 61 hold.
+
+    `device` is {"name", "capability": [major, minor], "fault"} as `repro.commands.torch_facts` gives it.
+    """
+    major, minor = device["capability"]
+    name = f"{device['name']}, compute capability {major}.{minor}"
+    carried = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", text) for text in architectures]
+    # Machine code of the same generation and not newer runs; PTX of any older one is compiled by the driver.
+    fits = any(
+        (kind == "sm" and int(generation) == major and int(step) <= minor)
+        or (kind == "compute" and (int(generation), int(step)) <= (major, minor))
+        for kind, generation, step in (match.groups() for match in carried if match)
+    )
+    if not fits:
+        return Finding(
+            "GPU",
+            "error",
+            f"{name}: this torch carries no code for it (only {', '.join(architectures) or 'none'})",
+            f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`, "
+            "or let `./run_all.sh --install-only` choose",
+        )
+    if device["fault"]:
+        return Finding("GPU", "error", f"{name}: a kernel fails: {device['fault']}", "see `nvidia-smi`")
+    precision = "bf16" if major >= 8 else "fp16 with a scaler" if major == 7 else "float32"
+    return Finding("GPU", "ok", f"{name}: a kernel ran; trains in {precision}")
+
+
+def read_torch_facts(timeout: float = 180.0) -> Mapping[str, Any] | str:
+    """The facts from a process of its own, or why there are none."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "repro.commands.torch_facts"],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return f"torch did not answer within {timeout:g} s: a device that hangs? See `nvidia-smi`"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
+        return f"importing torch {ended}: {lines[-1] if lines else 'without a word'}"
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def check_driver() -> Iterator[Finding]:
+    """The NVIDIA driver's version, where there is a driver."""
+    path = Path("/sys/module/nvidia/version")
+    if path.is_file():
+        yield Finding("driver", "ok", f"NVIDIA {path.read_text().strip()}")
+
+
+def check_memory() -> Iterator[Finding]:
+    """Main memory: a run holds its data set and torch, about 3 GB, TinyImageNet 4."""
+    whole = memory_bytes()
+    said = f"{whole / 2**30:.1f} GiB of main memory"
+    if whole < 6 * 2**30:
+        yield Finding("memory", "warning", said, "fewer runs at once may fit than there are cores or GPUs")
+    else:
+        yield Finding("memory", "ok", said)
+
+
+def check_places(context: Context) -> Iterator[Finding]:
+    """The folders of results, figures and data: writable, with room for the preset's runs, and lockable."""
+    project = context.project
+    runs = len(context.registry.select_runs(Selection(), context.preset))
+    needed = runs * _RECORD_BYTES + _CHECKPOINT_BYTES
+    for matter, folder in (
+        ("results", project.results),
+        ("figures", project.figures),
+        ("data", project.data),
+    ):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        room = f"{free / 1e9:,.1f} GB free"
+        if not os.access(there, os.W_OK | os.X_OK):
+            option = {"results": "--results DIR", "data": "--data-dir DIR", "figures": "--output DIR"}[matter]
+            yield Finding(matter, "error", f"{there} cannot be written", f"make it writable, or use {option}")
+        elif matter == "results" and free < needed:
+            yield Finding(
+                matter,
+                "error",
+                f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints",
+                "free some space, or use --results DIR on another disk",
+            )
+        else:
+            yield Finding(matter, "ok", f"{folder}: can be written, {room}")
+    yield from _check_locks(project.results)
+
+
+def _check_locks(folder: Path) -> Iterator[Finding]:
+    """Whether the file system of `folder` has kernel locks; a lock file is made and removed to see."""
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return
+    path = folder / f".doctor-{os.getpid()}"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=5)
+        kind = type(lock).__name__
+        lock.release()
+    except (OSError, NotImplementedError, Timeout) as error:
+        yield Finding(
+            "locks", "error", f"{folder}: no file locks ({error})", "use a folder on another file system"
+        )
+        return
+    finally:
+        path.unlink(missing_ok=True)
+    if "Soft" in kind:
+        yield Finding("locks", "error", f"{folder}: no kernel locks", "use a folder on another file system")
+    else:
+        yield Finding("locks", "ok", f"{folder}: kernel locks work")
+
+
+def check_data(context: Context, hash_them: bool) -> Iterator[Finding]:
+    """Each data set of the preset's tables: prepared and, where `hash_them`, as its manifest says."""
+    if context.preset.recipe.data == "generated":
+        yield Finding("data sets", "ok", f"the preset {context.preset.name} generates its own")
+        return
+    needed = {table.dataset for table in context.registry.tables if table.of_paper}
+    for state in listing(context.project.data):
+        matter = f"data: {state.name}"
+        if state.state == "prepared":
+            said = f"{state.images:,} images of {state.classes} classes"
+            try:
+                if hash_them:
+                    verify(state.name, context.project.data)
+                    said += ", every array as its manifest says"
+            except ReproError as error:
+                yield Finding(matter, "error", str(error), f"`repro data prepare {state.name}`")
+                continue
+            yield Finding(matter, "ok", said)
+        elif state.state == "corrupt":
+            yield Finding(matter, "error", state.detail, f"`repro data prepare {state.name}`")
+        elif state.name in needed:
+            remedy = f"`repro data prepare {state.name}`"
+            if state.state == "missing":
+                remedy = f"`repro data fetch {state.name} && repro data prepare {state.name}`"
+            yield Finding(matter, "warning", f"{state.state}, its runs are left out", remedy)
+
+
+def check_executor(executor: str) -> Iterator[Finding]:
+    """What `--executor slurm` or `ray` needs: its package here and, for Slurm, its commands."""
+    package = {"slurm": "submitit", "ray": "ray"}.get(executor)
+    if package is None:
+        return
+    if importlib.util.find_spec(package) is None:
+        yield Finding(
+            executor, "error", f"{package} is not installed", f"`pip install --editable '.[{executor}]'`"
+        )
+    else:
+        yield Finding(executor, "ok", f"{package} {version(package)}")
+    if executor == "slurm":
+        missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+        if missing:
+            yield Finding("slurm", "error", f"not found: {', '.join(missing)}",
+                          "run this on a login node, or load the module that has them")  # fmt: skip
+            return
+        asked = subprocess.run(["sinfo", "--noheader", "--format=%P %a %D"], capture_output=True, text=True)
+        if asked.returncode:
+            yield Finding(
+                "slurm",
+                "error",
+                (asked.stderr.strip().splitlines() or ["sinfo fails"])[0],
+                "is slurmctld running?",
+            )
+        else:
+            partitions = "; ".join(line.strip() for line in asked.stdout.splitlines())
+            yield Finding("slurm", "ok", f"partitions (name, state, nodes): {partitions}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text.split("+")[0])[:3])
