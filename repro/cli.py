@@ -5,7 +5,7 @@ torch is imported by `repro train` alone. Progress goes to stderr, data to stdou
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,10 +212,7 @@ def aggregate(
     else:
         _write(output, text)
         click.echo(f"wrote {output}", err=True)
-    for reason in damaged:
-        click.echo(f"repro: {reason}", err=True)
-    if damaged:
-        sys.exit(4)
+    _end_if_damaged(damaged)
 
 
 @main.command()
@@ -246,10 +243,37 @@ def report(context: "Context", output: Path | None) -> None:
 
     path, damaged = write_report(context, output)
     click.echo(path)
-    for reason in damaged:
-        click.echo(f"repro: {reason}", err=True)
-    if damaged:
-        sys.exit(4)
+    _end_if_damaged(damaged)
+
+
+@main.command()
+@places
+@click.option("--json", "as_json", is_flag=True, help="For programs: every cell and claim in full.")
+def claims(context: "Context", as_json: bool) -> None:
+    """Judge the paper's claims, and each of its cells, by the records there are.
+
+    The rules are experiments/claims.toml; docs/statistics.md has the formulas.
+    """
+    from repro.analysis.verdict_text import claims_text, judgement_json
+    from repro.commands.judge import judge
+
+    judged = judge(context)
+    write = judgement_json if as_json else claims_text
+    click.echo(write(judged.claims, judged.cells, context.preset, judged.rules), nl=False)
+    _end_if_damaged(judged.damaged)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def audit(as_json: bool) -> None:
+    """Audit the paper by its own printed numbers; needs no record."""
+    from repro.analysis.verdict_text import audit_json, audit_text
+    from repro.commands.context import Context
+    from repro.commands.judge import audit as audit_numbers
+
+    context = Context.open("paper")
+    found = audit_numbers(context)
+    click.echo(audit_json(found) if as_json else audit_text(found, context.registry), nl=False)
 
 
 @main.command("show")
@@ -365,6 +389,14 @@ def list_sets(data_dir: Path | None, as_json: bool) -> None:
     from repro.paths import Project
 
     click.echo(list_data(Project.find(data=data_dir).data, as_json))
+
+
+def _end_if_damaged(reasons: Sequence[str]) -> None:
+    """Names every record that could not be believed, and ends with the exit code of that."""
+    for reason in reasons:
+        click.echo(f"repro: {reason}", err=True)
+    if reasons:
+        sys.exit(4)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,198 @@
+"""The statistics behind verdicts and claims, as plain functions of numbers (docs/statistics.md).
+
+Everything is computed in float64; the distributions are scipy.special's.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+
+@dataclass(frozen=True)
+class PooledSpread:
+    """A within-cell standard deviation pooled over cells, in points, with its degrees of freedom.
+
+        std² = Σ (n_i − 1) s_i² / Σ (n_i − 1)        degrees = Σ (n_i − 1)
+
+    `std` is None where no cell has two runs.
+    """
+
+    std: float | None
+    degrees: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with its standard error and (Welch–Satterthwaite) degrees of freedom."""
+
+    difference: float
+    standard_error: float
+    degrees: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """difference ∓ t_{(1 + level)/2, degrees} · standard error."""
+        half = t_quantile((1 + level) / 2, self.degrees) * self.standard_error
+        return self.difference - half, self.difference + half
+
+    @property
+    def p_difference(self) -> float:
+        """Two-sided p of "the true difference is 0": the α whose 1 − α interval just reaches 0."""
+        return min(1.0, 2 * self._tail(abs(self.difference)))
+
+    def p_equivalence(self, tolerance: float) -> float:
+        """Twice the p of two one-sided tests of "the true difference is ± `tolerance` or beyond".
+
+        It is the α whose 1 − α interval just fits within ± tolerance; 1 where the difference itself does not.
+        """
+        return min(1.0, 2 * self._tail(tolerance - abs(self.difference)))
+
+    def _tail(self, distance: float) -> float:
+        if self.standard_error == 0:
+            return 0.0 if distance > 0 else 0.5
+        return t_tail(distance / self.standard_error, self.degrees)
+
+
+def t_quantile(probability: float, degrees: float) -> float:
+    """The quantile of Student's t."""
+    return float(special.stdtrit(degrees, probability))
+
+
+def t_tail(t: float, degrees: float) -> float:
+    """P(T > t) of Student's t."""
+    return float(special.stdtr(degrees, -t))
+
+
+def chi_square_quantile(probability: float, degrees: float) -> float:
+    """The quantile of χ²."""
+    return float(special.chdtri(degrees, 1 - probability))
+
+
+def chi_square_tail(value: float, degrees: float) -> float:
+    """P(X > value) of χ²."""
+    return float(special.chdtrc(degrees, value))
+
+
+def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:
+    """The pooled spread of cells, each (sample std with ddof = 1, n); those of one run add nothing."""
+    terms = [(std, n - 1) for std, n in spreads if std is not None and n > 1]
+    degrees = sum(weight for _, weight in terms)
+    if not degrees:
+        return PooledSpread(None, 0)
+    return PooledSpread(math.sqrt(math.fsum(w * s * s for s, w in terms) / degrees), degrees)
+
+
+def welch(difference: float, first: tuple[float, int, float], second: tuple[float, int, float]) -> Estimate:
+    """The difference of two means, each side (std, runs in the mean, degrees of freedom of the std).
+
+    SE² = v₁ + v₂,  v_i = std_i² / n_i        degrees = SE⁴ / (v₁²/ν₁ + v₂²/ν₂)
+    """
+    (s1, n1, nu1), (s2, n2, nu2) = first, second
+    v1, v2 = s1 * s1 / n1, s2 * s2 / n2
+    if v1 + v2 == 0:
+        return Estimate(difference, 0.0, nu1 + nu2)
+    # In shares of the sum, so that tiny variances do not underflow when squared.
+    share = v1 / (v1 + v2)
+    degrees = 1 / (share**2 / nu1 + (1 - share) ** 2 / nu2)
+    return Estimate(difference, math.sqrt(v1 + v2), degrees)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p, in the order given: the familywise error rate at which each is rejected."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's adjusted p, in the order given: the false discovery rate of rejecting it."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    smallest = 1.0
+    for rank in range(len(order), 0, -1):
+        index = order[rank - 1]
+        smallest = min(smallest, len(order) / rank * p_values[index])
+        adjusted[index] = smallest
+    return adjusted
+
+
+def signed_rank_p(values: Sequence[float]) -> float:
+    """Wilcoxon's exact one-sided p of "symmetric around 0" against "greater": P(W⁺ ≥ observed).
+
+    Zeros are left out and equal sizes share their mean rank; every choice of signs is equally likely. 1 where
+    nothing is left.
+    """
+    sizes = sorted((abs(value), value > 0) for value in values if value != 0)
+    # Twice the rank is whole, also where sizes tie.
+    doubled: list[int] = []
+    for _, group in itertools.groupby(sizes, key=lambda item: item[0]):
+        count = len(list(group))
+        doubled += [2 * len(doubled) + count + 1] * count
+    observed = sum(rank for rank, (_, positive) in zip(doubled, sizes, strict=True) if positive)
+    ways = [1]  # ways[w]: how many choices of signs have a doubled W⁺ of w
+    for rank in doubled:
+        without, with_it = [*ways, *[0] * rank], [*[0] * rank, *ways]
+        ways = [a + b for a, b in zip(without, with_it, strict=True)]
+    return sum(ways[observed:]) / 2 ** len(doubled)
+
+
+def bootstrap_interval(
+    strata: Sequence[Sequence[float]], level: float, resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """An interval of the mean of the strata's means, from resampling within each; None if one has one value.
+
+    The n_c values of a stratum are drawn with replacement. A bootstrap's variance is (n − 1)/n of the
+    unbiased one, so a stratum's deviations are multiplied by √(n_c/(n_c − 1)): √(3/2) at n = 3. Its normal
+    shape is too narrow for few values, so all are then multiplied by t/z at ν = Σ(n_c − 1) degrees of freedom
+    (Hesterberg 2015, the expanded percentile interval).
+    """
+    if not strata or any(len(values) < 2 for values in strata):
+        return None
+    generator = np.random.default_rng(seed)
+    deviations = np.zeros(resamples)
+    for values in strata:
+        of_stratum, count = np.asarray(values, dtype=np.float64), len(values)
+        drawn = of_stratum[generator.integers(0, count, size=(resamples, count))].mean(axis=1)
+        deviations += (drawn - of_stratum.mean()) * math.sqrt(count / (count - 1)) / len(strata)
+    upper = (1 + level) / 2
+    degrees = sum(len(values) - 1 for values in strata)
+    deviations *= t_quantile(upper, degrees) / float(special.ndtri(upper))
+    effect = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
+    low, high = np.quantile(deviations, (1 - upper, upper))
+    return effect + float(low), effect + float(high)
+
+
+def paired_correlation(pairs: Sequence[Sequence[tuple[float, float]]]) -> float | None:
+    """The correlation of both sides over seeds within columns, pooled; None where it is not defined.
+
+    r = Σ (a − ā_c)(b − b̄_c) / √(Σ (a − ā_c)² · Σ (b − b̄_c)²)
+    """
+    products, first, second = [], [], []
+    for column in pairs:
+        mean_a = math.fsum(a for a, _ in column) / len(column)
+        mean_b = math.fsum(b for _, b in column) / len(column)
+        products += [(a - mean_a) * (b - mean_b) for a, b in column]
+        first += [(a - mean_a) ** 2 for a, _ in column]
+        second += [(b - mean_b) ** 2 for _, b in column]
+    size = math.sqrt(math.fsum(first)) * math.sqrt(math.fsum(second))
+    return max(-1.0, min(1.0, math.fsum(products) / size)) if size > 0 else None
+
+
+def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:
+    """Bartlett's statistic and p of "all cells have one variance", each std from `n` runs (ddof = 1).
+
+    χ² = [N ln s_p² − Σ ν ln s_i²] / [1 + (k/ν − 1/N) / (3 (k − 1))],  ν = n − 1, N = k ν, k − 1 d.f.
+    """
+    count, degrees = len(stds), n - 1
+    pooled = math.fsum(std * std for std in stds) / count
+    total = count * degrees
+    spread = total * math.log(pooled) - degrees * math.fsum(math.log(std * std) for std in stds)
+    statistic = spread / (1 + (count / degrees - 1 / total) / (3 * (count - 1)))
+    return statistic, chi_square_tail(statistic, count - 1)
