@@ -16,6 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from repro.analysis.aggregate import summarise
+from repro.analysis.audit import audit_paper
+from repro.analysis.claims import judge_claims
 from repro.analysis.comparison import FIGURE_CELLS, Comparison, make_comparison
 from repro.analysis.curves import Column, columns_of, draw_curves, draw_gradients
 from repro.analysis.figures import missing_for_figures, with_probes
@@ -24,15 +26,17 @@ from repro.analysis.logit_figure import draw_figure2
 from repro.analysis.report_parts import (
     ColumnPart,
     Drawn,
-    TablePart,
     cost_rows,
     headline,
     logit_rows,
     table_part,
     weight_rows,
 )
+from repro.analysis.report_verdicts import audit_sentences, claim_part, verdict_counts
+from repro.analysis.rules import Rules
 from repro.analysis.style import figure_style
 from repro.analysis.svg import to_svg
+from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
 from repro.recipes import Preset
 from repro.registry import Registry
@@ -51,21 +55,39 @@ class Origin:
     supplied: bool
 
 
-def render_report(states: Sequence[RunState], registry: Registry, preset: Preset, origin: Origin) -> str:
-    """The page for `states`, which hold every run that a table should show, done or not."""
+def render_report(
+    states: Sequence[RunState],
+    further: Sequence[RunState],
+    registry: Registry,
+    preset: Preset,
+    rules: Rules,
+    origin: Origin,
+) -> str:
+    """The page for `states`, which hold every run that a table should show, done or not.
+
+    `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`).
+    """
     summaries = summarise(states, registry, preset)
     layouts = lay_out(summaries, registry, preset, origin.supplied)
     records = [state.record for state in states if state.counts and state.record is not None]
-    tables: list[TablePart] = [table_part(layout, registry, preset, summaries, states) for layout in layouts]
+    verdicts = judge_cells(summaries, registry, preset, rules)
+    tables = [table_part(layout, registry, preset, summaries, states, verdicts) for layout in layouts]
+    claims = judge_claims([*states, *further], registry, preset, rules)
     with figure_style():
         figures, comparison = _paper_figures(states, registry, preset)
         columns = [_column(column, preset) for column in columns_of(states, registry)]
     return _template("report.html").render(
         preset=preset,
         origin=origin,
+        rules=rules,
         headline=headline(summaries, states),
+        # Another preset is never held against the paper: the page says so once, above everything.
+        comparable=preset.name == "paper",
+        verdict_counts=verdict_counts(verdicts),
         tables=tables,
         networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
+        claims=[claim_part(claim, rules) for claim in claims],
+        audit=audit_sentences(audit_paper(registry, rules)) if _of_paper(registry) else (),
         figures=figures,
         missing_figures=missing_for_figures(states, preset),
         logit_rows=logit_rows(comparison) if comparison else (),
@@ -76,6 +98,11 @@ def render_report(states: Sequence[RunState], registry: Registry, preset: Preset
         style=_asset("report.css"),
         script=_asset("report.js"),
     )
+
+
+def _of_paper(registry: Registry) -> bool:
+    """Whether the registry has the paper's three tables, which the audit is of."""
+    return {table.name for table in registry.tables} >= {1, 2, 3}
 
 
 def _paper_figures(

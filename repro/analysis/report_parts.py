@@ -11,7 +11,9 @@ from markupsafe import Markup
 from repro.analysis.aggregate import CellSummary
 from repro.analysis.comparison import Comparison
 from repro.analysis.layout import LaidOutCell, TableLayout, loss_label, network_label
+from repro.analysis.report_verdicts import VerdictPart, cell_verdict
 from repro.analysis.svg import Line, small_plot
+from repro.analysis.verdicts import CellVerdict
 from repro.recipes import Preset, format_axis
 from repro.records import RunRecord
 from repro.registry import Registry
@@ -53,16 +55,6 @@ class RunPart:
     commit: str
     attempts: str
     command: str
-
-
-@dataclass(frozen=True)
-class VerdictPart:
-    """A cell's verdict: `kind` is good, bad or open; the symbol says the same without colour."""
-
-    kind: str
-    symbol: str
-    word: str
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -138,10 +130,12 @@ def table_part(
     preset: Preset,
     summaries: Sequence[CellSummary],
     states: Sequence[RunState],
+    verdicts: Sequence[CellVerdict],
 ) -> TablePart:
-    """One table of the page; `layout` and `summaries` are of the same states."""
+    """One table of the page; `layout`, `summaries` and `verdicts` are of the same states."""
     own = [summary for summary in summaries if summary.cell.table == layout.table]
     by_run = {state.run.id: state for state in states}
+    judged = {verdict.cell.id: cell_verdict(verdict) for verdict in verdicts}
     table = registry.table(layout.table)
     networks = list(dict.fromkeys(summary.cell.network for summary in own))
     by_place = {
@@ -151,7 +145,15 @@ def table_part(
         RowPart(
             row.label,
             tuple(
-                _cell(by_place.get((column, row.label)), column, row.label, text, layout, by_run, preset)
+                _cell(
+                    by_place.get((column, row.label)),
+                    (row.label, column),
+                    text,
+                    layout,
+                    by_run,
+                    judged,
+                    preset,
+                )
                 for column, text in zip(layout.columns, row.cells, strict=True)
             ),
         )
@@ -249,14 +251,14 @@ def _diverged(state: RunState) -> bool:
 
 def _cell(
     summary: CellSummary | None,
-    column: str,
-    label: str,
+    place: tuple[str, str],
     text: LaidOutCell,
     layout: TableLayout,
     by_run: dict[str, RunState],
+    judged: dict[str, VerdictPart],
     preset: Preset,
 ) -> CellPart:
-    title = f"{label} · {column} · {layout.corner}"
+    title = " · ".join((*place, layout.corner))
     if summary is None:
         return CellPart("", title, text, None, "not selected", (), (), None, ())
     ids = [*(run.id for run in summary.runs), *(blank.id for blank in summary.blanks)]
@@ -273,6 +275,7 @@ def _cell(
         notes=summary.notes,
         plot=_curves(records, summary, title) if records else None,
         settings=_settings(records[0]) if records else (),
+        verdict=judged.get(summary.cell.id),
     )
 
 

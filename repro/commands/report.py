@@ -5,8 +5,10 @@ from pathlib import Path
 
 from repro import __version__
 from repro.analysis.aggregate import integrity_errors
+from repro.analysis.claims import claim_runs
 from repro.analysis.report import Origin, render_report
 from repro.commands.context import Context
+from repro.commands.judge import project_rules
 from repro.commit import make_folder, write_whole
 from repro.registry import Selection
 from repro.standings import RunState, Standing
@@ -18,10 +20,15 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
     The paper's tables are always in it, another table once it has a record.
     """
     states = _states(context)
+    rules = project_rules(context)
+    shown = {state.run for state in states}
+    needed = claim_runs(rules, context.registry, context.preset)
     text = render_report(
         states,
+        context.states(run for run in needed if run not in shown),
         context.registry,
         context.preset,
+        rules,
         Origin(
             version=__version__,
             commit=_commit(context.project.root),

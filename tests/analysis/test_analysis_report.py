@@ -7,11 +7,17 @@ import pytest
 from analysis_records import EXPERIMENTS, done, make_record, missing
 
 from repro.analysis.report import Origin, render_report
+from repro.analysis.rules import read_rules
 from repro.experiments import Row
 from repro.registry import Registry, Selection
 from repro.standings import RunState, Standing
 
+RULES = read_rules(EXPERIMENTS / "claims.toml")
 ORIGIN = Origin(version="0.1.0", commit="0123456789ab", results="results/paper", supplied=False)
+
+
+def report_of(states, registry, preset) -> str:
+    return render_report(states, [], registry, preset, RULES, ORIGIN)
 
 
 class Page(HTMLParser):
@@ -51,7 +57,7 @@ def states(registry, paper) -> list[RunState]:
 
 
 def test_the_page_needs_nothing_beside_it(states, registry, paper):
-    text = render_report(states, registry, paper, ORIGIN)
+    text = report_of(states, registry, paper)
     page = Page(text)
     assert not [tag for tag, given in page.tags if tag in ("link", "img", "iframe")]
     assert page.all("src") == []
@@ -62,21 +68,21 @@ def test_the_page_needs_nothing_beside_it(states, registry, paper):
 
 
 def test_ids_are_unique_and_every_link_leads_to_one(states, registry, paper):
-    page = Page(render_report(states, registry, paper, ORIGIN))
+    page = Page(report_of(states, registry, paper))
     ids = page.all("id")
     assert len(ids) == len(set(ids))
     assert {address[1:] for address in page.all("href")} <= set(ids)
 
 
 def test_every_cell_opens_its_runs_with_the_command_that_repeats_each(states, registry, paper):
-    text = render_report(states, registry, paper, ORIGIN)
+    text = report_of(states, registry, paper)
     assert len([1 for tag, given in Page(text).tags if tag == "a" and "data-cell" in given]) == 4
     for state in states:
         assert f"<code>repro train {state.run.id} --preset paper</code>" in text
 
 
 def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
-    text = render_report(states, registry, paper, ORIGIN)
+    text = report_of(states, registry, paper)
     assert "diverged in epoch 3 (counted from 0)" in text
     assert "not whole JSON" in text
     assert "not run yet" in text
@@ -85,11 +91,11 @@ def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
 
 
 def test_the_same_records_give_the_same_bytes(states, registry, paper):
-    assert render_report(states, registry, paper, ORIGIN) == render_report(states, registry, paper, ORIGIN)
+    assert report_of(states, registry, paper) == report_of(states, registry, paper)
 
 
 def test_without_a_record_the_page_says_what_it_waits_for(registry, paper):
-    text = render_report(missing(registry.select_runs(Selection(), paper)), registry, paper, ORIGIN)
+    text = report_of(missing(registry.select_runs(Selection(), paper)), registry, paper)
     assert "Figures 2 and 3 need a run of cifar100/resnet18/cross-entropy" in text
     assert "No record counts yet, so there is nothing to draw." in text
     assert "<code>repro run --preset paper --table 1</code>" in text
@@ -99,7 +105,7 @@ def test_another_preset_stands_in_the_title_and_above_the_tables(registry):
     quick = registry.preset("quick")
     runs = registry.select_runs(Selection(), quick)
     states = [done(make_record(registry, quick, run), registry) for run in runs]
-    text = render_report(states, registry, quick, ORIGIN)
+    text = report_of(states, registry, quick)
     assert re.search(r"<title>QUICK: ", text)
     assert '<p class="warning" role="note"><strong>QUICK</strong>: few images: it proves nothing' in text
     assert "QUICK Table 1: CIFAR-100" in text
@@ -110,7 +116,7 @@ def test_markup_in_a_label_stays_text(registry, paper):
     row: Row = table.rows[0].model_copy(update={"label": "<script>alert(1)</script> & co"})
     odd = Registry([table.model_copy(update={"rows": (row, table.rows[1])})], registry.presets)
     states = [done(make_record(odd, paper, run), odd) for run in odd.select_runs(Selection(), paper)]
-    text = render_report(states, odd, paper, ORIGIN)
+    text = report_of(states, odd, paper)
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in text
 
@@ -118,7 +124,7 @@ def test_markup_in_a_label_stays_text(registry, paper):
 def test_the_numbers_behind_figures_2_and_3_are_the_records(registry, paper):
     runs = registry.select_runs(Selection(networks=("resnet18",)), paper)
     states = [done(make_record(registry, paper, run), registry) for run in runs]
-    text = render_report(states, registry, paper, ORIGIN)
+    text = report_of(states, registry, paper)
     logits = states[0].record.probes.logits
     assert f"<td>{logits.mean:.2f}</td><td>{logits.std:.2f}</td>".replace("-", "−") in text
     of_loss = [state.record for state in states if state.run.cell.row == "cross-entropy"]
@@ -131,7 +137,7 @@ def test_216_records_make_a_page_under_5_mb():
     paper = registry.preset("paper")
     runs = registry.select_runs(Selection(), paper)
     states = [done(make_record(registry, paper, run), registry) for run in runs]
-    text = render_report(states, registry, paper, ORIGIN)
+    text = report_of(states, registry, paper)
     assert len(runs) == 216
     assert len(text.encode()) < 5_000_000
     assert text.count('<section class="cell"') == 72

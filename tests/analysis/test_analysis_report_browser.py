@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from analysis_records import done, make_record, missing
+from analysis_records import EXPERIMENTS, done, make_record, missing
 
 from repro.analysis.report import Origin, render_report
+from repro.analysis.rules import read_rules
 from repro.registry import Selection
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: test)")
@@ -46,10 +47,9 @@ def page(browser, registry, paper, tmp_path: Path):
     ]
     states += missing([run for run in runs if run.cell.network != "vgg16"])
     path = tmp_path / "report.html"
-    path.write_text(
-        render_report(states, registry, paper, Origin("0.1.0", None, "results/paper", False)),
-        encoding="utf-8",
-    )
+    origin = Origin("0.1.0", None, "results/paper", False)
+    rules = read_rules(EXPERIMENTS / "claims.toml")
+    path.write_text(render_report(states, [], registry, paper, rules, origin), encoding="utf-8")
     size(browser, 1280, 900)
     browser.get(path.as_uri())
     yield browser
