@@ -328,30 +328,44 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.argument("name", metavar="SET")
     @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
     @wraps(command)
-    def wrapped(name: str, data_dir: Path | None) -> Any:
+    def wrapped(name: str, data_dir: Path | None, **options: Any) -> Any:
         from repro.paths import Project
 
-        return command(name, Project.find(data=data_dir).data)
+        return command(name, Project.find(data=data_dir).data, **options)
 
     return wrapped
 
 
 @data.command()
 @data_places
-def fetch(name: str, folder: Path) -> None:
+@click.option("--url", help="A mirror of the set's archive.")
+def fetch(name: str, folder: Path, **options: Any) -> None:
     """Download SET (cifar100, …) and check it; resumes, and does nothing where it is there."""
     from repro.commands.data import fetch_set
+    from repro.data import FetchOptions
 
-    fetch_set(name, folder)
+    fetch_set(name, folder, FetchOptions(**options))
 
 
 @data.command()
 @data_places
-def prepare(name: str, folder: Path) -> None:
-    """Turn SET's files into memory-mapped arrays with a manifest."""
-    from repro.commands.data import prepare_set
+@click.option("--from", "source", type=click.Path(exists=True, path_type=Path), metavar="PATH",
+              help="Folder or archive of the source files, where not in the data folder.")  # fmt: skip
+@click.option("--as", "save_as", metavar="NAME", help="Keep it under a name of its own.")
+@click.option("--title", help="What tables call a set of your own.")
+@click.option("--allow-partial", is_flag=True, help="Take a set that lacks images; tables will say so.")
+@click.option("--min-images", type=click.IntRange(min=2), help="Leave out people with fewer.  [default: 70]")
+@click.option("--crop", type=click.FloatRange(min=0, max=1, min_open=True),
+              help="Keep a central square, its side this fraction of the shorter side.")  # fmt: skip
+def prepare(name: str, folder: Path, save_as: str | None, **options: Any) -> None:
+    """Turn SET's files into memory-mapped arrays with a manifest.
 
-    prepare_set(name, folder)
+    Any other name than a known set's is one of your own: --from a folder with a folder of images a class.
+    """
+    from repro.commands.data import prepare_set
+    from repro.data import PrepareOptions
+
+    prepare_set(name, folder, PrepareOptions(name=save_as, **options))
 
 
 @data.command()

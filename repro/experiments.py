@@ -3,7 +3,6 @@
 Every mistake is a RegistryError that names the file, the key, and what is allowed.
 """
 
-import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from repro.errors import RegistryError, SelectionError
+from repro.paths import NAME
 from repro.recipes import LOSS_PARAMETERS, Model, Preset, Recipe, Scalar
 
 NETWORKS = ("vgg16", "vgg13", "vgg16-4096", "vgg-lsoftmax", "resnet18", "resnet50")
 """The networks of `repro.models`; a test compares the two."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
 class Reported(Model):
@@ -162,7 +160,7 @@ def _known_keys(
 
 
 def _name(where: str, name: object) -> str:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise RegistryError(
             f"{where}: {name!r} cannot be a name; use small letters, digits, dots and dashes, "
             "as in scaled-bn-m1"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repro.errors import DataCorruptError, DataMissingError
+from repro.errors import DataCorruptError, DataMissingError, SetupError
 
 PREPARATION_VERSION = 1
 """Raised when preparing the same source would give other pixels, labels or order."""
@@ -68,6 +68,11 @@ class Manifest(BaseModel):
     )
     std: tuple[float, float, float]
     tools: dict[str, str] = Field(default_factory=dict, description="versions of what decoded the images")
+    settings: dict[str, str] = Field(
+        default_factory=dict, description="choices of preparation that decide pixels or membership"
+    )
+    left_out: dict[str, str] = Field(default_factory=dict, description="source image → why it is in no split")
+    listing: str | None = Field(default=None, description="sha256 of the source files' names and sizes")
 
     @property
     def classes(self) -> int:
@@ -75,25 +80,42 @@ class Manifest(BaseModel):
         return len(self.class_names)
 
     def fingerprint(self) -> str:
-        """Hash of what decides a run's data: sources, split membership, preparation version.
+        """Hash of what decides a run's data: sources, split membership, settings, preparation version.
 
         Tool versions and decoded bytes are provenance and stay out of it.
         """
         return fingerprint_of(
-            self.preparation_version, self.sources, self.train.membership, self.test.membership
+            self.preparation_version,
+            self.sources,
+            self.train.membership,
+            self.test.membership,
+            self.settings,
         )
+
+    def to_json(self) -> str:
+        """The file's text: indented JSON, its last key a sha256 over all the others."""
+        content = self.model_dump(mode="json")
+        content["sha256"] = _checksum(content)
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def fingerprint_of(
-    preparation_version: int, sources: dict[str, str], train_membership: str, test_membership: str
+    preparation_version: int,
+    sources: dict[str, str],
+    train_membership: str,
+    test_membership: str,
+    settings: dict[str, str] | None = None,
 ) -> str:
     """`Manifest.fingerprint` from its parts, for data that are planned before they are made."""
-    identity = {
+    identity: dict[str, object] = {
         "preparation_version": preparation_version,
         "sources": sources,
         "train": train_membership,
         "test": test_membership,
     }
+    # A set without settings keeps the fingerprint that it had before there were any.
+    if settings:
+        identity["settings"] = settings
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -108,24 +130,33 @@ def read_manifest(data: Path, name: str) -> Manifest:
     Raises DataMissingError (with the command that prepares it) or DataCorruptError.
     """
     path = prepared_folder(data, name) / "manifest.json"
+    again = f"delete {path.parent} and run `repro data prepare {name}`"
     try:
-        text = path.read_text()
-    except FileNotFoundError:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise DataMissingError(
             f"the data set {name} is not prepared ({path} does not exist): run `repro data prepare {name}`, "
             "or point --data-dir or REPRO_DATA at a folder where it is"
         ) from None
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataCorruptError(f"{path}: not whole JSON ({error}); {again}") from None
+    checksum = content.pop("sha256", None) if isinstance(content, dict) else None
     try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataCorruptError(
-            f"{path}: {where}: {first['msg']}; delete {path.parent} and run `repro data prepare {name}`"
-        ) from None
-    if manifest.preparation_version != PREPARATION_VERSION:
+        raise DataCorruptError(f"{path}: {where}: {first['msg']}; {again}") from None
+    if manifest.preparation_version != PREPARATION_VERSION or checksum is None:
         raise DataMissingError(
-            f"{path} was written by preparation version {manifest.preparation_version}, "
-            f"this is {PREPARATION_VERSION}: run `repro data prepare {name}` again"
+            f"{path} was written by an earlier version of this program: run `repro data prepare {name}` again"
         )
+    if checksum != _checksum(content):
+        raise DataCorruptError(f"{path} does not match its own sha256: it was damaged or edited; {again}")
     return manifest
+
+
+def _checksum(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -10,10 +10,14 @@ One `Project` is made by the command line and handed down; nothing below it look
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from repro.errors import ProjectNotFoundError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+"""What data sets, losses and tables may be called: names become folders."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from repro.data import data_set
+from repro.data import described
 from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
@@ -56,7 +56,7 @@ class Context:
 
 def _no_data(state: RunState) -> str:
     """The state's reason; for a run without a record, that its data set cannot be had if that is so."""
-    known = data_set(state.run.cell.dataset)
+    known = described(state.run.cell.dataset)
     if state.standing is Standing.MISSING and known.prepare is None:
         return f"no data: {known.title} cannot be prepared in this version"
     return state.reason

@@ -3,26 +3,31 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from repro import data
+from repro.data.download import Progress
 from repro.manifest import Manifest, prepared_folder
+from repro.scheduling.durations import format_seconds
 
 
-def fetch_set(name: str, folder: Path) -> None:
+def fetch_set(name: str, folder: Path, options: data.FetchOptions) -> None:
     """Downloads the source files of `name`; does nothing where they are."""
-    place = data.fetch(name, folder, _progress("fetched"), _say)
+    place = data.fetch(name, folder, options, _progress("fetched"), _say)
     _say(f"{name}: source files in {place}")
 
 
-def prepare_set(name: str, folder: Path) -> None:
+def prepare_set(name: str, folder: Path, options: data.PrepareOptions) -> None:
     """Makes the arrays of `name`."""
     started = time.monotonic()
-    manifest = data.prepare(name, folder, _progress("prepared"), _say)
+    manifest = data.prepare(name, folder, options, _progress("prepared"), _say)
     seconds = time.monotonic() - started
-    _say(f"{name}: {_describe(manifest)}, in {prepared_folder(folder, name)} ({seconds:.1f} s)")
+    place = prepared_folder(folder, manifest.name)
+    _say(f"{manifest.name}: {_describe(manifest)}, in {place} ({seconds:.1f} s)")
+    for note in (f"partial: {manifest.partial}" if manifest.partial else "", *manifest.notes):
+        if note:
+            _say(f"{manifest.name}: {note}")
 
 
 def verify_set(name: str, folder: Path) -> None:
@@ -63,21 +68,33 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _progress(doing: str) -> Callable[[int, int | None], None]:
+def _progress(doing: str) -> Progress:
     """Rewrites one line on a terminal; on anything else a line every ten seconds."""
     terminal = sys.stderr.isatty()
-    next_line = time.monotonic() + (0.2 if terminal else 10.0)
+    pause = 0.2 if terminal else 10.0
+    started = time.monotonic()
+    next_line = started + pause
 
-    def show(done: int, total: int | None) -> None:
+    def show(done: int, total: int | None, unit: str = "bytes", /) -> None:
         nonlocal next_line
         now = time.monotonic()
         finished = total is not None and done >= total
         if now < next_line and not (finished and terminal):
             return
-        next_line = now + (0.2 if terminal else 10.0)
-        whole = f" of {total / 1e6:,.1f}" if total else ""
-        line = f"{doing} {done / 1e6:,.1f}{whole} MB"
+        next_line = now + pause
+        if unit == "bytes":
+            whole = f" of {total / 1e6:,.1f}" if total else ""
+            line = f"{doing} {done / 1e6:,.1f}{whole} MB"
+        else:
+            whole = f" of {total:,}" if total else ""
+            line = f"{doing} {done:,}{whole} {unit}"
+        rate = done / max(now - started, 1e-9)
+        if unit != "bytes":
+            line += f", {rate:,.0f} a second"
+        if total and done and not finished:
+            line += f", {format_seconds((total - done) / rate)} left"
         end = "\n" if finished or not terminal else "\r"
-        print(f"\r{line}" if terminal else line, end=end, file=sys.stderr, flush=True)
+        # \x1b[K clears what a longer line before left behind.
+        print(f"\r{line}\x1b[K" if terminal else line, end=end, file=sys.stderr, flush=True)
 
     return show

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from repro.commands.context import Context
-from repro.data import data_set
+from repro.data import described
 from repro.errors import DataMissingError
 from repro.manifest import read_manifest
 from repro.registry import Selection
@@ -32,7 +32,7 @@ def _sizes(context: Context, names: Iterable[str]) -> dict[str, DataSize]:
         try:
             manifest = read_manifest(context.project.data, name)
         except DataMissingError:
-            known = data_set(name)
+            known = described(name)
             if known.train_count and known.test_count and known.classes:
                 sizes[name] = DataSize(known.train_count, known.test_count, known.classes, known.image_size)
             elif known.paper_counts:

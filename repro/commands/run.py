@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from repro.commands.context import Context
-from repro.data import data_set
+from repro.data import described
 from repro.errors import DataMissingError, SetupError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
@@ -93,7 +93,7 @@ def _missing_data(
             read_manifest(context.project.data, dataset)
         except DataMissingError as error:
             count = sum(run.cell.dataset == dataset for run in runs)
-            unavailable = data_set(dataset).unavailable("preparing")
+            unavailable = described(dataset).unavailable("preparing")
             reasons[dataset] = f"{count} runs on {dataset} are left out: {unavailable or error}"
     return reasons
 

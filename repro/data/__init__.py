@@ -4,18 +4,48 @@ Importing this package imports neither numpy nor torch: planning reads it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repro.errors import DataCorruptError, DataMissingError, UsageError
+from repro.paths import NAME
 
 if TYPE_CHECKING:
     from repro.data.download import Notify, Progress
     from repro.manifest import Manifest
 
-    Fetch = Callable[[Path, Progress | None, Notify | None, str | None], Path]
-    Prepare = Callable[[Path, Progress | None, Notify | None], Manifest]
+OWN_IMAGE_SIZE = 64
+"""Pixels a side of a folder-a-class set of one's own."""
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """What `repro data fetch` may be told; each set says in `fetch_takes` which of it means something."""
+
+    url: str | None = None
+    """A mirror."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What `repro data prepare` may be told; each set says in `prepare_takes` which of it means something."""
+
+    source: Path | None = None
+    """Where the files lie, if not in a place where they are looked for."""
+    name: str | None = None
+    """What the prepared set is called, if not as its source."""
+    title: str | None = None
+    allow_partial: bool = False
+    min_images: int | None = None
+    """A class with fewer is left out."""
+    crop: float | None = None
+    """The side of the central square that is kept, as a fraction of the image's shorter side."""
+
+
+if TYPE_CHECKING:
+    Fetch = Callable[[Path, FetchOptions, Progress | None, Notify | None], Path]
+    Prepare = Callable[[Path, PrepareOptions, Progress | None, Notify | None], Manifest]
     Located = Callable[[Path], Path | None]
 
 
@@ -41,6 +71,8 @@ class DataSet:
     an estimate of time before the data are here."""
     located: "Located | None" = None
     """Where its source files lie below a data folder, by name alone, or None."""
+    fetch_takes: frozenset[str] = frozenset({"url"})
+    prepare_takes: frozenset[str] = frozenset()
 
     def unavailable(self, doing: str) -> str | None:
         """The sentence for a user whose set this version cannot prepare; None where it can."""
@@ -64,17 +96,30 @@ class DataSetState:
 
 
 def _fetch_cifar100(
-    data_dir: Path, progress: "Progress | None", notify: "Notify | None", url: str | None
+    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
 ) -> Path:
     from repro.data import cifar100
 
-    return cifar100.fetch(data_dir, progress, notify, url)
+    return cifar100.fetch(data_dir, progress, notify, options.url)
 
 
-def _prepare_cifar100(data_dir: Path, progress: "Progress | None", notify: "Notify | None") -> "Manifest":
+def _prepare_cifar100(
+    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
+) -> "Manifest":
     from repro.data import cifar100
 
-    return cifar100.prepare(data_dir, progress, notify)
+    return cifar100.prepare(data_dir, progress, notify, options.source)
+
+
+def _prepare_own(name: str) -> "Prepare":
+    def prepare_class_folders(
+        data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
+    ) -> "Manifest":
+        from repro.data import class_folders
+
+        return class_folders.prepare(name, data_dir, options, progress, notify)
+
+    return prepare_class_folders
 
 
 def _located_cifar100(data_dir: Path) -> Path | None:
@@ -97,6 +142,7 @@ DATA_SETS: dict[str, DataSet] = {
             fetch=_fetch_cifar100,
             prepare=_prepare_cifar100,
             located=_located_cifar100,
+            prepare_takes=frozenset({"source"}),
         ),
         DataSet(
             name="tiny-imagenet",
@@ -130,16 +176,38 @@ def data_set(name: str) -> DataSet:
         raise UsageError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}") from None
 
 
+def described(name: str) -> DataSet:
+    """The data set called `name`; any name that is not a known set's is a folder-a-class set of one's own.
+
+    Raises UsageError for what cannot be a name.
+    """
+    if name in DATA_SETS:
+        return DATA_SETS[name]
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a data set's name; use small letters, digits, dots and dashes, as in lfw"
+        )
+    return DataSet(
+        name=name,
+        title=name,
+        image_size=OWN_IMAGE_SIZE,
+        classes=None,
+        train_count=None,
+        test_count=None,
+        source="A set of one's own, prepared from files on this machine.",
+        prepare=_prepare_own(name),
+        prepare_takes=frozenset({"source", "title", "min_images", "crop"}),
+    )
+
+
 def fetch(
     name: str,
     data_dir: Path,
+    options: FetchOptions | None = None,
     progress: "Progress | None" = None,
     notify: "Notify | None" = None,
-    url: str | None = None,
 ) -> Path:
     """The place of the source files of `name` below `data_dir`, downloaded where they are not there yet.
-
-    `url` names a mirror.
 
     Raises UsageError, FetchError, DataCorruptError, SetupError, or DataMissingError where this version
     cannot fetch the set.
@@ -147,39 +215,74 @@ def fetch(
     chosen = data_set(name)
     if chosen.fetch is None:
         raise _unavailable(chosen, "fetching")
-    return chosen.fetch(data_dir, progress, notify, url)
+    options = options or FetchOptions()
+    _check_options("fetch", name, options, FetchOptions(), chosen.fetch_takes)
+    return chosen.fetch(data_dir, options, progress, notify)
 
 
 def prepare(
-    name: str, data_dir: Path, progress: "Progress | None" = None, notify: "Notify | None" = None
+    name: str,
+    data_dir: Path,
+    options: PrepareOptions | None = None,
+    progress: "Progress | None" = None,
+    notify: "Notify | None" = None,
 ) -> "Manifest":
-    """Make the arrays of `name` from its source files; whole ones that are there already stay.
+    """Make the arrays of `name` from its source files; whole ones of the same kind that are there stay.
+
+    A name that is not a known set's needs `options.source`, a folder with a folder a class.
 
     Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing
     or this version cannot prepare the set.
     """
-    chosen = data_set(name)
+    options = options or PrepareOptions()
+    if name not in DATA_SETS and options.source is None:
+        raise UsageError(
+            f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
+            "--from FOLDER with a folder of images a class"
+        )
+    chosen = described(name)
     if chosen.prepare is None:
         raise _unavailable(chosen, "preparing")
-    return chosen.prepare(data_dir, progress, notify)
+    _check_options("prepare", name, options, PrepareOptions(), chosen.prepare_takes)
+    if options.name is not None and options.name != name:
+        described(options.name)
+        if options.name in DATA_SETS:
+            raise UsageError(
+                f"--as {options.name}: {name} cannot be kept under the name of another known set"
+            )
+    return chosen.prepare(data_dir, options, progress, notify)
 
 
 def verify(name: str, data_dir: Path, progress: "Progress | None" = None) -> "Manifest":
     """Hash every array of `name` and return the manifest that they match.
 
-    Raises UsageError, DataMissingError, or DataCorruptError naming the damaged files.
+    Raises UsageError for a name that is neither known nor prepared, DataMissingError, or DataCorruptError
+    naming the damaged files.
     """
     from repro.data.arrays import verify_prepared
 
-    return verify_prepared(data_dir, data_set(name).name, progress)
+    own = _own_sets(data_dir)
+    if name not in DATA_SETS and name not in own:
+        known = ", ".join([*DATA_SETS, *own])
+        raise UsageError(f"unknown data set {name!r}; known: {known}")
+    return verify_prepared(data_dir, name, progress)
 
 
 def listing(data_dir: Path) -> list[DataSetState]:
-    """What there is of every known data set below `data_dir`.
+    """What there is of every known data set below `data_dir`, and of every other one prepared there.
 
     Shapes and file sizes are checked, bytes are not hashed: that is `verify`.
     """
-    return [_state(each, data_dir) for each in DATA_SETS.values()]
+    return [_state(described(name), data_dir) for name in (*DATA_SETS, *_own_sets(data_dir))]
+
+
+def _own_sets(data_dir: Path) -> list[str]:
+    """The names under which sets beside the known ones were prepared below `data_dir`."""
+    return sorted(
+        folder.parent.name
+        for folder in data_dir.glob("*/prepared")
+        if folder.parent.name not in DATA_SETS and NAME.fullmatch(folder.parent.name)
+    )
 
 
 def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
@@ -205,13 +308,23 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
         return DataSetState(chosen.name, chosen.title, "missing", None, None, 0, detail)
     return DataSetState(
         chosen.name,
-        chosen.title,
+        manifest.title,
         "prepared",
         manifest.train.count + manifest.test.count,
         manifest.classes,
         _bytes(folder),
         "; ".join(filter(None, (manifest.partial, *manifest.notes, str(folder)))),
     )
+
+
+def _check_options(command: str, name: str, given: object, default: object, takes: frozenset[str]) -> None:
+    """Raises UsageError for an option that was given but means nothing for the set `name`."""
+    spelling = {"source": "from", "name": "as"}
+    for option in fields(given):  # type: ignore[arg-type]
+        value = getattr(given, option.name)
+        if value != getattr(default, option.name) and option.name not in takes:
+            flag = spelling.get(option.name, option.name.replace("_", "-"))
+            raise UsageError(f"repro data {command} {name}: --{flag} means nothing for this set")
 
 
 def _unavailable(chosen: DataSet, doing: str) -> DataMissingError:

@@ -4,96 +4,20 @@
                            train-images.npy  (N, 3, S, S) uint8      train-labels.npy  (N,) int64
                            test-images.npy   (M, 3, S, S) uint8      test-labels.npy   (M,) int64
 
-The folder is written under another name and renamed whole, so that one which looks finished is finished.
-Nothing in it depends on when or where it was made: the same input gives the same bytes.
+Nothing in it depends on when or where it was made: the same input gives the same bytes. `repro.data.writer`
+writes it, this module opens and verifies it.
 """
 
 import hashlib
-import json
-import math
-import os
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from repro.commit import fsync_folder
-from repro.data.download import Notify, Progress, explain_write_failure, one_at_a_time
+from repro.data.download import Progress
 from repro.data.prepared import Arrays, Images, Labels, PreparedData
 from repro.errors import DataCorruptError, SetupError
-from repro.manifest import (
-    PREPARATION_VERSION,
-    ArrayFile,
-    Manifest,
-    Split,
-    prepared_folder,
-    read_manifest,
-)
-
-CHUNK = 1024
-"""Images looked at together when statistics are computed: bounds the memory, not the result."""
-
-
-def write_prepared(
-    data_dir: Path,
-    name: str,
-    *,
-    title: str,
-    train: Arrays,
-    test: Arrays,
-    class_names: Sequence[str],
-    sources: Mapping[str, str],
-    train_membership: str,
-    test_membership: str,
-    partial: str | None = None,
-    notes: Sequence[str] = (),
-    tools: Mapping[str, str] | None = None,
-    notify: Notify | None = None,
-) -> Manifest:
-    """Write the arrays and their manifest to `<data_dir>/<name>/prepared`, replacing an older folder whole.
-
-    `sources` maps each source file to its sha256, `*_membership` is what `membership` gives for a split's
-    images. Mean and standard deviation (over all pixels, not a sample's) are exact to float precision.
-
-    Raises ValueError for arrays of other shapes or types, SetupError where the folder cannot be written.
-    """
-    for split in (train, test):
-        _check_arrays(split, len(class_names))
-    mean, std = statistics(train.images)
-    target = prepared_folder(data_dir, name)
-    new, old = target.with_name(".prepared.writing"), target.with_name(".prepared.old")
-    try:
-        with one_at_a_time(target.with_name(".prepared.lock"), f"preparing {name}", notify):
-            _tidy(target, new, old)  # what a killed process left; its lock is ours now
-            try:
-                new.mkdir(parents=True)
-                manifest = Manifest(
-                    preparation_version=PREPARATION_VERSION,
-                    name=name,
-                    title=title,
-                    partial=partial,
-                    notes=tuple(notes),
-                    sources=dict(sources),
-                    image_size=train.images.shape[-1],
-                    class_names=tuple(class_names),
-                    train=_write_split(new, "train", train, train_membership),
-                    test=_write_split(new, "test", test, test_membership),
-                    mean=mean,
-                    std=std,
-                    tools=dict(tools or {}),
-                )
-                _write_manifest(new / "manifest.json", manifest)
-                fsync_folder(new)
-                if target.exists():
-                    target.rename(old)
-                new.rename(target)
-                fsync_folder(target.parent)
-            finally:
-                _tidy(target, new, old)
-    except OSError as error:
-        raise SetupError(explain_write_failure(target, error)) from error
-    return manifest
+from repro.manifest import ArrayFile, Manifest, prepared_folder, read_manifest
 
 
 def open_prepared(data_dir: Path, name: str) -> PreparedData:
@@ -116,7 +40,8 @@ def open_prepared(data_dir: Path, name: str) -> PreparedData:
         images = _open_array(folder, split.images, name)
         labels = np.array(_open_array(folder, split.labels, name))
         try:
-            _check_arrays(Arrays(images, labels), manifest.classes)
+            check_images(images)
+            check_labels(labels, len(images), manifest.classes)
             if images.shape[1:] != (3, size, size):
                 raise ValueError(f"images are {images.shape[1:]}, the manifest says (3, {size}, {size})")
         except ValueError as error:
@@ -155,73 +80,22 @@ def membership(source_images: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def statistics(images: Images) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of images (N, 3, H, W) uint8, channel by channel, in 0..1.
-
-    Sums are integers, so the result depends neither on the order nor on the machine.
-    """
-    sums, squares = [0, 0, 0], [0, 0, 0]
-    for start in range(0, len(images), CHUNK):
-        chunk = np.asarray(images[start : start + CHUNK])
-        for channel in range(3):
-            counts = np.bincount(chunk[:, channel].ravel(), minlength=256).tolist()
-            sums[channel] += sum(value * count for value, count in enumerate(counts))
-            squares[channel] += sum(value * value * count for value, count in enumerate(counts))
-    n = images.size // 3
-    mean = tuple(total / (255 * n) for total in sums)
-    std = tuple(
-        math.sqrt(n * square - total * total) / (255 * n) for total, square in zip(sums, squares, strict=True)
-    )
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
-
-
-def _check_arrays(split: Arrays, classes: int) -> None:
-    images, labels = split.images, split.labels
+def check_images(images: Images) -> None:
+    """Raises ValueError unless `images` are (N, 3, S, S) uint8, at least one."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"expected images (N, 3, S, S) of uint8, got {images.shape} of {images.dtype}")
     if images.shape[2] != images.shape[3]:
         raise ValueError(f"expected square images, got {images.shape[2]} × {images.shape[3]}")
-    if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+
+
+def check_labels(labels: Labels, count: int, classes: int | None = None) -> None:
+    """Raises ValueError unless `labels` are (count,) int64, in 0, …, `classes` − 1 where that is given."""
+    if labels.dtype != np.int64 or labels.shape != (count,):
         raise ValueError(
-            f"expected labels ({len(images)},) of int64, one an image, got {labels.shape} of {labels.dtype}"
+            f"expected labels ({count},) of int64, one an image, got {labels.shape} of {labels.dtype}"
         )
-    if labels.min() < 0 or labels.max() >= classes:
+    if classes is not None and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(f"expected labels from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-
-
-def _tidy(target: Path, new: Path, old: Path) -> None:
-    """Remove what is half-written; an older folder goes only once the new one has its place."""
-    shutil.rmtree(new, ignore_errors=True)
-    if old.exists() and not target.exists():
-        old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_split(folder: Path, name: str, split: Arrays, which: str) -> Split:
-    return Split(
-        images=_write_array(folder / f"{name}-images.npy", split.images),
-        labels=_write_array(folder / f"{name}-labels.npy", split.labels),
-        membership=which,
-    )
-
-
-def _write_array(path: Path, array: Images | Labels) -> ArrayFile:
-    with path.open("wb") as stream:
-        # What np.save writes, but a full disk raises an error that says so.
-        whole = np.ascontiguousarray(array)
-        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
-        stream.write(whole.data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return ArrayFile(file=path.name, sha256=_sha256(path), shape=array.shape, dtype=str(array.dtype))
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    with path.open("wb") as stream:
-        stream.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _open_array(folder: Path, file: ArrayFile, name: str) -> np.memmap:

@@ -24,9 +24,10 @@ import numpy as np
 
 from repro.data import DATA_SETS
 from repro.data.archives import Limits, extract
-from repro.data.arrays import membership, verify_prepared, write_prepared
+from repro.data.arrays import membership
 from repro.data.download import Checksum, Notify, Progress, download, one_at_a_time
-from repro.data.prepared import Arrays
+from repro.data.prepared import Arrays, Images
+from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import Manifest
 
@@ -34,6 +35,8 @@ NAME = "cifar100"
 TITLE = DATA_SETS[NAME].title
 IMAGE_SIZE = DATA_SETS[NAME].image_size
 URL_VARIABLE = "REPRO_CIFAR100_URL"
+CHUNK = 1024
+"""Images written together."""
 
 
 @dataclass(frozen=True)
@@ -107,77 +110,64 @@ def prepare(
     data_dir: Path,
     progress: Progress | None = None,
     notify: Notify | None = None,
+    place: Path | None = None,
     source: Source = PUBLISHED,
 ) -> Manifest:
     """Write `<data_dir>/cifar100/prepared` from files already on disk; whole arrays that are there stay.
 
+    `place` is the folder of the files, one above it, or the archive, instead of the usual places.
+
     Raises DataMissingError where no source is found, DataCorruptError naming a file that is not what was
     published, SetupError where the folder cannot be written.
     """
-    # Looked at without the lock first: whole arrays may lie in a folder that cannot be written.
-    if manifest := _prepared(data_dir, progress, notify):
-        return manifest
-    with one_at_a_time(data_dir / NAME / ".prepare.lock", f"preparing {TITLE}", notify):
-        return _prepared(data_dir, progress, None) or _prepare(data_dir, notify, source)
+
+    def make(writer: PreparedWriter) -> Manifest:
+        return _write(writer, _source_folder(data_dir, source, place, notify), source)
+
+    return prepare_once(data_dir, NAME, TITLE, make, progress=progress, notify=notify)
 
 
-def located(data_dir: Path, source: Source = PUBLISHED) -> Path | None:
+def located(data_dir: Path, source: Source = PUBLISHED, place: Path | None = None) -> Path | None:
     """The folder or archive that `prepare` would read, found by name alone; None where there is none."""
-    for folder in _folders(data_dir, source):
+    for folder in _folders(data_dir, source, place):
         if all((folder / name).is_file() for name in source.files):
             return folder
-    return next((path for path in _archives(data_dir, source) if path.is_file()), None)
+    return next((path for path in _archives(data_dir, source, place) if path.is_file()), None)
 
 
-def _prepared(data_dir: Path, progress: Progress | None, notify: Notify | None) -> Manifest | None:
-    """The manifest of the arrays that are there and whole."""
-    try:
-        return verify_prepared(data_dir, NAME, progress)
-    except DataMissingError:
-        return None  # never prepared, or by another version
-    except DataCorruptError as error:
-        _say(notify, f"preparing {TITLE} again: {error}")
-        return None
-
-
-def _prepare(data_dir: Path, notify: Notify | None, source: Source) -> Manifest:
-    folder = _source_folder(data_dir, source, notify)
+def _write(writer: PreparedWriter, folder: Path, source: Source) -> Manifest:
     sources: dict[str, str] = {}
     meta = _load(folder / "meta", source.files["meta"], sources)
     with _understanding(folder / "meta"):
         class_names = [_text(name) for name in meta["fine_label_names"]]
-    train, train_images = _split(folder / "train", source.files["train"], sources)
-    test, test_images = _split(folder / "test", source.files["test"], sources)
-    return write_prepared(
-        data_dir,
-        NAME,
-        title=TITLE,
-        train=train,
-        test=test,
-        class_names=class_names,
-        sources=sources,
-        train_membership=membership(train_images),
-        test_membership=membership(test_images),
-        notify=notify,
-    )
+    for which in ("train", "test"):
+        arrays, names = _split(folder / which, source.files[which], sources)
+        writer.split(which, arrays.labels, membership(names), _pieces(arrays.images))
+    return writer.finish(class_names=class_names, sources=sources)
 
 
-def _source_folder(data_dir: Path, source: Source, notify: Notify | None) -> Path:
-    found = located(data_dir, source)
+def _pieces(images: Images) -> Iterator[Images]:
+    for start in range(0, len(images), CHUNK):
+        yield images[start : start + CHUNK]
+
+
+def _source_folder(data_dir: Path, source: Source, place: Path | None, notify: Notify | None) -> Path:
+    found = located(data_dir, source, place)
     if found is not None and found.is_dir():
         return found
     if found is not None:
         if problem := _problem(found, source.archive_md5):
             raise DataCorruptError(f"{problem}: delete it and run `repro data fetch {NAME}`")
         return _unpack(found, _raw(data_dir), source, notify)
+    folders = _folders(data_dir, source, place)
     # A folder with some of the files says more than "not found".
-    for folder in _folders(data_dir, source):
+    for folder in folders:
         missing = [name for name in source.files if not (folder / name).is_file()]
-        if folder.is_dir():
+        if folder.is_dir() and (place is None or len(missing) < len(source.files)):
             raise DataMissingError(
                 f"{folder} lacks {', '.join(missing)}: run `repro data fetch {NAME}`, or copy the files there"
             )
-    places = [*_folders(data_dir, source), *_archives(data_dir, source)]
+    places = [*folders, *_archives(data_dir, source, place)]
     raise DataMissingError(
         f"{TITLE} is not on disk (looked for {', '.join(map(str, places))}): run `repro data fetch {NAME}`, "
         "or point --data-dir or REPRO_DATA at a folder where it is"
@@ -201,11 +191,15 @@ def _raw(data_dir: Path) -> Path:
     return data_dir / NAME / "raw"
 
 
-def _folders(data_dir: Path, source: Source) -> tuple[Path, ...]:
+def _folders(data_dir: Path, source: Source, place: Path | None = None) -> tuple[Path, ...]:
+    if place is not None:
+        return place, place / source.folder
     return _raw(data_dir) / source.folder, data_dir / source.folder
 
 
-def _archives(data_dir: Path, source: Source) -> tuple[Path, ...]:
+def _archives(data_dir: Path, source: Source, place: Path | None = None) -> tuple[Path, ...]:
+    if place is not None:
+        return place, place / source.archive
     return _raw(data_dir) / source.archive, data_dir / source.archive
 
 

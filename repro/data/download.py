@@ -23,14 +23,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 from filelock import FileLock, Timeout
 
 from repro.errors import FetchError, SetupError
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes done and the bytes in all, None where the server did not say."""
+
+class Progress(Protocol):
+    """Told how far something is: what is done and what there is in all, None where that is not known."""
+
+    def __call__(self, done: int, total: int | None, unit: str = "bytes", /) -> None:
+        """`unit` is "bytes", or what is counted, in the plural: "images"."""
+
 
 Notify = Callable[[str], None]
 """Called with one sentence for the user: waiting for another process, trying again."""

@@ -7,7 +7,7 @@ the ones at hand.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.data import data_set, synthetic
+from repro.data import described, synthetic
 from repro.errors import DataMissingError
 from repro.manifest import read_manifest
 from repro.recipes import RunConfig
@@ -39,4 +39,4 @@ def _generated(config: RunConfig) -> tuple[str, int, int, int, int]:
     recipe = config.recipe
     sizes = (recipe.classes, recipe.images_per_class, recipe.test_images_per_class)
     classes, train, test = (size for size in sizes if size is not None)
-    return config.dataset, data_set(config.dataset).image_size, classes, train, test
+    return config.dataset, described(config.dataset).image_size, classes, train, test

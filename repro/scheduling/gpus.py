@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from repro.cores import memory_bytes
 from repro.errors import DeviceError, UsageError
-from repro.scheduling.cores import memory_bytes
 
 
 @dataclass(frozen=True)

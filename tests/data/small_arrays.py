@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data.arrays import membership, write_prepared
+from repro.data.arrays import membership
 from repro.data.prepared import Arrays
+from repro.data.writer import PreparedWriter, prepare_once
 from repro.manifest import Manifest
 
 
@@ -15,15 +16,23 @@ def arrays(count: int, seed: int, size: int = 8) -> Arrays:
     return Arrays(images, np.arange(count, dtype=np.int64) % 4)
 
 
-def write(data_dir: Path, seed: int = 1, **changes) -> Manifest:
-    """20 training and 8 test images; `changes` replace arguments of `write_prepared`."""
+def write(data_dir: Path, seed: int = 1, piece: int = 7, **changes) -> Manifest:
+    """20 training and 8 test images, `piece` at a time, in place of what is there; `changes` replace parts."""
     given = {
-        "title": "Set",
         "train": arrays(20, seed),
         "test": arrays(8, seed + 1),
         "class_names": ["a", "b", "c", "d"],
         "sources": {"archive": "0" * 64},
         "train_membership": membership(["1", "2"]),
         "test_membership": membership(["3"]),
+        **changes,
     }
-    return write_prepared(data_dir, "set", **{**given, **changes})
+
+    def make(writer: PreparedWriter) -> Manifest:
+        for which in ("train", "test"):
+            split, members = given.pop(which), given.pop(f"{which}_membership")
+            pieces = (split.images[at : at + piece] for at in range(0, len(split.images), piece))
+            writer.split(which, split.labels, members, pieces)
+        return writer.finish(**given)
+
+    return prepare_once(data_dir, "set", "Set", make, wanted=lambda there: False)

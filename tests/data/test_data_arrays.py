@@ -1,5 +1,6 @@
 """repro.data.arrays: what is written is what is opened, or the damage is named."""
 
+import hashlib
 import json
 import math
 import resource
@@ -16,10 +17,11 @@ from small_arrays import arrays, write
 from repro.data.arrays import (
     membership,
     open_prepared,
-    statistics,
     verify_prepared,
 )
 from repro.data.prepared import Arrays, first_of_each_class
+from repro.data.statistics import statistics
+from repro.data.writer import prepare_once
 from repro.errors import DataCorruptError, DataMissingError, SetupError, UsageError
 from repro.manifest import prepared_folder, read_manifest
 
@@ -30,6 +32,15 @@ def hidden(data_dir) -> list[str]:
     """What lies beside the prepared folder but the lock."""
     kept = ("prepared", ".prepared.lock")
     return [path.name for path in (data_dir / "set").iterdir() if path.name not in kept]
+
+
+def rewrite_manifest(data_dir, change) -> None:
+    """Changes the manifest's text and makes its checksum fit again."""
+    path = prepared_folder(data_dir, "set") / "manifest.json"
+    content = json.loads(change(path.read_text()))
+    del content["sha256"]
+    whole = json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+    path.write_text(json.dumps({**content, "sha256": hashlib.sha256(whole).hexdigest()}))
 
 
 def test_arrays_come_back_as_they_were_written(tmp_path):
@@ -104,7 +115,7 @@ def test_an_older_folder_is_replaced_whole(tmp_path):
         ({"test": Arrays(np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, np.int64))}, "expected images"),
         (
             {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(3, np.int64))},
-            r"expected labels \(4,\)",
+            "expected 3 in all, got 4",
         ),
         (
             {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int32))},
@@ -116,7 +127,43 @@ def test_an_older_folder_is_replaced_whole(tmp_path):
 def test_arrays_of_another_shape_or_type_are_not_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path, **changes)
-    assert not (tmp_path / "set").exists()
+    assert not prepared_folder(tmp_path, "set").exists()
+    assert hidden(tmp_path) == []
+
+
+def test_images_that_change_their_shape_or_do_not_fit_their_number_are_not_written(tmp_path):
+    def make(writer, pieces):
+        writer.split("train", arrays(4, 1).labels, membership([]), pieces)
+        raise AssertionError("never reached")
+
+    for pieces, message in (
+        ([arrays(2, 1).images, arrays(2, 1, size=16).images], r"expected \(3, 8, 8\) of uint8"),
+        ([arrays(3, 1).images], "expected 4 in all, got 3"),
+        ([arrays(4, 1).images] * 2, "expected 4 in all, got 8"),
+        ([], "expected images for train-images.npy, got none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare_once(tmp_path, "set", "Set", lambda writer, given=pieces: make(writer, given))
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_the_pieces_that_images_come_in_leave_no_trace(tmp_path, piece):
+    assert write(tmp_path / "one", piece=piece) == write(tmp_path / "two", piece=7)
+
+
+def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path):
+    first = write(tmp_path, seed=1)
+
+    def never(writer):
+        raise AssertionError("made again")
+
+    assert prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: there == first) == first
+    said = []
+    with pytest.raises(AssertionError, match="made again"):
+        prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: False, notify=said.append)
+    assert said == ["preparing Set again: what is there was made of another source or with other options"]
+    assert verify_prepared(tmp_path, "set") == first
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -175,17 +222,48 @@ def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
 )
 def test_a_manifest_that_does_not_fit_its_arrays_is_named(tmp_path, change, message):
     write(tmp_path)
-    path = prepared_folder(tmp_path, "set") / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    rewrite_manifest(tmp_path, lambda text: json.dumps({**json.loads(text), **change}))
     with pytest.raises(DataCorruptError, match=message):
         open_prepared(tmp_path, "set")
 
 
 def test_a_manifest_cannot_point_at_files_elsewhere(tmp_path):
     write(tmp_path)
-    path = prepared_folder(tmp_path, "set") / "manifest.json"
-    path.write_text(path.read_text().replace("train-images.npy", "../train-images.npy"))
+    rewrite_manifest(tmp_path, lambda text: text.replace("train-images.npy", "../train-images.npy"))
     with pytest.raises(DataCorruptError, match="not a file's name"):
+        open_prepared(tmp_path, "set")
+
+
+@pytest.mark.parametrize("key", ["mean", "std", "membership", "archive", "title", "image_size", "sha256"])
+def test_one_flipped_bit_in_the_manifest_is_found(tmp_path, key):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / "manifest.json"
+    content = bytearray(path.read_bytes())
+    # The first figure or letter of what the key stands before.
+    at = content.rindex(b'"' + key.encode() + b'"') + len(key) + 2
+    while not chr(content[at]).isalnum():
+        at += 1
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataCorruptError, match=r"manifest\.json.*run `repro data prepare set`"):
+        verify_prepared(tmp_path, "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_a_torn_manifest_is_named(tmp_path, content):
+    write(tmp_path)
+    (prepared_folder(tmp_path, "set") / "manifest.json").write_bytes(content)
+    with pytest.raises(DataCorruptError, match=r"manifest\.json: .* run `repro data prepare set`"):
+        open_prepared(tmp_path, "set")
+
+
+@pytest.mark.parametrize("change", [{"sha256": None}, {"preparation_version": 0}])
+def test_a_manifest_of_an_earlier_version_asks_to_prepare_again(tmp_path, change):
+    write(tmp_path)
+    path = prepared_folder(tmp_path, "set") / "manifest.json"
+    content = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(DataMissingError, match="earlier version of this program: run `repro data prepare"):
         open_prepared(tmp_path, "set")
 
 
@@ -316,6 +394,8 @@ def test_the_fingerprint_follows_source_and_membership_and_nothing_else(tmp_path
     base = write(tmp_path / "0").fingerprint()
     assert write(tmp_path / "1", tools={"numpy": "9"}, notes=["n"], seed=9).fingerprint() == base
     assert write(tmp_path / "2", sources={"archive": "1" * 64}).fingerprint() != base
+    assert write(tmp_path / "2s", settings={"crop": "half"}).fingerprint() != base
+    assert write(tmp_path / "2l", left_out={"a": "torn"}, listing="0" * 64).fingerprint() == base
     assert write(tmp_path / "3", train_membership=membership(["2", "1"])).fingerprint() != base
     assert math.isfinite(write(tmp_path / "4").std[0])
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from repro.data import DATA_SETS
+from repro.data import DATA_SETS, described
 from repro.data.synthetic import fingerprint, generate
 from repro.errors import UsageError
 
@@ -38,6 +38,11 @@ def test_every_known_set_has_a_generated_shape(name):
     data = generate(name, DATA_SETS[name].image_size, 4, 2, 1)
     assert DATA_SETS[name].title in data.manifest.title
     assert data.train.images.shape[2] == DATA_SETS[name].image_size
+
+
+def test_a_set_of_ones_own_has_a_generated_shape_too():
+    manifest = generate("lfw", described("lfw").image_size, 4, 2, 1).manifest
+    assert (manifest.title, manifest.image_size) == ("generated data in the shape of lfw", 64)
 
 
 def test_two_processes_make_the_same_pixels():
@@ -112,7 +117,7 @@ def test_two_hundred_large_images_take_well_under_a_second():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (("mnist", 32, 10, 1, 1), "unknown data set 'mnist'; known: cifar100, tiny-imagenet, facescrub"),
+        (("../mnist", 32, 10, 1, 1), "'../mnist' cannot be a data set's name"),
         (("cifar100", 4, 10, 1, 1), "at least 8 pixels"),
         (("cifar100", 32, 0, 1, 1), "0 classes"),
         (("cifar100", 32, 10, 0, 1), "0 training"),

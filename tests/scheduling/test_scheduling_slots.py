@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from repro.cores import usable_cores
 from repro.errors import DeviceError, UsageError
 from repro.machine import processor_name
-from repro.scheduling.cores import usable_cores
 from repro.scheduling.gpus import Gpu, parse_gpus, read_gpus
 from repro.scheduling.slots import find_slots
 
