@@ -150,7 +150,7 @@ class PreparedWriter:
             fsync_folder(self._target.parent)
         return manifest
 
-    def _write_array(self, path: Path, count: int, pieces: Iterable[Images] | Iterable[Labels]) -> ArrayFile:
+    def _write_array(self, path: Path, count: int, pieces: Iterable[Images | Labels]) -> ArrayFile:
         """What np.save would write of the pieces, one after another."""
         remaining = iter(pieces)
         first = next(remaining, None)
