@@ -17,10 +17,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from repro.commands.context import Context
+from repro.cores import memory_bytes, usable_cores
 from repro.data import listing, verify
 from repro.errors import DeviceError, ReproError
 from repro.registry import Selection
-from repro.scheduling.cores import memory_bytes, usable_cores
 from repro.scheduling.gpus import Gpu, GpuReader, read_gpus
 
 Level = Literal["ok", "warning", "error"]

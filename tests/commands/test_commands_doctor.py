@@ -21,7 +21,6 @@ from repro.commands.checkup import (
     read_torch_facts,
 )
 from repro.commands.context import Context
-from repro.data.synthetic import generate
 from repro.errors import DeviceError
 from repro.scheduling.gpus import Gpu
 
@@ -208,12 +207,11 @@ def test_the_command_prints_a_line_a_matter_and_exits_3_on_an_error(tmp_path, mo
     assert [entry["matter"] for entry in found if entry["level"] == "error"][-1] == "slurm"
 
 
-def test_generated_data_in_the_place_of_a_real_set_are_refused(tmp_path, monkeypatch):
-    """A manifest that was copied from elsewhere is an error, not a data set."""
+def test_a_damaged_data_set_is_an_error_with_the_command_that_mends_it(tmp_path, monkeypatch):
     context = context_with_data(tmp_path, monkeypatch)
     folder = tmp_path / "data" / "cifar100" / "prepared"
     folder.mkdir(parents=True)
-    manifest = generate("cifar100", 32, 10, 2, 2).manifest
-    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "manifest.json").write_text('{"schema_version": 1, "na')
     finding = next(check_data(context, hash_them=True))
-    assert finding.level == "error"
+    assert (finding.level, finding.remedy) == ("error", "`repro data prepare cifar100`")
+    assert "manifest.json" in finding.said
