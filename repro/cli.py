@@ -116,25 +116,43 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def devices(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `plan` and `run` share: --gpus, --per-gpu, --stale and --budget."""
+
+    @click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]")
+    @click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs a GPU.")
+    @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
+                  help="Whether to redo records of older code.")  # fmt: skip
+    @click.option(
+        "--budget", metavar="TIME", help="As in 30m, 20h, 1d2h: what fits, then stop.  [default: none]"
+    )
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return command(*args, **options)
+
+    return wrapped
+
+
 @main.command()
 @places
 @selection
+@devices
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def plan(context: "Context", selected: Any, as_json: bool) -> None:
-    """Show cells and runs: done, stale, to do, and about how long the rest takes."""
-    from repro.commands.plan import make_plan
+def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> None:
+    """Show cells and runs: done, stale, to do, and about how long the rest takes.
 
-    made = make_plan(context, selected)
+    Speeds are those of records made on this device, else of short probes, else of a table.
+    """
+    from repro.commands.plan import PlanOptions, make_plan
+
+    made = make_plan(context, selected, PlanOptions(**options))
     click.echo(made.to_json() if as_json else made.to_text())
 
 
 @main.command()
 @places
 @selection
-@click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]")
-@click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs a GPU.")
-@click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
-              help="Whether to redo records of older code.")  # fmt: skip
+@devices
 @click.option(
     "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
 )

@@ -116,6 +116,14 @@ class Project:
         """The folder of one preset's attempts, locks and scheduler log."""
         return self.results / preset / ".work"
 
+    def probes(self, preset: str) -> Path:
+        """What short probes have measured of the preset's runs; a cache."""
+        return self.work(preset) / "probes.json"
+
+    def schedulers(self, preset: str) -> Path:
+        """The folder where each scheduler at work says what it does, a file each."""
+        return self.work(preset) / "schedulers"
+
 
 def _find_root(start: Path) -> Path:
     if from_environment := os.environ.get("REPRO_ROOT"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from repro.errors import RecordCorruptError, RecordForeignError
 from repro.recipes import RunConfig
@@ -176,7 +177,7 @@ class RunRecord(_Part):
 def parse_record(text: str, where: str) -> RunRecord:
     """A record from its file's text; RecordCorruptError, with `where` and what is wrong, if it is not one."""
     try:
-        content = json.loads(text, parse_constant=_no_constant)
+        content = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise RecordCorruptError(f"{where}: not whole JSON ({error}): torn or cut short") from None
     if not isinstance(content, dict):
@@ -190,8 +191,7 @@ def parse_record(text: str, where: str) -> RunRecord:
             f"{where}: its content does not match its sha256: edited after it was written"
         )
     try:
-        # Strict would refuse tuples and dates as JSON spells them, so it is validated as JSON.
-        return RunRecord.model_validate_json(json.dumps(content))
+        return RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -220,10 +220,6 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
 
 def _checksum(content: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
 
 
 def _compact_numbers(text: str) -> str:

@@ -1,6 +1,6 @@
 """What each run's record is worth today: done, of older code, of another recipe, damaged or missing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,16 +45,15 @@ def assess(
     preset: Preset,
     project: Project,
     fingerprints: Mapping[str, str | None],
-) -> list[RunState]:
-    """The state of each run, in order.
+) -> Iterator[RunState]:
+    """The state of each run, in order, one at a time: 100,000 records do not fit into memory at once.
 
     `fingerprints` gives each data set's fingerprint, None where the data are not at hand: records are
     then believed for their data and marked "data unchecked".
     """
-    return [
-        assess_run(run, registry.config(run, preset), preset, project, fingerprints.get(run.cell.dataset))
-        for run in runs
-    ]
+    for run in runs:
+        config = registry.config(run, preset)
+        yield assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
 
 
 def assess_run(

@@ -80,16 +80,17 @@ class CellSummary:
         return sum(blank.diverged for blank in self.blanks)
 
 
-def summarise(states: Sequence[RunState], registry: Registry, preset: Preset) -> tuple[CellSummary, ...]:
+def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) -> tuple[CellSummary, ...]:
     """One summary for each cell that `states` touch, in the registry's order.
 
     The order is table, column, row; a network or an axis beyond the paper's comes after the paper's own. A
     cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
     selected".
     """
-    by_cell: dict[Cell, dict[int, RunState]] = {}
+    by_cell: dict[Cell, dict[int, CountedRun | Blank]] = {}
     for state in states:
-        by_cell.setdefault(state.run.cell, {})[state.run.seed] = state
+        # Curve and probes are let go here: what stays of a run is a few hundred bytes.
+        by_cell.setdefault(state.run.cell, {})[state.run.seed] = _outcome(state)
     ordered = sorted(by_cell, key=lambda cell: _place(cell, registry))
     return tuple(_summary(cell, by_cell[cell], preset) for cell in ordered)
 
@@ -111,12 +112,12 @@ def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ..
     )
 
 
-def _summary(cell: Cell, states: dict[int, RunState], preset: Preset) -> CellSummary:
+def _summary(cell: Cell, outcomes: dict[int, CountedRun | Blank], preset: Preset) -> CellSummary:
     runs: list[CountedRun] = []
     blanks: list[Blank] = []
-    seeds = sorted({*preset.seeds, *states})
+    seeds = sorted({*preset.seeds, *outcomes})
     for seed in seeds:
-        outcome = _outcome(cell, seed, states.get(seed))
+        outcome = outcomes.get(seed) or Blank(f"{cell.id}/seed{seed}", seed, "not selected", "not selected")
         if isinstance(outcome, CountedRun):
             runs.append(outcome)
         else:
@@ -143,11 +144,9 @@ def _summary(cell: Cell, states: dict[int, RunState], preset: Preset) -> CellSum
     )
 
 
-def _outcome(cell: Cell, seed: int, state: RunState | None) -> CountedRun | Blank:
+def _outcome(state: RunState) -> CountedRun | Blank:
     """The run as it counts, or why it does not."""
-    run_id = f"{cell.id}/seed{seed}"
-    if state is None:
-        return Blank(run_id, seed, "not selected", "not selected")
+    run_id, seed = state.run.id, state.run.seed
     if state.standing is Standing.MISSING:
         # `no data: FaceScrub cannot be …` is `no data` in the cell and whole in the note below.
         return Blank(run_id, seed, state.reason.partition(":")[0], state.reason)

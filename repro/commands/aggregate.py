@@ -1,6 +1,6 @@
 """`repro aggregate` and `repro figures`: what the records say, as text and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from repro.analysis.aggregate import integrity_errors, summarise
@@ -8,6 +8,7 @@ from repro.analysis.tables import TableFormat, render_tables
 from repro.commands.context import Context
 from repro.experiments import TableName
 from repro.registry import Selection
+from repro.standings import RunState
 
 
 def aggregate_tables(
@@ -15,16 +16,23 @@ def aggregate_tables(
 ) -> tuple[str, list[str]]:
     """The tables' text, and a sentence for each record that could not be believed."""
     runs = context.registry.select_runs(Selection(tables=tuple(tables)), context.preset)
-    states = context.states(runs)
+    damaged: list[str] = []
+
+    def noting(states: Iterable[RunState]) -> Iterator[RunState]:
+        # On the way: a record is read once and let go.
+        for state in states:
+            damaged.extend(map(str, integrity_errors([state])))
+            yield state
+
     text = render_tables(
-        summarise(states, context.registry, context.preset),
+        summarise(noting(context.states(runs)), context.registry, context.preset),
         context.registry,
         context.preset,
         form,
         supplied=context.project.supplied_results,
         standalone=standalone,
     )
-    return text, [str(error) for error in integrity_errors(states)]
+    return text, damaged
 
 
 def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path], Sequence[str]]:
@@ -34,7 +42,7 @@ def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path],
     every_table = Selection(tables=tuple(table.name for table in context.registry.tables))
     runs = context.registry.select_runs(every_table, context.preset)
     drawing = draw_figures(
-        context.states(runs),
+        list(context.states(runs)),
         context.registry,
         context.preset,
         folder or context.project.preset_figures(context.preset.name),

@@ -1,6 +1,6 @@
 """What most commands start from: the project's folders, the registry and a preset."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,15 +43,13 @@ class Context:
         run = self.registry.select_runs(Selection(datasets=(dataset,), seeds=(seed,)), self.preset)[0]
         return self.registry.config(run, self.preset)
 
-    def states(self, runs: Iterable[Run]) -> list[RunState]:
-        """Where each run stands, in order."""
+    def states(self, runs: Iterable[Run]) -> Iterator[RunState]:
+        """Where each run stands, in order, one at a time."""
         runs = list(runs)
         fingerprints = self.fingerprints(runs)
-        states = assess(runs, self.registry, self.preset, self.project, fingerprints)
-        return [
-            replace(state, reason=_no_data(state)) if fingerprints[state.run.cell.dataset] is None else state
-            for state in states
-        ]
+        for state in assess(runs, self.registry, self.preset, self.project, fingerprints):
+            at_hand = fingerprints[state.run.cell.dataset] is not None
+            yield state if at_hand else replace(state, reason=_no_data(state))
 
 
 def _no_data(state: RunState) -> str:

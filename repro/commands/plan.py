@@ -1,31 +1,75 @@
-"""`repro plan`: what a sweep would train, and how long it would take."""
+"""`repro plan`: what a sweep would train, how long it would take and what a budget buys."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from repro.commands.context import Context
 from repro.data import described
 from repro.errors import DataMissingError
 from repro.manifest import read_manifest
-from repro.registry import Selection
-from repro.scheduling.plan import DataSize, Plan
-from repro.scheduling.plan import make_plan as plan_states
+from repro.registry import Run, Selection
+from repro.scheduling.durations import parse_duration
+from repro.scheduling.estimate import DataSize
+from repro.scheduling.gpus import parse_gpus
+from repro.scheduling.plan import Plan
+from repro.scheduling.plan import make_plan as plan_survey
+from repro.scheduling.probes import read_probes
 from repro.scheduling.slots import find_slots
+from repro.scheduling.survey import Survey
+from repro.scheduling.traces import read_traces
+from repro.scheduling.train_command import StalePolicy
+from repro.signature import code_hash
 
 
-def make_plan(context: Context, selected: Selection) -> Plan:
+@dataclass(frozen=True)
+class PlanOptions:
+    """What `repro run` would be given."""
+
+    gpus: str | None = None
+    per_gpu: int = 1
+    stale: StalePolicy = "keep"
+    budget: str | None = None
+
+
+def make_plan(context: Context, selected: Selection, options: PlanOptions) -> Plan:
     """The plan for the selected runs on the devices of this machine."""
+    budget = None if options.budget is None else parse_duration(options.budget)
+    gpus = None if options.gpus is None else parse_gpus(options.gpus)
+    slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
     runs = context.registry.select_runs(selected, context.preset)
-    return plan_states(
-        context.states(runs),
+    survey = make_survey(context, runs)
+    to_do = survey.to_do(options.stale)
+    return plan_survey(
+        survey,
         context.registry,
         context.preset,
         context.project,
-        find_slots(context.preset.threads),
-        _sizes(context, {run.cell.dataset for run in runs}),
+        slots,
+        stale=options.stale,
+        begun=shares_begun(context, to_do),
+        budget=budget,
+        without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
     )
 
 
-def _sizes(context: Context, names: Iterable[str]) -> dict[str, DataSize]:
+def make_survey(context: Context, runs: Sequence[Run]) -> Survey:
+    """Reads every record of `runs` once."""
+    probes = read_probes(context.project.probes(context.preset.name))
+    return Survey.of(
+        context.states(runs),
+        data_sizes(context, {run.cell.dataset for run in runs}),
+        # A probe of older code says little about today's: making training faster is why code changes.
+        [probe for probe in probes if probe.code == code_hash()],
+    )
+
+
+def shares_begun(context: Context, runs: Iterable[Run]) -> dict[str, float]:
+    """The share, 0 to 1, that a checkpoint holds of each run that has one."""
+    traces = read_traces(runs, context.project, context.preset.name)
+    return {run: trace.begun for run, trace in traces.items() if trace.begun}
+
+
+def data_sizes(context: Context, names: Iterable[str]) -> dict[str, DataSize]:
     """How large each data set is: as prepared here, else as registered, else as the paper counts it."""
     sizes = {}
     for name in names:

@@ -1,22 +1,28 @@
 """`repro run`: trains what is missing on every device found, through a scheduler."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from repro.commands.context import Context
+from repro.commands.plan import make_survey, shares_begun
 from repro.data import described
 from repro.errors import DataMissingError, SetupError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
+from repro.scheduling.budget import Budget, spend
+from repro.scheduling.durations import parse_duration
+from repro.scheduling.estimate import Estimator
 from repro.scheduling.executors.base import Executor, Job
 from repro.scheduling.executors.inline import InlineExecutor, StopRequest
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.scheduler import Scheduler
 from repro.scheduling.sentences import summarise
-from repro.scheduling.slots import find_slots
+from repro.scheduling.slots import Slot, find_slots
+from repro.scheduling.survey import Survey
 from repro.scheduling.train_command import StalePolicy, TrainCommand
 from repro.scheduling.view import open_view
 from repro.standings import RunState, assess_run
@@ -32,6 +38,7 @@ class RunOptions:
     precision: str | None = None
     deterministic: bool = False
     executor: Literal["local", "inline"] = "local"
+    budget: str | None = None
 
 
 def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int:
@@ -40,6 +47,8 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     A data set that is not there leaves out its runs with the reason; the others are trained, and the code
     is 3 if nothing worse happened.
     """
+    began = time.monotonic()
+    seconds = None if options.budget is None else parse_duration(options.budget)
     gpus = None if options.gpus is None else parse_gpus(options.gpus)
     slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
     runs = context.registry.select_runs(selected, context.preset)
@@ -50,6 +59,13 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     runs = tuple(run for run in runs if run.cell.dataset not in missing)
     if not runs:
         return SetupError.exit_code
+
+    survey = make_survey(context, runs)
+    states = survey.states
+    if seconds is not None:
+        bought = _spend(context, survey, slots, options.stale, seconds)
+        print("\n".join(bought.lines()), file=sys.stderr)
+        states = _in_order(states, bought.runs)
 
     def examine(run: Run) -> RunState:
         config = context.registry.config(run, context.preset)
@@ -72,7 +88,14 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         executor = InlineExecutor(_inline_worker(context, options))
     with open_view(sys.stderr, context.project, context.preset.name, slots) as view:
         outcome = Scheduler(
-            [examine(run) for run in runs], slots, executor, command, context.project, examine, view
+            states,
+            slots,
+            executor,
+            command,
+            context.project,
+            examine,
+            view,
+            deadline=None if seconds is None else began + seconds,
         ).run()
     print(summarise(outcome), file=sys.stderr)
     if outcome.exit_code == 0 and missing:
@@ -96,6 +119,29 @@ def _missing_data(
             unavailable = described(dataset).unavailable("preparing")
             reasons[dataset] = f"{count} runs on {dataset} are left out: {unavailable or error}"
     return reasons
+
+
+def _spend(
+    context: Context, survey: Survey, slots: Sequence[Slot], stale: StalePolicy, seconds: float
+) -> Budget:
+    """What the budget buys of the runs to do."""
+    to_do = survey.to_do(stale)
+    estimator = Estimator(
+        context.registry,
+        context.preset,
+        slots,
+        survey.sizes,
+        survey.measured,
+        survey.recorded,
+        shares_begun(context, to_do),
+    )
+    return spend(seconds, to_do, estimator.estimate)
+
+
+def _in_order(states: Sequence[RunState], first: Sequence[Run]) -> tuple[RunState, ...]:
+    """The states with the runs of `first` in that order, behind all others (which are done)."""
+    place = {run.id: number for number, run in enumerate(first)}
+    return tuple(sorted(states, key=lambda state: place.get(state.run.id, -1)))
 
 
 def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Callable[[], StopRequest]], int]:

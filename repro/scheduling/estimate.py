@@ -1,13 +1,14 @@
-"""How long runs take on the slots at hand, as a range."""
+"""How long runs take on the slots at hand, and what they keep busy meanwhile, as ranges."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from repro.recipes import Preset, Recipe
 from repro.registry import Registry, Run
 from repro.scheduling.durations import format_seconds
+from repro.scheduling.probes import Work
 from repro.scheduling.slots import Slot
-from repro.scheduling.speeds import Measured, Speed, Work, roofline_speed
+from repro.scheduling.speeds import Measured, Speed, roofline_speed
 
 EVALUATION_COST = 1 / 3
 """What a test image costs of a training image: the forward pass of three equal parts."""
@@ -34,10 +35,32 @@ class Duration:
         low, high = format_seconds(self.low), format_seconds(self.high)
         return low if low == high else f"{low} – {high}"
 
+    @classmethod
+    def sum(cls, durations: Iterable["Duration"]) -> "Duration":
+        """One after another."""
+        durations = tuple(durations)
+        return cls(sum(each.low for each in durations), sum(each.high for each in durations))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`wall` is until the last run has ended, `busy` the GPU-seconds or core-seconds that all of them take.
+
+    Both are None where no speed is known; `source` says where it is from, or what is missing.
+    """
+
+    wall: Duration | None
+    busy: Duration | None
+    source: str
+
 
 @dataclass(frozen=True)
 class Estimator:
-    """Turns runs into time on the slots at hand."""
+    """Turns runs into time on the slots at hand.
+
+    `recorded` has the training and test images of data sets as records found them; `begun` the share, 0 to
+    1, that a checkpoint holds of a run.
+    """
 
     registry: Registry
     preset: Preset
@@ -45,9 +68,11 @@ class Estimator:
     sizes: Mapping[str, DataSize]
     measured: Measured
     recorded: Mapping[str, tuple[int, int]]
+    begun: Mapping[str, float] = field(default_factory=dict)
 
-    def estimate(self, runs: Sequence[Run]) -> tuple[Duration | None, str]:
-        """How long `runs` take on all slots, and where that is from; they share data set and network."""
+    def estimate(self, runs: Sequence[Run]) -> Estimate:
+        """How long `runs`, of one data set and network, take on all slots."""
+        devices = 0
         low = high = 0.0
         longest: dict[str, float] = {"low": 0.0, "high": 0.0}
         sources: list[str] = []
@@ -58,11 +83,12 @@ class Estimator:
                 recipes[run.cell.id] = self.registry.config(run, self.preset).recipe
             recipe = recipes[run.cell.id]
             if run.cell.dataset not in self.sizes:
-                return None, f"no estimate: the size of {run.cell.dataset} is not known"
+                return Estimate(None, None, f"no estimate: the size of {run.cell.dataset} is not known")
             speeds = self._speeds(run, recipe)
             if isinstance(speeds, str):
-                return None, speeds
-            images = self._images(run, recipe)
+                return Estimate(None, None, speeds)
+            images = self._images(run, recipe) * (1 - self.begun.get(run.id, 0.0))
+            devices = len(speeds)
             together_low, together_high = sum(s.low for s in speeds), sum(s.high for s in speeds)
             low += images / together_high
             high += images / together_low
@@ -70,8 +96,9 @@ class Estimator:
             longest["high"] = max(longest["high"], images / max(s.low for s in speeds))
             sources += [speed.source for speed in speeds]
         # However many slots there are, a run is trained on one.
-        duration = Duration(max(low, longest["low"]), max(high, longest["high"]))
-        return duration, "; ".join(dict.fromkeys(sources))
+        wall = Duration(max(low, longest["low"]), max(high, longest["high"]))
+        busy = devices if self.slots[0].device == "cuda" else devices * self.preset.threads
+        return Estimate(wall, Duration(low * busy, high * busy), "; ".join(dict.fromkeys(sources)))
 
     def _speeds(self, run: Run, recipe: Recipe) -> list[Speed] | str:
         """The speed of each GPU or CPU slot; a sentence where one is not known."""

@@ -166,7 +166,7 @@ class Ledger:
         todo = len(self.states) - self._ended - busy - len(self.held)
         return Tick(running, len(self._done), len(self._failed), self._ended, todo, len(self.states))
 
-    def outcome(self, interrupted: Literal["SIGINT", "SIGTERM"] | None, seconds: float) -> Outcome:
+    def outcome(self, interrupted: Literal["SIGINT", "SIGTERM", "budget"] | None, seconds: float) -> Outcome:
         """What it all came to."""
         known = {*self._skipped, *self._done, *self._failed, *self.held}
         return Outcome(

@@ -38,15 +38,17 @@ class Outcome:
     left: tuple[str, ...]
     unfinished: tuple[str, ...]
     stopped_early: str | None
-    interrupted: Literal["SIGINT", "SIGTERM"] | None
+    interrupted: Literal["SIGINT", "SIGTERM", "budget"] | None
     seconds: float
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 75 after SIGTERM, 3 if only environment or data were missing, 1, or 0."""
+        """130 after Ctrl-C, 75 after SIGTERM or where a budget left runs to do, 3 if only environment or data were missing, 1, or 0."""
         if self.interrupted == "SIGINT":
             return EXIT_SIGINT
         if self.interrupted == "SIGTERM":
+            return RunInterruptedError.exit_code
+        if self.interrupted == "budget" and (self.unfinished or self.left):
             return RunInterruptedError.exit_code
         if self.failed and all(failure.setup for failure in self.failed):
             return SetupError.exit_code

@@ -4,6 +4,7 @@ Needs neither torch nor pandas, so that `repro plan` answers at once.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +13,11 @@ from repro.experiments import TableName
 from repro.paths import Project
 from repro.recipes import Preset
 from repro.registry import Registry
-from repro.scheduling.estimate import DataSize, Duration, Estimator
+from repro.scheduling.budget import Budget, Part, spend
+from repro.scheduling.estimate import Duration, Estimator
+from repro.scheduling.footprint import Footprint, footprint
 from repro.scheduling.slots import Slot
-from repro.scheduling.speeds import Measured
+from repro.scheduling.survey import Survey, is_to_do
 from repro.scheduling.train_command import StalePolicy
 from repro.standings import RunState, Standing
 
@@ -24,8 +27,8 @@ class ColumnPlan:
     """One network on one data set. `to_do` counts every run that would be trained: those without a record,
     `stale` ones of another recipe, `damaged` ones, and under "rerun" those of `older_code` too.
 
-    `duration` is of the runs to do, alone on all slots; None where no speed is known. `source` says where
-    the speed is from, or what is missing.
+    `duration` is of the runs to do, alone on all slots, `busy` the GPU-seconds or core-seconds that they
+    take; None where no speed is known. `source` says where the speed is from, or what is missing.
     """
 
     table: TableName
@@ -40,6 +43,7 @@ class ColumnPlan:
     damaged: int
     to_do: int
     duration: Duration | None
+    busy: Duration | None
     source: str
 
 
@@ -47,7 +51,9 @@ class ColumnPlan:
 class Plan:
     """A sweep before it starts. `devices` maps a device's name to its number of slots.
 
-    `reasons` counts why records do not count; `duration` covers the columns whose speed is known.
+    `reasons` counts why records do not count; `duration` and `busy`, in seconds of a `busy_unit` ("GPU" or
+    "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets
+    `without_data` have no part in the budget.
     """
 
     preset: str
@@ -59,6 +65,11 @@ class Plan:
     reasons: Mapping[str, int]
     data_unchecked: int
     duration: Duration | None
+    busy: Duration | None
+    busy_unit: str
+    disk: Footprint
+    budget: Budget | None
+    without_data: tuple[str, ...] = ()
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
@@ -76,6 +87,9 @@ class Plan:
         content |= {count: self.total(count) for count in _COUNTS}
         content |= {
             "duration": asdict(self.duration) if self.duration else None,
+            "busy": {"unit": f"{self.busy_unit}-seconds", **asdict(self.busy)} if self.busy else None,
+            "disk_bytes": asdict(self.disk),
+            "budget": _budget(self.budget) if self.budget else None,
             "devices": dict(self.devices),
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
@@ -84,45 +98,73 @@ class Plan:
         return json.dumps(content, indent=1, ensure_ascii=False)
 
 
+def _budget(budget: Budget) -> dict[str, Any]:
+    def parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+        return [
+            {
+                "dataset": part.dataset,
+                "network": part.network,
+                "seed": part.seed,
+                "runs": [run.id for run in part.runs],
+                "duration": asdict(part.wall) if part.wall else None,
+            }
+            for part in parts
+        ]
+
+    return {"seconds": budget.seconds, "fits": parts(budget.fits), "rest": parts(budget.rest)}
+
+
 _COUNTS = ("cells", "runs", "done", "older_code", "stale", "damaged", "to_do")
 
 
 def make_plan(
-    states: Sequence[RunState],
+    survey: Survey,
     registry: Registry,
     preset: Preset,
     project: Project,
     slots: Sequence[Slot],
-    sizes: Mapping[str, DataSize],
     stale: StalePolicy = "keep",
+    begun: Mapping[str, float] | None = None,
+    budget: float | None = None,
+    without_data: Sequence[str] = (),
 ) -> Plan:
-    """The plan for `states` on `slots`; `sizes` has every data set's size, before the preset's subset."""
+    """The plan for the runs of `survey` on `slots`.
+
+    `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
+    `without_data` get nothing of them.
+    """
+    estimator = Estimator(
+        registry, preset, slots, survey.sizes, survey.measured, survey.recorded, begun or {}
+    )
     columns: dict[tuple[TableName, str, str], list[RunState]] = {}
-    for state in states:
+    reasons: dict[str, int] = {}
+    for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-    records = [state.record for state in states if state.record is not None]
-    measured = Measured(records, {name: size.image_size for name, size in sizes.items()})
-    estimator = Estimator(registry, preset, slots, sizes, measured, _recorded_sizes(states))
-    plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
-    reasons: dict[str, int] = {}
-    for state in states:
         if state.reason and state.standing not in (Standing.DONE, Standing.MISSING):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
-    known = [plan.duration for plan in plans if plan.duration and plan.to_do]
-    devices: dict[str, int] = {}
-    for slot in slots:
-        devices[slot.name] = devices.get(slot.name, 0) + 1
+    plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
+    waiting = [plan for plan in plans if plan.to_do]
+    to_do = survey.to_do(stale)
+    spent = None
+    if budget is not None:
+        can = [run for run in to_do if run.cell.dataset not in without_data]
+        spent = spend(budget, can, estimator.estimate)
     return Plan(
         preset=preset.name,
         heading=preset.heading or preset.description,
         results=str(project.preset_results(preset.name)),
         supplied=project.supplied_results,
-        devices=devices,
+        devices=Counter(slot.name for slot in slots),
         columns=tuple(plans),
         reasons=reasons,
-        data_unchecked=sum(state.data_unchecked for state in states),
-        duration=Duration(sum(d.low for d in known), sum(d.high for d in known)) if known else None,
+        data_unchecked=sum(state.data_unchecked for state in survey.states),
+        duration=_sum(plan.duration for plan in waiting),
+        busy=_sum(plan.busy for plan in waiting),
+        busy_unit="GPU" if slots[0].device == "cuda" else "core",
+        disk=footprint(to_do, preset.recipe, len(slots)),
+        budget=spent,
+        without_data=tuple(without_data) if spent else (),
     )
 
 
@@ -134,12 +176,8 @@ def _column(
     stale: StalePolicy,
 ) -> ColumnPlan:
     table, dataset, network = key
-    to_do = [
-        state.run
-        for state in states
-        if not state.counts or (stale == "rerun" and state.standing is Standing.OLDER_CODE)
-    ]
-    duration, source = estimator.estimate(to_do)
+    to_do = [state.run for state in states if is_to_do(state, stale)]
+    estimate = estimator.estimate(to_do)
 
     def count(*standings: Standing) -> int:
         return sum(state.standing in standings for state in states)
@@ -156,15 +194,13 @@ def _column(
         stale=count(Standing.OTHER_RECIPE),
         damaged=count(Standing.CORRUPT, Standing.FOREIGN),
         to_do=len(to_do),
-        duration=duration,
-        source=source,
+        duration=estimate.wall,
+        busy=estimate.busy,
+        source=estimate.source,
     )
 
 
-def _recorded_sizes(states: Iterable[RunState]) -> dict[str, tuple[int, int]]:
-    """Training and test images of each data set, as records that count found them."""
-    return {
-        state.run.cell.dataset: (state.record.data.train_images, state.record.data.test_images)
-        for state in states
-        if state.counts and state.record is not None and not state.run.cell.axes
-    }
+def _sum(durations: Iterable[Duration | None]) -> Duration | None:
+    """Of those that are known; None where none is."""
+    known = [duration for duration in durations if duration]
+    return Duration.sum(known) if known else None

@@ -1,5 +1,6 @@
 """The plan as a person reads it: plain text with a table, so that it can be piped."""
 
+from repro.scheduling.estimate import Duration
 from repro.scheduling.plan import ColumnPlan, Plan
 
 
@@ -41,6 +42,10 @@ def render_plan(plan: Plan) -> str:
     lines += [f"{count} × {reason}" for reason, count in plan.reasons.items()]
     if total("to_do"):
         lines += _time_lines(plan)
+        lines.append(f"disk: about {plan.disk}")
+    if plan.budget:
+        lines += plan.budget.lines()
+        lines += [f"  left out, no data here: {name}" for name in plan.without_data]
     return "\n".join(lines)
 
 
@@ -55,6 +60,15 @@ def _time_lines(plan: Plan) -> list[str]:
     lines = []
     if plan.duration:
         part = "" if all(column.duration for column in waiting) else ", columns marked ? not counted"
-        lines.append(f"time to do: {plan.duration} on these slots{part}")
+        busy = f" ({_hours(plan.busy)} {plan.busy_unit}-hours)" if plan.busy else ""
+        lines.append(f"time to do: {plan.duration} on these slots{busy}{part}")
     sources = dict.fromkeys(column.source for column in waiting)
     return [*lines, *(f"  {source}" for source in sources)]
+
+
+def _hours(busy: Duration) -> str:
+    low, high = (
+        f"{seconds / 3600:.2g}" if seconds < 36000 else f"{seconds / 3600:,.0f}"
+        for seconds in (busy.low, busy.high)
+    )
+    return low if low == high else f"{low} – {high}"

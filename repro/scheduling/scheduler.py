@@ -26,12 +26,17 @@ from repro.standings import RunState
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between two polls, two looks at the disk, until SIGKILL, and of waiting for others' locks."""
+    """Seconds between two polls, two looks at the disk, until SIGKILL, and of waiting for others' locks.
+
+    `lead` is how long before a deadline workers are told to write their checkpoints, and how long after it
+    those that have not are killed.
+    """
 
     poll: float = 0.1
     look: float = 0.5
     checkpoint: float = 60.0
     held: float = 2.0
+    lead: float = 5.0
 
 
 DEFAULT_PACE = Pace()
@@ -41,7 +46,8 @@ class Scheduler:
     """One sweep over `states`, in their order; `run()` does it once.
 
     `examine` reads a run's standing anew (`repro.standings.assess_run`), `listener` hears of every event.
-    Under the `stale` policy "rerun" of `command`, records made by older code are trained again too.
+    Under the `stale` policy "rerun" of `command`, records made by older code are trained again too. At the
+    `deadline` (of time.monotonic) workers have written checkpoints and `run` returns.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Scheduler:
         examine: Callable[[Run], RunState],
         listener: Listener = lambda event: None,
         pace: Pace = DEFAULT_PACE,
+        deadline: float | None = None,
     ) -> None:
         assert slots, "find_slots gives at least one"
         self._slots = tuple(slots)
@@ -67,6 +74,7 @@ class Scheduler:
         self._jobs = 0
         self._interruption = Interruption()
         self._kill_at: float | None = None
+        self._deadline = deadline
 
     def run(self) -> Outcome:
         """Trains until nothing is left or it was told to stop.
@@ -80,7 +88,8 @@ class Scheduler:
                 self._loop()
             finally:
                 self._abandon()
-        return self._ledger.outcome(self._interruption.signal, time.monotonic() - started)
+        interrupted = self._interruption.signal or ("budget" if self._is_over(2) else None)
+        return self._ledger.outcome(interrupted, time.monotonic() - started)
 
     def _loop(self) -> None:
         next_look = 0.0
@@ -139,11 +148,19 @@ class Scheduler:
         return self._going_on() and bool(self._ledger.queue)
 
     def _going_on(self) -> bool:
-        return self._interruption.stage is Stage.GO_ON and self._ledger.stopped_early is None
+        asked = self._interruption.stage is not Stage.GO_ON or self._ledger.stopped_early is not None
+        # A worker that started any later would be told to stop before its first step.
+        return not asked and not self._is_over(2)
+
+    def _is_over(self, leads: float) -> bool:
+        """Whether the deadline is less than so many leads away."""
+        return self._deadline is not None and time.monotonic() >= self._deadline - leads * self._pace.lead
 
     def _obey(self) -> None:
         """Passes a request to stop on to the workers that have not heard of it."""
         stage = max(self._interruption.stage, Stage.DRAIN if self._ledger.stopped_early else Stage.GO_ON)
+        if self._is_over(1):
+            stage = max(stage, Stage.CHECKPOINT)
         if self._kill_at is not None and time.monotonic() >= self._kill_at:
             stage = Stage.KILL
         deaf = [launch for launch in self._launches.values() if launch.told < stage]
@@ -158,16 +175,24 @@ class Scheduler:
             launch.told = stage
             word(launch.job)
         if stage is Stage.CHECKPOINT:
-            self._kill_at = time.monotonic() + self._pace.checkpoint
+            self._kill_at = time.monotonic() + self._patience()
         self._tell(Notice(self._stopping(stage, len(deaf))))
+
+    def _patience(self) -> float:
+        """Seconds that workers have for their checkpoints."""
+        if self._deadline is None:
+            return self._pace.checkpoint
+        left = self._deadline + self._pace.lead - time.monotonic()
+        return min(self._pace.checkpoint, max(left, 0.0))
 
     def _stopping(self, stage: Stage, workers: int) -> str:
         who = "1 worker" if workers == 1 else f"{workers} workers"
         if stage is Stage.DRAIN:
             return f"nothing new starts; waiting for {who} to finish the run in hand (Ctrl-C: stop them now)"
         if stage is Stage.CHECKPOINT:
-            seconds = f"{self._pace.checkpoint:g} s"
-            return f"stopping {who} at the next checkpoint, {seconds} at most (Ctrl-C: kill them)"
+            seconds = f"{self._patience():.0f} s"
+            why = "the budget is spent: " if self._is_over(1) else ""
+            return f"{why}stopping {who} at the next checkpoint, {seconds} at most (Ctrl-C: kill them)"
         return f"killing {who}"
 
     def _abandon(self) -> None:

@@ -57,7 +57,8 @@ def summarise(outcome: Outcome) -> str:
     if outcome.stopped_early:
         lines.append(f"stopped early: {outcome.stopped_early}")
     if outcome.interrupted and outcome.unfinished:
-        lines.append(f"interrupted by {outcome.interrupted}: the same command goes on where this one stopped")
+        why = "budget spent" if outcome.interrupted == "budget" else f"interrupted by {outcome.interrupted}"
+        lines.append(f"{why}: the same command goes on where this one stopped")
     return "\n".join(lines)
 
 

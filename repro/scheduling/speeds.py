@@ -1,11 +1,11 @@
-"""How fast a device trains: what records measured on it, else a share of its per-kernel roofline."""
+"""How fast a device trains: what records or probes measured on it, else a share of its roofline."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from repro.recipes import Recipe
-from repro.records import Provenance, RunRecord
+from repro.records import RunRecord
+from repro.scheduling.probes import ProbeResult, Work
 from repro.scheduling.slots import Slot
 
 ROOFLINE_SHARE = (0.3, 0.7)
@@ -40,44 +40,50 @@ class Speed:
     source: str
 
 
-@dataclass(frozen=True)
-class Work:
-    """What decides how fast a run trains on a device, its loss and seed apart."""
-
-    network: str
-    image_size: int
-    width: float
-    stem_pool: str
-
-    @classmethod
-    def of(cls, network: str, image_size: int, recipe: Recipe) -> "Work":
-        """The work of a network under a recipe, on square images of `image_size` px."""
-        return cls(network, image_size, recipe.width, recipe.stem_pool)
-
-
 class Measured:
-    """The speeds that finished runs have recorded, by device name and work."""
+    """The speeds that finished runs have recorded and probes have measured, by device name and work."""
 
-    def __init__(self, records: Iterable[RunRecord], image_sizes: Mapping[str, int]) -> None:
-        self._made: dict[tuple[str, Work], list[Provenance]] = {}
-        for record in records:
-            size = image_sizes.get(record.config.dataset)
-            if size is not None and record.provenance.images_per_second > 0:
-                work = Work.of(record.config.network, size, record.config.recipe)
-                self._made.setdefault((record.provenance.device, work), []).append(record.provenance)
+    def __init__(self, image_sizes: Mapping[str, int], probes: Iterable[ProbeResult] = ()) -> None:
+        self._image_sizes = image_sizes
+        self._recorded: dict[tuple[str, Work], list[tuple[float, int]]] = {}
+        self._probed: dict[tuple[str, Work], list[tuple[float, int]]] = {}
+        for probe in probes:
+            each = probe.images_per_second / probe.copies
+            self._probed.setdefault((probe.device, probe.work), []).append((each, probe.copies))
+
+    def add(self, record: RunRecord) -> None:
+        """Takes note of a record's speed, and of how many runs shared its device."""
+        provenance = record.provenance
+        size = self._image_sizes.get(record.config.dataset)
+        if size is not None and provenance.images_per_second > 0:
+            work = Work.of(record.config.network, size, record.config.recipe)
+            made = self._recorded.setdefault((provenance.device, work), [])
+            made.append((provenance.images_per_second, provenance.co_tenants + 1))
 
     def speed(self, slot: Slot, work: Work) -> Speed | None:
-        """The median of what was measured for this work on a device of the slot's name, ± 10 % at least."""
-        made = self._made.get((slot.name, work))
-        if not made:
-            return None
-        # Runs on one GPU share its speed; runs on one CPU have cores of their own.
-        shared = slot.device == "cuda"
-        speeds = [each.images_per_second * (each.co_tenants + 1 if shared else 1) for each in made]
-        middle = statistics.median(speeds)
-        low, high = middle * (1 - _SPREAD), middle * (1 + _SPREAD)
-        count = "1 record" if len(speeds) == 1 else f"{len(speeds)} records"
-        return Speed(min(low, *speeds), max(high, *speeds), f"measured by {count}")
+        """What was measured for this work on a device of the slot's name: by records, else by probes.
+
+        The median, ± 10 % at least. Those that shared the device with as many as the slot does are asked
+        first.
+        """
+        for made, singular, plural in (
+            (self._recorded, "1 record", "{} records"),
+            (self._probed, "a probe", "{} probes"),
+        ):
+            speeds = _as_on(slot, made.get((slot.name, work), []))
+            if speeds:
+                middle = statistics.median(speeds)
+                low, high = min(middle * (1 - _SPREAD), *speeds), max(middle * (1 + _SPREAD), *speeds)
+                count = singular if len(speeds) == 1 else plural.format(len(speeds))
+                return Speed(low, high, f"measured by {count}")
+        return None
+
+
+def _as_on(slot: Slot, measured: Sequence[tuple[float, int]]) -> list[float]:
+    """Images a second: of all runs on a GPU together, of one run on a CPU."""
+    alike = [entry for entry in measured if entry[1] == slot.co_tenants + 1]
+    # Runs on one GPU share its speed; runs on one CPU have cores of their own.
+    return [each * (together if slot.device == "cuda" else 1) for each, together in alike or measured]
 
 
 def roofline_speed(slot: Slot, work: Work) -> Speed | None:
