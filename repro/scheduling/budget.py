@@ -55,7 +55,7 @@ class Budget:
         """What the budget buys, in sentences."""
         whole = format_seconds(self.seconds)
         if not self.runs:
-            return [f"budget {whole}: nothing is left to do"]
+            return [f"budget {whole}: no run is left that could be trained here"]
         if not self.fits:
             return [
                 f"budget {whole}: no column's seed fits whole; it begins {self.rest[0]}, "
