@@ -13,7 +13,7 @@ from repro.scheduling.estimate import DataSize
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.plan import Plan
 from repro.scheduling.plan import make_plan as plan_survey
-from repro.scheduling.probes import read_probes
+from repro.scheduling.probes import ProbeResult, read_probes
 from repro.scheduling.slots import find_slots
 from repro.scheduling.survey import Survey
 from repro.scheduling.traces import read_traces
@@ -54,13 +54,14 @@ def make_plan(context: Context, selected: Selection, options: PlanOptions) -> Pl
 
 def make_survey(context: Context, runs: Sequence[Run]) -> Survey:
     """Reads every record of `runs` once."""
+    sizes = data_sizes(context, {run.cell.dataset for run in runs})
+    return Survey.of(context.states(runs), sizes, probes_here(context))
+
+
+def probes_here(context: Context) -> list[ProbeResult]:
+    """What probes of today's training code have measured: code changes to be faster."""
     probes = read_probes(context.project.probes(context.preset.name))
-    return Survey.of(
-        context.states(runs),
-        data_sizes(context, {run.cell.dataset for run in runs}),
-        # A probe of older code says little about today's: making training faster is why code changes.
-        [probe for probe in probes if probe.code == code_hash()],
-    )
+    return [probe for probe in probes if probe.code == code_hash()]
 
 
 def shares_begun(context: Context, runs: Iterable[Run]) -> dict[str, float]:

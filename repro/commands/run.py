@@ -15,10 +15,12 @@ from repro.registry import Run, Selection
 from repro.scheduling.budget import Budget, spend
 from repro.scheduling.durations import parse_duration
 from repro.scheduling.estimate import Estimator
+from repro.scheduling.events import Event
 from repro.scheduling.executors.base import Executor, Job
 from repro.scheduling.executors.inline import InlineExecutor, StopRequest
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.gpus import parse_gpus
+from repro.scheduling.heartbeat import HeartbeatFile
 from repro.scheduling.scheduler import Scheduler
 from repro.scheduling.sentences import summarise
 from repro.scheduling.slots import Slot, find_slots
@@ -86,7 +88,15 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         # One process has one torch: its threads and its memory are shared, so runs go one after another.
         slots = (replace(slots[0], co_tenants=0),)
         executor = InlineExecutor(_inline_worker(context, options))
-    with open_view(sys.stderr, context.project, context.preset.name, slots) as view:
+    with (
+        open_view(sys.stderr, context.project, context.preset.name, slots) as view,
+        HeartbeatFile(context.project.schedulers(context.preset.name), slots, seconds) as heartbeat,
+    ):
+
+        def tell(event: Event) -> None:
+            view(event)
+            heartbeat(event)
+
         outcome = Scheduler(
             states,
             slots,
@@ -94,7 +104,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
             command,
             context.project,
             examine,
-            view,
+            tell,
             deadline=None if seconds is None else began + seconds,
         ).run()
     print(summarise(outcome), file=sys.stderr)

@@ -71,7 +71,7 @@ class Budget:
 
 
 def spend(seconds: float, runs: Sequence[Run], estimate: Callable[[Sequence[Run]], Estimate]) -> Budget:
-    """Orders `runs`, those still to do, for a budget: what surely fits, by its longest estimate, and the rest.
+    """Orders `runs`, those still to do, for a budget: what fits by its longest estimate, and the rest.
 
     `estimate` says how long runs of one column take. Columns without an estimate come last, in their order.
     """

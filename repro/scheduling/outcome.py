@@ -43,7 +43,10 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 75 after SIGTERM or where a budget left runs to do, 3 if only environment or data were missing, 1, or 0."""
+        """130 after Ctrl-C, 75 after SIGTERM or where a budget left runs to do, else 3, 1 or 0.
+
+        3 is for runs that failed for a missing environment or missing data alone.
+        """
         if self.interrupted == "SIGINT":
             return EXIT_SIGINT
         if self.interrupted == "SIGTERM":

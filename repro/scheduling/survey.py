@@ -30,10 +30,11 @@ class Survey:
         states: Iterable[RunState],
         sizes: Mapping[str, DataSize],
         probes: Sequence[ProbeResult] = (),
+        before: "Survey | None" = None,
     ) -> "Survey":
-        """Reads `states` to the end."""
-        measured = Measured({name: size.image_size for name, size in sizes.items()}, probes)
-        recorded: dict[str, tuple[int, int]] = {}
+        """Reads `states` to the end; what records taught `before`, that is known still."""
+        measured = before.measured if before else Measured(_image_sizes(sizes), probes)
+        recorded = dict(before.recorded) if before else {}
         light: list[RunState] = []
         for state in states:
             if record := state.record:
@@ -47,6 +48,10 @@ class Survey:
     def to_do(self, stale: StalePolicy) -> list[Run]:
         """The runs that would be trained: all without a record that counts."""
         return [state.run for state in self.states if is_to_do(state, stale)]
+
+
+def _image_sizes(sizes: Mapping[str, DataSize]) -> dict[str, int]:
+    return {name: size.image_size for name, size in sizes.items()}
 
 
 def is_to_do(state: RunState, stale: StalePolicy) -> bool:

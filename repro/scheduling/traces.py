@@ -50,7 +50,7 @@ class Trace:
 
     @property
     def begun(self) -> float:
-        """The share of the training, 0 to 1, that need not be done again (to within a checkpoint interval)."""
+        """The share of the training, 0 to 1, that need not be done again (or less)."""
         usable = self.checkpoint or self.phase is Phase.RUNNING
         return self.progress.fraction if self.progress and usable else 0.0
 
