@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from repro.commands.stop import Stop
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class TableType(click.ParamType):
@@ -352,6 +354,43 @@ def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> Non
     from repro.commands.doctor import examine, show_findings
 
     sys.exit(show_findings(examine(context, executor, hash_data=not quick), as_json))
+
+
+@main.command()
+@places
+@selection
+@click.option("-o", "--output", type=FILE, help="[default: <preset>-records.tar.gz]")
+def bundle(context: "Context", selected: Any, output: Path | None) -> None:
+    """Pack the records that count into one file for others, without paths or names of this machine."""
+    from repro.commands.bundle import write_bundle
+
+    made = write_bundle(context, selected, output or Path(f"{context.preset.name}-records.tar.gz"))
+    for reason in made.left_out:
+        click.echo(f"left out: {reason}", err=True)
+    click.echo(f"{made.packed} records packed", err=True)
+    click.echo(made.file)
+    if made.damaged:
+        sys.exit(4)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=EXISTING)
+@click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
+@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+@click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
+def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, dry_run: bool) -> None:
+    """Take records in that `repro bundle` packed elsewhere: valid ones of today's recipes, under free names.
+
+    Nothing that is here is replaced. Exit codes: 0 all taken or here already, 1 another recipe's or another
+    record of the same run was left out, 4 something could not be believed.
+    """
+    from repro.commands.context import Context
+    from repro.commands.merge import merge_bundles
+
+    merged = merge_bundles(Context.open("paper", results, data_dir), list(files), dry_run)
+    for line in merged.lines():
+        click.echo(line, err=True)
+    sys.exit(merged.exit_code)
 
 
 @main.group()

@@ -155,6 +155,23 @@ def commit_record(
     raise RecordCorruptError(f"{paths.record}: other processes keep writing it; stop them and run again")
 
 
+def add_record(content: bytes, paths: RunPaths) -> bool:
+    """Puts a whole record, made elsewhere, under its name; False if one is there, which stays as it is."""
+    make_folder(paths.record.parent)
+    source = paths.record.with_name(f".{paths.record.name}.{os.getpid()}.incoming")
+    try:
+        write_whole(source, content)
+        os.link(source, paths.record)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise SetupError(f"cannot write {paths.record}: {error.strerror or error}") from None
+    finally:
+        source.unlink(missing_ok=True)
+    fsync_folder(paths.record.parent)
+    return True
+
+
 def set_aside(record: Path, folder: Path, reason: str) -> Path:
     """Moves a record into `folder` under the next free number, with the reason beside it; the new path."""
     make_folder(folder)

@@ -49,14 +49,20 @@ class _RefusedError(Exception):
     """Why an archive is not unpacked."""
 
 
-def extract(archive: Path, target: Path, limits: Limits, notify: Notify | None = None) -> Path:
+def extract(
+    archive: Path,
+    target: Path,
+    limits: Limits,
+    notify: Notify | None = None,
+    expected: str = "the publisher's own archive: delete this one and fetch it again",
+) -> Path:
     """Unpack `archive`, all of whose members lie below one folder named like `target`, and return `target`.
 
     Where `target` exists, or another process makes it meanwhile, nothing is done.
 
     Raises DataCorruptError, naming the member, for a path that is absolute, has `..`, a control character
     or leaves the folder; a link, device or sparse file; a name that occurs twice; more members or bytes than
-    `limits`; an archive that is torn. Raises SetupError where the folder cannot be written.
+    `limits`; an archive that is torn; the message ends with what was `expected`. Raises SetupError where the folder cannot be written.
     """
     with one_at_a_time(target.with_name(f".{target.name}.lock"), f"unpacking {archive.name}", notify):
         if target.exists():
@@ -71,8 +77,7 @@ def extract(archive: Path, target: Path, limits: Limits, notify: Notify | None =
             (temporary / target.name).rename(target)
         except _RefusedError as refusal:
             raise DataCorruptError(
-                f"{archive} is not unpacked: {refusal}; nothing of it was kept. Expected the publisher's own "
-                "archive: delete this one and fetch it again"
+                f"{archive} is not unpacked: {refusal}; nothing of it was kept. Expected {expected}"
             ) from None
         except OSError as error:
             if error.filename == str(archive):
