@@ -118,11 +118,21 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
+    """A number of at least 1, or `auto`."""
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"expected a number of at least 1, or auto; got {value!r}")
+    return int(value)
+
+
 def devices(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what `plan` and `run` share: --gpus, --per-gpu, --stale and --budget."""
 
     @click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]")
-    @click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs a GPU.")
+    @click.option("--per-gpu", default="1", show_default=True, metavar="N|auto", callback=_per_gpu,
+                  help="Runs a GPU; auto measures how many pay (on a CPU too).")  # fmt: skip
     @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
                   help="Whether to redo records of older code.")  # fmt: skip
     @click.option(
@@ -140,6 +150,7 @@ def devices(command: Callable[..., Any]) -> Callable[..., Any]:
 @selection
 @devices
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--probe", is_flag=True, help="Measure, for seconds each, what no record knows the speed of.")
 def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> None:
     """Show cells and runs: done, stale, to do, and about how long the rest takes.
 
@@ -227,6 +238,26 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
             stop=stop,
         )
     )
+
+
+@main.command()
+@places
+@click.argument("run_id", metavar="RUN_ID")
+@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
+@click.option(
+    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
+@click.option("--wait", is_flag=True, help="Say `ready`, then wait for a line before measuring.")
+def probe(context: "Context", run_id: str, **options: Any) -> None:
+    """Measure how fast a run would train here and the memory it takes, on generated data; writes nothing."""
+    from repro.commands.probe import ProbeOptions
+    from repro.commands.probe import probe as measure
+    from repro.commands.train import Stop, die_with_parent
+
+    die_with_parent(Stop())
+    click.echo(measure(context, run_id, ProbeOptions(**options)))
 
 
 @main.command()

@@ -62,8 +62,8 @@ def write_bundle(context: Context, selected: Selection, file: Path) -> Bundled:
         _write_tar(temporary, members())
         if not packed:
             raise SelectionError(
-                f"no record of the preset {context.preset.name} counts in this selection, so there is nothing "
-                f"to pack; `repro status --preset {context.preset.name}` shows what there is"
+                f"no record of the preset {context.preset.name} counts in this selection, so nothing "
+                f"is packed; `repro status --preset {context.preset.name}` shows what there is"
             )
         temporary.replace(file)
     except OSError as error:

@@ -39,7 +39,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True)
 class Offer:
-    """One file of a bundle, by its name there; `reason` is a sentence, empty where there is nothing to say."""
+    """One file of a bundle, by its name there; `reason` is empty where there is nothing to say."""
 
     name: str
     fate: Fate

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from repro.commands.context import Context
-from repro.commands.plan import make_survey, shares_begun
+from repro.commands.packing import PerGpu, pack, tenants
+from repro.commands.survey import make_survey, probes_here, shares_begun
 from repro.data import described
 from repro.errors import DataMissingError, SetupError
 from repro.manifest import read_manifest
@@ -19,11 +20,10 @@ from repro.scheduling.events import Event
 from repro.scheduling.executors.base import Executor, Job
 from repro.scheduling.executors.inline import InlineExecutor, StopRequest
 from repro.scheduling.executors.local import LocalExecutor
-from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.heartbeat import HeartbeatFile
 from repro.scheduling.scheduler import Scheduler
 from repro.scheduling.sentences import summarise
-from repro.scheduling.slots import Slot, find_slots
+from repro.scheduling.slots import Slot
 from repro.scheduling.survey import Survey
 from repro.scheduling.train_command import StalePolicy, TrainCommand
 from repro.scheduling.view import open_view
@@ -35,7 +35,7 @@ class RunOptions:
     """How a sweep is run, beside what it trains."""
 
     gpus: str | None = None
-    per_gpu: int = 1
+    per_gpu: PerGpu = 1
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
@@ -51,22 +51,28 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     """
     began = time.monotonic()
     seconds = None if options.budget is None else parse_duration(options.budget)
-    gpus = None if options.gpus is None else parse_gpus(options.gpus)
-    slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
+    # A wrong --gpus is said before anything is read.
+    pack(context, (), options.gpus, 1)
     runs = context.registry.select_runs(selected, context.preset)
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
     for reason in missing.values():
-        print(f"repro: {reason}", file=sys.stderr)
+        _say(f"repro: {reason}")
     runs = tuple(run for run in runs if run.cell.dataset not in missing)
     if not runs:
         return SetupError.exit_code
 
     survey = make_survey(context, runs)
+    to_do = survey.to_do(options.stale)
+    packing = pack(context, to_do, options.gpus, options.per_gpu, options.precision, probing=_say)
+    slots = packing.slots
+    for line in packing.lines():
+        _say(line)
+    survey.measured.take_probes(probes_here(context))
     states = survey.states
     if seconds is not None:
-        bought = _spend(context, survey, slots, options.stale, seconds)
-        print("\n".join(bought.lines()), file=sys.stderr)
+        bought = _spend(context, survey, slots, to_do, seconds)
+        _say("\n".join(bought.lines()))
         states = _in_order(states, bought.runs)
 
     def examine(run: Run) -> RunState:
@@ -106,11 +112,16 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
             examine,
             tell,
             deadline=None if seconds is None else began + seconds,
+            tenants=tenants(context, packing, to_do),
         ).run()
-    print(summarise(outcome), file=sys.stderr)
+    _say(summarise(outcome))
     if outcome.exit_code == 0 and missing:
         return SetupError.exit_code
     return outcome.exit_code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _missing_data(
@@ -132,10 +143,9 @@ def _missing_data(
 
 
 def _spend(
-    context: Context, survey: Survey, slots: Sequence[Slot], stale: StalePolicy, seconds: float
+    context: Context, survey: Survey, slots: Sequence[Slot], to_do: Sequence[Run], seconds: float
 ) -> Budget:
     """What the budget buys of the runs to do."""
-    to_do = survey.to_do(stale)
     estimator = Estimator(
         context.registry,
         context.preset,

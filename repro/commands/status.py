@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from repro.commands.context import Context
-from repro.commands.plan import data_sizes, probes_here
+from repro.commands.survey import data_sizes, probes_here
 from repro.errors import DeviceError
 from repro.registry import Run, Selection
 from repro.scheduling.heartbeat import Heartbeat, read_heartbeats

@@ -62,7 +62,8 @@ def extract(
 
     Raises DataCorruptError, naming the member, for a path that is absolute, has `..`, a control character
     or leaves the folder; a link, device or sparse file; a name that occurs twice; more members or bytes than
-    `limits`; an archive that is torn; the message ends with what was `expected`. Raises SetupError where the folder cannot be written.
+    `limits`; an archive that is torn. The message ends with what was `expected`. Raises SetupError where the
+    folder cannot be written.
     """
     with one_at_a_time(target.with_name(f".{target.name}.lock"), f"unpacking {archive.name}", notify):
         if target.exists():

@@ -70,6 +70,7 @@ class Plan:
     disk: Footprint
     budget: Budget | None
     without_data: tuple[str, ...] = ()
+    packing: tuple[str, ...] = ()
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
@@ -91,6 +92,7 @@ class Plan:
             "disk_bytes": asdict(self.disk),
             "budget": _budget(self.budget) if self.budget else None,
             "devices": dict(self.devices),
+            "packing": list(self.packing),
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
             "columns": [asdict(column) for column in self.columns],
@@ -127,11 +129,12 @@ def make_plan(
     begun: Mapping[str, float] | None = None,
     budget: float | None = None,
     without_data: Sequence[str] = (),
+    packing: Sequence[str] = (),
 ) -> Plan:
     """The plan for the runs of `survey` on `slots`.
 
     `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
-    `without_data` get nothing of them.
+    `without_data` get nothing of them. `packing` says how many runs share a device, and why.
     """
     estimator = Estimator(
         registry, preset, slots, survey.sizes, survey.measured, survey.recorded, begun or {}
@@ -165,6 +168,7 @@ def make_plan(
         disk=footprint(to_do, preset.recipe, len(slots)),
         budget=spent,
         without_data=tuple(without_data) if spent else (),
+        packing=tuple(packing),
     )
 
 

@@ -14,7 +14,7 @@ def render_plan(plan: Plan) -> str:
         supplied = f", the project's own: {with_clone}; --results DIR starts a set of one's own"
     lines = [f"preset {plan.preset}: {plan.heading}", f"results: {plan.results}{supplied}"]
     slots = (f"{count} on {name}" for name, count in plan.devices.items())
-    lines += [f"slots: {', '.join(slots)}", ""]
+    lines += [f"slots: {', '.join(slots)}", *(f"  {line}" for line in plan.packing), ""]
     headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
     rows = [
         (

@@ -9,7 +9,7 @@ before its record is there, and no worker's end stops the others.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from repro.paths import Project
@@ -47,7 +47,8 @@ class Scheduler:
 
     `examine` reads a run's standing anew (`repro.standings.assess_run`), `listener` hears of every event.
     Under the `stale` policy "rerun" of `command`, records made by older code are trained again too. At the
-    `deadline` (of time.monotonic) workers have written checkpoints and `run` returns.
+    `deadline` (of time.monotonic) workers have written checkpoints and `run` returns. `tenants` says how
+    many runs of a run's kind may share a slot's device, where that is fewer than its slots.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Scheduler:
         listener: Listener = lambda event: None,
         pace: Pace = DEFAULT_PACE,
         deadline: float | None = None,
+        tenants: Callable[[Run, Slot], int] | None = None,
     ) -> None:
         assert slots, "find_slots gives at least one"
         self._slots = tuple(slots)
@@ -75,6 +77,7 @@ class Scheduler:
         self._interruption = Interruption()
         self._kill_at: float | None = None
         self._deadline = deadline
+        self._tenants = tenants
 
     def run(self) -> Outcome:
         """Trains until nothing is left or it was told to stop.
@@ -111,11 +114,24 @@ class Scheduler:
 
     def _fill_slots(self) -> None:
         for place, slot in enumerate(self._slots):
-            if place not in self._launches and self._going_on() and (group := self._ledger.next_group()):
+            if place in self._launches or not self._going_on() or not self._has_room(slot):
+                continue
+            if group := self._ledger.next_group():
                 self._launch(group, place, slot)
+
+    def _has_room(self, slot: Slot) -> bool:
+        """Whether the next run may join those that are on the slot's device now."""
+        if self._tenants is None or not self._ledger.queue:
+            return True
+        there = [launch for launch in self._launches.values() if _same_device(launch.job.slot, slot)]
+        # A run that shares with fewer than those there would have it waits for them, and they for it.
+        limits = [launch.job.slot.co_tenants + 1 for launch in there]
+        return len(there) < min(self._tenants(self._ledger.queue[0][0], slot), *limits, len(self._slots))
 
     def _launch(self, group: Sequence[Run], place: int, slot: Slot) -> None:
         self._jobs += 1
+        if self._tenants is not None:
+            slot = replace(slot, co_tenants=self._tenants(group[0], slot) - 1)
         ids = tuple(run.id for run in group)
         name = f"{datetime.now():%Y%m%dT%H%M%S}-{os.getpid()}-{self._jobs:04d}.log"
         job = Job(
@@ -205,3 +221,7 @@ class Scheduler:
                 for launch in self._launches.values():
                     self._executor.kill(launch.job)
             time.sleep(self._pace.poll)
+
+
+def _same_device(one: Slot, other: Slot) -> bool:
+    return (one.device, one.index, one.uuid) == (other.device, other.index, other.uuid)

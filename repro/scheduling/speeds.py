@@ -47,6 +47,11 @@ class Measured:
         self._image_sizes = image_sizes
         self._recorded: dict[tuple[str, Work], list[tuple[float, int]]] = {}
         self._probed: dict[tuple[str, Work], list[tuple[float, int]]] = {}
+        self.take_probes(probes)
+
+    def take_probes(self, probes: Iterable[ProbeResult]) -> None:
+        """What probes measured, in place of earlier ones."""
+        self._probed.clear()
         for probe in probes:
             each = probe.images_per_second / probe.copies
             self._probed.setdefault((probe.device, probe.work), []).append((each, probe.copies))

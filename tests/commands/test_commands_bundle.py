@@ -104,7 +104,7 @@ def test_a_selection_packs_only_what_it_names(record, there, tmp_path):
     put(there, record, OTHER)
     with tarfile.open(bundle(there, tmp_path, losses=("cross-entropy",))) as tar:
         assert tar.getnames() == [f"records/smoke/{OTHER}.json"]
-    with pytest.raises(SelectionError, match="nothing to pack"):
+    with pytest.raises(SelectionError, match="nothing is packed"):
         bundle(there, tmp_path, "none.tar.gz", networks=("vgg16",))
     assert [path.name for path in tmp_path.iterdir() if "tar" in path.name] == ["records.tar.gz"]
 
