@@ -12,6 +12,7 @@ import pytest
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
 from repro.commit import attempts_of
+from repro.scheduling.slots import find_slots
 
 RESNET18 = ("--table", "1", "--network", "resnet18")
 
@@ -55,7 +56,7 @@ def test_help_and_plan_import_no_torch():
         "import sys; sys.modules['torch'] = None\n"
         "from click.testing import CliRunner\n"
         "from repro.cli import main\n"
-        "for words in (['--help'], ['plan', '--json'], ['aggregate'], ['data', 'list']):\n"
+        "for words in (['--help'], ['plan', '--json'], ['status'], ['aggregate'], ['data', 'list']):\n"
         "    result = CliRunner().invoke(main, words)\n"
         "    assert result.exit_code == 0, (words, result.output, result.exception)\n"
     )
@@ -65,7 +66,7 @@ def test_help_and_plan_import_no_torch():
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["plan"], ["run"], ["train"], ["aggregate"], ["figures"], ["data"], ["data", "fetch"], ["data", "list"],
+    [[], ["plan"], ["run"], ["train"], ["status"], ["probe"], ["bundle"], ["merge"], ["aggregate"], ["figures"], ["data"], ["data", "fetch"], ["data", "list"],
      ["data", "prepare"], ["data", "verify"]],
 )  # fmt: skip
 def test_every_command_has_help(words):
@@ -101,6 +102,17 @@ def test_a_column_is_trained_by_one_process_a_slot(swept):
     records = list((swept / "smoke" / "cifar100" / "resnet18").glob("*/seed0.json"))
     assert len(records) == 8
     assert 1 <= len(logs) <= len(os.sched_getaffinity(0))
+
+
+def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tmp_path, monkeypatch):
+    """Bitwise on a CPU, and the record says with how many it shared."""
+    packed = record_of(smoke_context(monkeypatch, swept), RUN)
+    context = smoke_context(monkeypatch, tmp_path)
+    assert train_here(context, RUN) == 0
+    alone = record_of(context, RUN)
+    assert packed.comparable() == alone.comparable()
+    assert packed.provenance.co_tenants == len(find_slots(1, "cpu")) - 1
+    assert alone.provenance.co_tenants == 0
 
 
 def test_tables_and_figures_come_from_records_alone(swept, tmp_path):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -95,14 +95,18 @@ def _trace(paths: RunPaths, holders: Mapping[int, Sequence[int]]) -> Trace | Non
     if progress and progress.attempt != last.number and pid is not None:
         progress, age = None, None  # an earlier attempt's
     reported_lately = last.outcome == "killed" and age is not None and age < FRESH
-    common = {"attempts": len(attempts), "progress": progress, "report_age": age, "pid": pid}
+    known = Trace(Phase.RUNNING, attempts=len(attempts), progress=progress, report_age=age, pid=pid)
     if pid is not None or reported_lately:
-        return Trace(Phase.RUNNING, **common)
-    checkpoint = next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None
-    common |= {"checkpoint": checkpoint, "ended": last.ended.timestamp() if last.ended else None}
-    if last.outcome.startswith(_FAILED):
-        return Trace(Phase.FAILED, cause=last.outcome.removeprefix(_FAILED), **common)
-    return Trace(Phase.INTERRUPTED, cause="killed" if last.outcome == "killed" else None, **common)
+        return known
+    failed = last.outcome.startswith(_FAILED)
+    killed = "killed" if last.outcome == "killed" else None
+    return replace(
+        known,
+        phase=Phase.FAILED if failed else Phase.INTERRUPTED,
+        cause=last.outcome.removeprefix(_FAILED) if failed else killed,
+        ended=last.ended.timestamp() if last.ended else None,
+        checkpoint=next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None,
+    )
 
 
 def _holder(lock: Path, holders: Mapping[int, Sequence[int]]) -> int | None:

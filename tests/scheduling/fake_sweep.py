@@ -8,16 +8,24 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from sweep_bench import Bench
+from sweep_bench import PRESET, Bench, cpu_slots
 
+from repro.scheduling.heartbeat import HeartbeatFile
 from repro.scheduling.view import PlainView
 
 
 def main() -> int:
     bench = Bench.at(Path(sys.argv[1]))
     runs = [bench.registry.parse(run_id) for run_id in sys.argv[3:]]
-    with PlainView(sys.stderr) as view:
-        outcome = bench.scheduler(runs, slots=int(sys.argv[2]), listener=view).run()
+    slots = int(sys.argv[2])
+    heartbeat = HeartbeatFile(bench.project.schedulers(PRESET), cpu_slots(slots))
+    with PlainView(sys.stderr) as view, heartbeat:
+
+        def tell(event):
+            view(event)
+            heartbeat(event)
+
+        outcome = bench.scheduler(runs, slots=slots, listener=tell).run()
     print(json.dumps(asdict(outcome), default=str))
     return outcome.exit_code
 

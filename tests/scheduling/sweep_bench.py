@@ -5,6 +5,7 @@ codes) and does to each run what `behaviour.json` says: an action for each attem
 
     done             commits a record
     wait             trains until the file `release` appears or it is told to stop, then commits
+    deaf             trains until it is killed, whatever it is told
     fail:MESSAGE     notes RuntimeError: MESSAGE and goes on with the next run
     data:MESSAGE     ends with exit code 3 and MESSAGE as its last words
     raise:MESSAGE    ends with a traceback before any attempt
@@ -95,6 +96,7 @@ class Bench:
         slots: int = 1,
         listener: Callable[[object], None] = lambda event: None,
         stale: str = "keep",
+        **options: object,
     ) -> Scheduler:
         if not (self.project.results / "behaviour.json").exists():
             self.script({})
@@ -106,7 +108,7 @@ class Bench:
             self.project,
             self.examine,
             listener,
-            FAST,
+            **{"pace": FAST, **options},
         )
 
     def inline(self) -> InlineExecutor:
@@ -272,6 +274,8 @@ def _attempt(bench: Bench, run: Run, content: dict, asked, say) -> bool:
         raise _EndedError(-signal.SIGKILL)
     if action == "exit":
         raise _EndedError(int(argument))
+    while action == "deaf":
+        time.sleep(0.01)
     while action == "wait" and not (bench.project.results / "release").exists():
         if asked() is StopRequest.TERMINATE:
             _note(folder, "interrupted")

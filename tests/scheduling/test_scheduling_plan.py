@@ -9,9 +9,11 @@ import pytest
 from sweep_bench import Bench, make_record
 
 from repro.recipes import Preset
-from repro.registry import Selection
+from repro.registry import NETWORKS, Selection
 from repro.scheduling.estimate import DataSize
+from repro.scheduling.footprint import PARAMETERS
 from repro.scheduling.plan import make_plan
+from repro.scheduling.probes import ProbeResult, Work
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.survey import Survey
 from repro.standings import RunState, Standing
@@ -241,3 +243,64 @@ def test_a_plan_is_made_without_torch_pandas_or_rich(bench):
 def test_this_machine_can_be_planned_for(bench):
     slots = find_slots(1, "cpu", cpu_slots=1)
     assert slots[0].name in plan_of(bench, missing(bench.runs(1)), slots).to_text()
+
+
+def test_the_disk_that_a_sweep_takes_follows_from_runs_epochs_and_checkpoints(bench):
+    preset = bench.registry.preset("paper")
+    plan = plan_of(bench, missing(paper_runs(bench)), [slot()], preset)
+    assert plan.disk.records == 24 * (9_000 + 300 * 100)
+    # Weights and momentum of 11.2 M parameters, three checkpoints at the worst moment.
+    assert plan.disk.checkpoints == pytest.approx(3 * 8 * 11.2e6)
+    assert json.loads(plan.to_json())["disk_bytes"]["records"] == plan.disk.records
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_parameters_that_a_checkpoint_is_estimated_from_are_the_networks(name):
+    import torch  # not for planning, which this file imports
+
+    from repro import models
+
+    with torch.device("meta"):
+        network = models.build(name, 64)
+    assert sum(each.numel() for each in network.parameters()) == pytest.approx(PARAMETERS[name], rel=0.02)
+
+
+def test_gpu_hours_are_of_every_gpu_that_is_kept_busy(bench):
+    preset = bench.registry.preset("paper")
+    runs = paper_runs(bench)
+    one = plan_of(bench, missing(runs), [slot()], preset)
+    two = plan_of(bench, missing(runs), [slot(), slot(index=1)], preset)
+    assert (one.busy, one.busy_unit) == (one.duration, "GPU")
+    assert two.busy.low == pytest.approx(one.busy.low)
+    assert two.duration.low == pytest.approx(one.duration.low / 2)
+
+
+def test_a_probe_is_believed_where_no_record_is_and_replaces_the_table(bench):
+    preset = bench.registry.preset("paper")
+    work = Work("resnet18", 32, 1.0, "auto")
+    probe = ProbeResult("NVIDIA H200", work, 128, None, 2, "c", 1, 50_000.0, 2**30)
+    survey = Survey.of(missing(paper_runs(bench)), SIZES, [probe])
+    plan = make_plan(survey, bench.registry, preset, bench.project, [slot()])
+    (column,) = plan.columns
+    assert column.source == "measured by a probe"
+    images = 24 * 100 * (50_000 + 10_000 / 3)
+    assert column.duration.low == pytest.approx(images / 55_000)
+
+
+def test_a_run_with_a_checkpoint_needs_only_the_rest(bench):
+    runs = bench.runs(2)
+    states = [recorded(bench, runs[0], images_per_second=100.0), *missing(runs[1:])]
+    whole = plan_of(bench, states, [CPU]).duration
+    half = plan_of(bench, states, [CPU], begun={runs[1].id: 0.5}).duration
+    assert half.low == pytest.approx(whole.low / 2)
+
+
+def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):
+    runs = [*bench.runs(3), *bench.runs(1, dataset="tiny-imagenet")]
+    states = [recorded(bench, runs[0], images_per_second=100.0), *missing(runs[1:])]
+    plan = plan_of(bench, states, [CPU], budget=60.0, without_data=["tiny-imagenet"])
+    text = plan.to_text()
+    assert "budget 1m 00s: 1 of 1 column seeds fit" in text
+    assert "left out, no data here: tiny-imagenet" in text
+    content = json.loads(plan.to_json())["budget"]
+    assert [part["runs"] for part in content["fits"]] == [[run.id for run in runs[1:3]]]
