@@ -250,14 +250,13 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
 @click.option("--wait", is_flag=True, help="Say `ready`, then wait for a line before measuring.")
-def probe(context: "Context", run_id: str, **options: Any) -> None:
+@stoppable
+def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None:
     """Measure how fast a run would train here and the memory it takes, on generated data; writes nothing."""
     from repro.commands.probe import ProbeOptions
     from repro.commands.probe import probe as measure
-    from repro.commands.train import Stop, die_with_parent
 
-    die_with_parent(Stop())
-    click.echo(measure(context, run_id, ProbeOptions(**options)))
+    click.echo(measure(context, run_id, ProbeOptions(**options), stop))
 
 
 @main.command()

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from repro.commands.context import Context
+from repro.commands.provenance import device_name, peak_memory
+from repro.commands.stop import Stop
 from repro.commands.survey import data_sizes
-from repro.commands.train import choose_device, device_name, peak_memory
+from repro.commands.train import choose_device
 from repro.data import synthetic
 from repro.data.loader import batch_bounds
 from repro.errors import DataMissingError, RunInterruptedError
@@ -44,8 +46,11 @@ class ProbeOptions:
     wait: bool = False
 
 
-def probe(context: Context, run_id: str, options: ProbeOptions) -> str:
-    """One line of JSON: device, precision, images a second, bytes of memory at most, steps measured."""
+def probe(context: Context, run_id: str, options: ProbeOptions, stop: Stop) -> str:
+    """One line of JSON: device, precision, images a second, bytes of memory at most, steps measured.
+
+    Raises RunInterruptedError where `stop` asks for it first.
+    """
     run = context.registry.parse(run_id)
     config, classes = _shortened(context.registry.config(run, context.preset), context)
     torch.set_num_threads(options.threads or context.preset.threads)
@@ -59,7 +64,9 @@ def probe(context: Context, run_id: str, options: ProbeOptions) -> str:
     sizes = [stop - start for start, stop in batch_bounds(len(data.train.labels), recipe.batch_size)]
     window = _Window(sizes, device, options.seconds, _wait if options.wait else lambda: None)
     with contextlib.suppress(RunInterruptedError):  # that is how it ends
-        train_run(config, data, precision, report=window.report, should_stop=lambda: window.over)
+        train_run(config, data, precision, report=window.report, should_stop=lambda: window.over or stop.now)
+    if not window.over:
+        raise RunInterruptedError("stopped before anything was measured")
     memory = peak_memory(device)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT

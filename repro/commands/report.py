@@ -46,7 +46,7 @@ def _states(context: Context) -> list[RunState]:
     states: list[RunState] = []
     for table in context.registry.tables:
         runs = context.registry.select_runs(Selection(tables=(table.name,)), context.preset)
-        found = context.states(runs)
+        found = list(context.states(runs))
         if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
             states += found
     return states
