@@ -10,8 +10,8 @@ from typing import Literal
 
 from repro.commands.context import Context
 from repro.commands.survey import data_sizes, probes_here
+from repro.cores import usable_cores
 from repro.registry import Run
-from repro.scheduling.cores import usable_cores
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.packing import choose_copies, next_copies
 from repro.scheduling.probes import ProbeResult, Work, add_probes

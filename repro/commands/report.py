@@ -25,7 +25,7 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
     needed = claim_runs(rules, context.registry, context.preset)
     text = render_report(
         states,
-        context.states(run for run in needed if run not in shown),
+        list(context.states(run for run in needed if run not in shown)),
         context.registry,
         context.preset,
         rules,
