@@ -184,7 +184,6 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
 
 
 @main.command()
-@stoppable
 @places
 @selection
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
@@ -204,6 +203,7 @@ def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> Non
 
 
 @main.command()
+@stoppable
 @places
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID…")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
@@ -241,6 +241,7 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
 
 
 @main.command()
+@stoppable
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
@@ -250,7 +251,6 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
 @click.option("--wait", is_flag=True, help="Say `ready`, then wait for a line before measuring.")
-@stoppable
 def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None:
     """Measure how fast a run would train here and the memory it takes, on generated data; writes nothing."""
     from repro.commands.probe import ProbeOptions
