@@ -111,6 +111,28 @@ def _prepare_cifar100(
     return cifar100.prepare(data_dir, progress, notify, options.source)
 
 
+def _fetch_tiny_imagenet(
+    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
+) -> Path:
+    from repro.data import tiny_imagenet
+
+    return tiny_imagenet.fetch(data_dir, progress, notify, options.url)
+
+
+def _prepare_tiny_imagenet(
+    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
+) -> "Manifest":
+    from repro.data import tiny_imagenet
+
+    return tiny_imagenet.prepare(data_dir, options, progress, notify)
+
+
+def _located_tiny_imagenet(data_dir: Path) -> Path | None:
+    from repro.data import tiny_imagenet
+
+    return tiny_imagenet.located(data_dir)
+
+
 def _prepare_own(name: str) -> "Prepare":
     def prepare_class_folders(
         data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
@@ -151,7 +173,11 @@ DATA_SETS: dict[str, DataSet] = {
             classes=200,
             train_count=100_000,
             test_count=10_000,
-            source="Stanford's course CS231n, one archive; its validation split is the test set.",
+            source="Stanford's course CS231n, one archive of 248 MB; its validation split is the test set.",
+            fetch=_fetch_tiny_imagenet,
+            prepare=_prepare_tiny_imagenet,
+            located=_located_tiny_imagenet,
+            prepare_takes=frozenset({"source", "name", "title", "allow_partial"}),
         ),
         DataSet(
             name="facescrub",

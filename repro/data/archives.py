@@ -10,6 +10,7 @@ import gzip
 import io
 import shutil
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,8 +46,36 @@ class Member:
     open: Callable[[], IO[bytes]]
 
 
-class _RefusedError(Exception):
-    """Why an archive is not unpacked."""
+class RefusedError(Exception):
+    """Why an archive is not taken."""
+
+
+class AdmittedNames:
+    """Checks the names of an archive's members, all of which must lie below one folder, one after another."""
+
+    def __init__(self, top: str) -> None:
+        self._top = top
+        self._seen: set[str] = set()
+
+    def admit(self, name: str) -> PurePosixPath:
+        """The member's path, its first part the archive's folder.
+
+        Raises RefusedError for a path that is absolute, has `..`, a control character or a backslash, or lies
+        elsewhere, and for a name that came before, be it in other letters or another Unicode form: on some
+        file systems the two are one.
+        """
+        if not name.isprintable() or "\\" in name:
+            raise RefusedError(f"the name {name!r} has a control character or a backslash")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise RefusedError(f"the path {name!r} leads out of the archive's folder")
+        if not path.parts or path.parts[0] != self._top:
+            raise RefusedError(f"{name!r} does not lie below {self._top!r}")
+        folded = unicodedata.normalize("NFC", str(path)).casefold()
+        if folded in self._seen:
+            raise RefusedError(f"the name {name!r} occurs twice")
+        self._seen.add(folded)
+        return path
 
 
 def extract(
@@ -76,7 +105,7 @@ def extract(
             with _open_members(archive, limits) as members:
                 _write_members(members, temporary, target.name, archive.stat().st_size, limits)
             (temporary / target.name).rename(target)
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             raise DataCorruptError(
                 f"{archive} is not unpacked: {refusal}; nothing of it was kept. Expected {expected}"
             ) from None
@@ -93,27 +122,24 @@ def _write_members(
     members: Iterator[Member], root: Path, top: str, archive_bytes: int, limits: Limits
 ) -> None:
     root = root.resolve()
-    seen: set[PurePosixPath] = set()
+    names = AdmittedNames(top)
     total = 0
     for count, member in enumerate(members, start=1):
         if count > limits.members:
-            raise _RefusedError(f"it has more than the {limits.members:,} members expected at most")
-        path = _checked_name(member, top)
-        if path in seen:
-            raise _RefusedError(f"the name {member.name!r} occurs twice")
-        seen.add(path)
+            raise RefusedError(f"it has more than the {limits.members:,} members expected at most")
+        path = names.admit(member.name)
         if member.kind not in ("file", "folder"):
-            raise _RefusedError(f"{member.name!r} is a {member.kind}, expected files and folders only")
+            raise RefusedError(f"{member.name!r} is a {member.kind}, expected files and folders only")
         place = (root / path).resolve()
         if not place.is_relative_to(root):
-            raise _RefusedError(f"{member.name!r} would be written outside of the folder")
+            raise RefusedError(f"{member.name!r} would be written outside of the folder")
         if member.size < 0:
-            raise _RefusedError(f"{member.name!r} has a negative size")
+            raise RefusedError(f"{member.name!r} has a negative size")
         total += member.size
         if total > limits.bytes:
-            raise _RefusedError(f"it unpacks to more than the {limits.bytes:,} bytes expected at most")
+            raise RefusedError(f"it unpacks to more than the {limits.bytes:,} bytes expected at most")
         if total > max(BLOCK, limits.ratio * archive_bytes):
-            raise _RefusedError(
+            raise RefusedError(
                 f"its {archive_bytes:,} bytes unpack to more than {limits.ratio:g} times as many"
             )
         try:
@@ -123,9 +149,9 @@ def _write_members(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _write_file(member, place)
         except (FileExistsError, NotADirectoryError):
-            raise _RefusedError(f"{member.name!r} is both a file and a folder") from None
+            raise RefusedError(f"{member.name!r} is both a file and a folder") from None
     if not (root / top).is_dir():
-        raise _RefusedError(f"it has no folder {top!r}")
+        raise RefusedError(f"it has no folder {top!r}")
 
 
 def _write_file(member: Member, place: Path) -> None:
@@ -135,20 +161,7 @@ def _write_file(member: Member, place: Path) -> None:
             stream.write(block)
             left -= len(block)
     if left:
-        raise _RefusedError(f"it ends in the middle of {member.name!r}")
-
-
-def _checked_name(member: Member, top: str) -> PurePosixPath:
-    """The member's path relative to the temporary folder, its first part `top`."""
-    name = member.name
-    if not name.isprintable() or "\\" in name:
-        raise _RefusedError(f"the name {name!r} has a control character or a backslash")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise _RefusedError(f"the path {name!r} leads out of the archive's folder")
-    if not path.parts or path.parts[0] != top:
-        raise _RefusedError(f"{name!r} does not lie below {top!r}")
-    return path
+        raise RefusedError(f"it ends in the middle of {member.name!r}")
 
 
 @contextmanager
@@ -165,9 +178,9 @@ def _open_members(archive: Path, limits: Limits) -> Iterator[Iterator[Member]]:
                 yield _tar_members(tar)
     # tarfile and zlib raise all of these on torn or hostile input; RecursionError on chained headers.
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _RefusedError(f"it is not a whole tar archive ({error or type(error).__name__})") from error
+        raise RefusedError(f"it is not a whole tar archive ({error or type(error).__name__})") from error
     except (ValueError, OverflowError, RecursionError) as error:
-        raise _RefusedError(f"its headers make no sense ({error})") from error
+        raise RefusedError(f"its headers make no sense ({error})") from error
 
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
@@ -209,14 +222,14 @@ class _Bounded(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_SET or offset < self._stream.tell():
-            raise _RefusedError("it has a header of an impossible size")
+            raise RefusedError("it has a header of an impossible size")
         if offset > self._ceiling:
-            raise _RefusedError("it unpacks to far more than the data set has")
+            raise RefusedError("it unpacks to far more than the data set has")
         return self._stream.seek(offset)
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= BLOCK:
-            raise _RefusedError("it has a header of an impossible size")
+            raise RefusedError("it has a header of an impossible size")
         if self._stream.tell() + size > self._ceiling:
-            raise _RefusedError("it unpacks to far more than the data set has")
+            raise RefusedError("it unpacks to far more than the data set has")
         return self._stream.read(size)

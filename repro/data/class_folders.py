@@ -8,7 +8,7 @@ Nothing is fetched, and neither its name nor its title may be that of a known se
 from collections.abc import Iterator
 from pathlib import Path
 
-from repro.data import DATA_SETS, OWN_IMAGE_SIZE, PrepareOptions
+from repro.data import OWN_IMAGE_SIZE, PrepareOptions
 from repro.data.decode import DecodeRules, Wanted
 from repro.data.download import Notify, Progress
 from repro.data.identities import Candidate, write_identities
@@ -29,17 +29,14 @@ def prepare(
 ) -> Manifest:
     """Write `<data_dir>/<name>/prepared` from the folders in `options.source`.
 
-    Raises UsageError for a title that is a known set's, DataMissingError where there are too few images,
-    SetupError where the folder cannot be read or written.
+    Raises UsageError without a source, DataMissingError where there are too few images, SetupError where a
+    folder cannot be read or written.
     """
     if options.source is None:
         raise UsageError(
             f"repro data prepare {name}: --from FOLDER is needed, with a folder of images a class"
         )
     title = options.title or name
-    for known in DATA_SETS.values():
-        if known.title.casefold() in title.casefold():
-            raise UsageError(f"--title {title!r}: only {known.name} itself may be called {known.title}")
     rule = SplitRule() if options.min_images is None else SplitRule(min_images=options.min_images)
     rules = DecodeRules(OWN_IMAGE_SIZE, crop=1.0 if options.crop is None else options.crop)
     settings = {"crop": f"central square, {rules.crop:g} of the shorter side"}

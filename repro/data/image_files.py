@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +48,24 @@ class PlainFile:
                 return stream.read(limit + 1)
         except OSError as error:
             raise SetupError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+class SourceTree(Protocol):
+    """The files of a source by folder, be it a folder on disk or an archive."""
+
+    def files(self, folder: str) -> Sequence[ImageFile]:
+        """The files in `folder` ("" for the topmost), not in folders below it, sorted by name."""
+
+
+@dataclass(frozen=True)
+class FolderTree:
+    """What lies below the folder `root`; a folder that is not there has no files."""
+
+    root: Path
+
+    def files(self, folder: str) -> Sequence[ImageFile]:
+        """See `SourceTree`; raises SetupError where the folder cannot be read."""
+        return plain_files(self.root, folder) if (self.root / folder).is_dir() else []
 
 
 def plain_files(root: Path, folder: str) -> list[PlainFile]:
