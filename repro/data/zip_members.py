@@ -30,7 +30,7 @@ DIRECTORY_ENTRY = 160
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:
-    """A file in the zip at `archive`: what the zip's directory says of it. `stored_name` is its name there."""
+    """A file in the zip at `archive`, as the zip's directory tells it; `stored_name` is its name there."""
 
     archive: str
     name: str
@@ -89,9 +89,9 @@ class ZipTree:
 def open_zip(archive: Path, top: str, limits: Limits) -> ZipTree:
     """The files below the folder `top` of the zip at `archive`, all of whose members lie there.
 
-    Raises DataCorruptError for a zip that is torn, has bytes before it, members that overlap, are encrypted,
-    links or devices, or packed otherwise than deflated, names that `AdmittedNames` refuses, or more members or
-    bytes than `limits`. Raises SetupError where it cannot be read.
+    Raises DataCorruptError for a zip that is torn or has bytes before it; for members that overlap, are
+    encrypted, links or devices, or packed otherwise than deflated; for names that `AdmittedNames` refuses; for
+    more members or bytes than `limits`. Raises SetupError where it cannot be read.
     """
     try:
         size = archive.stat().st_size
