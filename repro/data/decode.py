@@ -22,7 +22,7 @@ from repro.data.image_files import ImageFile
 from repro.data.prepared import Images
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels, the last two exclusive."""
+"""x1, y1, x2, y2 in pixels, the last two exclusive; rounded to whole pixels."""
 
 MIN_INSIDE = 0.5
 """How much of a box's area must lie in the image; the part outside is cut off."""
@@ -115,9 +115,10 @@ def decode(content: bytes, rules: DecodeRules, box: Box | None = None) -> NDArra
             if rules.exact and image.size != (rules.size, rules.size):
                 raise _UnfitError(f"{width} × {height}, expected {rules.size} × {rules.size}")
             area = _area(width, height, rules.crop, box)
-            whole = image.convert("RGB")
-        if whole.size != (rules.size, rules.size) or area != (0, 0, *whole.size):
-            whole = whole.resize((rules.size, rules.size), Image.Resampling.BILINEAR, box=area)
+            # Cut out before it is resized, or the filter would see what lies around it.
+            part = image.convert("RGB").crop(area)
+        if part.size != (rules.size, rules.size):
+            part = part.resize((rules.size, rules.size), Image.Resampling.BILINEAR)
     except _UnfitError:
         raise
     except Image.UnidentifiedImageError:
@@ -130,7 +131,7 @@ def decode(content: bytes, rules: DecodeRules, box: Box | None = None) -> NDArra
         RuntimeError, MemoryError, struct.error, zlib.error,
     ) as error:  # fmt: skip
         raise _UnfitError(f"damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
-    return np.asarray(whole).transpose(2, 0, 1)
+    return np.asarray(part).transpose(2, 0, 1)
 
 
 def decoder_versions() -> dict[str, str]:
@@ -144,19 +145,23 @@ class _UnfitError(ValueError):
     """Why an image is not taken."""
 
 
-def _area(width: int, height: int, crop: float, box: Box | None) -> Box:
+def _area(width: int, height: int, crop: float, box: Box | None) -> tuple[int, int, int, int]:
+    """Whole pixels."""
     if box is None:
-        side = min(width, height) * crop
-        left, top = (width - side) / 2, (height - side) / 2
+        side = max(round(min(width, height) * crop), 1)
+        left, top = (width - side) // 2, (height - side) // 2
         return (left, top, left + side, top + side)
-    left, top, right, bottom = box
-    if not (right > left and bottom > top):
+    x1, y1, x2, y2 = box
+    if not (x2 > x1 and y2 > y1):
         raise _UnfitError("its box has no area")
-    inside = (max(left, 0), max(top, 0), min(right, width), min(bottom, height))
+    inside = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
     covered = max(inside[2] - inside[0], 0) * max(inside[3] - inside[1], 0)
-    if covered < MIN_INSIDE * (right - left) * (bottom - top):
-        raise _UnfitError(f"its box {left:g},{top:g},{right:g},{bottom:g} lies outside of {width} × {height}")
-    return inside
+    if covered < MIN_INSIDE * (x2 - x1) * (y2 - y1):
+        raise _UnfitError(f"its box {x1:g},{y1:g},{x2:g},{y2:g} lies outside of {width} × {height}")
+    whole = (round(inside[0]), round(inside[1]), round(inside[2]), round(inside[3]))
+    if whole[0] == whole[2] or whole[1] == whole[3]:
+        raise _UnfitError("its box has no area")
+    return whole
 
 
 def _kind(content: bytes) -> str:

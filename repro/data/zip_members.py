@@ -90,8 +90,8 @@ def open_zip(archive: Path, top: str, limits: Limits) -> ZipTree:
     """The files below the folder `top` of the zip at `archive`, all of whose members lie there.
 
     Raises DataCorruptError for a zip that is torn or has bytes before it; for members that overlap, are
-    encrypted, links or devices, or packed otherwise than deflated; for names that `AdmittedNames` refuses; for
-    more members or bytes than `limits`. Raises SetupError where it cannot be read.
+    encrypted, links or devices, or packed otherwise than deflated; for names that `AdmittedNames` refuses;
+    for more members or bytes than `limits`. Raises SetupError where it cannot be read.
     """
     try:
         size = archive.stat().st_size
