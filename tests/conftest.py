@@ -22,12 +22,29 @@ def shared_data() -> Path:
     return folder
 
 
+def unpacked(shared_data: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A new folder holding the real set `name` as its publishers lay it out."""
+    destination = tmp_path_factory.mktemp(f"real-{name}")
+    subprocess.run([sys.executable, shared_data / "unpack.py", destination, name], check=True)
+    return destination
+
+
 @pytest.fixture(scope="session")
 def real_cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder holding `cifar-100-python/` with the published files; read it, never write into it."""
-    destination = tmp_path_factory.mktemp("real-cifar100")
-    subprocess.run([sys.executable, shared_data / "unpack.py", destination, "cifar100"], check=True)
-    return destination
+    return unpacked(shared_data, tmp_path_factory, "cifar100")
+
+
+@pytest.fixture(scope="session")
+def real_tiny_imagenet(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny-imagenet-200/` with 100 training and 20 test images a class; read it, never write into it."""
+    return unpacked(shared_data, tmp_path_factory, "tiny-imagenet") / "tiny-imagenet-200"
+
+
+@pytest.fixture(scope="session")
+def real_lfw(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`lfw-deepfunneled/` with 62 people, a folder each; read it, never write into it."""
+    return unpacked(shared_data, tmp_path_factory, "lfw") / "lfw-deepfunneled"
 
 
 @pytest.fixture(autouse=True)

@@ -273,8 +273,11 @@ def prepare(
     if options.name is not None and options.name != name:
         described(options.name)
         if options.name in DATA_SETS:
+            raise UsageError(f"--as {options.name}: {name} cannot be kept under another known set's name")
+    for known in DATA_SETS.values():
+        if options.title and known.name != name and known.title.casefold() in options.title.casefold():
             raise UsageError(
-                f"--as {options.name}: {name} cannot be kept under the name of another known set"
+                f"--title {options.title!r}: only {known.name} itself may be called {known.title}"
             )
     return chosen.prepare(data_dir, options, progress, notify)
 
