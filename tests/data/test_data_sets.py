@@ -39,7 +39,7 @@ def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path):
             ask("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tiny-imagenet", "facescrub"])
+@pytest.mark.parametrize("name", ["facescrub"])
 def test_a_set_that_is_not_available_yet_says_so(tmp_path, name):
     title = data.data_set(name).title
     with pytest.raises(
@@ -54,6 +54,28 @@ def test_a_set_that_is_not_available_yet_says_so(tmp_path, name):
     assert "not available in this version" in state(tmp_path, name).detail
 
 
+def test_an_option_that_means_nothing_for_a_set_is_a_usage_error(tmp_path):
+    options = data.PrepareOptions(allow_partial=True)
+    with pytest.raises(
+        UsageError, match="repro data prepare cifar100: --allow-partial means nothing for this set"
+    ):
+        data.prepare("cifar100", tmp_path, options)
+    with pytest.raises(
+        UsageError, match="--as facescrub: tiny-imagenet cannot be kept under another known set"
+    ):
+        data.prepare("tiny-imagenet", tmp_path, data.PrepareOptions(name="facescrub"))
+
+
+def test_cifar100_is_prepared_from_a_place_elsewhere(tmp_path):
+    folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
+    (tmp_path / "packed.tar.gz").write_bytes(fake.archive(FILES))
+    for number, place in enumerate((folder, folder.parent, tmp_path / "packed.tar.gz")):
+        manifest = cifar100.prepare(tmp_path / str(number), place=place, source=SOURCE)
+        assert manifest.train.count == 20
+    with pytest.raises(DataMissingError, match="CIFAR-100 is not on disk"):
+        cifar100.prepare(tmp_path / "empty", place=tmp_path, source=SOURCE)
+
+
 def test_importing_the_package_imports_neither_numpy_nor_torch():
     script = "import sys, repro.data; print(sorted({'numpy', 'torch', 'pydantic'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -62,7 +84,7 @@ def test_importing_the_package_imports_neither_numpy_nor_torch():
 
 def test_nothing_of_the_data_but_training_needs_torch():
     script = (
-        "import sys, repro.data.cifar100, repro.data.synthetic, pathlib; "
+        "import sys, repro.data.cifar100, repro.data.tiny_imagenet, repro.data.class_folders, pathlib; "
         "repro.data.listing(pathlib.Path('none')); "
         "print('torch' in sys.modules)"
     )
