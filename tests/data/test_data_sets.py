@@ -12,7 +12,8 @@ from repro.errors import DataMissingError, UsageError
 from repro.manifest import prepared_folder
 
 FILES = fake.files()
-SOURCE = fake.source(FILES, fake.archive(FILES))
+PACKED = fake.archive(FILES)
+SOURCE = fake.source(FILES, PACKED)
 
 
 def state(data_dir, name="cifar100"):
@@ -68,7 +69,7 @@ def test_an_option_that_means_nothing_for_a_set_is_a_usage_error(tmp_path):
 
 def test_cifar100_is_prepared_from_a_place_elsewhere(tmp_path):
     folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
-    (tmp_path / "packed.tar.gz").write_bytes(fake.archive(FILES))
+    (tmp_path / "packed.tar.gz").write_bytes(PACKED)
     for number, place in enumerate((folder, folder.parent, tmp_path / "packed.tar.gz")):
         manifest = cifar100.prepare(tmp_path / str(number), place=place, source=SOURCE)
         assert manifest.train.count == 20
