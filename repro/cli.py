@@ -16,7 +16,7 @@ from repro import __version__
 from repro.errors import ReproError, UsageError
 
 if TYPE_CHECKING:
-    from repro.analysis.tables import TableFormat
+    from repro.commands.aggregate import AnyFormat
     from repro.commands.context import Context
     from repro.commands.stop import Stop
 
@@ -261,20 +261,24 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
 
 @main.command()
 @places
-@click.option("--format", "form", type=click.Choice(["markdown", "latex", "csv", "json"]), default="markdown",
-              show_default=True)  # fmt: skip
+@click.option("--format", "form", default="markdown", show_default=True,
+              type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
 @click.option("--table", "tables", type=TABLE, multiple=True,
               help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
 def aggregate(
-    context: "Context", form: "TableFormat", tables: tuple[int | str, ...], output: Path | None
+    context: "Context", form: "AnyFormat", tables: tuple[int | str, ...], output: Path | None
 ) -> None:
     """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
+
+    macros: a LaTeX macro a number, for a paper that \\input's them. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
     from repro.commands.aggregate import aggregate_tables
 
+    if form == "parquet" and output is None:
+        raise UsageError("Parquet is no text to print: name a file with --output")
     text, damaged = aggregate_tables(context, tables, form)
     if output is None:
         click.echo(text, nl=False)
@@ -423,6 +427,29 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     sys.exit(merged.exit_code)
 
 
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.tex")
+@click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
+@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+def check(file: Path, results: Path | None, data_dir: Path | None) -> None:
+    """Compare the numbers that a LaTeX file quotes with the records, and name each that differs.
+
+    Macros of `repro aggregate --format macros`, \\repronum{cell}{field}{number}, and lines that end in
+    `% repro: cell field …` are compared, also in files that it inputs. Exit code 1 where one differs.
+    """
+    from repro.commands.check import check_file
+    from repro.commands.context import Context
+
+    found = check_file(file, lambda preset: Context.open(preset, results, data_dir))
+    for problem in found.problems:
+        click.echo(problem)
+    for notice in found.notices:
+        click.echo(f"repro: {notice}", err=True)
+    click.echo(f"{found.compared} numbers compared, {len(found.problems)} problems", err=True)
+    if found.problems:
+        sys.exit(1)
+
+
 @main.group()
 def data() -> None:
     """Fetch, prepare, verify and list the data sets."""
@@ -519,9 +546,9 @@ def _end_if_damaged(reasons: Sequence[str]) -> None:
         sys.exit(4)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None

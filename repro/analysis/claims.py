@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import log
 
+from repro.analysis.cell_verdict import signed
 from repro.analysis.effects import Contrast, Effect, cell_id, measure_effect
 from repro.analysis.inference import holm, signed_rank_p
 from repro.analysis.layout import qualified_title
 from repro.analysis.rules import Claim, Rules
-from repro.analysis.verdicts import signed
 from repro.errors import SelectionError
 from repro.recipes import Preset
 from repro.registry import Registry, Run

@@ -22,6 +22,7 @@ _SPECIAL = {
     "/": r"\slash{}",  # lets a run id break at the end of a line
     "±": r"$\pm$",
     "−": "$-$",
+    "≠": r"$\neq$",
     "×": r"$\times$",
     "→": r"$\rightarrow$",
     "Δ": r"$\Delta$",

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
+from repro.analysis.cell_verdict import Judged
 from repro.experiments import Table, TableName
 from repro.recipes import Preset, Scalar, format_axis
 from repro.registry import Registry
@@ -73,11 +74,16 @@ class TableLayout:
 
 
 def lay_out(
-    summaries: Sequence[CellSummary], registry: Registry, preset: Preset, supplied: bool = False
+    summaries: Sequence[CellSummary],
+    registry: Registry,
+    preset: Preset,
+    supplied: bool = False,
+    judged: Judged | None = None,
 ) -> tuple[TableLayout, ...]:
     """One layout for each table that the summaries touch.
 
-    `supplied` says that the records lie in the project's own results folder and may have come with it.
+    `supplied` says that the records lie in the project's own results folder and may have come with it;
+    `judged` gives the marks behind Δ.
     """
     names = dict.fromkeys(summary.cell.table for summary in summaries)
     return tuple(
@@ -86,6 +92,7 @@ def lay_out(
             [summary for summary in summaries if summary.cell.table == name],
             preset,
             supplied,
+            judged,
         )
         for name in names
     )
@@ -125,7 +132,9 @@ def diverged_text(summary: CellSummary) -> str:
     return f"{summary.diverged} of {summary.expected} diverged" if summary.diverged else ""
 
 
-def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, supplied: bool) -> TableLayout:
+def _table(
+    table: Table, summaries: Sequence[CellSummary], preset: Preset, supplied: bool, judged: Judged | None
+) -> TableLayout:
     networks = list(dict.fromkeys(summary.cell.network for summary in summaries))
     # The summaries come column by column; the rows of all columns together are sorted as the table has them.
     keys = list(dict.fromkeys((summary.cell.row, summary.cell.axes) for summary in summaries))
@@ -134,6 +143,7 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
     best = {network: _best([at.get((network, *key)) for key in keys]) for network in networks}
     in_reading_order = [at[network, *key] for key in keys for network in networks if (network, *key) in at]
     shared, notes = _notes(in_reading_order)
+    marks_of = {summary.cell: mark for summary in summaries if judged and (mark := judged.mark(summary.cell))}
 
     def cell(network: str, key: tuple[str, tuple[tuple[str, Scalar], ...]]) -> LaidOutCell:
         summary = at.get((network, *key))
@@ -144,7 +154,7 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
         is_best = summary.mean is not None and _value(summary.mean, None) == best[network]
         value = _value(summary.mean, summary.std)
         diverged = diverged_text(summary) if value else ""
-        paper = _paper(summary) if table.reports else ""
+        paper = _paper(summary, marks_of.get(summary.cell, "")) if table.reports else ""
         return LaidOutCell(value, _count(summary), is_best, marks, paper, diverged)
 
     generated = any(run.generated for summary in summaries for run in summary.runs)
@@ -158,7 +168,10 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
         corner=table.title,
         title=qualified_title(title, preset, generated),
         caption=qualified_title(caption, preset, generated),
-        remarks=_remarks(table, summaries, preset, shared, supplied),
+        remarks=(
+            *_remarks(table, summaries, preset, shared, supplied),
+            *([judged.legend] if judged and marks_of else []),
+        ),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
             LaidOutRow(loss_label(table, *key), tuple(cell(network, key) for network in networks))
@@ -181,7 +194,7 @@ def _count(summary: CellSummary) -> str:
     return f"n = {summary.n}" if summary.n == summary.expected else f"n = {summary.n} of {summary.expected}"
 
 
-def _paper(summary: CellSummary) -> str:
+def _paper(summary: CellSummary, mark: str) -> str:
     if summary.reported is None:
         return "—"
     text = _value(summary.reported.mean, summary.reported.std)
@@ -189,7 +202,7 @@ def _paper(summary: CellSummary) -> str:
         return text
     # Adding 0.0 turns a rounded −0.0 into 0.0, so that no difference reads “+0.00”.
     difference = f"{round(summary.difference, 2) + 0.0:+.2f}".replace("-", "−")
-    return f"{text} ({difference})"
+    return f"{text} ({difference}{mark and ' ' + mark})"
 
 
 def _best(column: Sequence[CellSummary | None]) -> str | None:

@@ -1,4 +1,4 @@
-"""The paper's tables made anew from records, as markdown, LaTeX, CSV or JSON."""
+"""The paper's tables made anew from records, as markdown, LaTeX, CSV or JSON; and their numbers as macros."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -6,14 +6,16 @@ from typing import Literal, get_args
 from tabulate import tabulate
 
 from repro.analysis.aggregate import CellSummary
+from repro.analysis.cell_verdict import Judged
 from repro.analysis.latex import to_latex
 from repro.analysis.layout import LaidOutCell, TableLayout, lay_out
+from repro.analysis.macros import to_macros
 from repro.analysis.tidy import to_csv, to_json
 from repro.errors import UsageError
 from repro.recipes import Preset
 from repro.registry import Registry
 
-TableFormat = Literal["markdown", "latex", "csv", "json"]
+TableFormat = Literal["markdown", "latex", "macros", "csv", "json"]
 TABLE_FORMATS: tuple[TableFormat, ...] = get_args(TableFormat)
 
 
@@ -23,24 +25,27 @@ def render_tables(
     preset: Preset,
     table_format: TableFormat = "markdown",
     *,
+    judged: Judged | None = None,
     supplied: bool = False,
     standalone: bool = False,
 ) -> str:
     """The text of every table that the summaries touch, ending in a line feed.
 
-    `supplied`: the records lie in the project's own results folder, which is then said. `standalone`: LaTeX
-    comes as a whole document. CSV and JSON hold every number at full precision (`repro.analysis.tidy`).
-    Raises UsageError for an unknown format.
+    `judged`: the verdicts to show. `supplied`: the records lie in the project's own results folder, which is
+    then said. `standalone`: LaTeX comes as a whole document. CSV and JSON hold every number at full precision
+    (`repro.analysis.tidy`). Raises UsageError for an unknown format.
     """
     match table_format:
         case "markdown":
-            return to_markdown(lay_out(summaries, registry, preset, supplied))
+            return to_markdown(lay_out(summaries, registry, preset, supplied, judged))
         case "latex":
-            return to_latex(lay_out(summaries, registry, preset, supplied), standalone=standalone)
+            return to_latex(lay_out(summaries, registry, preset, supplied, judged), standalone=standalone)
+        case "macros":
+            return to_macros(summaries, preset, judged)
         case "csv":
-            return to_csv(summaries, registry, preset)
+            return to_csv(summaries, registry, preset, judged)
         case "json":
-            return to_json(summaries, registry, preset, supplied)
+            return to_json(summaries, registry, preset, supplied, judged)
     raise UsageError(f"there is no table format {table_format!r}; formats: {', '.join(TABLE_FORMATS)}")
 
 

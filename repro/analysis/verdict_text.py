@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from repro.analysis.audit import DepthOrder, PaperAudit, ReportedClaim, StdSpread
+from repro.analysis.cell_verdict import CellVerdict, cells_sentence, signed, verdict_fields
 from repro.analysis.claims import ClaimVerdict, effect_text
 from repro.analysis.effects import ColumnEffect, Effect
 from repro.analysis.layout import network_label, preset_sentence
 from repro.analysis.rules import Rules
-from repro.analysis.verdicts import CellVerdict, Verdict, signed
 from repro.recipes import Preset
 from repro.registry import Registry
 
@@ -39,12 +39,6 @@ def claims_text(
             lines += [f"     {text}" for text in verdict.missing]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def cells_sentence(cells: Sequence[CellVerdict]) -> str:
-    """`72 cells: 3 reproduced, 1 off, …`."""
-    counts = [(word, sum(verdict.word is word for verdict in cells)) for word in Verdict]
-    return f"{len(cells)} cells: {', '.join(f'{count} {word}' for word, count in counts if count)}."
 
 
 def column_text(column: ColumnEffect, effect: Effect) -> str:
@@ -84,13 +78,6 @@ def judgement_json(
 def rules_fields(rules: Rules) -> dict[str, str]:
     """Which rules judged."""
     return {"file": rules.place, "sha256": rules.sha256}
-
-
-def verdict_fields(verdict: CellVerdict) -> dict[str, object]:
-    """A cell's verdict for a program: the fields of CellVerdict but its cell, with those of its readings."""
-    fields = dataclasses.asdict(verdict)
-    del fields["cell"]
-    return fields
 
 
 def audit_json(audit: PaperAudit) -> str:

@@ -15,10 +15,10 @@ paper's cells. docs/statistics.md has the formulas and the reasons.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from repro.analysis.aggregate import CellSummary
+from repro.analysis.cell_verdict import CellVerdict, Reading, Verdict, verdict_sentence
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
 from repro.analysis.rules import CellRules, Rules
 from repro.experiments import Table
@@ -27,78 +27,6 @@ from repro.registry import Cell, Registry
 
 PAPER_RUNS = 3
 """Runs behind each of the paper's means."""
-
-
-class Verdict(StrEnum):
-    """What is said of a cell."""
-
-    REPRODUCED = "reproduced"
-    OFF = "off"
-    UNDECIDED = "undecided"
-    INCOMPLETE = "incomplete"
-    NOT_COMPARABLE = "not comparable"
-
-
-DECIDED = (Verdict.REPRODUCED, Verdict.OFF, Verdict.UNDECIDED)
-"""What a complete, comparable cell can get."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The comparison under one reading of the paper's ±: a std with ddof = 1 (as ours is) or ddof = 0.
-
-    Points throughout. `reported_std` and `paper_std` are sample stds (ddof = 1) under this reading, the
-    cell's and the one pooled over the table; `low` and `high` bound the difference at the rules' level. The
-    adjusted p are None where the cell is not among those judged.
-    """
-
-    ddof: int
-    reported_std: float
-    paper_std: float
-    standard_error: float
-    degrees: float
-    low: float
-    high: float
-    p_difference: float
-    p_equivalence: float
-    p_difference_adjusted: float | None
-    p_equivalence_adjusted: float | None
-    word: Verdict
-
-
-@dataclass(frozen=True)
-class CellVerdict:
-    """What is said of a cell that the paper reports on, and on what evidence.
-
-    `difference` is ours − paper's in points. `our_std` is our within-cell std pooled over the table, with
-    `our_degrees`. `readings` (ddof = 1, then 0) are empty where there is no interval. `so_far` is set in an
-    incomplete cell that has an interval. `missing` are the seeds to come, `reason` why the word is not one of
-    the first two, and `sentence` all of it in words.
-    """
-
-    cell: Cell
-    word: Verdict
-    so_far: Verdict | None
-    n: int
-    expected: int
-    missing: tuple[int, ...]
-    diverged: int
-    mean: float | None
-    reported_mean: float
-    difference: float | None
-    our_std: float | None
-    our_degrees: int
-    readings: tuple[Reading, ...]
-    reason: str
-    sentence: str
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The wider reading's interval of the difference, which decides."""
-        if not self.readings:
-            return None
-        widest = max(self.readings, key=lambda reading: reading.high - reading.low)
-        return widest.low, widest.high
 
 
 def judge_cells(
@@ -269,7 +197,7 @@ def _worded(verdict: CellVerdict, rules: Rules, family: int) -> CellVerdict:
         verdict = replace(verdict, word=common, reason=reason)
     elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
         verdict = replace(verdict, so_far=common)
-    return replace(verdict, sentence=_sentence(verdict, rules.cells))
+    return replace(verdict, sentence=verdict_sentence(verdict, rules.cells))
 
 
 def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> str:
@@ -286,25 +214,3 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
     if len(before) > 1:
         return "it depends on how the paper computed its ±"
     return f"not after the correction over {family} cells"
-
-
-def _sentence(verdict: CellVerdict, rules: CellRules) -> str:
-    word = f"{verdict.word}, so far {verdict.so_far}" if verdict.so_far else str(verdict.word)
-    head = f"{word[0].upper()}{word[1:]}"
-    if verdict.reason:
-        head += f": {verdict.reason}"
-    if verdict.difference is None:
-        return f"{head}."
-    text = (
-        f"{verdict.mean:.2f} (n = {verdict.n}) against the paper's {verdict.reported_mean:.2f}, "
-        f"{signed(verdict.difference)} points"
-    )
-    if verdict.interval is not None:
-        low, high = verdict.interval
-        text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
-    return f"{head}. {text}."
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign, a true minus, and never −0.00."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")

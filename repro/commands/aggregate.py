@@ -2,33 +2,55 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from repro.analysis.aggregate import integrity_errors, summarise
 from repro.analysis.tables import TableFormat, render_tables
 from repro.commands.context import Context
+from repro.commands.judge import judge_summaries
 from repro.experiments import TableName
 from repro.registry import Selection
 from repro.standings import RunState
 
+AnyFormat = TableFormat | Literal["parquet"]
+
 
 def aggregate_tables(
-    context: Context, tables: Sequence[TableName], form: TableFormat, standalone: bool = False
-) -> tuple[str, list[str]]:
-    """The tables' text, and a sentence for each record that could not be believed."""
-    runs = context.registry.select_runs(Selection(tables=tuple(tables)), context.preset)
+    context: Context,
+    tables: Sequence[TableName],
+    form: AnyFormat,
+    standalone: bool = False,
+) -> tuple[str | bytes, list[str]]:
+    """The tables' text (Parquet: bytes), and a sentence for each record that could not be believed.
+
+    Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
+    """
+    registry, preset = context.registry, context.preset
+    asked = dict.fromkeys(registry.select_runs(Selection(tables=tuple(tables)), preset))
+    runs = [*asked, *(run for run in registry.select_runs(Selection(), preset) if run not in asked)]
     damaged: list[str] = []
 
     def noting(states: Iterable[RunState]) -> Iterator[RunState]:
         # On the way: a record is read once and let go.
         for state in states:
-            damaged.extend(map(str, integrity_errors([state])))
+            if state.run in asked:
+                damaged.extend(map(str, integrity_errors([state])))
             yield state
 
+    every = summarise(noting(context.states(runs)), registry, preset)
+    judged = judge_summaries(context, every)
+    cells = {run.cell for run in asked}
+    summaries = [summary for summary in every if summary.cell in cells]
+    if form == "parquet":
+        from repro.analysis.parquet import to_parquet
+
+        return to_parquet(summaries, registry, preset, judged), damaged
     text = render_tables(
-        summarise(noting(context.states(runs)), context.registry, context.preset),
-        context.registry,
-        context.preset,
+        summaries,
+        registry,
+        preset,
         form,
+        judged=judged,
         supplied=context.project.supplied_results,
         standalone=standalone,
     )

@@ -1,12 +1,14 @@
 """`repro claims` and `repro audit`: what the records say of the paper, and what the paper says of itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repro.analysis.aggregate import CellSummary, integrity_errors, summarise
 from repro.analysis.audit import PaperAudit, audit_paper
+from repro.analysis.cell_verdict import CellVerdict, Judged
 from repro.analysis.claims import ClaimVerdict, claim_runs, judge_claims
 from repro.analysis.rules import RULES_FILE, Rules, read_rules
-from repro.analysis.verdicts import CellVerdict, judge_cells
+from repro.analysis.verdicts import judge_cells
 from repro.commands.context import Context
 from repro.registry import Selection
 
@@ -43,6 +45,14 @@ def judge(context: Context) -> Judgement:
 def audit(context: Context) -> PaperAudit:
     """The paper's own numbers, audited."""
     return audit_paper(context.registry, project_rules(context))
+
+
+def judge_summaries(context: Context, summaries: Sequence[CellSummary]) -> Judged | None:
+    """Verdicts for the summaries of all the paper's tables; None in a project that has no rules."""
+    if not (context.project.experiments / RULES_FILE).exists():
+        return None
+    rules = project_rules(context)
+    return Judged(judge_cells(summaries, context.registry, context.preset, rules), rules)
 
 
 def project_rules(context: Context) -> Rules:
