@@ -106,8 +106,8 @@ class Judged:
         rules = self.rules.cells
         return (
             f"Behind Δ: = reproduced (the {100 * rules.level:g} % interval of the difference lies within "
-            f"± {rules.tolerance:g} points), ≠ off (it excludes 0 and the difference is larger than "
-            f"{rules.tolerance:g} points), ? undecided. Rules: {self.rules.place}, sha256 "
+            f"± {points(rules.tolerance)}), ≠ off (it excludes 0 and the difference is larger than "
+            f"{points(rules.tolerance)}), ? undecided. Rules: {self.rules.place}, sha256 "
             f"{self.rules.sha256[:12]}…"
         )
 
@@ -141,6 +141,11 @@ def verdict_sentence(verdict: CellVerdict, rules: CellRules) -> str:
         low, high = verdict.interval
         text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
     return f"{head}. {text}."
+
+
+def points(value: float) -> str:
+    """`1 point`, `1.5 points`."""
+    return f"{value:g} point" if value == 1 else f"{value:g} points"
 
 
 def signed(value: float, digits: int = 2) -> str:

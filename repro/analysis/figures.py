@@ -1,13 +1,20 @@
 """All figures of a preset, drawn from records alone; the modules beside this know how each looks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from repro.analysis.aggregate import summarise
+from repro.analysis.cell_verdict import Judged
 from repro.analysis.comparison import FIGURE_CELLS, make_comparison
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
+from repro.analysis.dot_plot import draw_dots
 from repro.analysis.logit_figure import draw_figure2
+from repro.analysis.rules import Rules
 from repro.analysis.style import figure_style, save
+from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
 from repro.recipes import Preset
 from repro.records import RunRecord
@@ -23,11 +30,14 @@ class Drawing:
     notices: tuple[str, ...]
 
 
-def draw_figures(states: Sequence[RunState], registry: Registry, preset: Preset, folder: Path) -> Drawing:
+def draw_figures(
+    states: Sequence[RunState], registry: Registry, preset: Preset, folder: Path, rules: Rules | None = None
+) -> Drawing:
     """Draws what the records allow into `folder`, each figure as PNG (200 dpi) and PDF.
 
     `figure2`, `figure3`: ResNet-18 on CIFAR-100, as in the paper. `curves-…` and `gradients-…`: one of each
-    for every column that has a record. Only records that count are drawn, and the same records give the
+    for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
+    Only records that count are drawn, and the same records give the
     same bytes. A figure whose run is missing is left out and named in `notices`; raises SetupError where
     the folder can't be written.
     """
@@ -43,9 +53,24 @@ def draw_figures(states: Sequence[RunState], registry: Registry, preset: Preset,
         for column in columns:
             files += save(draw_curves(column, preset), folder, f"curves-{column.name}")
             files += save(draw_gradients(column, preset), folder, f"gradients-{column.name}")
+        if rules is not None:
+            for name, figure in _dots(states, registry, preset, rules):
+                files += save(figure, folder, name)
         if not columns:
             notices.append("no record counts yet, so there is no training curve and no gradient figure")
     return Drawing(tuple(files), tuple(notices))
+
+
+def _dots(
+    states: Sequence[RunState], registry: Registry, preset: Preset, rules: Rules
+) -> Iterator[tuple[str, Figure]]:
+    """The dot plot of each of the paper's tables that has a number of ours."""
+    summaries = [summary for summary in summarise(states, registry, preset) if summary.reported is not None]
+    judged = Judged(judge_cells(summaries, registry, preset, rules), rules)
+    for table in registry.tables:
+        of_table = [summary for summary in summaries if summary.cell.table == table.name]
+        if any(summary.n for summary in of_table):
+            yield f"table{table.name}", draw_dots(table, of_table, judged, preset)
 
 
 def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]:

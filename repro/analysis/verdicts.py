@@ -210,7 +210,10 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
         for reading in verdict.readings
     }
     if before == {Verdict.UNDECIDED}:
-        return f"the interval reaches beyond ± {rules.tolerance:g} and does not show a larger difference"
+        low, high = verdict.interval or (0.0, 0.0)
+        if low <= 0 <= high:
+            return f"the interval holds both 0 and differences beyond ± {rules.tolerance:g}"
+        return f"the interval excludes 0 and does not show on which side of ± {rules.tolerance:g} it is"
     if len(before) > 1:
         return "it depends on how the paper computed its ±"
     return f"not after the correction over {family} cells"

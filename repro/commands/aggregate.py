@@ -7,7 +7,7 @@ from typing import Literal
 from repro.analysis.aggregate import integrity_errors, summarise
 from repro.analysis.tables import TableFormat, render_tables
 from repro.commands.context import Context
-from repro.commands.judge import judge_summaries
+from repro.commands.judge import judge_summaries, optional_rules
 from repro.experiments import TableName
 from repro.registry import Selection
 from repro.standings import RunState
@@ -68,5 +68,6 @@ def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path],
         context.registry,
         context.preset,
         folder or context.project.preset_figures(context.preset.name),
+        optional_rules(context),
     )
     return drawing.files, drawing.notices

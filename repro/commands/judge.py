@@ -49,10 +49,15 @@ def audit(context: Context) -> PaperAudit:
 
 def judge_summaries(context: Context, summaries: Sequence[CellSummary]) -> Judged | None:
     """Verdicts for the summaries of all the paper's tables; None in a project that has no rules."""
-    if not (context.project.experiments / RULES_FILE).exists():
+    rules = optional_rules(context)
+    if rules is None:
         return None
-    rules = project_rules(context)
     return Judged(judge_cells(summaries, context.registry, context.preset, rules), rules)
+
+
+def optional_rules(context: Context) -> Rules | None:
+    """The project's rules; None where it has none, as one with tables of its own alone may."""
+    return project_rules(context) if (context.project.experiments / RULES_FILE).exists() else None
 
 
 def project_rules(context: Context) -> Rules:
