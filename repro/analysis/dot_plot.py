@@ -79,7 +79,7 @@ def draw_dots(table: Table, summaries: Sequence[CellSummary], judged: Judged, pr
         panel.set_title(network_label(table, network), size=8, weight="bold", pad=4, parse_math=False)
         for summary in _of(summaries, network):
             _draw_cell(panel, rows.index(summary.cell.row), summary, verdicts[summary.cell], tolerance)
-        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         panel.grid(axis="x", color="#EEEEEE", lw=0.6)
         panel.set_axisbelow(True)
         panel.spines["left"].set_visible(False)
@@ -192,8 +192,9 @@ def _caption(
 ) -> str:
     counts = [summary.n for summary in summaries if summary.n]
     reading = (
-        " A cell whose whisker lies within its bar is reproduced; one farther off than the bar, whose whisker "
-        "leaves out the paper's mean (dark line), is off; both after correction over all the paper's cells."
+        " A cell whose whisker lies within its bar is reproduced; one farther off than the bar, whose "
+        "whisker leaves out the paper's mean (dark line), is off; both after correction over all the "
+        "paper's cells."
     )
     judging = any(verdict.word is not Verdict.NOT_COMPARABLE for verdict in verdicts)
     return (

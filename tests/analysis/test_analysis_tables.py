@@ -86,17 +86,20 @@ Not counted:
 def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
     assert render_tables(summaries, registry, quick, "csv") == (
         "preset,table,dataset,network,loss,label,axes,n,expected,diverged,mean,std,reported_mean,"
-        "reported_std,difference,seeds,accuracies,best_accuracies,not_counted,notes\n"
+        "reported_std,difference,seeds,accuracies,best_accuracies,not_counted,notes,verdict,so_far,"
+        "low_ddof1,high_ddof1,p_difference_ddof1,p_difference_adjusted_ddof1,p_equivalence_ddof1,"
+        "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_difference_ddof0,p_difference_adjusted_ddof0,"
+        "p_equivalence_ddof0,p_equivalence_adjusted_ddof0\n"
         "quick,1,cifar100,vgg16,cross-entropy,Cross-entropy Loss,,3,3,0,71.9,0.19999999999999574,71.86,0.14,"
-        "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,\n"
+        "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,,,,,,,,,,,,,,\n"
         "quick,1,cifar100,vgg16,scaled-bn-m1,Our Loss (m = 1),,3,3,0,73.25,0.25,73.24,0.06,"
         "0.010000000000005116,0 1 2,73.0 73.25 73.5,73.0 73.25 73.5,,"
-        "older code (what trains has changed since)\n"
+        "older code (what trains has changed since),,,,,,,,,,,,,,\n"
         "quick,1,cifar100,resnet18,cross-entropy,Cross-entropy Loss,,1,3,1,75.0,,75.1,0.34,"
         "-0.09999999999999432,0,75.0,75.0,"
-        "seed 1: diverged in epoch 3 (counted from 0); seed 2: not run yet,\n"
+        "seed 1: diverged in epoch 3 (counted from 0); seed 2: not run yet,,,,,,,,,,,,,,,\n"
         "quick,1,cifar100,resnet18,scaled-bn-m1,Our Loss (m = 1),,0,3,0,,,76.08,0.3,,,,,"
-        "seed 0: not run yet; seed 1: not run yet; seed 2: not run yet,\n"
+        "seed 0: not run yet; seed 1: not run yet; seed 2: not run yet,,,,,,,,,,,,,,,\n"
     )
 
 
@@ -120,6 +123,7 @@ def test_json_holds_everything_of_a_cell(registry, quick):
         },
         "supplied": False,
         "std_ddof": 1,
+        "rules": None,
         "tables": [
             {
                 "table": 1,
@@ -142,6 +146,7 @@ def test_json_holds_everything_of_a_cell(registry, quick):
                         "std": None,
                         "reported": {"mean": 71.86, "std": 0.14},
                         "difference": 71.7 - 71.86,
+                        "verdict": None,
                         "runs": [
                             {
                                 "id": "cifar100/vgg16/cross-entropy/seed0",
@@ -345,7 +350,7 @@ def test_a_difference_that_rounds_to_zero_has_no_minus_sign(registry, quick):
 
 
 def test_an_unknown_format_lists_the_known_ones(summaries, registry, quick):
-    with pytest.raises(UsageError, match="markdown, latex, csv, json"):
+    with pytest.raises(UsageError, match="markdown, latex, macros, csv, json"):
         render_tables(summaries, registry, quick, "html")
 
 

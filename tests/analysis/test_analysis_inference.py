@@ -1,0 +1,183 @@
+"""Each statistic against another implementation, a published fact, or a simulation with a fixed seed."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from repro.analysis.inference import (
+    Estimate,
+    PooledSpread,
+    bartlett,
+    benjamini_hochberg,
+    bootstrap_interval,
+    chi_square_quantile,
+    chi_square_tail,
+    holm,
+    paired_correlation,
+    pool,
+    signed_rank_p,
+    t_quantile,
+    t_tail,
+    welch,
+)
+
+RANDOM = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("degrees", [1, 2.44, 48, 95.7])
+def test_distributions_are_those_of_scipy_stats(degrees):
+    for p in (0.0005, 0.025, 0.5, 0.975, 0.9999):
+        assert t_quantile(p, degrees) == pytest.approx(stats.t.ppf(p, degrees), rel=1e-9, abs=1e-12)
+        assert chi_square_quantile(p, degrees) == pytest.approx(stats.chi2.ppf(p, degrees), rel=1e-9)
+    for x in (0.1, 1.96, 7.0):
+        assert t_tail(x, degrees) == pytest.approx(stats.t.sf(x, degrees), rel=1e-9)
+        assert chi_square_tail(x, degrees) == pytest.approx(stats.chi2.sf(x, degrees), rel=1e-9)
+
+
+def test_the_pooled_spread_is_that_of_all_residuals_together():
+    cells = [RANDOM.normal(70 + k, 0.3, size=n) for k, n in enumerate((3, 3, 2, 5))]
+    residuals = np.concatenate([cell - cell.mean() for cell in cells])
+    pooled = pool([(cell.std(ddof=1), len(cell)) for cell in cells] + [(None, 1), (None, 0)])
+    assert pooled.degrees == 9
+    assert pooled.std == pytest.approx(math.sqrt((residuals**2).sum() / 9), rel=1e-12)
+
+
+def test_cells_of_one_run_alone_have_no_pooled_spread():
+    assert pool([(None, 1), (None, 1)]) == PooledSpread(None, 0)
+
+
+def test_welch_agrees_with_scipys_test_from_stats():
+    for a, b in (((73.24, 0.06), (72.85, 0.18)), ((76.32, 0.51), (76.19, 0.14))):
+        reference = stats.ttest_ind_from_stats(*a, 3, *b, 3, equal_var=False)
+        estimate = welch(a[0] - b[0], (a[1], 3, 2), (b[1], 3, 2))
+        assert estimate.p_difference == pytest.approx(reference.pvalue, rel=1e-9)
+        assert estimate.difference / estimate.standard_error == pytest.approx(reference.statistic, rel=1e-9)
+
+
+def test_the_interval_of_welch_is_scipys():
+    a, b = RANDOM.normal(0, 1, 4), RANDOM.normal(0.4, 3, 6)
+    estimate = welch(a.mean() - b.mean(), (a.std(ddof=1), 4, 3), (b.std(ddof=1), 6, 5))
+    reference = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.9)
+    assert estimate.interval(0.9) == pytest.approx((reference.low, reference.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.31, -0.62])
+def test_p_of_equivalence_is_the_level_whose_interval_just_fits_the_tolerance(difference):
+    estimate = Estimate(difference, 0.2, 60)
+    low, high = estimate.interval(1 - estimate.p_equivalence(1.0))
+    assert max(-low, high) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_p_of_difference_is_the_level_whose_interval_just_reaches_zero():
+    estimate = Estimate(-0.5, 0.2, 60)
+    assert estimate.interval(1 - estimate.p_difference)[1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_difference_beyond_the_tolerance_is_never_equivalent():
+    assert Estimate(1.2, 0.001, 60).p_equivalence(1.0) == 1.0
+
+
+def test_equal_runs_on_both_sides_leave_no_doubt():
+    same = welch(0.5, (0.0, 3, 48), (0.0, 3, 48))
+    assert same.interval(0.95) == (0.5, 0.5)
+    assert (same.p_difference, same.p_equivalence(1.0)) == (0.0, 0.0)
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    """By definition: a hypothesis falls when every set that holds it falls, each set by Bonferroni."""
+    for p_values in RANDOM.uniform(0, 0.3, size=(20, 5)):
+        subsets = [s for r in range(1, 6) for s in itertools.combinations(range(5), r)]
+        expected = [
+            max(min(1.0, len(s) * min(p_values[k] for k in s)) for s in subsets if index in s)
+            for index in range(5)
+        ]
+        assert holm(list(p_values)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_benjamini_hochberg_is_scipys_false_discovery_control():
+    for p_values in RANDOM.uniform(0, 1, size=(20, 9)) ** 3:
+        assert benjamini_hochberg(list(p_values)) == pytest.approx(
+            stats.false_discovery_control(p_values), rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("n", [1, 3, 6, 9])
+def test_wilcoxon_is_scipys_exact_test(n):
+    for values in RANDOM.normal(0.3, 1, size=(20, n)):
+        reference = stats.wilcoxon(values, alternative="greater", method="exact").pvalue
+        assert signed_rank_p(list(values)) == pytest.approx(reference, rel=1e-12)
+
+
+def test_wilcoxon_with_ties_and_zeros_is_the_share_of_all_signs():
+    values = [0.5, 0.5, -0.5, 1.0, -2.0, 0.0, 2.0]
+    kept = [value for value in values if value]
+    ranks = stats.rankdata(np.abs(kept))
+    observed = sum(rank for rank, value in zip(ranks, kept, strict=True) if value > 0)
+    sums = [np.dot(signs, ranks) for signs in itertools.product((0, 1), repeat=len(kept))]
+    assert signed_rank_p(values) == np.mean(np.array(sums) >= observed)
+
+
+@pytest.mark.parametrize(("columns", "floor"), [(3, 1 / 8), (6, 1 / 64), (9, 1 / 512)])
+def test_the_smallest_p_of_a_one_sided_test_is_a_half_to_the_columns(columns, floor):
+    assert signed_rank_p([0.1 * (k + 1) for k in range(columns)]) == floor
+    assert signed_rank_p([-0.1 * (k + 1) for k in range(columns)]) == 1.0
+
+
+def test_nothing_to_rank_decides_nothing():
+    assert signed_rank_p([]) == signed_rank_p([0.0, 0.0]) == 1.0
+
+
+@pytest.mark.parametrize(("columns", "n"), [(1, 3), (3, 3), (9, 3), (9, 2)])
+def test_the_bootstrap_interval_covers_the_effect_as_often_as_it_says(columns, n):
+    random = np.random.default_rng(11)
+    truths = random.normal(0, 1, size=columns)
+    covered = []
+    for repeat in range(500):
+        strata = [list(random.normal(truth, 0.5, size=n)) for truth in truths]
+        low, high = bootstrap_interval(strata, 0.95, 400, repeat)
+        covered.append(low <= truths.mean() <= high)
+    # Three values have ten distinct resamples alone, so a single column is the hardest.
+    assert (0.85 if columns == 1 else 0.925) <= np.mean(covered) <= 0.985
+
+
+def test_the_bootstrap_is_that_of_all_resamples_scaled_and_expanded():
+    strata = [[1.0, 2.0, 4.0], [0.0, 0.5, 0.1]]
+    means = [[np.mean(drawn) for drawn in itertools.product(s, repeat=3)] for s in strata]
+    effect = np.mean([np.mean(s) for s in strata])
+    every = np.array([(a + b) / 2 - effect for a in means[0] for b in means[1]])
+    scaled = every * math.sqrt(3 / 2) * stats.t.ppf(0.975, 4) / stats.norm.ppf(0.975)
+    found = bootstrap_interval(strata, 0.95, 400_000, 3)
+    assert found == pytest.approx(effect + np.quantile(scaled, (0.025, 0.975)), abs=0.02)
+
+
+def test_a_column_of_one_seed_has_no_bootstrap_interval():
+    assert bootstrap_interval([[1.0, 2.0], [3.0]], 0.95, 100, 0) is None
+    assert bootstrap_interval([], 0.95, 100, 0) is None
+
+
+def test_the_bootstrap_repeats_itself():
+    strata = [[1.0, 2.0, 4.0]] * 3
+    assert bootstrap_interval(strata, 0.95, 1000, 5) == bootstrap_interval(strata, 0.95, 1000, 5)
+
+
+def test_the_seeds_correlation_is_of_residuals_within_columns():
+    columns = [RANDOM.normal((10 * k, -20 * k), 1, size=(3, 2)) for k in range(4)]
+    residuals = np.concatenate([column - column.mean(axis=0) for column in columns])
+    expected = np.corrcoef(residuals.T)[0, 1]
+    found = paired_correlation([[tuple(pair) for pair in column] for column in columns])
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_sides_that_do_not_vary_have_no_correlation():
+    assert paired_correlation([]) is None
+    assert paired_correlation([[(1.0, 2.0), (1.0, 3.0)]]) is None
+
+
+def test_bartlett_is_scipys_on_samples_of_those_stds():
+    stds = [0.06, 0.54, 0.3, 0.31, 0.12]
+    # Three values m − s, m, m + s have the std s.
+    reference = stats.bartlett(*([70 - s, 70.0, 70 + s] for s in stds))
+    assert bartlett(stds, 3) == pytest.approx((reference.statistic, reference.pvalue), rel=1e-9)
