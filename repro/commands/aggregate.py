@@ -27,17 +27,16 @@ def aggregate_tables(
     """
     registry, preset = context.registry, context.preset
     asked = dict.fromkeys(registry.select_runs(Selection(tables=tuple(tables)), preset))
-    runs = [*asked, *(run for run in registry.select_runs(Selection(), preset) if run not in asked)]
+    further = [run for run in registry.select_runs(Selection(), preset) if run not in asked]
     damaged: list[str] = []
 
     def noting(states: Iterable[RunState]) -> Iterator[RunState]:
-        # On the way: a record is read once and let go.
         for state in states:
             if state.run in asked:
                 damaged.extend(map(str, integrity_errors([state])))
             yield state
 
-    every = summarise(noting(context.states(runs)), registry, preset)
+    every = summarise(list(noting(context.states([*asked, *further]))), registry, preset)
     judged = judge_summaries(context, every)
     cells = {run.cell for run in asked}
     summaries = [summary for summary in every if summary.cell in cells]
@@ -64,7 +63,7 @@ def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path],
     every_table = Selection(tables=tuple(table.name for table in context.registry.tables))
     runs = context.registry.select_runs(every_table, context.preset)
     drawing = draw_figures(
-        list(context.states(runs)),
+        context.states(runs),
         context.registry,
         context.preset,
         folder or context.project.preset_figures(context.preset.name),

@@ -30,8 +30,8 @@ def judge(context: Context) -> Judgement:
     registry, preset = context.registry, context.preset
     of_tables = registry.select_runs(Selection(), preset)
     known = set(of_tables)
-    of_claims = (run for run in claim_runs(rules, registry, preset) if run not in known)
-    states = list(context.states([*of_tables, *of_claims]))
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in known]
+    states = list(context.states([*of_tables, *needed]))
     summaries = summarise([state for state in states if state.run in known], registry, preset)
     return Judgement(
         summaries=summaries,
