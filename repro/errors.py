@@ -4,7 +4,8 @@ ReproError                     1  something failed
 ├── RunFailedError             1  one training run failed, the others went on
 ├── UsageError                 2  the command or a TOML file asks for something that is not there
 │   ├── RegistryError             an experiments/*.toml file is not valid
-│   └── SelectionError            a selection matches nothing
+│   ├── SelectionError            a selection matches nothing
+│   └── OwnCodeError              a loss or network of the user's own cannot be found, read or used
 ├── SetupError                 3  the environment or the data are not in place
 │   ├── ProjectNotFoundError      no experiments/ folder above the working directory
 │   ├── DataMissingError          a data set has not been fetched or prepared
@@ -44,6 +45,10 @@ class RegistryError(UsageError):
 
 class SelectionError(UsageError):
     """A selection (`--table`, `--network`, …) or a run id matches nothing."""
+
+
+class OwnCodeError(UsageError):
+    """A loss or network of the user's own: no such file or name, an error at import, or a wrong answer."""
 
 
 class SetupError(ReproError):

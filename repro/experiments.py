@@ -11,11 +11,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from repro.errors import RegistryError, SelectionError
+from repro.implementations import NETWORKS
 from repro.paths import NAME
 from repro.recipes import LOSS_PARAMETERS, Model, Preset, Recipe, Scalar
-
-NETWORKS = ("vgg16", "vgg13", "vgg16-4096", "vgg-lsoftmax", "resnet18", "resnet50")
-"""The networks of `repro.models`; a test compares the two."""
 
 
 class Reported(Model):

@@ -4,6 +4,7 @@ Plain validated data without torch; `repro.registry` reads them from TOML, `repr
 """
 
 import itertools
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -50,6 +51,47 @@ class ScaledBNParameters(Model):
     affine: bool = False
     eps: float = Field(default=1e-5, gt=0)
     momentum: float = Field(default=0.1, gt=0, le=1)
+    statistics: Literal["running", "full-batches", "training-set"] = "running"
+
+
+class LogitScaleParameters(Model):
+    """Linear → × scale → softmax cross-entropy: a control for scaled BN."""
+
+    scale: float = Field(gt=0)
+    bias: bool = False
+
+
+class CosineLearntScaleParameters(Model):
+    """Softmax cross-entropy of s·cos θ with a learnt s: NormFace."""
+
+    initial_scale: float = Field(default=10.0, gt=0)
+    projection: int = Field(default=0, ge=0)
+
+
+class CosineScaleByClassesParameters(Model):
+    """Softmax cross-entropy of s·cos θ with s = √2·ln(C − 1): AdaCos's fixed scale."""
+
+    projection: int = Field(default=0, ge=0)
+
+
+class LogitNormParameters(Model):
+    """Softmax cross-entropy of logits on a sphere of radius 1/τ: LogitNorm."""
+
+    temperature: float = Field(default=0.04, gt=0)
+    bias: bool = True
+
+
+class LogitZScoreParameters(Model):
+    """Softmax cross-entropy of logits z-scored over each sample's classes."""
+
+    temperature: float = Field(default=1.0, gt=0)
+
+
+class LabelSmoothingParameters(Model):
+    """Softmax cross-entropy against smoothed targets."""
+
+    smoothing: float = Field(default=0.1, ge=0, lt=1)
+    bias: bool = True
 
 
 LOSS_PARAMETERS: dict[str, type[Model]] = {
@@ -57,6 +99,12 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
     "am-softmax": AMSoftmaxParameters,
     "pedcc": PEDCCParameters,
     "scaled-bn": ScaledBNParameters,
+    "logit-scale": LogitScaleParameters,
+    "cosine-learnt-scale": CosineLearntScaleParameters,
+    "cosine-scale-by-classes": CosineScaleByClassesParameters,
+    "logit-norm": LogitNormParameters,
+    "logit-z-score": LogitZScoreParameters,
+    "label-smoothing": LabelSmoothingParameters,
 }
 """Each loss's parameters; a test compares them with the constructors in `repro.losses`."""
 
@@ -76,6 +124,7 @@ class Recipe(Model):
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool
     weight_decay: float = Field(ge=0)
+    weight_decay_on: Literal["all", "weights"] = "all"
     flip: bool
     crop_padding: int = Field(ge=0)
     rotation: float = Field(ge=0, le=180)
@@ -122,11 +171,16 @@ class Preset(Model):
 
 
 class RunConfig(Model):
-    """Everything that decides a run's numbers but the data themselves; recorded whole."""
+    """Everything that decides a run's numbers but the data themselves; recorded whole.
+
+    `network` and `loss` name their code as `repro.implementations` reads it; `folder` is what a file of the
+    user's own is relative to, and neither recorded nor part of what the run is.
+    """
 
     dataset: str
     network: str
     loss: str
+    folder: Path | None = Field(default=None, exclude=True, repr=False)
     loss_parameters: dict[str, Scalar]
     seed: int = Field(ge=0)
     recipe: Recipe

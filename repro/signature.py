@@ -2,29 +2,40 @@
 
 A record of another recipe never counts. One of other code, with the same recipe, counts and is marked
 "older code": comments, layout and docstrings do not change it, and neither does the harness around the
-training.
+training, nor a loss or network that the run does not use.
 """
 
 import ast
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from repro.recipes import RunConfig
+from repro.errors import OwnCodeError
+from repro.implementations import find, module_file
+from repro.recipes import RunConfig, Scalar
 
 RECIPE_VERSION = 1
 """Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit
 names the records it voids."""
 
-_PACKAGE = Path(__file__).parent
+LATER_FIELDS: dict[str, Scalar] = {"weight_decay_on": "all", "statistics": "running"}
+"""Fields of the recipe and of losses that came after records had been made, each with the value at which a
+run is what it was without the field: that value is left out of the hash, so older records keep counting."""
+
 _ENTRY = "repro.training.loop"
 _TRAINING_CODE = ("repro.losses", "repro.models", "repro.data", "repro.training")
 
 
 def config_hash(config: RunConfig) -> str:
     """sha256 of the fully resolved configuration, seed included, and RECIPE_VERSION."""
-    return _hash({"recipe_version": RECIPE_VERSION, **config.model_dump(mode="json")})
+    content = config.model_dump(mode="json")
+    for part in (content["recipe"], content["loss_parameters"]):
+        for name, value in LATER_FIELDS.items():
+            if part.get(name) == value:
+                del part[name]
+    return _hash({"recipe_version": RECIPE_VERSION, **content})
 
 
 def data_hash(fingerprint: str, config: RunConfig) -> str:
@@ -33,65 +44,105 @@ def data_hash(fingerprint: str, config: RunConfig) -> str:
     return _hash([fingerprint, recipe.images_per_class, recipe.test_images_per_class])
 
 
+def code_hash(config: RunConfig) -> str:
+    """sha256 of the syntax trees of every module that training this run imports: loop, loss and network.
+
+    A file of the user's own counts with what it imports from its folder. Read once a process.
+    """
+    return _code_hash(config.loss, config.network, config.folder)
+
+
+def training_modules(config: RunConfig) -> tuple[str, ...]:
+    """The modules and files behind `code_hash`, by name."""
+    return tuple(_training_code(config.loss, config.network, config.folder))
+
+
 @cache
-def code_hash() -> str:
-    """sha256 of the syntax trees of every module of the package that training one run imports."""
+def _code_hash(loss: str, network: str, folder: Path | None) -> str:
     digest = hashlib.sha256()
-    for module in training_modules():
-        digest.update(module.encode())
-        digest.update(_normalised(_tree(module)).encode())
+    for name, path in _training_code(loss, network, folder).items():
+        digest.update(name.encode())
+        digest.update(_normalised(path).encode())
     return digest.hexdigest()
 
 
-def training_modules() -> tuple[str, ...]:
-    """The modules that `repro.training.loop` imports, directly or not, below the training's packages."""
-    found: set[str] = set()
-    queue = [_ENTRY]
+def _training_code(loss: str, network: str, folder: Path | None) -> dict[str, Path]:
+    """Name → file, sorted by name, of all that a run imports of the training's packages or one's own."""
+    entry = module_file(_ENTRY)
+    assert entry is not None
+    queue = [(_ENTRY, entry)]
+    for implementation in (find("losses", loss, folder), find("networks", network, folder)):
+        queue.append((implementation.module or implementation.path.name, implementation.path))
+    found: dict[str, Path] = {}
     while queue:
-        module = queue.pop()
-        if module in found:
-            continue
-        found.add(module)
-        for name in _imported(_tree(module)):
-            # `from repro.losses import base` names a module by its last part; try it as one first.
-            for candidate in (name, name.rpartition(".")[0]):
-                if candidate.startswith(_TRAINING_CODE) and _file(candidate):
-                    queue.append(candidate)
+        name, path = queue.pop()
+        if name not in found:
+            found[name] = path
+            queue += _imported_by(name, path)
+    return dict(sorted(found.items()))
+
+
+def _imported_by(importer: str, path: Path) -> Iterator[tuple[str, Path]]:
+    """What a module imports of the training's packages, of its own package, or from a user's own folder."""
+    top = importer.partition(".")[0]
+    for name in _imports(importer, path):
+        # `from repro.losses import base` names a module by its last part; try it as one first.
+        for candidate in (name, name.rpartition(".")[0]):
+            if importer.endswith(".py"):
+                file = path.parent.joinpath(*candidate.split(".")).with_suffix(".py")
+                if candidate and file.is_file():
+                    yield str(file.relative_to(path.parent)), file
                     break
-    return tuple(sorted(found))
+            elif top != "repro" and candidate.partition(".")[0] == top and (of_top := module_file(candidate)):
+                yield candidate, of_top
+                break
+            if candidate.startswith(_TRAINING_CODE) and (of_package := module_file(candidate)):
+                yield candidate, of_package
+                break
 
 
-def _imported(tree: ast.Module) -> list[str]:
+@cache
+def _imports(importer: str, path: Path) -> tuple[str, ...]:
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level and not importer.endswith(".py"):
+                package = importer.split(".") if path.name == "__init__.py" else importer.split(".")[:-1]
+                package = package[: len(package) - node.level + 1]
+                base = ".".join([*package, *filter(None, [node.module])])
+            names += [f"{base}.{alias.name}" if base else alias.name for alias in node.names]
+    return tuple(names)
 
 
-def _normalised(tree: ast.Module) -> str:
+@cache
+def _normalised(path: Path) -> str:
+    tree = _tree(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = node.body[1:]
-    return ast.dump(tree)
+    return _text(tree)
 
 
-def _tree(module: str) -> ast.Module:
-    path = _file(module)
-    assert path is not None, module
-    return ast.parse(path.read_bytes())
+def _text(node: object) -> str:
+    """A tree as text, without what is empty: Python's own dump differs between its versions."""
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({', '.join(f'{name}={_text(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text, node))}]"
+    return repr(node)
 
 
-def _file(module: str) -> Path | None:
-    base = _PACKAGE.parent.joinpath(*module.split("."))
-    for path in (base.parent / f"{base.name}.py", base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise OwnCodeError(f"{path}: not valid Python: {error.msg} (line {error.lineno})") from None
 
 
 def _hash(content: object) -> str:

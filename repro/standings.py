@@ -74,7 +74,7 @@ def assess_run(
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
         return RunState(run, Standing.OTHER_RECIPE, record, "other data than the ones prepared here")
     unchecked = fingerprint is None
-    if record.signature.code != code_hash():
+    if record.signature.code != code_hash(config):
         return RunState(
             run, Standing.OLDER_CODE, record, "made by older training code", data_unchecked=unchecked
         )

@@ -97,7 +97,9 @@ class Worker:
             moved = set_aside(self.paths.record, self.paths.quarantine, state.reason)
             self.say(f"{state.reason}; moved to {moved}")
         signature = Signature(
-            config=config_hash(self.config), data=data_hash(fingerprint, self.config), code=code_hash()
+            config=config_hash(self.config),
+            data=data_hash(fingerprint, self.config),
+            code=code_hash(self.config),
         )
         note = self._patiently(self._begin, "starting", (NoSpaceError,))
         folder = self.paths.attempts / str(note.number)

@@ -1,13 +1,16 @@
 """What every loss is: a classifier's weights, the logits they give, and a scalar to minimise.
 
-    features (B, D) ─ embed ─► (B, d) ─ classify ─► logits (B, C) ─ softmax_input ─► cross-entropy (+ extra)
+    features (B, D) ─ embed ─► (B, d) ─ classify ─► logits (B, C) ─ softmax_input ─► criterion (+ extra)
 
 Softmax and its cross-entropy over a batch, with C classes and the target y_i of sample i (Eqs. 5 and 1):
 
     p_j = exp(z_j) / Σ_k exp(z_k),    L = −(1/B) Σ_i log p_{i, y_i},    ∂L/∂z_i = (p_i − y_i) / B  (Eqs. 6–8)
 
-A loss differs from another one in `embed`, `classify`, `softmax_input` and `extra_loss`, and in nothing else.
+A loss differs from another one in `embed`, `classify`, `softmax_input`, `criterion` (cross-entropy unless a
+loss overrides it) and `extra_loss`, and in nothing else.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,8 @@ class ClassificationLoss(nn.Module):
     """
 
     min_training_batch = 1
+    full_batch: int | None = None
+    """How many images a batch of training has, where it is not the short last one; training says so."""
 
     def __init__(self, feature_dim: int, classes: int) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class ClassificationLoss(nn.Module):
             logits = self.classify(embedding)
             if labels is None:
                 return None, logits
-            loss = F.cross_entropy(self.softmax_input(logits, labels), labels)
+            loss = self.criterion(self.softmax_input(logits, labels), labels)
             extra = self.extra_loss(embedding, labels)
             return (loss if extra is None else loss + extra), logits
 
@@ -77,9 +82,27 @@ class ClassificationLoss(nn.Module):
         """What enters the softmax: the logits, in training with the margin taken off each target."""
         return logits
 
+    def criterion(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of what enters the softmax (B, C), a mean over the batch: a scalar."""
+        return F.cross_entropy(inputs, labels)
+
     def extra_loss(self, embedding: Tensor, labels: Tensor) -> Tensor | None:
         """A second term of the loss, a scalar, in both modes; None where there is none."""
         return None
+
+    def softmax_gradient(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """∂(B·L)/∂(softmax input), (B, C), at detached `logits`: p − y under cross-entropy (Eq. 8)."""
+        with torch.enable_grad():
+            inputs = self.softmax_input(logits, labels).requires_grad_()
+            (gradient,) = torch.autograd.grad(self.criterion(inputs, labels), inputs)
+        return gradient * labels.shape[0]
+
+    def recompute_statistics(self, features: Callable[[], Iterable[Tensor]]) -> None:
+        """Called before every evaluation; `features()` passes over the training set's features, (B, D) each.
+
+        They come from images without augmentation through the network in evaluation mode. Does nothing unless
+        a loss overrides it.
+        """
 
     def class_weights(self) -> Tensor:
         """The class weights w_k as rows (C, d), as they are stored."""

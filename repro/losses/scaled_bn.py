@@ -1,9 +1,16 @@
 """Scaled batch norm on the logits (Eq. 9): the paper's proposal."""
 
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repro.errors import UsageError
 from repro.losses.arguments import positive, truth
 from repro.losses.base import ClassificationLoss
+
+STATISTICS = ("running", "full-batches", "training-set")
 
 
 class ScaledBN(ClassificationLoss):
@@ -23,6 +30,13 @@ class ScaledBN(ClassificationLoss):
     z = m (γ x̂ + β); the paper leaves them out on purpose. `eps`: above 0, for torch refuses 0 in training;
     1e-30 changes no variance in sight. Drawn: W (C, D), nothing else.
 
+    `statistics`: which E and Var evaluation uses, for the paper does not say, and the last batch of an epoch
+    sets a `momentum`'s share of the running ones just before it:
+
+        running        the running ones of every batch, as torch has it
+        full-batches   those of every batch but a short last one, which is normalised and leaves them alone
+        training-set   E and Var (unbiased) over the whole training set, anew before each evaluation
+
     A batch of one in training raises ValueError: its variance is zero. The statistics always belong to one
     device's batch.
     """
@@ -38,6 +52,7 @@ class ScaledBN(ClassificationLoss):
         affine: bool = False,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        statistics: str = "running",
     ) -> None:
         super().__init__(feature_dim, classes)
         self.scale = positive("scale", scale)
@@ -48,10 +63,35 @@ class ScaledBN(ClassificationLoss):
             momentum=positive("momentum", momentum, at_most=1.0),
             affine=truth("affine", affine),
         )
+        if statistics not in STATISTICS:
+            raise UsageError(f"statistics: expected one of {', '.join(STATISTICS)}, got {statistics!r}")
+        self.statistics = statistics
 
     def classify(self, embedding: Tensor) -> Tensor:
         """m · BN(W·f), (B, C); in training it also updates the running statistics."""
-        return self.scale * self.norm(self.classifier(embedding))
+        raw = self.classifier(embedding)
+        if self.training and self.statistics == "full-batches" and raw.shape[0] < (self.full_batch or 0):
+            norm = self.norm
+            return self.scale * F.batch_norm(
+                raw, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
+            )
+        return self.scale * self.norm(raw)
+
+    @torch.no_grad()
+    def recompute_statistics(self, features: Callable[[], Iterable[Tensor]]) -> None:
+        """Under `training-set`: sets E and Var of W·f to those over all `features()`, summed in float64."""
+        if self.statistics != "training-set":
+            return
+        count = 0
+        sums = torch.zeros(2, self.classes, dtype=torch.float64, device=self.classifier.weight.device)
+        for batch in features():
+            with torch.autocast(batch.device.type, enabled=False):
+                raw = self.classifier(batch.to(self.classifier.weight.dtype)).double()
+            sums += torch.stack([raw.sum(dim=0), raw.square().sum(dim=0)])
+            count += raw.shape[0]
+        mean = sums[0] / count
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_((sums[1] / count - mean.square()).clamp_min(0.0) * count / (count - 1))
 
     def class_weights(self) -> Tensor:
         """W, (C, D), before the normalisation."""

@@ -64,6 +64,21 @@ class LSoftmaxVGG(Network):
         return self.norm(self.linear(self.stages(images).flatten(1)))
 
 
+def vgg16(image_size: int, width: float = 1.0) -> VGG:
+    """VGG-16 with BN: 14,718,912 parameters at width 1, feature_dim 512."""
+    return VGG("vgg16", image_size, width)
+
+
+def vgg13(image_size: int, width: float = 1.0) -> VGG:
+    """VGG-13 with BN, feature_dim 512."""
+    return VGG("vgg13", image_size, width)
+
+
+def vgg16_4096(image_size: int, width: float = 1.0) -> VGG:
+    """VGG-16 with the original's two hidden layers, feature_dim 4096."""
+    return VGG("vgg16", image_size, width, head=4096)
+
+
 def _convolutions(stages: str, width: float, activation: Callable[[], nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = 3

@@ -23,7 +23,7 @@ from repro.losses import ClassificationLoss
 from repro.recipes import RunConfig
 from repro.records import Epoch, Probes, Result
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder
-from repro.training.metrics import EpochSums, evaluate
+from repro.training.metrics import EpochSums, evaluate, plain_features
 from repro.training.optim import make_optimizer, set_lr
 from repro.training.precision import Precision
 from repro.training.probes import take_probes
@@ -67,9 +67,12 @@ def build(config: RunConfig, image_size: int, classes: int) -> tuple[nn.Module, 
     recipe = config.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "network"))
-        network = models.build(config.network, image_size, width=recipe.width, stem_pool=recipe.stem_pool)
+        network = models.build(config.network, image_size, recipe.width, recipe.stem_pool, config.folder)
         torch.manual_seed(derive_seed(config.seed, "loss"))
-        loss = losses.build(config.loss, network.feature_dim, classes, **config.loss_parameters)
+        loss = losses.build(
+            config.loss, network.feature_dim, classes, config.folder, **config.loss_parameters
+        )
+    loss.full_batch = recipe.batch_size
     return network, loss
 
 
@@ -161,6 +164,9 @@ def train_run(
         is_last = epoch + 1 == recipe.epochs
         tested = None
         if finite and (is_last or (epoch + 1) % recipe.evaluate_every == 0):
+            loss.recompute_statistics(
+                partial(plain_features, network, train, normalised, precision, between_test_batches)
+            )
             tested = evaluate(
                 network, loss, test, normalised, precision, between_test_batches, keep_logits=is_last
             )
@@ -231,8 +237,8 @@ def _step(state: TrainingState, precision: Precision, images: Tensor, labels: Te
         scaler.step(state.optimizer)
         scaler.update()
     assert gradient is not None
-    softmax_input = state.loss.softmax_input(logits.detach(), labels)
-    state.sums.add(value.detach(), logits.detach(), softmax_input, gradient, labels)
+    logits = logits.detach()
+    state.sums.add(value.detach(), logits, state.loss.softmax_gradient(logits, labels), gradient, labels)
 
 
 class _SaveTimer:

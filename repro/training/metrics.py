@@ -4,7 +4,7 @@ Nothing here waits for the device inside an epoch; `EpochSums.read` does, once.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,21 +36,19 @@ class EpochSums:
 
     @torch.no_grad()
     def add(
-        self, loss: Tensor, logits: Tensor, softmax_input: Tensor, feature_gradient: Tensor, labels: Tensor
+        self, loss: Tensor, logits: Tensor, softmax_gradient: Tensor, feature_gradient: Tensor, labels: Tensor
     ) -> None:
         """Adds a batch. `loss` is the batch mean; `feature_gradient` (B, D) is ∂loss/∂features.
 
-        The gradient at the softmax's input is p − y (Eq. 8); at the features it is taken of the loss summed
-        over the batch, hence the factor B.
+        `softmax_gradient` (B, C) is that at the softmax's input, p − y (Eq. 8) under cross-entropy. Both are
+        recorded of the loss summed over the batch, hence a factor B for the second.
         """
         batch = labels.shape[0]
-        p_minus_y = torch.softmax(softmax_input.float(), dim=1)
-        p_minus_y[torch.arange(batch, device=labels.device), labels] -= 1.0
         self.values += torch.stack(
             [
                 loss.double() * batch,
                 (logits.argmax(dim=1) == labels).sum().double(),
-                torch.linalg.vector_norm(p_minus_y, dim=1).sum().double(),
+                torch.linalg.vector_norm(softmax_gradient.float(), dim=1).sum().double(),
                 torch.linalg.vector_norm(feature_gradient.float(), dim=1).sum().double() * batch,
             ]
         )
@@ -89,6 +87,26 @@ class Evaluation:
     def accuracy(self) -> float:
         """Percent top-1."""
         return 100 * self.correct / self.total
+
+
+@torch.no_grad()
+def plain_features(
+    network: nn.Module,
+    split: DeviceSplit,
+    normalised: Normalisation,
+    precision: Precision,
+    before_batch: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
+    """The pooled features of every image of a split, without augmentation, the network in evaluation mode.
+
+    `before_batch` is as in `evaluate`.
+    """
+    network.eval()
+    for images, _ in evaluation_batches(split, EVALUATION_BATCH, normalised):
+        before_batch()
+        with precision.autocast():
+            yield network(images)
+    network.train()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from repro.errors import UsageError
 from repro.losses import LOSSES, build, parameters
+from repro.recipes import LOSS_PARAMETERS
 
 BATCH, DIM, CLASSES = 8, 12, 5
 VALUES = {
@@ -15,6 +16,12 @@ VALUES = {
     "am-softmax": {"scale": 7.5, "margin": 0.35},
     "pedcc": {"scale": 7.5, "margin": 0.35, "projection": 6},
     "scaled-bn": {"scale": 0.9},
+    "logit-scale": {"scale": 2.0},
+    "cosine-learnt-scale": {},
+    "cosine-scale-by-classes": {},
+    "logit-norm": {},
+    "logit-z-score": {},
+    "label-smoothing": {},
 }
 each_loss = pytest.mark.parametrize("kind", list(LOSSES))
 each_margin = pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
@@ -86,6 +93,53 @@ def test_scaled_bn_leaves_its_running_statistics_alone_in_evaluation():
     assert kept["norm.num_batches_tracked"] == 1
 
 
+def test_scaled_bn_can_leave_a_short_batch_out_of_its_running_statistics():
+    """It is normalised by its own statistics all the same: value and gradients are those of `running`."""
+    running, features, labels = example("scaled-bn")
+    without, _, _ = example("scaled-bn", statistics="full-batches")
+    running.full_batch = without.full_batch = BATCH
+    for part in (slice(None), slice(BATCH // 2)):
+        values = [loss(features[part], labels[part])[0] for loss in (running, without)]
+        assert torch.equal(*values)
+        kept = [loss.norm.running_mean.clone() for loss in (running, without)]
+        assert torch.equal(*kept) is (part == slice(None))
+    torch.testing.assert_close(
+        without.norm.running_mean, 0.1 * without.classifier(features).mean(dim=0).detach()
+    )
+
+
+def test_scaled_bn_can_take_its_statistics_from_the_whole_training_set():
+    loss, features, labels = example("scaled-bn", statistics="training-set")
+    loss(features, labels)
+    everything = torch.cat([features, 3 * features[:3] + 1])
+    loss.recompute_statistics(lambda: (everything[:5], everything[5:]))
+    raw = (everything @ loss.classifier.weight.detach().T).double()
+    torch.testing.assert_close(loss.norm.running_mean.double(), raw.mean(dim=0), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        loss.norm.running_var.double(), raw.var(dim=0, unbiased=True), atol=1e-6, rtol=1e-5
+    )
+
+
+@each_loss
+def test_no_loss_passes_over_the_training_set_unless_it_is_asked_to(kind):
+    loss, _, _ = example(kind)
+    kept = {name: value.clone() for name, value in loss.state_dict().items()}
+    loss.recompute_statistics(lambda: pytest.fail("read the training set"))
+    assert all(torch.equal(kept[name], value) for name, value in loss.state_dict().items())
+
+
+@each_loss
+def test_the_softmax_gradient_is_that_of_the_summed_loss_and_moves_nothing(kind):
+    loss, features, labels = example(kind, **({"distance_weight": 0.0} if kind == "pedcc" else {}))
+    value, logits = loss(features, labels)
+    (expected,) = torch.autograd.grad(value, logits, retain_graph=True)
+    with torch.no_grad():
+        found = loss.softmax_gradient(logits.detach(), labels)
+    torch.testing.assert_close(found / BATCH, expected)
+    assert not found.requires_grad
+    assert all(parameter.grad is None for parameter in loss.parameters())
+
+
 def test_scaled_bn_in_training_refuses_a_batch_of_one_and_evaluates_it():
     loss, features, labels = example("scaled-bn")
     with pytest.raises(ValueError, match="at least two samples"):
@@ -94,7 +148,7 @@ def test_scaled_bn_in_training_refuses_a_batch_of_one_and_evaluates_it():
     assert loss(features[:1], labels[:1])[0].isfinite()
 
 
-@pytest.mark.parametrize("kind", ["cross-entropy", "am-softmax", "pedcc"])
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "scaled-bn"])
 def test_the_other_losses_train_on_a_batch_of_one(kind):
     loss, features, labels = example(kind)
     assert loss(features[:1], labels[:1])[0].isfinite()
@@ -202,7 +256,8 @@ def test_the_projection_is_drawn_before_the_class_weights(kind):
 
 
 def test_the_linear_weights_are_those_of_a_linear_layer_of_torch():
-    for kind in ("cross-entropy", "am-softmax", "scaled-bn"):
+    """So seed k gives every loss without a projection or centroids the same class weights."""
+    for kind in LOSSES.keys() - {"pedcc"}:
         loss, _, _ = example(kind)
         torch.manual_seed(0)
         assert torch.equal(loss.classifier.weight, torch.nn.Linear(DIM, CLASSES, bias=False).weight)
@@ -229,6 +284,12 @@ def test_what_is_trained_is_what_the_formulas_call_learnt():
         "am-softmax": ["classifier.weight"],
         "pedcc": ["projection.weight"],
         "scaled-bn": ["classifier.weight"],
+        "logit-scale": ["classifier.weight"],
+        "cosine-learnt-scale": ["classifier.weight", "scale"],
+        "cosine-scale-by-classes": ["classifier.weight"],
+        "logit-norm": ["classifier.bias", "classifier.weight"],
+        "logit-z-score": ["classifier.weight"],
+        "label-smoothing": ["classifier.bias", "classifier.weight"],
     }
     affine, _, _ = example("scaled-bn", affine=True)
     assert {"norm.weight", "norm.bias"} < {name for name, _ in affine.named_parameters()}
@@ -238,6 +299,7 @@ def test_what_is_trained_is_what_the_formulas_call_learnt():
 @each_loss
 def test_the_loss_compiles_to_one_graph(kind):
     """A tensor's value read on the host would break the graph, and stall a GPU."""
+    torch.compiler.reset()  # every loss is another specialisation of one forward, and there may be eight
     loss, features, labels = example(kind)
     whole = torch.compile(loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(whole(features, labels), loss(features, labels))
@@ -259,14 +321,16 @@ def test_a_training_step_never_waits_for_the_gpu(kind):
 
 
 def test_an_unknown_loss_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"cross-entropy, am-softmax, pedcc, scaled-bn, got 'softmax'"):
+    with pytest.raises(
+        UsageError, match=r"unknown loss 'softmax'; there are: cross-entropy, am-softmax, pedcc, scaled-bn"
+    ):
         build("softmax", DIM, CLASSES)
 
 
 @each_loss
 def test_an_unknown_parameter_lists_the_known_ones(kind):
-    with pytest.raises(UsageError, match="has no parameter temperature; it has") as error:
-        build(kind, DIM, CLASSES, temperature=2.0, **VALUES[kind])
+    with pytest.raises(UsageError, match="has no parameter colour; it has") as error:
+        build(kind, DIM, CLASSES, colour=2.0, **VALUES[kind])
     assert all(name in str(error.value) for name in parameters(kind))
 
 
@@ -288,8 +352,28 @@ def test_the_parameters_of_each_loss_and_their_defaults():
             "distance": "squared-norm",
             "projection": 512,
         },
-        "scaled-bn": {"scale": empty, "affine": False, "eps": 1e-5, "momentum": 0.1},
+        "scaled-bn": {
+            "scale": empty,
+            "affine": False,
+            "eps": 1e-5,
+            "momentum": 0.1,
+            "statistics": "running",
+        },
+        "logit-scale": {"scale": empty, "bias": False},
+        "cosine-learnt-scale": {"initial_scale": 10.0, "projection": 0},
+        "cosine-scale-by-classes": {"projection": 0},
+        "logit-norm": {"temperature": 0.04, "bias": True},
+        "logit-z-score": {"temperature": 1.0},
+        "label-smoothing": {"smoothing": 0.1, "bias": True},
     }
+    schemas = {
+        kind: {
+            name: empty if field.is_required() else field.default
+            for name, field in schema.model_fields.items()
+        }
+        for kind, schema in LOSS_PARAMETERS.items()
+    }
+    assert schemas == defaults
 
 
 @pytest.mark.parametrize(
@@ -309,6 +393,16 @@ def test_the_parameters_of_each_loss_and_their_defaults():
         ("scaled-bn", "momentum", 0.0),
         ("scaled-bn", "momentum", 1.5),
         ("scaled-bn", "affine", 1),
+        ("scaled-bn", "statistics", "batch"),
+        ("logit-scale", "scale", 0),
+        ("logit-scale", "bias", 1),
+        ("cosine-learnt-scale", "initial_scale", -1.0),
+        ("cosine-learnt-scale", "projection", 1.5),
+        ("cosine-scale-by-classes", "projection", -1),
+        ("logit-norm", "temperature", 0.0),
+        ("logit-z-score", "temperature", float("inf")),
+        ("label-smoothing", "smoothing", 1.0),
+        ("label-smoothing", "smoothing", -0.1),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(kind, name, value):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from repro.errors import UsageError
 from repro.losses import build
 from repro.losses.centroids import regular_simplex
 
@@ -171,3 +172,94 @@ def test_the_worked_example_of_section_3_gives_5761_and_7870_and_a_gain_of_21_09
     p, q = before.softmax(dim=1)[0, 2].item(), after.softmax(dim=1)[0, 2].item()
     assert (round(p, 4), round(q, 4), round(100 * (q - p), 2)) == (0.5761, 0.7870, 21.09)
     assert before.argmax() == after.argmax() == 2
+
+
+def gradients(loss, features, labels):
+    value, logits = loss(features, labels)
+    return torch.autograd.grad(value, [loss.classifier.weight, features]), logits
+
+
+def test_scaling_logits_is_scaling_the_weights_and_the_gradient_grows_by_the_same_factor():
+    """The control: s·W is a matrix like any other, so at equal logits the loss is that of s = 1."""
+    torch.manual_seed(0)
+    features = torch.randn(16, 8, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(5, (16,))
+    double, plain = (build("logit-scale", 8, 5, scale=s).double() for s in (2.0, 1.0))
+    with torch.no_grad():
+        plain.classifier.weight.copy_(2 * double.classifier.weight)
+    (at_double, feature_double), z_double = gradients(double, features, labels)
+    (at_plain, feature_plain), z_plain = gradients(plain, features, labels)
+    torch.testing.assert_close(z_double, z_plain)
+    torch.testing.assert_close(at_double, 2 * at_plain)
+    torch.testing.assert_close(feature_double, feature_plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "length"),
+    [("logit-norm", {"temperature": 0.04}, 25.0), ("logit-z-score", {"temperature": 0.5}, 2 * math.sqrt(6))],
+)
+def test_normalised_logits_have_one_length_and_no_gradient_along_the_raw_ones(kind, values, length):
+    torch.manual_seed(0)
+    loss = build(kind, 8, 6, **values).double()
+    raw = {}
+    loss.classifier.register_forward_hook(lambda module, inputs, output: raw.update(x=output))
+    value, logits = loss(torch.randn(32, 8, dtype=torch.float64), torch.randint(6, (32,)))
+    (gradient,) = torch.autograd.grad(value, raw["x"])
+    torch.testing.assert_close(logits.norm(dim=1), torch.full((32,), length, dtype=torch.float64))
+    assert gradient.norm(dim=1).mean() > 1e-2
+    assert (gradient * raw["x"]).sum(dim=1).abs().max() < 1e-11
+
+
+def test_a_sample_is_z_scored_alone_and_a_class_is_normalised_over_its_batch():
+    """What parts the two: other images in the batch move scaled BN's logits and leave z-scores as they are."""
+    torch.manual_seed(0)
+    features, others = torch.randn(4, 8), torch.randn(4, 8)
+    alone, standard = build("logit-z-score", 8, 6), build("scaled-bn", 8, 6, scale=1.0)
+    z_scores = alone.logits(features)
+    torch.testing.assert_close(z_scores.mean(dim=1), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone.logits(torch.cat([features, others]))[:4], z_scores)
+    assert not torch.allclose(standard.logits(torch.cat([features, others]))[:4], standard.logits(features))
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(100, 6.50), (200, 7.49), (361, 8.32)])
+def test_the_scale_by_classes_is_where_the_probability_turns_at_45_degrees(classes, scale):
+    """With the other classes at right angles: the target's probability passes one half at cos θ = √½."""
+    loss = build("cosine-scale-by-classes", classes, classes)
+    assert loss.scale == pytest.approx(scale, abs=0.005)
+    assert loss.margin == 0
+
+    def probability(cosine):
+        return math.exp(loss.scale * cosine) / (math.exp(loss.scale * cosine) + classes - 1)
+
+    assert probability(math.sqrt(0.5)) == pytest.approx(0.5)
+
+
+def test_the_scale_by_classes_needs_three_classes():
+    with pytest.raises(UsageError, match="classes: expected at least 3"):
+        build("cosine-scale-by-classes", 8, 2)
+
+
+def test_a_learnt_scale_grows_where_every_feature_lies_on_its_class():
+    """∂L/∂s = mean of Σ (p − y)·cos θ, below zero there: the loss can be lowered by s alone."""
+    loss = build("cosine-learnt-scale", 16, 5)
+    with torch.no_grad():
+        loss.classifier.weight.copy_(regular_simplex(5, 16))
+    value, logits = loss(loss.classifier.weight.detach(), torch.arange(5))
+    value.backward()
+    p = logits.detach().softmax(dim=1)
+    cosines = logits.detach() / 10.0
+    expected = ((p - torch.eye(5)) * cosines).sum(dim=1).mean().item()
+    assert loss.scale.grad.item() == pytest.approx(expected, rel=1e-3)
+    assert loss.scale.grad.item() < 0
+
+
+def test_label_smoothing_is_content_with_a_gap_that_cross_entropy_widens_for_ever():
+    """Its gradient is zero where the target's probability is 1 − α + α/C, and points back beyond."""
+    classes, alpha = 5, 0.1
+    loss = identity_classifier(build("label-smoothing", classes, classes, smoothing=alpha, bias=False))
+    gap = math.log((1 - alpha + alpha / classes) / (alpha / classes))
+    for size, sign in [(gap - 1, -1), (gap, 0), (gap + 1, 1)]:
+        features = (size * torch.eye(classes)).requires_grad_()
+        loss(features, torch.arange(classes))[0].backward()
+        slope = features.grad.diagonal()
+        assert (slope.abs() < 1e-6).all() if sign == 0 else (slope.sign() == sign).all()

@@ -23,6 +23,19 @@ CASES = [
     ("pedcc", {"scale": 10.0, "margin": 0.5, "projection": 5, "distance": "sum", "distance_weight": 2.0}),
     ("scaled-bn", {"scale": 0.8}),
     ("scaled-bn", {"scale": 1.0, "affine": True, "eps": 0.1}),
+    ("scaled-bn", {"scale": 1.0, "statistics": "full-batches"}),
+    ("logit-scale", {"scale": 2.0}),
+    ("logit-scale", {"scale": 0.5, "bias": True}),
+    ("cosine-learnt-scale", {}),
+    ("cosine-learnt-scale", {"initial_scale": 3.0, "projection": 6}),
+    ("cosine-scale-by-classes", {}),
+    ("cosine-scale-by-classes", {"projection": 5}),
+    ("logit-norm", {"temperature": 0.3}),
+    ("logit-norm", {"bias": False}),
+    ("logit-z-score", {}),
+    ("logit-z-score", {"temperature": 0.5}),
+    ("label-smoothing", {}),
+    ("label-smoothing", {"smoothing": 0.4, "bias": False}),
 ]
 IDS = [f"{kind}{''.join(f'-{k}={v}' for k, v in values.items())}" for kind, values in CASES]
 
@@ -43,12 +56,15 @@ def cosines(features, weights):
     return [[float(np.dot(unit(x), unit(w))) for w in weights] for x in features]
 
 
-def reference_cross_entropy(x, labels, state, values):
+def linear(x, state):
     bias = state.get("classifier.bias", np.zeros(CLASSES))
-    rows = [
+    return [
         [float(np.dot(w, xi)) + b for w, b in zip(state["classifier.weight"], bias, strict=True)] for xi in x
     ]
-    return mean_cross_entropy(rows, labels)
+
+
+def reference_cross_entropy(x, labels, state, values):
+    return mean_cross_entropy(linear(x, state), labels)
 
 
 def with_margin(rows, labels, scale, margin):
@@ -93,11 +109,60 @@ def reference_scaled_bn(x, labels, state, values):
     return mean_cross_entropy(rows, labels)
 
 
+def reference_logit_scale(x, labels, state, values):
+    return mean_cross_entropy([[values["scale"] * z for z in row] for row in linear(x, state)], labels)
+
+
+def reference_cosine_learnt_scale(x, labels, state, values):
+    rows = cosines(projected(x, state), state["classifier.weight"])
+    return mean_cross_entropy([[float(state["scale"]) * cosine for cosine in row] for row in rows], labels)
+
+
+def reference_cosine_scale_by_classes(x, labels, state, values):
+    rows = cosines(projected(x, state), state["classifier.weight"])
+    scale = math.log(CLASSES - 1) / math.cos(math.pi / 4)
+    return mean_cross_entropy([[scale * cosine for cosine in row] for row in rows], labels)
+
+
+def reference_logit_norm(x, labels, state, values):
+    rows = []
+    for row in linear(x, state):
+        length = math.sqrt(sum(z * z for z in row))
+        rows.append([z / (values.get("temperature", 0.04) * length) for z in row])
+    return mean_cross_entropy(rows, labels)
+
+
+def reference_logit_z_score(x, labels, state, values):
+    rows = []
+    for row in linear(x, state):
+        mean = sum(row) / CLASSES
+        deviation = math.sqrt(sum((z - mean) ** 2 for z in row) / CLASSES + 1e-12)
+        rows.append([(z - mean) / (values.get("temperature", 1.0) * deviation) for z in row])
+    return mean_cross_entropy(rows, labels)
+
+
+def reference_label_smoothing(x, labels, state, values):
+    """(1 − α) of the target's and α of the mean over classes of −log p."""
+    alpha = values.get("smoothing", 0.1)
+    total = 0.0
+    for row, label in zip(linear(x, state), labels, strict=True):
+        normaliser = math.log(sum(math.exp(z) for z in row))
+        surprise = [normaliser - z for z in row]
+        total += (1 - alpha) * surprise[label] + alpha * sum(surprise) / CLASSES
+    return total / len(labels)
+
+
 REFERENCES = {
     "cross-entropy": reference_cross_entropy,
     "am-softmax": reference_am_softmax,
     "pedcc": reference_pedcc,
     "scaled-bn": reference_scaled_bn,
+    "logit-scale": reference_logit_scale,
+    "cosine-learnt-scale": reference_cosine_learnt_scale,
+    "cosine-scale-by-classes": reference_cosine_scale_by_classes,
+    "logit-norm": reference_logit_norm,
+    "logit-z-score": reference_logit_z_score,
+    "label-smoothing": reference_label_smoothing,
 }
 
 
@@ -171,15 +236,17 @@ def test_gradcheck_passes_in_both_modes(kind, values, training):
 
 @pytest.mark.parametrize(("kind", "values"), CASES, ids=IDS)
 def test_the_gradient_at_the_softmax_input_is_p_minus_y(kind, values):
-    """Eqs. 7 and 8, with p taken after the margin, the mean over the batch."""
+    """Eqs. 7 and 8, with p taken after the margin and y smoothed where it is, the mean over the batch."""
     loss, features, labels = example(
         kind, {**values, **({"distance_weight": 0.0} if kind == "pedcc" else {})}
     )
     value, logits = loss(features, labels)
     (gradient,) = torch.autograd.grad(value, logits)
     inputs = loss.softmax_input(logits, labels).detach().numpy()
+    alpha = loss.smoothing if kind == "label-smoothing" else 0.0
     for i, label in enumerate(LABELS):
         exponentials = [math.exp(z) for z in inputs[i]]
         for k in range(CLASSES):
-            expected = (exponentials[k] / sum(exponentials) - (k == label)) / BATCH
+            target = (1 - alpha) * (k == label) + alpha / CLASSES
+            expected = (exponentials[k] / sum(exponentials) - target) / BATCH
             assert gradient[i, k].item() == pytest.approx(expected, rel=1e-12)

@@ -266,7 +266,7 @@ def test_channels_are_rounded_to_a_multiple_of_four_and_at_least_four(channels, 
 
 
 def test_an_unknown_network_lists_the_known_ones():
-    with pytest.raises(UsageError, match=r"vgg16, vgg13, .*resnet50, got 'alexnet'"):
+    with pytest.raises(UsageError, match=r"unknown network 'alexnet'; there are: vgg16, vgg13, .*resnet50"):
         build("alexnet", 32)
 
 

@@ -69,7 +69,7 @@ class Bench:
     def script(self, actions: dict[str, list[str]]) -> None:
         """Says what attempts at each run come to; a run not named is simply done."""
         self.project.results.mkdir(parents=True, exist_ok=True)
-        content = {"code": code_hash(), "actions": actions}
+        content = {"actions": actions}
         write_whole(self.project.results / "behaviour.json", json.dumps(content).encode())
 
     def release(self) -> None:
@@ -130,7 +130,7 @@ class Bench:
         """A record that is there before the sweep; `changes` are make_record's."""
         path = self.project.run(PRESET, run.id).record
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(make_record(self, run, code_hash(), **changes).to_json(), encoding="utf-8")
+        path.write_text(make_record(self, run, **changes).to_json(), encoding="utf-8")
         return path
 
 
@@ -149,7 +149,6 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def make_record(
     bench: Bench,
     run: Run,
-    code: str,
     accuracy: float | None = 40.0,
     seconds: float = 492.0,
     device: str = "a bench",
@@ -175,7 +174,9 @@ def make_record(
     return RunRecord(
         run=run.id,
         preset=PRESET,
-        signature=Signature(config=config_signature or config_hash(config), data="d" * 64, code=code),
+        signature=Signature(
+            config=config_signature or config_hash(config), data="d" * 64, code=code_hash(config)
+        ),
         config=config,
         data=DataSummary(
             name=run.cell.dataset,
@@ -282,7 +283,7 @@ def _attempt(bench: Bench, run: Run, content: dict, asked, say) -> bool:
             raise _EndedError(75)
         time.sleep(0.01)
     _note(folder, "done")
-    record = make_record(bench, run, content["code"])
+    record = make_record(bench, run)
     commit_record(
         record,
         paths,
