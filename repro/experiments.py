@@ -46,9 +46,14 @@ TableName = int | str
 
 
 class Table(Model):
-    """A table: rows are losses, columns networks."""
+    """A table: rows are losses, columns networks.
+
+    `extends` names the table below whose rows these belong without being its own; such a table has that one's
+    data set and networks.
+    """
 
     name: TableName
+    extends: TableName | None = None
     dataset: str
     title: str
     networks: dict[str, str]
@@ -84,17 +89,12 @@ class Table(Model):
 def read_tables(folder: Path) -> tuple[Table, ...]:
     """Every `table*.toml` of `folder`, the paper's first; raises RegistryError."""
     tables: list[Table] = []
-    # Those that are like another table come after those that stand for themselves.
+    # The paper's first, for they are not to blame; what is like another table, or extends one, comes last.
     contents = [(path, _read(path)) for path in sorted(folder.glob("table*.toml"))]
-    for path, content in sorted(contents, key=lambda item: "like" in item[1]):
+    for path, content in sorted(contents, key=lambda item: _place(item[1])):
         table = _table(path, content, tables)
         for other in tables:
-            if other.name == table.name:
-                raise RegistryError(f"{path}: table = {table.name!r} is already in {other.file}")
-            if other.dataset == table.dataset:
-                raise RegistryError(
-                    f"{path}: the cells of {table.dataset} are already in {other.file}: duplicate cells"
-                )
+            _check_apart(path, table, other)
         tables.append(table)
     if not tables:
         raise RegistryError(f"{folder}: no table*.toml; a registry needs at least one table")
@@ -166,14 +166,44 @@ def _name(where: str, name: object) -> str:
     return name
 
 
+def _place(content: dict[str, Any]) -> tuple[bool, ...]:
+    return "like" in content, "extends" in content, not isinstance(content.get("table"), int)
+
+
+def _check_apart(path: Path, table: Table, other: Table) -> None:
+    """Two tables may share a data set, never a cell: an id names one run."""
+    if other.name == table.name:
+        raise RegistryError(f"{path}: table = {table.name!r} is already in {other.file}")
+    if other.dataset != table.dataset or not table.networks.keys() & other.networks.keys():
+        return
+    for row in table.rows:
+        for known in other.rows:
+            if row.name == known.name:
+                raise RegistryError(
+                    f"{path}: the cells of {table.dataset} are already in {other.file}: "
+                    f"duplicate cells {row.name!r}"
+                )
+            if (row.loss, row.parameters) == (known.loss, known.parameters):
+                raise RegistryError(
+                    f"{path}: duplicate cell: {row.name!r} is the same loss with the same parameters as "
+                    f"{known.name!r} in {other.file}"
+                )
+
+
 def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
+    own = ("table", "dataset", "title")
+    if "extends" in content:
+        own = ("table", "title")
+        _known_keys(str(path), content, (*own, "extends", "like", "rows"), own)
+        extended = _another(path, "extends", content, earlier)
+        content = {**content, "dataset": extended.dataset, "networks": extended.networks}
     if "like" in content:
-        _known_keys(str(path), content, ("table", "dataset", "title", "like"), ("table", "dataset", "title"))
-        like = _like(path, content["like"], earlier)
+        _known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
+        like = _another(path, "like", content, earlier)
         rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
-        return _checked_table(path, content, like.networks, rows)
+        return _checked_table(path, content, content.get("networks", like.networks), rows)
     required = ("table", "dataset", "title", "networks", "rows")
-    _known_keys(str(path), content, (*required, "reported_data", "like"), required)
+    _known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
     networks = content["networks"]
     if not isinstance(networks, dict) or not networks:
         raise RegistryError(f'{path}: networks: expected name = "label" for each column')
@@ -198,13 +228,15 @@ def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Tab
     return _checked_table(path, content, networks, rows)
 
 
-def _like(path: Path, name: object, earlier: Sequence[Table]) -> Table:
-    """The table whose networks and losses another one takes."""
+def _another(path: Path, key: str, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
+    """The table that `like` or `extends` names."""
     for table in earlier:
-        if table.name == name:
+        if table.name == content[key] and (key == "like" or table.extends is None):
             return table
-    known = ", ".join(str(table.name) for table in earlier)
-    raise RegistryError(f"{path}: like: there is no table {name!r} with rows of its own; tables: {known}")
+    known = ", ".join(str(table.name) for table in earlier if key == "like" or table.extends is None)
+    raise RegistryError(
+        f"{path}: {key}: there is no table {content[key]!r} with rows of its own; tables: {known}"
+    )
 
 
 def _checked_table(
@@ -218,6 +250,7 @@ def _checked_table(
     try:
         return Table(
             name=name,
+            extends=content.get("extends"),
             dataset=_name(f"{path}: dataset", content["dataset"]),
             title=content["title"],
             networks=networks,

@@ -4,7 +4,8 @@
     Run + Preset → RunConfig: everything that decides a run's numbers but the data
 
 A table of the paper has a number; any other has a name (`table = "lfw"`) and is left out of a selection that
-names neither it nor its data set.
+names neither it nor its data set. One that extends another (`extends = 1`: further losses) is selected by its
+name alone.
 
 Ids are paths: `cifar100/resnet18/scaled-bn-m1/seed0`; a departure from the preset is `+axis=value`
 behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
@@ -60,7 +61,8 @@ class Run:
 class Selection:
     """Which cells are meant; names may be globs.
 
-    An empty field means all, but where neither tables nor data sets are named only the paper's tables are.
+    An empty field means all, but where neither tables nor data sets are named only the paper's tables are;
+    tables that extend another must be named.
     """
 
     tables: tuple[TableName, ...] = ()
@@ -110,7 +112,16 @@ class Registry:
         """
         tables = [self.table(name) for name in selection.tables]
         if not tables:
-            tables = [table for table in self.tables if table.of_paper or selection.datasets]
+            tables = [
+                table
+                for table in self.tables
+                if table.of_paper or (selection.datasets and table.extends is None)
+            ]
+        others = [
+            table
+            for table in self.tables
+            if table not in tables and _matches(table.dataset, selection.datasets)
+        ]
         candidates = _cells(tables)
         for network in selection.networks:
             if network in NETWORKS and all(network not in table.networks for table in self.tables):
@@ -129,7 +140,8 @@ class Registry:
                 known = list(dict.fromkeys([*known, *NETWORKS]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
-                    raise SelectionError(f"no {what} matches {pattern!r}; there are: {', '.join(known)}")
+                    there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
+                    raise SelectionError(there + _hint(others, attribute, pattern))
         cells = [
             cell
             for cell in candidates
@@ -166,12 +178,7 @@ class Registry:
             )
         dataset, network, loss, seed = parts
         row_name, *assignments = loss.split("+")
-        for table in self.tables:
-            if table.dataset == dataset:
-                break
-        else:
-            known = ", ".join(table.dataset for table in self.tables)
-            raise SelectionError(f"{run_id}: no table has the data set {dataset!r}; there are: {known}")
+        table = self._table_of(run_id, dataset, network, row_name)
         row = table.row(row_name)
         if network not in NETWORKS:
             raise SelectionError(f"{run_id}: unknown network {network!r}; there are: {', '.join(NETWORKS)}")
@@ -182,6 +189,23 @@ class Registry:
         if run_id != canonical:
             raise SelectionError(f"{run_id!r} is not in canonical form; write {canonical!r}")
         return run
+
+    def extensions(self, name: TableName) -> tuple[Table, ...]:
+        """The tables of further rows below those of the table `name`."""
+        return tuple(table for table in self.tables if table.extends == name)
+
+    def _table_of(self, run_id: str, dataset: str, network: str, row: str) -> Table:
+        """Of the tables of a data set, the one that has the row and, if any does, the network."""
+        tables = [table for table in self.tables if table.dataset == dataset]
+        if not tables:
+            known = ", ".join(dict.fromkeys(table.dataset for table in self.tables))
+            raise SelectionError(f"{run_id}: no table has the data set {dataset!r}; there are: {known}")
+        with_row = [table for table in tables if any(row == known.name for known in table.rows)]
+        if not with_row:
+            files = ", ".join(table.file for table in tables)
+            rows = ", ".join(known.name for table in tables for known in table.rows)
+            raise SelectionError(f"{files} has no row {row!r}; it has: {rows}")
+        return min(with_row, key=lambda table: network not in table.networks)
 
     def config(self, run: Run, preset: Preset) -> RunConfig:
         """The fully resolved configuration of `run` under `preset`.
@@ -226,6 +250,16 @@ def _cells(tables: Iterable[Table]) -> list[Cell]:
         for network in table.networks
         for row in table.rows
     ]
+
+
+def _hint(tables: Sequence[Table], attribute: str, pattern: str) -> str:
+    """Which tables outside the selection have what was not found in it."""
+    having = [
+        str(table.name)
+        for table in tables
+        if any(fnmatchcase(getattr(cell, attribute), pattern) for cell in _cells([table]))
+    ]
+    return f"; --table {' or '.join(having)} has it" if having else ""
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

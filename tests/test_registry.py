@@ -109,7 +109,10 @@ def test_a_network_outside_the_tables_is_selected_by_its_exact_name(registry):
         (Selection(networks=("resnet19",)), "no network matches 'resnet19'; there are: vgg16, resnet18"),
         (Selection(losses=("ours",)), "no loss matches 'ours'; there are: cross-entropy"),
         (Selection(datasets=("mnist",)), "there are: cifar100, tiny-imagenet, facescrub, lfw"),
-        (Selection(tables=(4,)), "there is no table 4; tables: 1, 2, 3, lfw, tiny-imagenet-subset"),
+        (
+            Selection(tables=(4,)),
+            "there is no table 4; tables: 1, 2, 3, cifar100-extended, .*lfw, .*tiny-imagenet-subset",
+        ),
         (Selection(tables=(1,), networks=("vgg16",), losses=("nothing",)), "no loss matches 'nothing'"),
         (
             Selection(tables=(1,), datasets=("facescrub",)),
@@ -277,3 +280,77 @@ def test_rows_of_ones_own_need_no_reported_number(folder):
     cells = registry.select_cells(Selection(tables=("mine",)))
     assert [(cell.id, cell.reported) for cell in cells] == [("mine/resnet18/plain", None)]
     assert not registry.table("mine").reports
+
+
+def test_further_losses_extend_each_table_of_the_paper_and_are_never_counted_with_it(registry):
+    assert len(registry.cells) == 72
+    for number in (1, 2, 3):
+        (further,) = registry.extensions(number)
+        paper = registry.table(number)
+        assert (further.dataset, further.networks) == (paper.dataset, paper.networks)
+        assert not {row.name for row in further.rows} & {row.name for row in paper.rows}
+        assert not further.reports
+        assert {row.name for row in further.rows} == {
+            row.name for row in registry.table("cifar100-extended").rows
+        }
+    assert registry.extensions("lfw") == ()
+
+
+@pytest.mark.parametrize(
+    "selection", [Selection(), Selection(datasets=("cifar100",)), Selection(tables=(1,))]
+)
+def test_a_table_that_extends_another_is_selected_by_its_name_alone(registry, selection):
+    assert {cell.table for cell in registry.select_cells(selection)} <= {1, 2, 3}
+    cells = registry.select_cells(Selection(tables=("cifar100-extended",), losses=("logit-scale-s2",)))
+    assert ids(cells) == [
+        f"cifar100/{network}/logit-scale-s2" for network in ("vgg16", "resnet18", "resnet50")
+    ]
+
+
+def test_a_loss_outside_the_selection_is_said_to_be_elsewhere(registry):
+    with pytest.raises(
+        SelectionError, match=r"no loss matches 'logit-norm.*'.*--table cifar100-extended has it"
+    ):
+        registry.select_cells(Selection(datasets=("cifar100",), losses=("logit-norm*",)))
+
+
+def test_an_id_finds_its_row_in_whichever_table_of_the_data_set_has_it(registry):
+    run = registry.parse("cifar100/resnet18/logit-scale-s2/seed0")
+    assert run.cell.table == "cifar100-extended"
+    assert registry.config(run, registry.preset("paper")).loss_parameters == {"scale": 2.0, "bias": False}
+    assert registry.parse("cifar100/resnet18/cross-entropy/seed0").cell.table == 1
+
+
+def test_a_second_table_of_a_data_set_may_share_no_cell_with_the_first(folder):
+    rows = '[networks]\nresnet18 = "R"\n[[rows]]\nname = "{}"\nlabel = "x"\nloss = "scaled-bn"\nscale = {}\n'
+    head = 'table = "mine"\ndataset = "cifar100"\ntitle = "Mine"\n'
+    mine = folder / "table-mine.toml"
+    mine.write_text(head + rows.format("scaled-bn-m3", 3.0))
+    registry = Registry.load(folder)
+    assert registry.parse("cifar100/resnet18/scaled-bn-m3/seed0").cell.table == "mine"
+    mine.write_text(head + rows.format("scaled-bn-m1", 3.0))
+    with pytest.raises(RegistryError, match=r"already in .*table1\.toml: duplicate cells 'scaled-bn-m1'"):
+        Registry.load(folder)
+    mine.write_text(head + rows.format("scaled-bn-m3", 1.0))
+    with pytest.raises(RegistryError, match=r"'scaled-bn-m3' is the same loss .* as 'scaled-bn-m1' in"):
+        Registry.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("extends = 2", "extends = 9", "extends: there is no table 9 with rows of its own; tables: 1, 2, 3"),
+        ("extends = 2", 'extends = "cifar100-extended"', "there is no table 'cifar100-extended'"),
+        (
+            "extends = 2",
+            'extends = 2\ndataset = "x"',
+            "unknown key 'dataset'; allowed: table, title, extends",
+        ),
+        ("extends = 2", "extends = 1", "the cells of cifar100 are already in"),
+    ],
+)
+def test_a_wrong_extension_names_the_file_and_what_is_allowed(folder, old, new, says):
+    spoil(folder / "table-tiny-imagenet-extended.toml", old, new)
+    with pytest.raises(RegistryError) as failure:
+        Registry.load(folder)
+    assert says in str(failure.value)

@@ -81,13 +81,12 @@ def figure_style() -> Iterator[None]:
 
 def line_styles(table: Table) -> dict[str, LineStyle]:
     """Each row's colour (its loss's) and dash (its place among the rows of that loss)."""
-    further = [row.loss for row in table.rows if row.loss not in _COLOURS]
-    colours = {
-        loss: _FURTHER_COLOURS[index % len(_FURTHER_COLOURS)]
-        for index, loss in enumerate(dict.fromkeys(further))
-    } | _COLOURS
+    further = list(dict.fromkeys(row.loss for row in table.rows if row.loss not in _COLOURS))
+    many = len(_FURTHER_COLOURS)
+    colours = {loss: _FURTHER_COLOURS[index % many] for index, loss in enumerate(further)} | _COLOURS
     styles: dict[str, LineStyle] = {}
-    seen: dict[str, int] = {}
+    # Once the colours are used up, the next losses begin at the next dash.
+    seen = {loss: index // many for index, loss in enumerate(further)}
     for row in table.rows:
         place = seen.get(row.loss, 0)
         seen[row.loss] = place + 1

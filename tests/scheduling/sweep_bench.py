@@ -149,6 +149,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def make_record(
     bench: Bench,
     run: Run,
+    code: str | None = None,
     accuracy: float | None = 40.0,
     seconds: float = 492.0,
     device: str = "a bench",
@@ -156,7 +157,7 @@ def make_record(
     co_tenants: int = 0,
     config_signature: str | None = None,
 ) -> RunRecord:
-    """A valid record; without an accuracy the run has diverged."""
+    """A valid record, of today's code unless told; without an accuracy the run has diverged."""
     config = bench.registry.config(run, bench.preset)
     now = datetime(2025, 3, 1, 8, tzinfo=UTC)
     done = accuracy is not None
@@ -175,7 +176,7 @@ def make_record(
         run=run.id,
         preset=PRESET,
         signature=Signature(
-            config=config_signature or config_hash(config), data="d" * 64, code=code_hash(config)
+            config=config_signature or config_hash(config), data="d" * 64, code=code or code_hash(config)
         ),
         config=config,
         data=DataSummary(

@@ -15,6 +15,7 @@ from repro.records import Signature
 from repro.registry import Registry
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointUnfitError
 from repro.training.loop import build, train_run
+from repro.training.optim import make_optimizer
 from repro.training.precision import Precision
 
 SIGNATURE = Signature(config="1", data="2", code="3")
@@ -312,3 +313,63 @@ def test_probes_count_every_logit(registry):
     histogram = trained.probes.logits
     assert sum(histogram.counts) + histogram.underflow + histogram.overflow == 80 * 10
     assert math.isclose(len(histogram.counts) * 0.2, histogram.high - histogram.low)
+
+
+FURTHER = (
+    "logit-scale-s2",
+    "affine-bn",
+    "cosine-learnt-scale-s10",
+    "cosine-scale-by-classes",
+    "logit-norm-t0.04",
+    "logit-z-score",
+    "label-smoothing-0.1",
+    "scaled-bn-m1+statistics=full-batches",
+    "scaled-bn-m1+statistics=training-set",
+    "cross-entropy+weight_decay_on=weights",
+)
+
+
+@pytest.mark.parametrize("loss", FURTHER)
+def test_the_losses_beyond_the_paper_train_and_learn(registry, loss):
+    config = config_of(registry, loss)
+    trained = train_run(config, data_of(config), plain())
+    assert trained.result.diverged_in is None
+    assert trained.curve[-1].train_loss < trained.curve[0].train_loss
+    assert all(epoch.gradient_at_logits > 0 for epoch in trained.curve)
+    assert trained.probes.logits is not None
+
+
+def test_statistics_are_those_of_the_whole_training_set_where_they_are_asked_for(registry):
+    """Only evaluation changes: weights and training losses are those of running statistics, to the bit."""
+    running, recomputed = (
+        config_of(registry, f"scaled-bn-m1{axis}", batch_size=96) for axis in ("", "+statistics=training-set")
+    )
+    plain_run, other = (train_run(config, data_of(config), plain()) for config in (running, recomputed))
+    assert [epoch.train_loss for epoch in plain_run.curve] == [epoch.train_loss for epoch in other.curve]
+    assert plain_run.probes.weight_norms == other.probes.weight_norms
+    assert plain_run.result.test_loss != other.result.test_loss
+
+
+def test_a_short_last_batch_is_left_out_of_the_statistics_where_that_is_asked_for(registry):
+    """160 images in batches of 96 end in one of 64; in batches of 80 there is no short one to leave out."""
+    results = {}
+    for size in (96, 80):
+        for axis in ("", "+statistics=full-batches"):
+            config = config_of(registry, f"scaled-bn-m1{axis}", batch_size=size)
+            results[size, axis] = train_run(config, data_of(config), plain()).result.test_loss
+    assert results[96, ""] != results[96, "+statistics=full-batches"]
+    assert results[80, ""] == results[80, "+statistics=full-batches"]
+
+
+def test_weight_decay_can_be_kept_off_biases_and_batch_norm(registry):
+    config = config_of(registry, "scaled-bn-m1+weight_decay_on=weights")
+    network, loss = build(config, 32, 10)
+    decayed = {
+        id(parameter): group["weight_decay"]
+        for group in make_optimizer(network, loss, config.recipe).param_groups
+        for parameter in group["params"]
+    }
+    for module in (network, loss):
+        for name, parameter in module.named_parameters():
+            assert decayed.pop(id(parameter)) == (5e-4 if parameter.ndim >= 2 else 0.0), name
+    assert not decayed

@@ -1,0 +1,112 @@
+"""What marks a record as made by older code, and what leaves it alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from smoke_project import ROOT
+
+from repro import signature
+from repro.recipes import RunConfig
+from repro.registry import Registry
+from repro.signature import code_hash, config_hash, training_modules
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return Registry.load(ROOT / "experiments")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A copy of the package that a test may edit; `code_hash` reads it instead of the real one."""
+    copy = Path(shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("*.pyc")))
+
+    def module_file(module: str) -> Path | None:
+        base = tmp_path.joinpath(*module.split("."))
+        candidates = (base.parent / f"{base.name}.py", base / "__init__.py")
+        return next((path for path in candidates if path.is_file()), None)
+
+    monkeypatch.setattr(signature, "module_file", module_file)
+    monkeypatch.setattr("repro.implementations.module_file", module_file)
+    forget()
+    yield copy
+    forget()
+
+
+def forget() -> None:
+    """A process reads the code once; a test reads it again."""
+    for cached in (signature._code_hash, signature._imports, signature._normalised):
+        cached.cache_clear()
+
+
+def config_of(registry, cell: str, preset: str = "paper") -> RunConfig:
+    return registry.config(registry.parse(f"{cell}/seed0"), registry.preset(preset))
+
+
+CELLS = ("cifar100/resnet18/scaled-bn-m1", "cifar100/resnet18/cross-entropy", "cifar100/vgg16/scaled-bn-m1")
+
+
+def hashes(registry) -> list[str]:
+    forget()
+    return [code_hash(config_of(registry, cell)) for cell in CELLS]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changed"),
+    [
+        ("losses/scaled_bn.py", "X = 1\n", [True, False, True]),
+        ("losses/cross_entropy.py", "X = 1\n", [False, True, False]),
+        ("losses/logit_norm.py", "X = 1\n", [False, False, False]),
+        ("losses/arguments.py", "X = 1\n", [True, True, True]),
+        ("models/resnet.py", "X = 1\n", [True, True, False]),
+        ("models/vgg.py", "X = 1\n", [False, False, True]),
+        ("training/optim.py", "X = 1\n", [True, True, True]),
+        ("data/augment.py", "X = 1\n", [True, True, True]),
+        ("commands/train.py", "X = 1\n", [False, False, False]),
+        ("implementations.py", "X = 1\n", [False, False, False]),
+        ("losses/scaled_bn.py", "# a remark\n", [False, False, False]),
+    ],
+)
+def test_code_concerns_the_runs_that_use_it(registry, package, file, text, changed):
+    before = hashes(registry)
+    path = package / file
+    path.write_text(path.read_text() + "\n\n" + text)
+    assert [a != b for a, b in zip(before, hashes(registry), strict=True)] == changed
+
+
+def test_docstrings_do_not_count_and_code_does(registry, package):
+    before = hashes(registry)
+    path = package / "training" / "optim.py"
+    text = path.read_text()
+    path.write_text(text.replace('"""Sets the lr', '"""Puts the lr'))
+    assert hashes(registry) == before
+    path.write_text(text.replace('group["lr"] = lr', 'group["lr"] = 2 * lr'))
+    assert not set(hashes(registry)) & set(before)
+
+
+def test_the_code_of_a_run_is_the_loop_its_loss_and_its_network(registry):
+    modules = training_modules(config_of(registry, "cifar100/resnet18/am-softmax-s10-m0.5"))
+    assert {"repro.training.loop", "repro.losses.am_softmax", "repro.losses.additive_margin"} < set(modules)
+    assert {"repro.models.resnet", "repro.models.stem", "repro.data.augment"} < set(modules)
+    assert not {"repro.losses.scaled_bn", "repro.models.vgg", "repro.own_code"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("cell", "field", "departure"),
+    [
+        ("cifar100/resnet18/cross-entropy", "weight_decay_on", "weights"),
+        ("cifar100/resnet18/scaled-bn-m1", "statistics", "full-batches"),
+    ],
+)
+def test_a_field_that_came_later_is_not_part_of_a_recipe_that_leaves_it_alone(
+    registry, cell, field, departure
+):
+    """The config of a record made before the field existed has the hash of today's."""
+    config = config_of(registry, cell)
+    earlier = config.model_dump(mode="json")
+    for part in (earlier["recipe"], earlier["loss_parameters"]):
+        part.pop(field, None)
+    read_back = RunConfig.model_validate(earlier)
+    assert config_hash(read_back) == config_hash(config)
+    assert config_hash(config_of(registry, f"{cell}+{field}={departure}")) != config_hash(config)
