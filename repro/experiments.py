@@ -191,7 +191,7 @@ def _check_apart(path: Path, table: Table, other: Table) -> None:
 
 
 def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
-    own = ("table", "dataset", "title")
+    own: tuple[str, ...] = ("table", "dataset", "title")
     if "extends" in content:
         own = ("table", "title")
         _known_keys(str(path), content, (*own, "extends", "like", "rows"), own)

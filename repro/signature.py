@@ -52,6 +52,12 @@ def code_hash(config: RunConfig) -> str:
     return _code_hash(config.loss, config.network, config.folder)
 
 
+@cache
+def speed_hash(network: str, folder: Path | None) -> str:
+    """sha256 of the loop and the network alone: what a run's speed depends on, whichever its loss."""
+    return _hash_of(_training_code(None, network, folder))
+
+
 def training_modules(config: RunConfig) -> tuple[str, ...]:
     """The modules and files behind `code_hash`, by name."""
     return tuple(_training_code(config.loss, config.network, config.folder))
@@ -59,19 +65,24 @@ def training_modules(config: RunConfig) -> tuple[str, ...]:
 
 @cache
 def _code_hash(loss: str, network: str, folder: Path | None) -> str:
+    return _hash_of(_training_code(loss, network, folder))
+
+
+def _hash_of(code: dict[str, Path]) -> str:
     digest = hashlib.sha256()
-    for name, path in _training_code(loss, network, folder).items():
+    for name, path in code.items():
         digest.update(name.encode())
         digest.update(_normalised(path).encode())
     return digest.hexdigest()
 
 
-def _training_code(loss: str, network: str, folder: Path | None) -> dict[str, Path]:
+def _training_code(loss: str | None, network: str, folder: Path | None) -> dict[str, Path]:
     """Name → file, sorted by name, of all that a run imports of the training's packages or one's own."""
     entry = module_file(_ENTRY)
     assert entry is not None
     queue = [(_ENTRY, entry)]
-    for implementation in (find("losses", loss, folder), find("networks", network, folder)):
+    used = [find("networks", network, folder), *([] if loss is None else [find("losses", loss, folder)])]
+    for implementation in used:
         queue.append((implementation.module or implementation.path.name, implementation.path))
     found: dict[str, Path] = {}
     while queue:

@@ -63,7 +63,7 @@ def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path],
     every_table = Selection(tables=tuple(table.name for table in context.registry.tables))
     runs = context.registry.select_runs(every_table, context.preset)
     drawing = draw_figures(
-        context.states(runs),
+        list(context.states(runs)),
         context.registry,
         context.preset,
         folder or context.project.preset_figures(context.preset.name),

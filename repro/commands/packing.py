@@ -18,7 +18,7 @@ from repro.scheduling.probes import ProbeResult, Work, add_probes
 from repro.scheduling.probing import Answer, ProbeCommand, ProbeFailedError, measure
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.speeds import Measured
-from repro.signature import code_hash
+from repro.signature import speed_hash
 
 PerGpu = int | Literal["auto"]
 
@@ -174,7 +174,7 @@ class Prober:
             batch_size=self._context.registry.config(run, self._context.preset).recipe.batch_size,
             precision=self._precision,
             threads=self._threads,
-            code=code_hash(),
+            code=speed_hash(run.cell.network, self._context.project.experiments),
             copies=copies,
             images_per_second=sum(answer.images_per_second for answer in answers),
             memory_bytes=max((answer.memory_bytes for answer in answers), default=0),

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from repro.commands.context import Context
 from repro.data import described
-from repro.errors import DataMissingError
+from repro.errors import DataMissingError, UsageError
 from repro.manifest import read_manifest
 from repro.registry import Run
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.probes import ProbeResult, read_probes
 from repro.scheduling.survey import Survey
 from repro.scheduling.traces import read_traces
-from repro.signature import code_hash
+from repro.signature import speed_hash
 
 
 def make_survey(context: Context, runs: Sequence[Run]) -> Survey:
@@ -21,9 +21,16 @@ def make_survey(context: Context, runs: Sequence[Run]) -> Survey:
 
 
 def probes_here(context: Context) -> list[ProbeResult]:
-    """What probes of today's training code have measured: code changes to be faster."""
+    """What probes of today's loop and networks have measured: code changes to be faster."""
     probes = read_probes(context.project.probes(context.preset.name))
-    return [probe for probe in probes if probe.code == code_hash()]
+    return [probe for probe in probes if probe.code == _speed_hash(context, probe.work.network)]
+
+
+def _speed_hash(context: Context, network: str) -> str | None:
+    try:
+        return speed_hash(network, context.project.experiments)
+    except UsageError:
+        return None  # a network that is no longer here
 
 
 def shares_begun(context: Context, runs: Iterable[Run]) -> dict[str, float]:

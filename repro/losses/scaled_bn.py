@@ -90,6 +90,8 @@ class ScaledBN(ClassificationLoss):
             sums += torch.stack([raw.sum(dim=0), raw.square().sum(dim=0)])
             count += raw.shape[0]
         mean = sums[0] / count
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_((sums[1] / count - mean.square()).clamp_min(0.0) * count / (count - 1))
 

@@ -69,9 +69,8 @@ def build(config: RunConfig, image_size: int, classes: int) -> tuple[nn.Module, 
         torch.manual_seed(derive_seed(config.seed, "network"))
         network = models.build(config.network, image_size, recipe.width, recipe.stem_pool, config.folder)
         torch.manual_seed(derive_seed(config.seed, "loss"))
-        loss = losses.build(
-            config.loss, network.feature_dim, classes, config.folder, **config.loss_parameters
-        )
+        features: int = network.feature_dim  # type: ignore[assignment]  # nn.Module's attributes have no types
+        loss = losses.build(config.loss, features, classes, config.folder, **config.loss_parameters)
     loss.full_batch = recipe.batch_size
     return network, loss
 

@@ -1,5 +1,7 @@
 """SGD as the paper says: momentum 0.9, weight decay 5e-4, the lr dropped by epochs."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def make_optimizer(network: nn.Module, loss: nn.Module, recipe: Recipe) -> torch
     """
     parameters = [p for module in (network, loss) for p in module.parameters() if p.requires_grad]
     if recipe.weight_decay_on == "all":
-        groups = [{"params": parameters}]
+        groups: list[dict[str, Any]] = [{"params": parameters}]
     else:
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2]},
