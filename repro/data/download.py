@@ -160,6 +160,25 @@ def explain_write_failure(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {error.strerror or error}"
 
 
+def is_html(content_type: str, start: bytes) -> bool:
+    """Whether an answer that should be a file is a page for people, by its type or its first bytes."""
+    return "html" in content_type or re.match(rb"\s*<(!doctype\s+)?html", start, re.I) is not None
+
+
+def web_opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Speaks what `handlers` do and nothing else, through the environment's proxies."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+        *handlers,
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
 def _fetch_under_lock(
     url: str,
     target: Path,
@@ -170,7 +189,7 @@ def _fetch_under_lock(
     patience: Patience,
 ) -> None:
     part = target.with_name(f"{target.name}.part")
-    opener = _opener()
+    opener = web_opener(urllib.request.HTTPHandler(), urllib.request.HTTPSHandler(), _BoundedRedirects())
     failures, furthest, started_over = 0, _size(part), False
     while True:
         try:
@@ -244,7 +263,7 @@ def _transfer(
         if total is not None and total > max_bytes:
             raise FetchError(f"{url}: the server announces {total:,} bytes, expected at most {max_bytes:,}")
         block = _read(response, url, timeout)
-        if "html" in response.headers.get_content_type() or re.match(rb"\s*<(!doctype\s+)?html", block, re.I):
+        if is_html(response.headers.get_content_type(), block):
             raise FetchError(
                 f"{url}: the server sent an HTML page instead of the file (a login or an error page?); "
                 "open the address in a browser, or use another mirror"
@@ -339,22 +358,6 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
 
 class _BoundedRedirects(urllib.request.HTTPRedirectHandler):
     max_redirections = 5
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Speaks HTTP and HTTPS only (through the environment's proxies), whatever a redirect asks for."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-        _BoundedRedirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
 
 
 def _first_byte(response: http.client.HTTPResponse) -> int | None:
