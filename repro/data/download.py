@@ -282,7 +282,7 @@ def _transfer(
                         f"{url}: the server sent more than the {max_bytes:,} bytes expected at most"
                     )
                 with _writing(part):
-                    _write_all(stream, block)
+                    write_all(stream, block)
                 if progress is not None:
                     progress(done, total)
                 block = _read(response, url, timeout)
@@ -301,7 +301,8 @@ def _writing(path: Path) -> Iterator[None]:
         raise FetchError(explain_write_failure(path, error)) from error
 
 
-def _write_all(stream: IO[bytes], block: bytes) -> None:
+def write_all(stream: IO[bytes], block: bytes) -> None:
+    """Write every byte of `block` to an unbuffered stream."""
     rest = memoryview(block)
     while rest:
         rest = rest[stream.write(rest) :]

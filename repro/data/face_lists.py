@@ -14,6 +14,7 @@ from pathlib import Path
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 
 LISTS = ("facescrub_actors.txt", "facescrub_actresses.txt")
+PAGE = "http://vintage.winklerbros.net/facescrub.html"
 LARGEST_LIST = 256 << 20
 """Bytes; the published ones have 10 MB each."""
 LONGEST_NAME = 100
@@ -80,10 +81,9 @@ def read_face_lists(folder: Path) -> FaceLists:
     missing = [name for name in LISTS if not (folder / name).is_file()]
     if missing:
         raise DataMissingError(
-            f"FaceScrub's {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not in {folder}. Its "
-            "publishers send the lists on request: fill in the form at "
-            "http://vintage.winklerbros.net/facescrub.html, unpack what they send, and name its folder with "
-            "--lists DIR or copy both files there"
+            f"no {' and no '.join(missing)} in {folder}. FaceScrub's publishers send the lists on request: "
+            f"fill in the form at {PAGE}, unpack what they send, and name its folder with --lists DIR or "
+            "copy both files there"
         )
     faces: dict[tuple[str, int, int], Face] = {}
     seen: set[tuple[str, str, Box]] = set()
@@ -108,8 +108,8 @@ def read_face_lists(folder: Path) -> FaceLists:
             seen.add((face.name, face.sha256, face.box))
         if len(faces) == before:
             raise DataCorruptError(
-                f"{folder / name} has no usable row, expected lines of name, image_id, face_id, url, bbox and "
-                "sha256 with tabs between: is it the list that FaceScrub's publishers sent?"
+                f"{folder / name} has no usable row, expected name, image_id, face_id, url, bbox and sha256 "
+                "with tabs between: is it the list that FaceScrub's publishers sent?"
             )
     by_picture = {sha256: tuple(urls) for sha256, urls in addresses.items()}
     return FaceLists(tuple(faces.values()), tuple(refused), by_picture, sources)
@@ -149,7 +149,9 @@ def _face(text: str) -> Face:
         raise _RowError("truncated", f"{len(fields)} fields, expected 6")
     name, image_id, face_id, url, box, sha256 = fields
     if not name or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise _RowError("name", f"the name {name[:LONGEST_NAME]!r} is empty, too long or has control characters")
+        raise _RowError(
+            "name", f"the name {name[:LONGEST_NAME]!r} is empty, too long or has control characters"
+        )
     if not url.isprintable():
         raise _RowError("address", f"the address {url!r} has control characters")
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from local_server import LocalServer
+from small_files_server import SmallFilesServer
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +63,11 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def site() -> Iterator[SmallFilesServer]:
+    """A server of many small files on this machine."""
+    running = SmallFilesServer()
+    yield running
+    running.stop()
