@@ -1,9 +1,6 @@
 """Fetching many small files from many strangers' servers: politely, in parallel, and never one twice.
 
-    <folder>/images/ab/abcd…   a picture under its own sha256: no name or address of a list becomes a path
-    <folder>/fetched.jsonl     what became of each address (`repro.data.crawl_journal`)
-
-One thread decides what is asked for and writes the journal; the others each carry out one request at a time.
+What it keeps below its folder is in `repro.data.crawl_store`. One thread decides what is asked for and writes the journal; the others each carry out one request at a time.
 A fault of an address is an outcome, never an error. Errors are what keeps the crawl from going on at all:
 no network, a full disk. They end it with everything kept.
 """
@@ -19,9 +16,9 @@ from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
 from repro.data.ask import Answer, ask
-from repro.data.crawl_journal import Journal, Outcome
 from repro.data.crawl_queue import CrawlQueue, Manners, Task
-from repro.data.download import Checksum, Notify, Progress, explain_write_failure, one_at_a_time
+from repro.data.crawl_store import Journal, Outcome, journal_of, picture, pictures_on_disk
+from repro.data.download import Notify, Progress, explain_write_failure, one_at_a_time
 from repro.data.public_web import BadAddressError, Line, RequestLimits, connect, host_of
 from repro.errors import FetchError
 
@@ -39,16 +36,6 @@ class Crawled:
     """The sha256 of each picture."""
     outcomes: Mapping[str, Outcome]
     """By address; one that was not needed, as its picture is there, may have none."""
-
-
-def picture(folder: Path, sha256: str) -> Path:
-    """Where the picture with this sha256 lies below a crawl's folder."""
-    return folder / "images" / sha256[:2] / sha256
-
-
-def journal_of(folder: Path) -> Path:
-    """Where the journal of a crawl lies."""
-    return folder / "fetched.jsonl"
 
 
 def crawl(
@@ -113,7 +100,7 @@ class _Crawl:
         self.manners = manners
         self.limits = limits
         self.progress: Progress | None = None
-        self.on_disk = _on_disk(folder, journal, frozenset().union(*wanted.values()))
+        self.on_disk = pictures_on_disk(folder, journal.outcomes, frozenset().union(*wanted.values()))
         self.queue = CrawlQueue(manners, self._plan(retry_failed))
         self.total = len(wanted)
         self.done = self.total - self.queue.waiting
@@ -331,21 +318,3 @@ def _outcome(answer: Answer, task: Task) -> Outcome:
     if task.url != task.address:
         detail = f"{detail} at {task.url}".strip()
     return Outcome(answer.cause, detail, answer.sha256, answer.size)
-
-
-def _on_disk(folder: Path, journal: Journal, wanted: frozenset[str]) -> set[str]:
-    """Which pictures are there whole: as long as noted, or, where nothing is noted, with the right sha256."""
-    sizes = {outcome.sha256: outcome.size for outcome in journal.outcomes.values() if outcome.found}
-    found = set()
-    for path in (folder / "images").glob("[0-9a-f][0-9a-f]/*"):
-        if path.name not in wanted:
-            continue
-        size = sizes.get(path.name)
-        whole = path.stat().st_size == size if size is not None else _hash(path) == path.name
-        if whole:
-            found.add(path.name)
-    return found
-
-
-def _hash(path: Path) -> str:
-    return Checksum("sha256", path.name).of(path)

@@ -28,8 +28,9 @@ from small_files_server import (
     stalls,
 )
 
-from repro.data.crawl import Crawled, crawl, journal_of, picture
+from repro.data.crawl import Crawled, crawl
 from repro.data.crawl_queue import Manners
+from repro.data.crawl_store import journal_of, picture
 from repro.data.public_web import RequestLimits
 from repro.errors import FetchError, SetupError
 

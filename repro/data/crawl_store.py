@@ -1,18 +1,22 @@
-"""What became of every address of a crawl, kept line by line, so that a crawl that is killed goes on.
+"""What a crawl keeps, so that one that is killed goes on: the pictures, and what became of every address.
 
-A line is JSON: address, cause ("found", or why not), detail, sha256 and size of what came. It is appended
-once an address is settled, and a later line of the same address counts. A line that a power cut tore is cut
-off, and its address is asked for again.
+    <folder>/images/ab/abcd…   a picture under its own sha256: no name or address of a list becomes a path
+    <folder>/fetched.jsonl     the journal, a line of JSON an address: cause ("found", or why not), detail,
+                               sha256 and size of what came
+
+A line is appended once an address is settled, and a later line of the same address counts. A line that a
+power cut tore is cut off, and its address is asked for again.
 """
 
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from repro.data.download import explain_write_failure, write_all
+from repro.data.download import Checksum, explain_write_failure, write_all
 from repro.errors import FetchError, SetupError
 
 SYNC_INTERVAL = 1.0
@@ -32,6 +36,32 @@ class Outcome:
     def found(self) -> bool:
         """Whether the picture came and is the published one."""
         return self.cause == "found"
+
+
+def picture(folder: Path, sha256: str) -> Path:
+    """Where the picture with this sha256 lies below a crawl's folder."""
+    return folder / "images" / sha256[:2] / sha256
+
+
+def journal_of(folder: Path) -> Path:
+    """Where the journal of a crawl lies."""
+    return folder / "fetched.jsonl"
+
+
+def pictures_on_disk(folder: Path, outcomes: Mapping[str, Outcome], wanted: frozenset[str]) -> set[str]:
+    """The sha256 of the `wanted` pictures that are there whole.
+
+    That is: as long as noted or, where nothing is noted, with the right sha256.
+    """
+    sizes = {outcome.sha256: outcome.size for outcome in outcomes.values() if outcome.found}
+    there = set()
+    for path in (folder / "images").glob("[0-9a-f][0-9a-f]/*"):
+        if path.name not in wanted:
+            continue
+        size = sizes.get(path.name)
+        if path.name == _sha256(path) if size is None else path.stat().st_size == size:
+            there.add(path.name)
+    return there
 
 
 class Journal:
@@ -99,3 +129,7 @@ def read_journal(path: Path) -> dict[str, Outcome]:
 def _whole_lines(path: Path) -> int:
     """How many bytes of the file at `path` are whole lines."""
     return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    return Checksum("sha256", path.name).of(path)

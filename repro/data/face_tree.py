@@ -1,0 +1,137 @@
+"""Which listed faces are in a folder tree that another program downloaded.
+
+Two kinds of files are taken, wherever they lie below the tree's top:
+
+- a whole picture, known by its bytes alone: its sha256 is that of a row, whatever the file is called;
+- a face that was cut out already, below a folder `face` or `faces`, known by its name as the usual scripts
+  give it: `Name_Surname_<image id>_<face id>.…`, or below a folder `Name_Surname`: `<image id>_<face id>.…`
+  or the sha1 of the address, of which such a script keeps the first row's face only.
+
+Where both are there, the whole picture counts: its bytes are the published ones, and the box is the list's.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.data.download import Progress
+from repro.data.face_lists import Box, Face, FaceLists
+from repro.errors import DataMissingError, SetupError
+
+LARGEST_FILE = 64 << 20
+FACE_FOLDERS = frozenset({"face", "faces"})
+
+
+@dataclass(frozen=True)
+class FaceFile:
+    """Where a face is: in `box` of the image at `path`, all of it where there is no box.
+
+    `sha256` is the file's: that of the list for a whole picture.
+    """
+
+    face: Face
+    path: Path
+    box: Box | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FaceTree:
+    """What a tree has of the lists, in their order."""
+
+    found: tuple[FaceFile, ...]
+    others: int
+    """Files that are no face of the lists: other bytes than published, or an unknown name."""
+
+
+def match_tree(root: Path, lists: FaceLists, progress: Progress | None = None) -> FaceTree:
+    """Find the faces of `lists` below `root`; `progress` counts files. Links to folders are not followed.
+
+    Raises DataMissingError where there is none, SetupError where a file cannot be read.
+    """
+    by_picture: dict[str, list[Face]] = {}
+    for face in lists.faces:
+        by_picture.setdefault(face.sha256, []).append(face)
+    names = _Names(lists)
+    paths = list(_files(root))
+    whole: dict[tuple[str, int, int], FaceFile] = {}
+    cut_out: dict[tuple[str, int, int], FaceFile] = {}
+    others = 0
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        for done, (path, sha256) in enumerate(zip(paths, threads.map(_sha256, paths), strict=True), start=1):
+            if sha256 in by_picture:
+                for face in by_picture[sha256]:
+                    whole.setdefault(face.key, FaceFile(face, path, face.box, sha256))
+            elif sha256 and (named := names.face_of(path.relative_to(root))):
+                cut_out.setdefault(named.key, FaceFile(named, path, None, sha256))
+            else:
+                others += 1
+            if progress is not None:
+                progress(done, len(paths))
+    either = {**cut_out, **whole}
+    if not either:
+        raise DataMissingError(
+            f"none of the {len(paths):,} files below {root} is a face of the lists: expected pictures as "
+            "they were published, or cut-out faces named as in faces/Name_Surname/Name_Surname_1_2.jpeg"
+        )
+    return FaceTree(tuple(either[face.key] for face in lists.faces if face.key in either), others)
+
+
+class _Names:
+    """The lists' faces by what download scripts call their files."""
+
+    def __init__(self, lists: FaceLists) -> None:
+        self.by_ids = {(_folder(face.name), face.image_id, face.face_id): face for face in lists.faces}
+        self.by_address: dict[tuple[str, str], Face] = {}
+        for face in lists.faces:
+            digest = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
+            self.by_address.setdefault((_folder(face.name), digest), face)
+
+    def face_of(self, path: Path) -> Face | None:
+        """The face that a cut-out file shows by its path below the tree's top."""
+        folders = path.parts[:-1]
+        if not FACE_FOLDERS.intersection(folders):
+            return None
+        for person in [None, *reversed(folders)]:
+            if ids := re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem):
+                name = ids[1] if person is None else _folder(person)
+                if name and (face := self.by_ids.get((_folder(name), int(ids[2]), int(ids[3])))):
+                    return face
+            if person is not None and (face := self.by_address.get((_folder(person), path.stem))):
+                return face
+        return None
+
+
+def _folder(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Every file below `root` but hidden ones, in an order that is the same everywhere."""
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    if not root.is_dir():
+        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _sha256(path: Path) -> str:
+    """The file's sha256; empty for one that is larger than any picture here."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return ""
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,133 @@
+"""repro.data.public_web: what is public, encrypted connections, and proxies."""
+
+import hashlib
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+from small_files_server import SmallFilesServer
+
+from repro.data import public_web
+from repro.data.crawl import crawl
+from repro.data.crawl_queue import Manners
+from repro.data.crawl_store import journal_of
+from repro.data.public_web import RequestLimits, is_public, quoted
+from repro.errors import FetchError
+
+PICTURE = b"\xff\xd8 a picture"
+WANTED = frozenset([hashlib.sha256(PICTURE).hexdigest()])
+MANNERS = Manners(host_pause=0, unreachable_pause=0.01, back_off=0.01)
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("64:ff9b::5db8:d822", True),  # NAT64 of a public address
+        ("127.0.0.1", False),
+        ("127.8.9.10", False),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),  # where clouds keep credentials
+        ("100.64.0.1", False),
+        ("198.18.0.1", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("2002:a00:1::", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_an_address_is_public_or_not_however_it_is_wrapped(address, public):
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("url", "asked_for"),
+    [
+        ("http://a.example/AAAA%252BRichter.jpg", "http://a.example/AAAA%252BRichter.jpg"),
+        (
+            "http://a.example/1.174118%21/a b.jpg?x=1&y=ü#top",
+            "http://a.example/1.174118%21/a%20b.jpg?x=1&y=%C3%BC",
+        ),
+        ("HTTP://bücher.example:8080/x", "http://xn--bcher-kva.example:8080/x"),
+        ("http://a.example", "http://a.example"),
+    ],
+)
+def test_only_what_http_cannot_carry_is_quoted(url, asked_for):
+    assert quoted(url) == asked_for
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A key and a certificate of localhost's own, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
+    path = tmp_path / "own.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=DNS:localhost", "-keyout", path, "-out", path]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def encrypted(certificate: Path, site: SmallFilesServer) -> str:
+    """The address of a picture on a server that speaks TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    site.socket = context.wrap_socket(site.socket, server_side=True)
+    return site.add("/1.jpg", PICTURE).replace("http://127.0.0.1", "https://localhost")
+
+
+def get(url: str, folder: Path, **limits):
+    allowed = RequestLimits(**{"allow_private_addresses": True, **limits})
+    return crawl({url: WANTED}, folder, manners=MANNERS, limits=allowed).outcomes[url]
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_believed(encrypted, tmp_path):
+    outcome = get(encrypted, tmp_path)
+    assert (outcome.cause, outcome.detail) == ("certificate", "self-signed certificate")
+
+
+def test_a_picture_comes_over_an_encrypted_connection(encrypted, certificate, tmp_path, monkeypatch):
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr(public_web, "_tls", lambda: trusting)
+    assert get(encrypted, tmp_path).found
+
+
+@pytest.fixture
+def proxy(site: SmallFilesServer, monkeypatch) -> SmallFilesServer:
+    """The server as the environment's proxy, which gets whole addresses as paths."""
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", site.base)
+    return site
+
+
+def test_where_a_proxy_is_set_it_finds_the_host_and_may_be_on_a_private_address(proxy, tmp_path):
+    url = "http://pictures.invalid/1.jpg"
+    proxy.files[url] = PICTURE
+    assert get(url, tmp_path, allow_private_addresses=False).found
+
+
+def test_a_proxy_is_not_asked_for_this_machine(proxy, tmp_path):
+    outcome = get("http://169.254.169.254/latest/meta-data", tmp_path, allow_private_addresses=False)
+    assert outcome.cause == "private-address"
+    assert proxy.requests == []
+
+
+def test_a_proxy_that_is_down_marks_nothing_dead(proxy, tmp_path):
+    proxy.stop()
+    with pytest.raises(FetchError, match="is there a network"):
+        get("http://pictures.invalid/1.jpg", tmp_path)
+    assert journal_of(tmp_path).read_text() == ""
