@@ -1,8 +1,9 @@
 """Fetching many small files from many strangers' servers: politely, in parallel, and never one twice.
 
-What it keeps below its folder is in `repro.data.crawl_store`. One thread decides what is asked for and writes the journal; the others each carry out one request at a time.
-A fault of an address is an outcome, never an error. Errors are what keeps the crawl from going on at all:
-no network, a full disk. They end it with everything kept.
+What is kept, and where, is in `repro.data.crawl_store`. One thread decides what is asked for and writes the
+journal; the others each carry out one request at a time. A fault of an address is an outcome, never an
+error. Errors are what keeps the crawl from going on at all: no network, a full disk. They end it, and
+everything is kept.
 """
 
 import shutil

@@ -13,6 +13,7 @@ Where both are there, the whole picture counts: its bytes are the published ones
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class _Names:
 
 
 def _folder(name: str) -> str:
-    return name.replace(" ", "_")
+    return unicodedata.normalize("NFC", name).replace(" ", "_")
 
 
 def _files(root: Path) -> Iterator[Path]:
