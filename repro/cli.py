@@ -472,6 +472,10 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
 @data.command()
 @data_places
 @click.option("--url", help="A mirror of the set's archive.")
+@click.option("--lists", type=FOLDER, help="FaceScrub: folder of the lists that its publishers send.")
+@click.option("--retry-dead", is_flag=True, help="FaceScrub: ask once more where no picture came before.")
+@click.option("--allow-private-addresses", is_flag=True,
+              help="FaceScrub: fetch from your own network too, as from a mirror there.")  # fmt: skip
 def fetch(name: str, folder: Path, **options: Any) -> None:
     """Download SET (cifar100, …) and check it; resumes, and does nothing where it is there."""
     from repro.commands.data import fetch_set
@@ -484,6 +488,7 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 @data_places
 @click.option("--from", "source", type=click.Path(exists=True, path_type=Path), metavar="PATH",
               help="Folder or archive of the source files, where not in the data folder.")  # fmt: skip
+@click.option("--lists", type=FOLDER, help="FaceScrub: folder of the lists that its publishers send.")
 @click.option("--as", "save_as", metavar="NAME", help="Keep it under a name of its own.")
 @click.option("--title", help="What tables call a set of your own.")
 @click.option("--allow-partial", is_flag=True, help="Take a set that lacks images; tables will say so.")

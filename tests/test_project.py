@@ -15,7 +15,9 @@ import repro
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = sorted((PROJECT / "repro").rglob("*.py"))
 LONGEST = 400
-LONG_FOR_A_REASON: dict[str, str] = {}
+LONG_FOR_A_REASON = {
+    "repro/cli.py": "every command with its options in one list, each parsed and handed on; nothing is computed",
+}
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 
 

@@ -25,6 +25,12 @@ class FetchOptions:
 
     url: str | None = None
     """A mirror."""
+    lists: Path | None = None
+    """The folder of the publishers' lists of addresses."""
+    retry_dead: bool = False
+    """Ask once more for addresses that brought nothing."""
+    allow_private_addresses: bool = False
+    """Fetch from this machine and its network too, not from public addresses only."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class PrepareOptions:
 
     source: Path | None = None
     """Where the files lie, if not in a place where they are looked for."""
+    lists: Path | None = None
+    """The folder of the publishers' lists, which say who is where in the images."""
     name: str | None = None
     """What the prepared set is called, if not as its source."""
     title: str | None = None
@@ -69,6 +77,8 @@ class DataSet:
     paper_counts: tuple[int, int, int] | None = None
     """Training images, test images and classes as the paper counts them, where the set is as found: only for
     an estimate of time before the data are here."""
+    fetch_needs: str = ""
+    """What `repro data fetch` needs besides a network, in a phrase with its option."""
     located: "Located | None" = None
     """Where its source files lie below a data folder, by name alone, or None."""
     fetch_takes: frozenset[str] = frozenset({"url"})
@@ -144,6 +154,28 @@ def _prepare_own(name: str) -> "Prepare":
     return prepare_class_folders
 
 
+def _fetch_facescrub(
+    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
+) -> Path:
+    from repro.data import facescrub
+
+    return facescrub.fetch(data_dir, options, progress, notify)
+
+
+def _prepare_facescrub(
+    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
+) -> "Manifest":
+    from repro.data import facescrub
+
+    return facescrub.prepare(data_dir, options, progress, notify)
+
+
+def _located_facescrub(data_dir: Path) -> Path | None:
+    from repro.data import facescrub
+
+    return facescrub.located(data_dir)
+
+
 def _located_cifar100(data_dir: Path) -> Path | None:
     from repro.data import cifar100
 
@@ -188,7 +220,13 @@ DATA_SETS: dict[str, DataSet] = {
             test_count=None,
             source="Lists of addresses that its publishers hand out on request. Many are dead, so the "
             "classes (361 in the paper) and images are as found.",
+            fetch=_fetch_facescrub,
+            prepare=_prepare_facescrub,
             paper_counts=(361 * 90, 361 * 10, 361),
+            fetch_needs="the lists that its publishers send on request (--lists DIR)",
+            located=_located_facescrub,
+            fetch_takes=frozenset({"lists", "retry_dead", "allow_private_addresses"}),
+            prepare_takes=frozenset({"source", "lists", "name", "title", "min_images"}),
         ),
     )
 }
@@ -333,7 +371,8 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
         elif chosen.prepare is None:
             detail = str(_unavailable(chosen, "preparing"))
         else:
-            detail = f"`repro data fetch {chosen.name}` downloads it"
+            needs = f", given {chosen.fetch_needs}" if chosen.fetch_needs else ""
+            detail = f"`repro data fetch {chosen.name}` downloads it{needs}"
         return DataSetState(chosen.name, chosen.title, "missing", None, None, 0, detail)
     return DataSetState(
         chosen.name,

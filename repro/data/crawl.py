@@ -139,16 +139,19 @@ class _Crawl:
             for thread in threads:
                 thread.start()
             while self.queue.waiting or self.queue.active:
+                if self._looks_cut_off() and not self.queue.active:
+                    self._check_network()
                 wait = None
                 if not self._looks_cut_off():
                     self._begin(todo, lines)
                     wait = self.queue.wait(time.monotonic())
-                elif not self.queue.active:
-                    self._check_network()
-                    continue
                 self._cut_overdue(lines)
+                pause = TICK if wait is None else min(TICK, wait + 0.001)
+                if not self.queue.active:  # nothing can come
+                    time.sleep(pause if self.queue.waiting else 0)
+                    continue
                 with suppress(Empty):
-                    task, line, answer = done.get(timeout=min(TICK, TICK if wait is None else wait + 0.001))
+                    task, line, answer = done.get(timeout=pause)
                     lines.discard(line)
                     self._handle(task, answer)
             if self.held:
@@ -259,7 +262,7 @@ class _Crawl:
 
     def _show(self) -> None:
         if self.progress is not None:
-            self.progress(self.done, self.total)
+            self.progress(self.done, self.total, "files")
 
     def _settle_held(self) -> None:
         """There is a network: what could not be reached is gone."""

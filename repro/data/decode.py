@@ -64,6 +64,8 @@ class Wanted:
 
     file: ImageFile
     box: Box | None = None
+    sha256: str | None = None
+    """What the file must hash to, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ def decode_batch(wanted: Sequence[Wanted], rules: DecodeRules) -> Decoded:
             problem = None
             try:
                 content = each.file.read(rules.max_bytes)
-                pixels[index] = decode(content, rules, each.box)
+                if each.sha256 is None or each.sha256 == hashlib.sha256(content).hexdigest():
+                    pixels[index] = decode(content, rules, each.box)
+                else:
+                    problem = "its bytes are not those that were published"
             except ValueError as error:
                 problem = str(error)
             hashes.append(hashlib.sha256(content).hexdigest())

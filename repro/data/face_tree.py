@@ -14,13 +14,15 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from repro.cores import usable_cores
 from repro.data.download import Progress
 from repro.data.face_lists import Box, Face, FaceLists
+from repro.data.image_files import PlainFile, plain_files
 from repro.errors import DataMissingError, SetupError
 
 LARGEST_FILE = 64 << 20
@@ -29,13 +31,13 @@ FACE_FOLDERS = frozenset({"face", "faces"})
 
 @dataclass(frozen=True)
 class FaceFile:
-    """Where a face is: in `box` of the image at `path`, all of it where there is no box.
+    """Where a face is: in `box` of the image in `file`, all of it where there is no box.
 
     `sha256` is the file's: that of the list for a whole picture.
     """
 
     face: Face
-    path: Path
+    file: PlainFile
     box: Box | None
     sha256: str
 
@@ -49,8 +51,35 @@ class FaceTree:
     """Files that are no face of the lists: other bytes than published, or an unknown name."""
 
 
-def match_tree(root: Path, lists: FaceLists, progress: Progress | None = None) -> FaceTree:
-    """Find the faces of `lists` below `root`; `progress` counts files. Links to folders are not followed.
+def tree_files(root: Path) -> list[PlainFile]:
+    """Every file below `root` in an order that is the same everywhere, but hidden ones and hidden folders.
+
+    Links to folders are not followed.
+
+    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    if not root.is_dir():
+        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
+    files = []
+    for folder, folders, _ in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.isprintable())
+        below = Path(folder).relative_to(root).as_posix()
+        files += [
+            file
+            for file in plain_files(root, "" if below == "." else below)
+            if file.name.isprintable() and not PurePosixPath(file.name).name.startswith(".")
+        ]
+    return files
+
+
+def match_tree(
+    root: Path, files: Sequence[PlainFile], lists: FaceLists, progress: Progress | None = None
+) -> FaceTree:
+    """Find the faces of `lists` among the `files` below `root`; `progress` counts files.
 
     Raises DataMissingError where there is none, SetupError where a file cannot be read.
     """
@@ -58,25 +87,24 @@ def match_tree(root: Path, lists: FaceLists, progress: Progress | None = None) -
     for face in lists.faces:
         by_picture.setdefault(face.sha256, []).append(face)
     names = _Names(lists)
-    paths = list(_files(root))
     whole: dict[tuple[str, int, int], FaceFile] = {}
     cut_out: dict[tuple[str, int, int], FaceFile] = {}
     others = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        for done, (path, sha256) in enumerate(zip(paths, threads.map(_sha256, paths), strict=True), start=1):
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for done, (file, sha256) in enumerate(zip(files, threads.map(_sha256, files), strict=True), start=1):
             if sha256 in by_picture:
                 for face in by_picture[sha256]:
-                    whole.setdefault(face.key, FaceFile(face, path, face.box, sha256))
-            elif sha256 and (named := names.face_of(path.relative_to(root))):
-                cut_out.setdefault(named.key, FaceFile(named, path, None, sha256))
+                    whole.setdefault(face.key, FaceFile(face, file, face.box, sha256))
+            elif sha256 and (named := names.face_of(PurePosixPath(file.name))):
+                cut_out.setdefault(named.key, FaceFile(named, file, None, sha256))
             else:
                 others += 1
             if progress is not None:
-                progress(done, len(paths))
+                progress(done, len(files), "files")
     either = {**cut_out, **whole}
     if not either:
         raise DataMissingError(
-            f"none of the {len(paths):,} files below {root} is a face of the lists: expected pictures as "
+            f"none of the {len(files):,} files below {root} is a face of the lists: expected pictures as "
             "they were published, or cut-out faces named as in faces/Name_Surname/Name_Surname_1_2.jpeg"
         )
     return FaceTree(tuple(either[face.key] for face in lists.faces if face.key in either), others)
@@ -92,17 +120,17 @@ class _Names:
             digest = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
             self.by_address.setdefault((_folder(face.name), digest), face)
 
-    def face_of(self, path: Path) -> Face | None:
+    def face_of(self, path: PurePosixPath) -> Face | None:
         """The face that a cut-out file shows by its path below the tree's top."""
         folders = path.parts[:-1]
         if not FACE_FOLDERS.intersection(folders):
             return None
-        for person in [None, *reversed(folders)]:
-            if ids := re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem):
-                name = ids[1] if person is None else _folder(person)
-                if name and (face := self.by_ids.get((_folder(name), int(ids[2]), int(ids[3])))):
-                    return face
-            if person is not None and (face := self.by_address.get((_folder(person), path.stem))):
+        ids = re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem)
+        for person in ([ids[1]] if ids and ids[1] else []) + [*reversed(folders)]:
+            folder = _folder(person)
+            if ids and (face := self.by_ids.get((folder, int(ids[2]), int(ids[3])))):
+                return face
+            if face := self.by_address.get((folder, path.stem)):
                 return face
         return None
 
@@ -111,28 +139,10 @@ def _folder(name: str) -> str:
     return unicodedata.normalize("NFC", name).replace(" ", "_")
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Every file below `root` but hidden ones, in an order that is the same everywhere."""
-
-    def refuse(error: OSError) -> None:
-        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    if not root.is_dir():
-        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(folder) / name
-            if not name.startswith(".") and path.is_file():
-                yield path
-
-
-def _sha256(path: Path) -> str:
-    """The file's sha256; empty for one that is larger than any picture here."""
+def _sha256(file: PlainFile) -> str:
+    """The file's sha256; empty for what is no plain file, or larger than any picture here."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            return ""
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+        content = file.read(LARGEST_FILE)
+    except ValueError:
+        return ""
+    return hashlib.sha256(content).hexdigest() if len(content) <= LARGEST_FILE else ""

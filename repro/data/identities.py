@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -45,6 +46,7 @@ def write_identities(
     *,
     settings: Mapping[str, str],
     left_out: Mapping[str, str],
+    sources: Mapping[str, str] = MappingProxyType({}),
     listing: str | None = None,
     notes: Sequence[str] = (),
     partial: str | None = None,
@@ -53,7 +55,8 @@ def write_identities(
     """Decode `candidates` by `rules`, split them by `split_rule` and finish the set.
 
     `left_out` are images that were found unusable before, with the reason; those that cannot be decoded are
-    added to them. `settings` of the preparation are completed by those of the split.
+    added to them. `settings` of the preparation are completed by those of the split, `sources` (file →
+    sha256) by the images of each.
 
     Raises DataMissingError where fewer than two classes are left, SetupError where a file cannot be read or
     the set not written.
@@ -84,7 +87,7 @@ def write_identities(
             f"{split_rule.min_images} usable images or more, at least two are needed"
             f"{_unusable_note(unusable, '; ')}; --min-images asks for fewer"
         )
-    sources = {}
+    sources = dict(sources)
     for which, members in (("train", split.train), ("test", split.test)):
         names = [candidates[member.position].name for member in members]
         sources[f"{which} images"] = image_digest(names, [hashes[member.position] for member in members])

@@ -9,7 +9,7 @@ from fake_facescrub import ACTORS, ACTRESSES, FakeFaceScrub
 from local_server import status
 from small_files_server import SmallFilesServer, file_of_path, page
 
-from repro.data import facescrub
+from repro.data import FetchOptions, facescrub
 from repro.data.crawl_queue import Manners
 from repro.data.crawl_store import picture
 from repro.errors import DataMissingError, FetchError, SetupError
@@ -29,8 +29,8 @@ def lists(site: SmallFilesServer, tmp_path: Path) -> Path:
 def fetch(data_dir: Path, **options) -> tuple[Path, list[str]]:
     """The folder, and what was said."""
     said: list[str] = []
-    options = {"manners": EAGER, "allow_private_addresses": True, **options}
-    return facescrub.fetch(data_dir, None, said.append, **options), said
+    chosen = FetchOptions(allow_private_addresses=True, **options)
+    return facescrub.fetch(data_dir, chosen, notify=said.append, manners=EAGER), said
 
 
 def missing(raw: Path) -> list[dict[str, str]]:
@@ -43,8 +43,8 @@ def test_the_lists_are_kept_beside_the_pictures_so_that_they_are_named_once(list
     for each in FAKE.pictures:
         assert picture(raw, each.sha256).read_bytes() == each.content
     assert said == [
-        "FaceScrub's lists have 9 rows, 0 of which cannot be used: 9 faces at 9 addresses",
-        f"9 of 9 faces are there, the rest is listed in {raw / 'missing.tsv'}; addresses without their picture: none",
+        "the lists have 9 rows: 9 faces at 9 addresses",
+        f"9 faces found; {raw / 'missing.tsv'} lists what is missing",
     ]
     shutil.rmtree(lists)
     assert fetch(tmp_path / "data")[1] == said
@@ -57,7 +57,7 @@ def test_what_is_not_there_is_counted_by_cause_and_listed_with_its_reason(lists,
     site.files["/3.jpg"] = b"another picture"
     site.answers["/4.jpg"] = [status(404)]
     raw, said = fetch(tmp_path / "data", lists=lists)
-    assert said[-1].endswith("addresses without their picture: gone 2, page 1, mismatch 1")
+    assert said[-1].startswith("5 faces found, 4 missing (by address: gone 2, page 1, mismatch 1); ")
     rows = missing(raw)
     assert [(row["cause"], row["name"], row["image_id"]) for row in rows] == [
         ("gone", "Ada Lovelace", "1"),
@@ -73,7 +73,7 @@ def test_rows_that_cannot_be_used_are_counted_and_listed_too(lists, tmp_path):
     with (lists / ACTRESSES).open("a") as stream:
         stream.write("Grace Hopper\t99\t1099\thttp://a.example/cut-o")
     raw, said = fetch(tmp_path / "data", lists=lists)
-    assert said[0].startswith("FaceScrub's lists have 10 rows, 1 of which cannot be used")
+    assert said[0] == "the lists have 10 rows, 1 of them unusable (truncated 1): 9 faces at 9 addresses"
     assert [(row["cause"], row["detail"]) for row in missing(raw)] == [
         ("row-truncated", "facescrub_actresses.txt line 5: 4 fields, expected 6")
     ]
@@ -100,7 +100,7 @@ def test_addresses_of_other_kinds_are_never_asked_for(lists, site, tmp_path):
     text = (lists / ACTORS).read_text().replace(f"{site.base}/1.jpg", f"file://{tmp_path}/secret.jpg")
     (lists / ACTORS).write_text(text.replace(f"{site.base}/2.jpg", "ftp://127.0.0.1/2.jpg"))
     raw, said = fetch(tmp_path / "data", lists=lists)
-    assert said[-1].endswith("addresses without their picture: not-http 2")
+    assert "2 missing (by address: not-http 2)" in said[-1]
     assert not picture(raw, FAKE.pictures[0].sha256).exists()
 
 

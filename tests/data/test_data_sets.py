@@ -40,21 +40,6 @@ def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path):
             ask("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["facescrub"])
-def test_a_set_that_is_not_available_yet_says_so(tmp_path, name):
-    title = data.data_set(name).title
-    with pytest.raises(
-        DataMissingError, match=f"fetching {title} is not available in this version; its runs"
-    ):
-        data.fetch(name, tmp_path)
-    with pytest.raises(
-        DataMissingError, match=f"preparing {title} is not available in this version; its runs"
-    ):
-        data.prepare(name, tmp_path)
-    assert state(tmp_path, name).state == "missing"
-    assert "not available in this version" in state(tmp_path, name).detail
-
-
 def test_an_option_that_means_nothing_for_a_set_is_a_usage_error(tmp_path):
     options = data.PrepareOptions(allow_partial=True)
     with pytest.raises(
