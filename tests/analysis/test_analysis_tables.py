@@ -91,7 +91,7 @@ def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
         "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_difference_ddof0,p_difference_adjusted_ddof0,"
         "p_equivalence_ddof0,p_equivalence_adjusted_ddof0\n"
         "quick,1,cifar100,vgg16,cross-entropy,Cross-entropy Loss,,3,3,0,71.9,0.19999999999999574,71.86,0.14,"
-        "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,,,,,,,,,,,,,,\n"
+        "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,,,,,,,,,,,,,,,\n"
         "quick,1,cifar100,vgg16,scaled-bn-m1,Our Loss (m = 1),,3,3,0,73.25,0.25,73.24,0.06,"
         "0.010000000000005116,0 1 2,73.0 73.25 73.5,73.0 73.25 73.5,,"
         "older code (what trains has changed since),,,,,,,,,,,,,,\n"
