@@ -199,12 +199,6 @@ def test_data_that_are_not_there_are_exit_code_3_with_what_to_do(tmp_path):
     assert "run `repro data prepare cifar100`" in trained.stderr
 
 
-def test_the_table_of_a_data_set_that_cannot_be_had_says_so_in_every_blank(tmp_path):
-    done = repro("aggregate", "--table", "3", "--results", tmp_path, "--data-dir", tmp_path, check=0)
-    assert "FaceScrub cannot be prepared in this version" in done.stdout
-    assert "not run yet" not in done.stdout
-
-
 def test_outside_a_project_the_command_says_so(tmp_path):
     done = repro("plan", cwd=tmp_path)
     assert done.returncode == 3

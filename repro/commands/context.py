@@ -1,15 +1,14 @@
 """What most commands start from: the project's folders, the registry and a preset."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from repro.data import described
 from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, Standing, assess
+from repro.standings import RunState, assess
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,4 @@ class Context:
     def states(self, runs: Iterable[Run]) -> Iterator[RunState]:
         """Where each run stands, in order, one at a time."""
         runs = list(runs)
-        fingerprints = self.fingerprints(runs)
-        for state in assess(runs, self.registry, self.preset, self.project, fingerprints):
-            at_hand = fingerprints[state.run.cell.dataset] is not None
-            yield state if at_hand else replace(state, reason=_no_data(state))
-
-
-def _no_data(state: RunState) -> str:
-    """The state's reason; for a run without a record, that its data set cannot be had if that is so."""
-    known = described(state.run.cell.dataset)
-    if state.standing is Standing.MISSING and known.prepare is None:
-        return f"no data: {known.title} cannot be prepared in this version"
-    return state.reason
+        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs))

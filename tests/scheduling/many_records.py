@@ -47,9 +47,10 @@ def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 
         quantiles={"2.5": -2.0, "25": -0.7, "50": 0.0, "75": 0.7, "97.5": 2.0},
     )
     probes = Probes(logits=histogram, weight_norms=tuple(1 + k / 7 for k in range(100)))
-    code = code_hash()
     for run in registry.select_runs(Selection(), bench.preset)[:records]:
-        record = make_record(bench, run, code, accuracy=40 + run.seed % 10)
+        record = make_record(
+            bench, run, code_hash(registry.config(run, bench.preset)), accuracy=40 + run.seed % 10
+        )
         (epoch,) = record.curve
         curve = tuple(
             epoch.model_copy(update={"epoch": n, "train_loss": 3 / (n + 3), "seconds": 1 + n / 7})

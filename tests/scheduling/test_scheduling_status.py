@@ -33,7 +33,7 @@ def attempt(bench: Bench, run, outcome: str, checkpoint: bool = False, progress:
     """What an attempt that came to `outcome` leaves behind."""
     paths = bench.project.run(PRESET, run.id)
     folder = begin_attempt(paths)
-    now = make_record(bench, run, code_hash()).provenance.started
+    now = make_record(bench, run, code_hash(bench.registry.config(run, bench.preset))).provenance.started
     ended = None if outcome == "running" else now
     note_attempt(
         folder,
@@ -52,7 +52,9 @@ def put_record(bench: Bench, context: Context, run, **changes) -> Path:
     """A record that counts: the smoke preset's data are known, so their hash has to fit."""
     from repro.signature import data_hash
 
-    record = make_record(bench, run, changes.pop("code", code_hash()), **changes)
+    record = make_record(
+        bench, run, changes.pop("code", code_hash(bench.registry.config(run, bench.preset))), **changes
+    )
     fingerprint = context.fingerprints([run])[run.cell.dataset]
     signature = record.signature.model_copy(update={"data": data_hash(fingerprint, record.config)})
     path = bench.project.run(PRESET, run.id).record
