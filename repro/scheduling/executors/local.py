@@ -6,12 +6,13 @@ import subprocess
 
 from repro.commit import make_folder, refusal
 from repro.scheduling.executors.base import Executor, Job
+from repro.scheduling.guardian import guarded_environment
 
 
 class LocalExecutor(Executor):
     """One process a job, in a session of its own so that the terminal's Ctrl-C reaches only the scheduler.
 
-    REPRO_DIE_WITH_PARENT tells the worker whose death it must not survive.
+    A worker is told whose death it must not survive, and a guardian sees to it.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,7 @@ class LocalExecutor(Executor):
         environment = {
             **os.environ,
             **job.environment,
-            "REPRO_DIE_WITH_PARENT": str(os.getpid()),
+            **guarded_environment(os.getpid()),
             # A killed worker takes its buffers along; its last words are what the summary quotes.
             "PYTHONUNBUFFERED": "1",
         }
