@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from repro.commands.cluster import ClusterOptions, open_cluster
 from repro.commands.context import Context
 from repro.data import described
-from repro.errors import DataMissingError, SetupError
+from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
 from repro.scheduling.executors.base import Executor, Job
@@ -16,7 +17,7 @@ from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.scheduler import Scheduler
 from repro.scheduling.sentences import summarise
-from repro.scheduling.slots import find_slots
+from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.train_command import StalePolicy, TrainCommand
 from repro.scheduling.view import open_view
 from repro.standings import RunState, assess_run
@@ -31,7 +32,8 @@ class RunOptions:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
-    executor: Literal["local", "inline"] = "local"
+    executor: Literal["local", "inline", "slurm", "ray"] = "local"
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
 
 def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int:
@@ -40,8 +42,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     A data set that is not there leaves out its runs with the reason; the others are trained, and the code
     is 3 if nothing worse happened.
     """
-    gpus = None if options.gpus is None else parse_gpus(options.gpus)
-    slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
+    executor, slots = _executor(context, options)
     runs = context.registry.select_runs(selected, context.preset)
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
@@ -65,11 +66,6 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         precision=options.precision,
         deterministic=options.deterministic,
     )
-    executor: Executor = LocalExecutor()
-    if options.executor == "inline":
-        # One process has one torch: its threads and its memory are shared, so runs go one after another.
-        slots = (replace(slots[0], co_tenants=0),)
-        executor = InlineExecutor(_inline_worker(context, options))
     with open_view(sys.stderr, context.project, context.preset.name, slots) as view:
         outcome = Scheduler(
             [examine(run) for run in runs], slots, executor, command, context.project, examine, view
@@ -78,6 +74,24 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     if outcome.exit_code == 0 and missing:
         return SetupError.exit_code
     return outcome.exit_code
+
+
+def _executor(context: Context, options: RunOptions) -> tuple[Executor, tuple[Slot, ...]]:
+    """What launches the workers, and where: this machine's devices, or jobs of a cluster."""
+    if options.executor in ("slurm", "ray"):
+        if options.gpus is not None or options.per_gpu != 1:
+            raise UsageError(
+                "--gpus and --per-gpu are of this machine; a job's share is --job-gpus or --gres"
+            )
+        return open_cluster(options.executor, context, options.cluster)
+    if options.cluster != ClusterOptions():
+        raise UsageError("--jobs and what follows it in --help need --executor slurm or --executor ray")
+    gpus = None if options.gpus is None else parse_gpus(options.gpus)
+    slots = find_slots(context.preset.threads, gpus=gpus, per_gpu=options.per_gpu)
+    if options.executor == "inline":
+        # One process has one torch: its threads and its memory are shared, so runs go one after another.
+        return InlineExecutor(_inline_worker(context, options)), (replace(slots[0], co_tenants=0),)
+    return LocalExecutor(), slots
 
 
 def _missing_data(
