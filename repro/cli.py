@@ -123,6 +123,8 @@ def plan(context: "Context", selected: Any, as_json: bool) -> None:
     "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
 )
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+@click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="At least so long between checkpoints.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True,
               help="A process a group of runs, or all in this one.")  # fmt: skip
 def run(context: "Context", selected: Any, **options: Any) -> None:
