@@ -18,6 +18,7 @@ from repro.errors import ReproError, UsageError
 if TYPE_CHECKING:
     from repro.analysis.tables import TableFormat
     from repro.commands.context import Context
+    from repro.commands.stop import Stop
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -100,6 +101,21 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Listens to signals before anything is imported that takes long, and hands the command a Stop."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from repro.commands.stop import Stop, die_with_parent
+
+        stop = Stop()
+        stop.listen()
+        die_with_parent(stop)
+        return command(*args, stop=stop, **options)
+
+    return wrapped
+
+
 @main.command()
 @places
 @selection
@@ -139,6 +155,7 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
 
 
 @main.command()
+@stoppable
 @places
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID…")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
@@ -154,18 +171,15 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
               help="Whether to redo records of older code.")  # fmt: skip
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds.")  # fmt: skip
-def train(context: "Context", run_ids: tuple[str, ...], stale: str, **options: Any) -> None:
+def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop", **options: Any) -> None:
     """Train runs by id, one after another in this process.
 
     This is what every executor launches; pasting its line repeats a run. An id is
     dataset/network/loss[+axis=value]/seedK, as in cifar100/resnet18/scaled-bn-m1/seed0.
     """
-    from repro.commands.train import Stop, TrainOptions, die_with_parent
     from repro.commands.train import train as train_runs
+    from repro.commands.worker import TrainOptions
 
-    stop = Stop()
-    stop.listen()
-    die_with_parent(stop)
     sys.exit(
         train_runs(
             run_ids,
@@ -241,6 +255,26 @@ def selftest(chaos: bool, as_json: bool, **options: Any) -> None:
     report = run_chaos(ChaosOptions(**options))
     click.echo(report.to_json() if as_json else report.to_text())
     sys.exit(report.exit_code)
+
+
+@main.command()
+@places
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="The file.  [default: the preset's results folder, report.html]")  # fmt: skip
+def report(context: "Context", output: Path | None) -> None:
+    """Write one HTML file with the tables, every run behind them, the figures, cost, and what is open.
+
+    It needs no network and nothing beside it. A damaged record is never averaged; it is named, and the exit
+    code is 4.
+    """
+    from repro.commands.report import write_report
+
+    path, damaged = write_report(context, output)
+    click.echo(path)
+    for reason in damaged:
+        click.echo(f"repro: {reason}", err=True)
+    if damaged:
+        sys.exit(4)
 
 
 @main.group()

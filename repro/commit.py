@@ -7,6 +7,8 @@ unseen. Locks (kernel locks, freed by the kernel when their holder dies) only sa
 keeps results safe.
 """
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,9 +19,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from repro.errors import IntegrityError, RecordCorruptError, SetupError
+from repro.errors import IntegrityError, NoSpaceError, ReadOnlyError, RecordCorruptError, SetupError
 from repro.paths import RunPaths
 from repro.records import Attempt, RunRecord, read_record
+
+_MOMENT = 1.0
+"""Seconds that a lock may be held by somebody who only asks."""
 
 
 class CommitOutcome(StrEnum):
@@ -35,17 +40,35 @@ class RunBusyError(Exception):
 
 @contextmanager
 def run_lock(paths: RunPaths) -> Iterator[None]:
-    """Holds the run's kernel lock; RunBusyError at once if another process has it."""
+    """Holds the run's kernel lock; RunBusyError if another process has it and keeps it for a moment."""
     make_folder(paths.work)
     lock = FileLock(paths.lock)
     try:
-        lock.acquire(timeout=0)
+        # Not at once: `is_held` asks with a lock of its own.
+        lock.acquire(timeout=_MOMENT, poll_interval=_MOMENT / 10)
     except Timeout:
         raise RunBusyError(f"{paths.work.name}: another process is training it") from None
+    except OSError as error:
+        raise refusal(f"cannot lock {paths.lock}", error) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def is_held(paths: RunPaths) -> bool:
+    """Whether somebody holds the run's lock. Askers share, so they never mistake each other for a holder."""
+    try:
+        descriptor = os.open(paths.lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def make_folder(folder: Path) -> None:
@@ -53,7 +76,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(f"cannot write below {folder}: {error.strerror or error}") from None
+        raise refusal(f"cannot write below {folder}", error) from None
 
 
 def begin_attempt(paths: RunPaths) -> Path:
@@ -68,7 +91,7 @@ def begin_attempt(paths: RunPaths) -> Path:
             number += 1
             continue
         except OSError as error:
-            raise SetupError(f"cannot make {folder}: {error.strerror or error}") from None
+            raise refusal(f"cannot make {folder}", error) from None
         return folder
 
 
@@ -77,17 +100,22 @@ def note_attempt(folder: Path, attempt: Attempt) -> None:
     write_whole(folder / "attempt.json", attempt.model_dump_json().encode())
 
 
-def attempts_of(paths: RunPaths) -> tuple[Attempt, ...]:
-    """What every attempt at the run left about itself, oldest first; a torn note is an unknown outcome."""
+def attempts_of(paths: RunPaths, before: int | None = None) -> tuple[Attempt, ...]:
+    """What every attempt at the run, or those `before` a number, left about itself, oldest first.
+
+    A torn note is an unknown outcome.
+    """
     found = []
     for number in _attempt_numbers(paths):
+        if before is not None and number >= before:
+            break
         file = paths.attempts / str(number) / "attempt.json"
         try:
             attempt = Attempt.model_validate_json(file.read_bytes())
         except (OSError, ValueError):
             continue
         if attempt.outcome == "running":
-            # Only the attempt that reads this still runs, and it notes its own end: this one was killed.
+            # Whoever asks holds the lock or knows that its holder is dead: this one was killed.
             attempt = attempt.model_copy(update={"outcome": "killed"})
         found.append(attempt)
     return tuple(found)
@@ -120,7 +148,7 @@ def commit_record(
                 return CommitOutcome.ALREADY_DONE
             set_aside(paths.record, paths.superseded, "another recipe or code")
         except OSError as error:
-            raise SetupError(f"cannot write {paths.record}: {error.strerror or error}") from None
+            raise refusal(f"cannot write {paths.record}", error) from None
         else:
             fsync_folder(paths.record.parent)
             return CommitOutcome.COMMITTED
@@ -144,18 +172,32 @@ def set_aside(record: Path, folder: Path, reason: str) -> Path:
         return target
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part; SetupError if refused."""
+def write_whole(path: Path, *content: bytes | memoryview) -> None:
+    """Writes a file, the parts end to end; SetupError if refused.
+
+    A reader sees the old content or the new, never a part.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise SetupError(f"cannot write {path}: {error.strerror or error}") from None
+        raise refusal(f"cannot write {path}", error) from None
+
+
+def refusal(what: str, error: OSError) -> SetupError:
+    """The error for the user of a write that the file system refused; which one says whether to wait."""
+    kind = SetupError
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        kind = NoSpaceError
+    elif error.errno == errno.EROFS:
+        kind = ReadOnlyError
+    return kind(f"{what}: {error.strerror or error}")
 
 
 def _attempt_numbers(paths: RunPaths) -> list[int]:

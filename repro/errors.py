@@ -10,6 +10,8 @@ ReproError                     1  something failed
 │   ├── DataMissingError          a data set has not been fetched or prepared
 │   ├── DataCorruptError          a file or array is not what its checksum says
 │   ├── FetchError                a download failed
+│   ├── NoSpaceError              a disk is full or a quota used up
+│   ├── ReadOnlyError             a file system takes no writes
 │   └── DeviceError               a device asked for is missing or cannot run what was asked
 ├── IntegrityError             4  a result on disk cannot be believed
 │   ├── RecordCorruptError        a record is torn, edited or breaks the schema
@@ -64,6 +66,14 @@ class DataCorruptError(SetupError):
 
 class FetchError(SetupError):
     """A download failed: no network, a refused or broken answer, a full disk."""
+
+
+class NoSpaceError(SetupError):
+    """The disk is full or a quota used up: it may be written later."""
+
+
+class ReadOnlyError(SetupError):
+    """The file system takes no writes."""
 
 
 class DeviceError(SetupError):

@@ -113,13 +113,15 @@ class Probes(_Part):
 
 
 class Attempt(_Part):
-    """One start of the run: when, until when, how it ended, and the step it started from."""
+    """One start of the run: when, until when, how and why it ended, the step it started from, and by whom."""
 
     number: int
     started: datetime
     ended: datetime | None
     outcome: str
     resumed_at_step: int
+    host: str | None = None
+    pid: int | None = None
 
 
 class Provenance(_Part):

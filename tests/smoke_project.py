@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from repro.commands.context import Context
-from repro.commands.train import TrainOptions, train
+from repro.commands.train import train
+from repro.commands.worker import TrainOptions
 from repro.records import RunRecord, read_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -33,12 +33,8 @@ def draw_figures(states: Sequence[RunState], registry: Registry, preset: Preset,
     """
     files: list[Path] = []
     with figure_style():
-        found = [_with_probes(states, cell) for cell in FIGURE_CELLS]
-        notices = [
-            _needed(states, cell, preset)
-            for cell, records in zip(FIGURE_CELLS, found, strict=True)
-            if not records
-        ]
+        found = [with_probes(states, cell) for cell in FIGURE_CELLS]
+        notices = missing_for_figures(states, preset)
         if not notices:
             comparison = make_comparison(registry, found)
             files += save(draw_figure2(comparison, preset), folder, "figure2")
@@ -52,7 +48,13 @@ def draw_figures(states: Sequence[RunState], registry: Registry, preset: Preset,
     return Drawing(tuple(files), tuple(notices))
 
 
-def _with_probes(states: Sequence[RunState], cell: str) -> list[RunRecord]:
+def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]:
+    """A sentence for each cell that Figures 2 and 3 wait for."""
+    return [_needed(states, cell, preset) for cell in FIGURE_CELLS if not with_probes(states, cell)]
+
+
+def with_probes(states: Sequence[RunState], cell: str) -> list[RunRecord]:
+    """The records of a cell that Figures 2 and 3 can be drawn from."""
     return [
         state.record
         for state in states

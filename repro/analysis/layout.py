@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
-from repro.experiments import Table
+from repro.experiments import Table, TableName
 from repro.recipes import Preset, Scalar, format_axis
 from repro.registry import Registry
 
@@ -61,6 +61,7 @@ class TableLayout:
     """
 
     name: str
+    table: TableName
     corner: str
     title: str
     caption: str
@@ -153,6 +154,7 @@ def _table(table: Table, summaries: Sequence[CellSummary], preset: Preset, suppl
     name = f"table{table.name}" if table.of_paper else str(table.name)
     return TableLayout(
         name=name if preset.name == "paper" else f"{preset.name}-{name}",
+        table=table.name,
         corner=table.title,
         title=qualified_title(title, preset, generated),
         caption=qualified_title(caption, preset, generated),

@@ -26,6 +26,7 @@ _COLOURS = {
     "scaled-bn": "#0072B2",
 }
 _FURTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+PALETTE = (*_COLOURS.values(), *_FURTHER_COLOURS)
 # Settings of one loss share its colour and differ in the dash.
 _DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = (
     (0, None),

@@ -101,7 +101,9 @@ def _missing_data(
 
 
 def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Callable[[], StopRequest]], int]:
-    from repro.commands.train import Stop, TrainOptions, train
+    from repro.commands.stop import Stop
+    from repro.commands.train import train
+    from repro.commands.worker import TrainOptions
 
     class Asked(Stop):
         """Reads what the scheduler asks instead of waiting for signals."""

@@ -7,8 +7,10 @@ device inside an epoch, except to write a checkpoint.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
 from repro.recipes import RunConfig
 from repro.records import Epoch, Probes, Result
-from repro.training.checkpoint import CheckpointFolder
+from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder
 from repro.training.metrics import EpochSums, evaluate
 from repro.training.optim import make_optimizer, set_lr
 from repro.training.precision import Precision
 from repro.training.probes import take_probes
 from repro.training.randomness import derive_seed, generator
+from repro.training.state import Clock, TrainingState
 
 CHECKPOINT_INTERVAL = 60.0
 """Seconds between checkpoints; stretched so that writing them takes less than 2 % of the time."""
@@ -53,46 +56,7 @@ class TrainedRun:
     curve: tuple[Epoch, ...]
     probes: Probes
     images_per_second: float
-    resumed_at_step: int
     techniques: tuple[str, ...]
-
-
-class _Clock:
-    """Training images and seconds of this attempt, for the speed that it records.
-
-    Runs only while the device trains: evaluation and checkpoints happen between `stop` and `start`.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.images = 0
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def stop(self) -> float:
-        """Waits for the device; the seconds since `start`."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        lap = time.perf_counter() - self.started
-        self.seconds += lap
-        return lap
-
-    def images_per_second(self) -> float | None:
-        """The speed so far; while running, as far as the host has come."""
-        seconds = self.seconds + time.perf_counter() - self.started
-        return self.images / seconds if self.images else None
-
-
-@dataclass
-class _Position:
-    """Where training stands; what a checkpoint holds beside weights and momentum."""
-
-    epoch: int = 0
-    step: int = 0
-    curve: list[Epoch] = field(default_factory=list)
-    epoch_seconds: float = 0.0
 
 
 def build(config: RunConfig, image_size: int, classes: int) -> tuple[nn.Module, ClassificationLoss]:
@@ -117,11 +81,13 @@ def train_run(
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_interval: float = CHECKPOINT_INTERVAL,
+    start: Checkpoint | None = None,
 ) -> TrainedRun:
-    """Trains `config` on `data` and measures it; goes on from the newest checkpoint if there is one.
+    """Trains `config` on `data` and measures it; goes on from `start`, made in the same arithmetic.
 
-    `should_stop` is asked before every step; once it says yes a checkpoint is written and
-    RunInterruptedError raised. A loss that is not finite ends the run as diverged after its epoch.
+    `should_stop` is asked before every step and every batch of an evaluation; once it says yes a checkpoint
+    is written and RunInterruptedError raised. A loss that is not finite ends the run as diverged after its
+    epoch. Raises CheckpointUnfitError if `start` is not of this run.
     """
     recipe, device = config.recipe, precision.device
     train_arrays, test_arrays = subset(data, recipe)
@@ -132,90 +98,74 @@ def train_run(
     loss.check_labels(torch.cat([train.labels, test.labels]))
     network.to(device).to(memory_format=precision.memory_format).train()
     loss.to(device).train()
+    clock = Clock(device)
     optimizer = make_optimizer(network, loss, recipe)
-    scaler = precision.scaler()
-    sums = EpochSums(device)
-    position = _Position()
+    state = TrainingState(network, loss, optimizer, precision.scaler(), clock, EpochSums(device))
+    if start:
+        state.restore(start)
     drops_out = any(isinstance(module, nn.Dropout) for module in network.modules())
-
-    def state() -> dict[str, object]:
-        return {
-            "network": network.state_dict(),
-            "loss": loss.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else {},
-            "sums": sums.state(),
-            "epoch": position.epoch,
-            "step": position.step,
-            "epoch_seconds": position.epoch_seconds,
-            "curve": [entry.model_dump() for entry in position.curve],
-        }
-
     bounds = batch_bounds(train.count, recipe.batch_size)
     steps = len(bounds)
-    resumed_at_step = 0
-    if checkpoints and (found := checkpoints.newest()):
-        resumed_at_step, saved = found
-        network.load_state_dict(saved["network"])
-        loss.load_state_dict(saved["loss"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if scaler:
-            scaler.load_state_dict(saved["scaler"])
-        sums.load(saved["sums"])
-        curve = [Epoch.model_validate(entry) for entry in saved["curve"]]
-        position = _Position(saved["epoch"], saved["step"], curve, saved["epoch_seconds"])
-
-    clock = _Clock(device)
     saves = _SaveTimer(checkpoint_interval)
+
+    def save() -> Path | None:
+        if checkpoints is None:
+            return None
+        arithmetic = Arithmetic.here(device, precision.name)
+        with saves:
+            return checkpoints.save(state.epoch * steps + state.step, arithmetic, state.for_checkpoint())
+
+    def stop() -> NoReturn:
+        at_start = start is not None and start.step == state.epoch * steps + state.step
+        where = "there" if at_start or save() else "its last checkpoint, if it has one"
+        raise RunInterruptedError(
+            f"stopped in epoch {state.epoch + 1} of {recipe.epochs}; started again it goes on from {where}"
+        )
+
+    def tell(doing: str) -> None:
+        last = state.curve[-1].train_loss if state.curve else None
+        speed, accuracy = clock.images_per_second(), _latest_accuracy(state.curve)
+        report(Progress(doing, state.epoch, recipe.epochs, state.step, steps, speed, last, accuracy))
+
+    def between_test_batches() -> None:
+        if should_stop():
+            stop()
+        tell("evaluating")
+
     final = None
-    while position.epoch < recipe.epochs:
-        epoch = position.epoch
+    while state.epoch < recipe.epochs:
+        epoch = state.epoch
         lr = recipe.lr_at(epoch)
         set_lr(optimizer, lr)
         draws = draw_epoch(train.count, recipe, partial(_generator, config.seed, epoch)).to(device)
         clock.start()
-        last = position.curve[-1] if position.curve else None
-        while position.step < steps:
+        while state.step < steps:
             if should_stop():
-                position.epoch_seconds += clock.stop()
-                if checkpoints:
-                    checkpoints.save(epoch * steps + position.step, state())
-                raise RunInterruptedError(f"stopped in epoch {epoch + 1} of {recipe.epochs}")
+                state.epoch_seconds += clock.stop()
+                stop()
             if checkpoints and saves.due():
-                position.epoch_seconds += clock.stop()
-                with saves:
-                    checkpoints.save(epoch * steps + position.step, state())
+                state.epoch_seconds += clock.stop()
+                save()
                 clock.start()
-            report(
-                Progress(
-                    "training",
-                    epoch,
-                    recipe.epochs,
-                    position.step,
-                    steps,
-                    clock.images_per_second(),
-                    last.train_loss if last else None,
-                    _latest_accuracy(position.curve),
-                )
-            )
+            tell("training")
             if drops_out:
-                torch.manual_seed(derive_seed(config.seed, "dropout", epoch * steps + position.step))
-            images, labels = training_batch(
-                train, draws, bounds[position.step], recipe.crop_padding, normalised
-            )
-            _step(network, loss, optimizer, scaler, precision, sums, images, labels)
+                torch.manual_seed(derive_seed(config.seed, "dropout", epoch * steps + state.step))
+            images, labels = training_batch(train, draws, bounds[state.step], recipe.crop_padding, normalised)
+            _step(state, precision, images, labels)
             clock.images += labels.shape[0]
-            position.step += 1
-        means = sums.read()
-        position.epoch_seconds += clock.stop()
+            state.step += 1
+        means = state.sums.read()
+        state.epoch_seconds += clock.stop()
 
         finite = math.isfinite(means.loss)
         is_last = epoch + 1 == recipe.epochs
         tested = None
         if finite and (is_last or (epoch + 1) % recipe.evaluate_every == 0):
-            tested = evaluate(network, loss, test, normalised, precision, keep_logits=is_last)
+            tested = evaluate(
+                network, loss, test, normalised, precision, between_test_batches, keep_logits=is_last
+            )
             final = tested if is_last else None
-        position.curve.append(
+        state.curve.append(
             Epoch(
                 epoch=epoch,
                 lr=lr,
@@ -225,16 +175,15 @@ def train_run(
                 gradient_at_features=_finite(means.gradient_at_features),
                 test_loss=tested.loss if tested else None,
                 test_accuracy=tested.accuracy if tested else None,
-                seconds=position.epoch_seconds,
+                seconds=state.epoch_seconds,
             )
         )
         if not finite:
             break
-        position = _Position(epoch + 1, 0, position.curve)
-        sums = EpochSums(device)
+        state.begin_epoch(epoch + 1)
 
     best = max(
-        (entry for entry in position.curve if entry.test_accuracy is not None),
+        (entry for entry in state.curve if entry.test_accuracy is not None),
         key=lambda entry: (entry.test_accuracy, -entry.epoch),
         default=None,
     )
@@ -245,7 +194,7 @@ def train_run(
         test_loss=final.loss if final else None,
         best_accuracy=best.test_accuracy if best else None,
         best_epoch=best.epoch if best else None,
-        diverged_in=None if final else position.curve[-1].epoch,
+        diverged_in=None if final else state.curve[-1].epoch,
     )
     probes = Probes(logits=None, weight_norms=None)
     if final and final.logits is not None:
@@ -255,43 +204,35 @@ def train_run(
         techniques.append("channels_last")
     return TrainedRun(
         result=result,
-        curve=tuple(position.curve),
+        curve=tuple(state.curve),
         probes=probes,
         images_per_second=clock.images / clock.seconds if clock.images else 0.0,
-        resumed_at_step=resumed_at_step,
         techniques=tuple(techniques),
     )
 
 
-def _step(
-    network: nn.Module,
-    loss: ClassificationLoss,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    precision: Precision,
-    sums: EpochSums,
-    images: Tensor,
-    labels: Tensor,
-) -> None:
-    """One step of SGD; adds what it measured to `sums` without waiting for the device."""
-    optimizer.zero_grad(set_to_none=True)
+def _step(state: TrainingState, precision: Precision, images: Tensor, labels: Tensor) -> None:
+    """One step of SGD; adds what it measured to the epoch's sums without waiting for the device."""
+    scaler = state.scaler
+    state.optimizer.zero_grad(set_to_none=True)
     with precision.autocast():
-        features = network(images)
+        features = state.network(images)
     features.retain_grad()
-    value, logits = loss(features, labels)
+    value, logits = state.loss(features, labels)
     assert value is not None
     if scaler is None:
         value.backward()
-        optimizer.step()
+        state.optimizer.step()
         gradient = features.grad
     else:
         scaler.scale(value).backward()
         # The scale as a tensor: get_scale() would wait for the device.
         gradient = features.grad.float() / scaler.scale(torch.ones((), device=labels.device))
-        scaler.step(optimizer)
+        scaler.step(state.optimizer)
         scaler.update()
     assert gradient is not None
-    sums.add(value.detach(), logits.detach(), loss.softmax_input(logits.detach(), labels), gradient, labels)
+    softmax_input = state.loss.softmax_input(logits.detach(), labels)
+    state.sums.add(value.detach(), logits.detach(), softmax_input, gradient, labels)
 
 
 class _SaveTimer:

@@ -4,6 +4,7 @@ Nothing here waits for the device inside an epoch; `EpochSums.read` does, once.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,14 +98,19 @@ def evaluate(
     split: DeviceSplit,
     normalised: Normalisation,
     precision: Precision,
+    before_batch: Callable[[], None] = lambda: None,
     keep_logits: bool = False,
 ) -> Evaluation:
-    """Evaluates in evaluation mode and puts both modules back into training mode."""
+    """Evaluates in evaluation mode and puts both modules back into training mode.
+
+    `before_batch` is called before every batch; what it raises ends the evaluation.
+    """
     network.eval()
     loss.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
     kept: list[Tensor] = []
     for images, labels in evaluation_batches(split, EVALUATION_BATCH, normalised):
+        before_batch()
         with precision.autocast():
             features = network(images)
         batch_loss, logits = loss(features, labels)

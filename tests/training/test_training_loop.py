@@ -13,7 +13,7 @@ from repro.errors import RunInterruptedError
 from repro.recipes import RunConfig
 from repro.records import Signature
 from repro.registry import Registry
-from repro.training.checkpoint import CheckpointFolder
+from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointUnfitError
 from repro.training.loop import build, train_run
 from repro.training.precision import Precision
 
@@ -68,19 +68,15 @@ def test_a_run_interrupted_again_and_again_ends_as_if_it_never_was(registry, tmp
     for number in range(1, 100):
         folder = tmp_path / str(number)
         folder.mkdir()
+        checkpoints = CheckpointFolder(tmp_path, folder, SIGNATURE)
+        start = checkpoints.newest()
         try:
-            resumed = train_run(
-                config,
-                data,
-                plain(),
-                CheckpointFolder(tmp_path, folder, SIGNATURE),
-                should_stop=every_third_time,
-            )
+            resumed = train_run(config, data, plain(), checkpoints, should_stop=every_third_time, start=start)
             break
         except RunInterruptedError:
             interruptions += 1
     assert interruptions >= 5
-    assert resumed.resumed_at_step > 0
+    assert start.step > 0
     assert comparable(resumed) == comparable(straight)
 
 
@@ -99,8 +95,94 @@ def test_dropout_resumes_exactly_too(registry, tmp_path):
             CheckpointFolder(tmp_path, folder, SIGNATURE),
             should_stop=lambda: next(calls),
         )
-    resumed = train_run(config, data, plain(), CheckpointFolder(tmp_path, folder, SIGNATURE))
+    start = CheckpointFolder(tmp_path, folder, SIGNATURE).newest()
+    assert start.step == 2
+    resumed = train_run(config, data, plain(), start=start)
     assert comparable(resumed) == comparable(straight)
+
+
+def stopped_at(config, data, precision, folder, when) -> Checkpoint:
+    """Trains until `when(report)`, and comes back with the checkpoint written then."""
+    folder.mkdir(exist_ok=True)
+    checkpoints = CheckpointFolder(folder.parent, folder, SIGNATURE)
+    seen = []
+
+    def report(progress):
+        seen.append(progress)
+
+    with pytest.raises(RunInterruptedError, match="started again it goes on from there"):
+        train_run(
+            config,
+            data,
+            precision,
+            checkpoints,
+            report=report,
+            should_stop=lambda: bool(seen) and when(seen[-1]),
+        )
+    return checkpoints.newest()
+
+
+def test_the_state_of_the_fp16_scaler_comes_back_too(registry, tmp_path):
+    """The scale has grown or shrunk since the start, and the next step depends on it bit for bit."""
+    config = config_of(registry, epochs=2, lr_drops=(1,))
+    data = data_of(config)
+    precision = Precision("fp16", torch.device("cpu"), torch.contiguous_format)
+    straight = train_run(config, data, precision)
+    start = stopped_at(config, data, precision, tmp_path / "1", lambda progress: progress.epoch == 1)
+    assert start.state["scaler"]["scale"] > 0
+    assert comparable(train_run(config, data, precision, start=start)) == comparable(straight)
+
+
+def test_a_run_stopped_while_it_is_evaluated_need_not_train_the_epoch_again(registry, tmp_path):
+    config = config_of(registry)
+    data = data_of(config)
+    seen = []
+    straight = train_run(config, data, plain(), report=seen.append)
+    steps = seen[0].steps
+
+    asked = 0
+
+    def in_evaluation() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == steps + 1
+
+    folder = tmp_path / "1"
+    folder.mkdir()
+    checkpoints = CheckpointFolder(tmp_path, folder, SIGNATURE)
+    with pytest.raises(RunInterruptedError, match="stopped in epoch 1 of 3"):
+        train_run(config, data, plain(), checkpoints, should_stop=in_evaluation)
+    start = checkpoints.newest()
+    assert (start.step, start.state["epoch"]) == (steps, 0)
+    resumed = []
+    trained = train_run(config, data, plain(), report=resumed.append, start=start)
+    assert comparable(trained) == comparable(straight)
+    assert [(p.state, p.epoch) for p in resumed[:2]] == [("evaluating", 0), ("training", 1)]
+
+
+def test_speed_and_seconds_of_a_resumed_run_are_those_of_all_its_steps(registry, tmp_path):
+    """Speed × seconds is the number of images, and the epoch that was cut in two has the time of both halves."""
+    config = config_of(registry)
+    data = data_of(config)
+    last = config.recipe.epochs - 1
+    start = stopped_at(
+        config, data, plain(), tmp_path / "1", lambda progress: (progress.epoch, progress.step) == (last, 1)
+    )
+    trained = train_run(config, data, plain(), start=start)
+    images = config.recipe.epochs * len(data.train.labels)
+    seconds = [epoch.seconds for epoch in trained.curve]
+    assert trained.images_per_second * sum(seconds) == pytest.approx(images)
+    assert seconds[:last] == [entry["seconds"] for entry in start.state["curve"]]
+    assert seconds[last] > start.state["epoch_seconds"] > 0
+
+
+def test_a_checkpoint_that_does_not_fit_the_run_is_an_error_of_its_own(registry, tmp_path):
+    config = config_of(registry)
+    data = data_of(config)
+    start = stopped_at(config, data, plain(), tmp_path / "1", lambda progress: progress.step == 1)
+    del start.state["optimizer"]
+    with pytest.raises(CheckpointUnfitError, match="does not fit this run"):
+        train_run(config, data, plain(), start=start)
 
 
 def test_a_run_that_writes_checkpoints_is_the_same_as_one_that_does_not(registry, tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from repro.commands.chaos.damage import Damages, step_of
+from repro.commands.chaos.damage import Damages, age, step_of
 from repro.commands.chaos.interposer import Event
 from repro.commands.chaos.sweep import Sweep
 from repro.errors import IntegrityError
@@ -130,11 +130,15 @@ class _History:
     def _attempt(self, folder: Path) -> None:
         """Whether it went on from the newest good checkpoint there was."""
         try:
-            began = Attempt.model_validate_json((folder / "attempt.json").read_bytes()).resumed_at_step
+            note = Attempt.model_validate_json((folder / "attempt.json").read_bytes())
         except (OSError, ValueError):
             # Killed before it wrote its note, or the note was torn on purpose: it says nothing.
             return
-        newest = max((step_of(path) for path in self._good), default=0)
+        began = note.resumed_at_step
+        if note.outcome == "running" and began == 0:
+            # The note is first written before a checkpoint is looked for; this one was killed in between.
+            return
+        newest = step_of(max(self._good, key=age)) if self._good else 0
         if began == newest:
             return
         if began < newest:

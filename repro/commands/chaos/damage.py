@@ -131,8 +131,13 @@ class Damages:
 
 
 def checkpoints(attempts: Path) -> list[Path]:
-    """A run's checkpoints, the newest first."""
-    return sorted(attempts.glob("*/checkpoint-*.pt"), key=step_of, reverse=True)
+    """A run's checkpoints, the newest first: of the latest attempt, and of the most steps."""
+    return sorted(attempts.glob("*/checkpoint-*.pt"), key=age, reverse=True)
+
+
+def age(checkpoint: Path) -> tuple[int, int]:
+    """Larger for the newer of two checkpoints."""
+    return int(checkpoint.parent.name), step_of(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:

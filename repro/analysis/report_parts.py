@@ -1,0 +1,348 @@
+"""The parts of the report's page as plain values: what the template shows, and nothing that it computes."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from markupsafe import Markup
+
+from repro.analysis.aggregate import CellSummary
+from repro.analysis.comparison import Comparison
+from repro.analysis.layout import LaidOutCell, TableLayout, loss_label, network_label
+from repro.analysis.svg import Line, small_plot
+from repro.recipes import Preset, format_axis
+from repro.records import RunRecord
+from repro.registry import Registry
+from repro.standings import RunState, Standing
+
+_SEED_COLOURS = ("var(--seed-0)", "var(--seed-1)", "var(--seed-2)")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: its name and its SVG."""
+
+    name: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class ColumnPart:
+    """The figures of one network on one data set."""
+
+    title: str
+    gradients: Markup
+    curves: Markup
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One run of a cell. Numbers are texts, empty where there is none; `command` repeats the run."""
+
+    id: str
+    seed: int
+    result: str
+    best: str
+    state: str
+    device: str
+    speed: str
+    hours: str
+    started: str
+    commit: str
+    attempts: str
+    command: str
+
+
+@dataclass(frozen=True)
+class VerdictPart:
+    """A cell's verdict: `kind` is good, bad or open; the symbol says the same without colour."""
+
+    kind: str
+    symbol: str
+    word: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class CellPart:
+    """One number of a table with all that stands behind it; `anchor` is its id in the page.
+
+    `order` is what its column is sorted by: the measured mean, else None. `settings` are the resolved
+    configuration as (key, value).
+    """
+
+    anchor: str
+    title: str
+    text: LaidOutCell
+    order: float | None
+    state: str
+    runs: tuple[RunPart, ...]
+    notes: tuple[str, ...]
+    plot: Markup | None
+    settings: tuple[tuple[str, str], ...]
+    verdict: VerdictPart | None = None
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """A loss of a table."""
+
+    label: str
+    cells: tuple[CellPart, ...]
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A table: its words (`repro.analysis.layout`), its rows, and the command that trains what is missing."""
+
+    layout: TableLayout
+    columns: tuple[str, ...]
+    rows: tuple[RowPart, ...]
+    counted: int
+    expected: int
+    command: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The page in numbers; `standing` counts the runs by what their records are worth."""
+
+    counted: int
+    expected: int
+    full_cells: int
+    cells: int
+    device_hours: str
+    devices: tuple[str, ...]
+    newest: str
+    standing: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What the runs of one network on one data set and device took."""
+
+    dataset: str
+    network: str
+    device: str
+    runs: int
+    images_per_second: str
+    hours: str
+    memory: str
+
+
+def table_part(
+    layout: TableLayout,
+    registry: Registry,
+    preset: Preset,
+    summaries: Sequence[CellSummary],
+    states: Sequence[RunState],
+) -> TablePart:
+    """One table of the page; `layout` and `summaries` are of the same states."""
+    own = [summary for summary in summaries if summary.cell.table == layout.table]
+    by_run = {state.run.id: state for state in states}
+    table = registry.table(layout.table)
+    networks = list(dict.fromkeys(summary.cell.network for summary in own))
+    by_place = {
+        (network_label(table, s.cell.network), loss_label(table, s.cell.row, s.cell.axes)): s for s in own
+    }
+    rows = tuple(
+        RowPart(
+            row.label,
+            tuple(
+                _cell(by_place.get((column, row.label)), column, row.label, text, layout, by_run, preset)
+                for column, text in zip(layout.columns, row.cells, strict=True)
+            ),
+        )
+        for row in layout.rows
+    )
+    counted, expected = sum(s.n for s in own), sum(s.expected for s in own)
+    command = f"repro run --preset {preset.name} --table {layout.table}"
+    assert len(networks) == len(layout.columns)
+    return TablePart(layout, layout.columns, rows, counted, expected, command)
+
+
+def headline(summaries: Sequence[CellSummary], states: Sequence[RunState]) -> Headline:
+    """What the first lines of the page say."""
+    records = [state.record for state in states if state.counts and state.record is not None]
+    standing = Counter("diverged" if _diverged(state) else _WORDS[state.standing] for state in states)
+    return Headline(
+        counted=sum(summary.n for summary in summaries),
+        expected=sum(summary.expected for summary in summaries),
+        full_cells=sum(summary.n == summary.expected for summary in summaries),
+        cells=len(summaries),
+        device_hours=_hours(sum((busy(record) for record in records), timedelta())),
+        devices=tuple(dict.fromkeys(record.provenance.device for record in records)),
+        newest=max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default=""),
+        standing=tuple((word, standing[word]) for word in _ORDER if standing[word]),
+    )
+
+
+def cost_rows(records: Sequence[RunRecord]) -> tuple[CostRow, ...]:
+    """Time and speed by data set, network and device, in the order in which they come."""
+    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        made = record.provenance
+        device = f"{made.device}, {made.precision}"
+        if made.co_tenants:
+            device += f", shared with {made.co_tenants} more"
+        groups.setdefault((record.data.title, record.config.network, device), []).append(record)
+    return tuple(
+        CostRow(
+            dataset=dataset,
+            network=network,
+            device=device,
+            runs=len(group),
+            images_per_second=f"{statistics.median(r.provenance.images_per_second for r in group):,.0f}",
+            hours=_hours(sum((busy(record) for record in group), timedelta())),
+            memory=f"{max(r.provenance.peak_memory_bytes for r in group) / 2**30:.1f} GiB",
+        )
+        for (dataset, network, device), group in groups.items()
+    )
+
+
+def busy(record: RunRecord) -> timedelta:
+    """How long the run's attempts took together; one that was killed has no end and is not counted."""
+    return sum(
+        (attempt.ended - attempt.started for attempt in record.provenance.attempts if attempt.ended),
+        timedelta(),
+    )
+
+
+def logit_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """The numbers behind Figure 2: loss, seed, mean, std, quantiles 2.5, 25, 50, 75, 97.5 %."""
+    rows = []
+    for side, record in zip(comparison.sides, comparison.one_seed(), strict=True):
+        logits = record.probes.logits
+        assert logits is not None, "a comparison is of records with probes"
+        numbers = (logits.mean, logits.std, *(logits.quantiles[q] for q in ("2.5", "25", "50", "75", "97.5")))
+        rows.append((side.label, str(record.config.seed), *(f"{n:.2f}".replace("-", "−") for n in numbers)))
+    return tuple(rows)
+
+
+def weight_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    """The numbers behind Figure 3: a class, then each loss's mean over its seeds; the last row is of all."""
+    means = []
+    for side in comparison.sides:
+        norms = [record.probes.weight_norms or () for record in side.records]
+        means.append([statistics.mean(values) for values in zip(*norms, strict=True)])
+    shown = min(10, *(len(values) for values in means))
+    rows = [(f"class {k}", *(f"{values[k]:.3f}" for values in means)) for k in range(shown)]
+    return (*rows, ("all classes", *(f"{statistics.mean(values):.3f}" for values in means)))
+
+
+_WORDS = {
+    Standing.DONE: "done",
+    Standing.OLDER_CODE: "done by older code",
+    Standing.OTHER_RECIPE: "other recipe",
+    Standing.CORRUPT: "damaged",
+    Standing.FOREIGN: "damaged",
+    Standing.MISSING: "missing",
+}
+_ORDER = ("done", "done by older code", "diverged", "other recipe", "damaged", "missing")
+
+
+def _diverged(state: RunState) -> bool:
+    return state.counts and state.record is not None and state.record.result.accuracy is None
+
+
+def _cell(
+    summary: CellSummary | None,
+    column: str,
+    label: str,
+    text: LaidOutCell,
+    layout: TableLayout,
+    by_run: dict[str, RunState],
+    preset: Preset,
+) -> CellPart:
+    title = f"{label} · {column} · {layout.corner}"
+    if summary is None:
+        return CellPart("", title, text, None, "not selected", (), (), None, ())
+    cell_states = [by_run[entry.id] for entry in (*summary.runs, *summary.blanks) if entry.id in by_run]
+    cell_states.sort(key=lambda state: state.run.seed)
+    records = [state.record for state in cell_states if state.counts and state.record is not None]
+    return CellPart(
+        anchor="cell-" + "".join(c if c.isalnum() or c in "-." else "_" for c in summary.cell.id),
+        title=title,
+        text=text,
+        order=summary.mean,
+        state="full" if summary.n == summary.expected else "part" if summary.n else "blank",
+        runs=tuple(_run(state, preset) for state in cell_states),
+        notes=summary.notes,
+        plot=_curves(records, summary, title) if records else None,
+        settings=_settings(records[0]) if records else (),
+    )
+
+
+def _run(state: RunState, preset: Preset) -> RunPart:
+    record = state.record if state.counts else None
+    command = f"repro train {state.run.id} --preset {preset.name}"
+    word = _WORDS[state.standing]
+    if record is None:
+        reason = state.reason if state.standing is not Standing.MISSING else "not run yet"
+        return RunPart(state.run.id, state.run.seed, "", "", reason, "", "", "", "", "", "", command)
+    made, result = record.provenance, record.result
+    if result.accuracy is None:
+        outcome = f"diverged in epoch {result.diverged_in} (counted from 0)"
+    else:
+        outcome = f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})"
+    best = (
+        "" if result.best_accuracy is None else f"{result.best_accuracy:.2f} % in epoch {result.best_epoch}"
+    )
+    shared = f", shared with {made.co_tenants} more" if made.co_tenants else ""
+    dirty = " with local changes" if made.git_dirty else ""
+    attempts = "; ".join(
+        f"{attempt.number}: {attempt.outcome}"
+        + (f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else "")
+        for attempt in made.attempts
+    )
+    return RunPart(
+        id=state.run.id,
+        seed=state.run.seed,
+        result=outcome,
+        best=best,
+        state=word + (", data unchecked" if state.data_unchecked else ""),
+        device=f"{made.device}, {made.precision}{shared}",
+        speed=f"{made.images_per_second:,.0f} images/s",
+        hours=_hours(busy(record)),
+        started=f"{made.started:%Y-%m-%d %H:%M} UTC",
+        commit=(made.git_commit or "unknown")[:12] + dirty,
+        attempts=attempts,
+        command=command,
+    )
+
+
+def _curves(records: Sequence[RunRecord], summary: CellSummary, title: str) -> Markup:
+    lines = [
+        Line(
+            f"seed {record.config.seed}",
+            [(e.epoch + 1, e.test_accuracy) for e in record.curve if e.test_accuracy is not None],
+            _SEED_COLOURS[index % len(_SEED_COLOURS)],
+        )
+        for index, record in enumerate(records)
+    ]
+    reference = ("paper", summary.reported.mean) if summary.reported else None
+    epochs = max(record.config.recipe.epochs for record in records)
+    return small_plot(lines, epochs, f"Test accuracy in percent by epoch, a line a seed: {title}", reference)
+
+
+def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
+    """The resolved configuration that the cell's runs share, as it stands in the record."""
+    config = record.config
+    recipe = config.recipe.model_dump()
+    pairs: dict[str, object] = {"network": config.network, "loss": config.loss}
+    pairs |= {f"loss: {key}": value for key, value in config.loss_parameters.items()}
+    pairs |= {key: value for key, value in recipe.items() if value is not None}
+    return tuple((key, _plain(value)) for key, value in pairs.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _hours(duration: timedelta) -> str:
+    hours = duration.total_seconds() / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"

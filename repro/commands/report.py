@@ -1,0 +1,66 @@
+"""`repro report`: the page of a preset's records."""
+
+import subprocess
+from pathlib import Path
+
+from repro import __version__
+from repro.analysis.aggregate import integrity_errors
+from repro.analysis.report import Origin, render_report
+from repro.commands.context import Context
+from repro.commit import make_folder, write_whole
+from repro.registry import Selection
+from repro.standings import RunState, Standing
+
+
+def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]]:
+    """Writes the page, whole: its path, and a sentence for each record that could not be believed.
+
+    The paper's tables are always in it, another table once it has a record.
+    """
+    states = _states(context)
+    text = render_report(
+        states,
+        context.registry,
+        context.preset,
+        Origin(
+            version=__version__,
+            commit=_commit(context.project.root),
+            results=_shown(context),
+            supplied=context.project.supplied_results,
+        ),
+    )
+    path = output or context.project.preset_results(context.preset.name) / "report.html"
+    make_folder(path.parent)
+    write_whole(path, text.encode())
+    return path, [str(error) for error in integrity_errors(states)]
+
+
+def _states(context: Context) -> list[RunState]:
+    states: list[RunState] = []
+    for table in context.registry.tables:
+        runs = context.registry.select_runs(Selection(tables=(table.name,)), context.preset)
+        found = context.states(runs)
+        if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
+            states += found
+    return states
+
+
+def _shown(context: Context) -> str:
+    """The folder as the page names it: within the project without the machine's path."""
+    folder = context.project.preset_results(context.preset.name)
+    root = context.project.root
+    return str(folder.relative_to(root)) if folder.is_relative_to(root) else folder.name
+
+
+def _commit(root: Path) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,138 @@
+"""The report as a file: what stands in it, that it needs nothing beside it, and how large it grows."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from analysis_records import EXPERIMENTS, done, make_record, missing
+
+from repro.analysis.report import Origin, render_report
+from repro.experiments import Row
+from repro.registry import Registry, Selection
+from repro.standings import RunState, Standing
+
+ORIGIN = Origin(version="0.1.0", commit="0123456789ab", results="results/paper", supplied=False)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and ids, in order; balanced or an AssertionError."""
+
+    VOID = frozenset({"meta", "input", "br", "link", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def all(self, attribute: str) -> list[str]:
+        return [given[attribute] for _, given in self.tags if given.get(attribute)]
+
+
+@pytest.fixture
+def states(registry, paper) -> list[RunState]:
+    runs = registry.select_runs(Selection(), paper)
+    states = [done(make_record(registry, paper, run), registry) for run in runs[:8]]
+    states[1] = done(make_record(registry, paper, runs[1], diverged_in=3), registry)
+    states.append(RunState(runs[8], Standing.CORRUPT, reason=f"x/{runs[8].id}.json: not whole JSON"))
+    return states + missing(runs[9:])
+
+
+def test_the_page_needs_nothing_beside_it(states, registry, paper):
+    text = render_report(states, registry, paper, ORIGIN)
+    page = Page(text)
+    assert not [tag for tag, given in page.tags if tag in ("link", "img", "iframe")]
+    assert page.all("src") == []
+    assert [address for address in page.all("href") if not address.startswith("#")] == []
+    styles = "".join(re.findall(r"<style[^>]*>(.*?)</style>", text, re.DOTALL))
+    assert "@import" not in styles
+    assert re.findall(r"url\((?!#)[^)]*\)", text) == []
+
+
+def test_ids_are_unique_and_every_link_leads_to_one(states, registry, paper):
+    page = Page(render_report(states, registry, paper, ORIGIN))
+    ids = page.all("id")
+    assert len(ids) == len(set(ids))
+    assert {address[1:] for address in page.all("href")} <= set(ids)
+
+
+def test_every_cell_opens_its_runs_with_the_command_that_repeats_each(states, registry, paper):
+    text = render_report(states, registry, paper, ORIGIN)
+    assert len([1 for tag, given in Page(text).tags if tag == "a" and "data-cell" in given]) == 4
+    for state in states:
+        assert f"<code>repro train {state.run.id} --preset paper</code>" in text
+
+
+def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
+    text = render_report(states, registry, paper, ORIGIN)
+    assert "diverged in epoch 3 (counted from 0)" in text
+    assert "not whole JSON" in text
+    assert "not run yet" in text
+    standing = re.sub(r"<[^>]+>", "", re.search(r'<p class="standing">(.*?)</p>', text, re.DOTALL)[1])
+    assert " ".join(standing.split()).startswith("Runs: 7 done, 1 diverged, 1 damaged, 3 missing.")
+
+
+def test_the_same_records_give_the_same_bytes(states, registry, paper):
+    assert render_report(states, registry, paper, ORIGIN) == render_report(states, registry, paper, ORIGIN)
+
+
+def test_without_a_record_the_page_says_what_it_waits_for(registry, paper):
+    text = render_report(missing(registry.select_runs(Selection(), paper)), registry, paper, ORIGIN)
+    assert "Figures 2 and 3 need a run of cifar100/resnet18/cross-entropy" in text
+    assert "No record counts yet, so there is nothing to draw." in text
+    assert "<code>repro run --preset paper --table 1</code>" in text
+
+
+def test_another_preset_stands_in_the_title_and_above_the_tables(registry):
+    quick = registry.preset("quick")
+    runs = registry.select_runs(Selection(), quick)
+    states = [done(make_record(registry, quick, run), registry) for run in runs]
+    text = render_report(states, registry, quick, ORIGIN)
+    assert re.search(r"<title>QUICK: ", text)
+    assert '<p class="warning" role="note"><strong>QUICK</strong>: few images: it proves nothing' in text
+    assert "QUICK Table 1: CIFAR-100" in text
+
+
+def test_markup_in_a_label_stays_text(registry, paper):
+    table = registry.table(1)
+    row: Row = table.rows[0].model_copy(update={"label": "<script>alert(1)</script> & co"})
+    odd = Registry([table.model_copy(update={"rows": (row, table.rows[1])})], registry.presets)
+    states = [done(make_record(odd, paper, run), odd) for run in odd.select_runs(Selection(), paper)]
+    text = render_report(states, odd, paper, ORIGIN)
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; co" in text
+
+
+def test_the_numbers_behind_figures_2_and_3_are_the_records(registry, paper):
+    runs = registry.select_runs(Selection(networks=("resnet18",)), paper)
+    states = [done(make_record(registry, paper, run), registry) for run in runs]
+    text = render_report(states, registry, paper, ORIGIN)
+    logits = states[0].record.probes.logits
+    assert f"<td>{logits.mean:.2f}</td><td>{logits.std:.2f}</td>".replace("-", "−") in text
+    of_loss = [state.record for state in states if state.run.cell.row == "cross-entropy"]
+    first = sum(record.probes.weight_norms[0] for record in of_loss) / len(of_loss)
+    assert f'<th scope="row">class 0</th><td>{first:.3f}</td>' in text
+
+
+def test_216_records_make_a_page_under_5_mb():
+    registry = Registry.load(EXPERIMENTS)
+    paper = registry.preset("paper")
+    runs = registry.select_runs(Selection(), paper)
+    states = [done(make_record(registry, paper, run), registry) for run in runs]
+    text = render_report(states, registry, paper, ORIGIN)
+    assert len(runs) == 216
+    assert len(text.encode()) < 5_000_000
+    assert text.count('<section class="cell"') == 72
+    Page(text)
