@@ -196,6 +196,10 @@ class Tally:
     wanted: int
     by_kind: Counter[str] = field(default_factory=Counter)
 
+    def stop(self) -> None:
+        """It is enough as it is."""
+        self.wanted = 0
+
     def add(self, kind: str) -> None:
         """One more."""
         self.by_kind[kind] += 1

@@ -178,7 +178,8 @@ class Round:
             self._sign_of_life = time.monotonic()
             if event.name == "start" and event.role == "worker":
                 self._workers.add(event.pid)
-            elif event.name == "attempt":
+            elif event.name == "saved":
+                # Its first checkpoint is written before its first step; an attempt begins seconds before.
                 self._training.add(event.pid)
             elif event.name == "fault":
                 self.tally.add(event.fault())

@@ -2,11 +2,13 @@
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -100,6 +102,7 @@ class _Selftest:
         self.tracebacks: Counter[str] = Counter()
         self.schedulers = count(1)
         self.small_disk = False
+        self.stopped = False
 
     def run(self, reference: Reference | None) -> Report:
         began = time.monotonic()
@@ -108,19 +111,42 @@ class _Selftest:
             reference = train_reference(self.workload, self.home / "reference")
         interposer = Interposer.build(self.home / "control")
         rounds = 0
-        self.say("now with faults")
-        while not self.tally.enough:
-            rounds += 1
-            before = self.tally.total
-            found = self._round(rounds, interposer, reference)
-            self.findings += found
-            self.say(
-                f"round {rounds}: {self.tally.total - before} faults, {self.tally.total} of "
-                f"{self.options.faults}; {len(found) or 'nothing'} found"
-            )
-            if self.tally.total == before:
-                raise UsageError("a whole round passed without a fault: no kind of fault fits --kind")
+        self.say("now with faults; Ctrl-C ends them and leads to the report")
+        with self._stoppable():
+            while not self.tally.enough:
+                rounds += 1
+                self._next_round(rounds, interposer, reference)
         return self._report(interposer.events, reference, rounds, time.monotonic() - began)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """While entered, SIGINT and SIGTERM mean: no more faults; the round in progress is played to its end."""
+        previous = {
+            number: signal.signal(number, lambda number, frame: self._stop())
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self.tally.stop()
+
+    def _next_round(self, number: int, interposer: Interposer, reference: Reference) -> None:
+        before = self.tally.total
+        found = self._round(number, interposer, reference)
+        self.findings += found
+        self.say(
+            f"round {number}: {self.tally.total - before} faults, {self.tally.total} of "
+            f"{self.options.faults}; {len(found) or 'nothing'} found"
+        )
+        for finding in found:
+            self.say(f"  {finding.harm}: {finding.what}")
+        if self.tally.total == before and not self.stopped:
+            raise UsageError("a whole round passed without a fault: no kind of fault fits --kind")
 
     def _round(self, number: int, interposer: Interposer, reference: Reference) -> list[Finding]:
         folder = self.home / f"round-{number}"
