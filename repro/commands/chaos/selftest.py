@@ -120,7 +120,7 @@ class _Selftest:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """While entered, SIGINT and SIGTERM mean: no more faults; the round in progress is played to its end."""
+        """While entered, SIGINT and SIGTERM mean: no more faults, and the round is played to its end."""
         previous = {
             number: signal.signal(number, lambda number, frame: self._stop())
             for number in (signal.SIGINT, signal.SIGTERM)
