@@ -3,16 +3,27 @@
 The ledger decides what a worker's end means; `repro.scheduling.scheduler` starts and stops the workers.
 """
 
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from repro.commit import RunBusyError, run_lock, set_aside
-from repro.errors import RunInterruptedError, SetupError
+from repro.commit import RunBusyError, attempts_of, break_lock, is_held, run_lock, set_aside
+from repro.errors import SetupError
 from repro.paths import Project, RunPaths
 from repro.registry import Run
+from repro.scheduling.causes import (
+    MEMORY,
+    Cause,
+    Kind,
+    cause_of_end,
+    cause_of_failure,
+    is_setup_error,
+    oom_kills,
+)
+from repro.scheduling.devices import Devices
 from repro.scheduling.events import (
     Elsewhere,
     Failed,
@@ -28,39 +39,35 @@ from repro.scheduling.executors.base import Job
 from repro.scheduling.groups import group_runs
 from repro.scheduling.interruption import Stage
 from repro.scheduling.outcome import Failure, Outcome
+from repro.scheduling.progress import read_progress
+from repro.scheduling.pulse import Pulse
 from repro.scheduling.slots import Slot
 from repro.scheduling.train_command import TrainCommand
-from repro.scheduling.verdict import (
-    SAME_ERRORS,
-    Advice,
-    ErrorStreak,
-    describe_end,
-    is_hopeless,
-    is_setup_error,
-    last_line,
-    merge_equal,
-    normalise,
-)
-from repro.scheduling.watch import RunWatch, is_held
+from repro.scheduling.troubles import Troubles
+from repro.scheduling.verdict import SAME_ERRORS, Advice, ErrorStreak, normalise
+from repro.scheduling.watch import RunWatch
 from repro.standings import RunState, Standing
-
-FURTHER_LAUNCHES = 2
-"""How often a run is launched again after its worker died under it."""
-
-FURTHER_INTERRUPTED = 1
-"""How often a run is launched again after somebody else interrupted its worker."""
 
 _DAMAGED = (Standing.CORRUPT, Standing.FOREIGN)
 
 
 @dataclass
 class Launch:
-    """A worker under way: `watches` are its runs that have not ended, `told` what it was asked."""
+    """A worker under way: `watches` are its runs that have not ended, `told` what it was asked.
+
+    `alone`: its run must have the device to itself. `ending` is why the scheduler itself ends the worker, at
+    `kill_at` (of time.monotonic) the hard way. `oom_kills` is the kernel's count when it began.
+    """
 
     job: Job
     watches: dict[str, RunWatch]
+    alone: bool = False
     told: Stage = Stage.GO_ON
     began_a_run: bool = False
+    ending: Cause | None = None
+    kill_at: float | None = None
+    oom_kills: int = 0
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 @dataclass
@@ -72,14 +79,18 @@ class Ledger:
     project: Project
     examine: Callable[[Run], RunState]
     tell: Listener
+    devices: Devices
+    count_oom_kills: Callable[[], int] = oom_kills
     queue: deque[tuple[Run, ...]] = field(default_factory=deque)
-    held: dict[str, Run] = field(default_factory=dict)
+    alone: deque[Run] = field(default_factory=deque)
+    held: dict[str, RunWatch] = field(default_factory=dict)
     stopped_early: str | None = None
     _skipped: list[str] = field(default_factory=list)
     _done: list[str] = field(default_factory=list)
     _failed: dict[str, Failure] = field(default_factory=dict)
     _launches: dict[str, int] = field(default_factory=dict)
-    _troubles: dict[str, list[str]] = field(default_factory=dict)
+    _troubles: Troubles = field(default_factory=Troubles)
+    _holders: dict[str, Pulse] = field(default_factory=dict)
     _streak: ErrorStreak = field(default_factory=ErrorStreak)
     _left_datasets: set[str] = field(default_factory=set)
 
@@ -98,19 +109,42 @@ class Ledger:
             runs.append(state.run)
         self.queue.extend(group_runs(runs, slots))
 
-    def next_group(self) -> tuple[Run, ...]:
-        """The next runs for a worker, without those that another process has trained; empty: no more."""
+    @property
+    def has_work(self) -> bool:
+        """Whether a run waits for a worker."""
+        return bool(self.queue or self.alone)
+
+    def next_group(self, empty_device: bool = True) -> tuple[tuple[Run, ...], bool]:
+        """The next runs for a worker, and whether they must be alone: such go first on an empty device.
+
+        Runs that another process has trained meanwhile are passed over; no runs: there are no more.
+        """
+        while self.alone and empty_device:
+            run = self.alone.popleft()
+            if not self._done_meanwhile(run):
+                return (run,), True
         while self.queue:
             group = tuple(run for run in self.queue.popleft() if not self._done_meanwhile(run))
             if group:
-                return group
-        return ()
+                return group, False
+        return (), False
 
-    def begin(self, job: Job, group: Sequence[Run]) -> Launch:
+    def begin(self, job: Job, group: Sequence[Run], alone: bool = False) -> Launch:
         """Notes how things stand on disk before `job` is submitted."""
         for run in group:
             self._launches[run.id] = self._launches.get(run.id, 0) + 1
-        return Launch(job, {run.id: RunWatch.begin(run, self._paths(run)) for run in group})
+        watches = {run.id: RunWatch.begin(run, self._paths(run)) for run in group}
+        return Launch(job, watches, alone, oom_kills=self.count_oom_kills())
+
+    def take_back(self, launch: Launch) -> None:
+        """A worker could not be started: its runs are the next to be."""
+        group = tuple(watch.run for watch in launch.watches.values())
+        for run in group:
+            self._launches[run.id] -= 1
+        if launch.alone:
+            self.alone.extendleft(reversed(group))
+        else:
+            self.queue.appendleft(group)
 
     def look(self, launch: Launch) -> None:
         """Settles the runs of a worker that have a record or a failed attempt by now."""
@@ -125,10 +159,29 @@ class Ledger:
                     self._finish(state)
                     continue
             if failure := watch.failure():
-                cause, traceback = failure
+                text, traceback = failure
                 del launch.watches[run]
-                log = traceback or launch.job.log
-                self._fail([watch.run], cause, log, launch.job.slot, is_setup_error(cause))
+                cause = cause_of_failure(text, on_gpu=launch.job.slot.device == "cuda")
+                cause = self.devices.judge(launch.job.slot, cause)
+                if cause.kind is Kind.ERROR:
+                    log = traceback or launch.job.log
+                    self._fail([watch.run], cause.text, log, launch.job.slot, is_setup_error(text))
+                else:
+                    self._again([watch], cause, launch.job, traceback)
+                    if cause.kind is Kind.DEVICE_LOST:
+                        launch.ending = cause
+
+    def feel(self, launch: Launch, elapsed: float) -> bool:
+        """Looks for a sign of life; whether the run in hand has reported any progress yet."""
+        hand = _in_hand(launch)
+        watch = launch.watches.get(hand.run) if hand.run else None
+        try:
+            written = launch.job.log.stat().st_size
+        except FileNotFoundError:
+            written = 0
+        launch.pulse.feel((written, hand.run, watch and watch.signs()), elapsed)
+        report = watch and read_progress(watch.paths.progress)
+        return bool(report and report.attempt == hand.attempt)
 
     def close(self, launch: Launch, code: int) -> None:
         """A worker has ended: what its runs did not settle on disk, its exit code explains."""
@@ -136,28 +189,50 @@ class Ledger:
         rest: list[RunWatch] = []
         for watch in launch.watches.values():
             if is_held(watch.paths):
-                self.held[watch.run.id] = watch.run
-                self.tell(Elsewhere(watch.run.id))
+                self._leave(watch)
             else:
                 rest.append(watch)
-        job = launch.job
-        if not rest or launch.told:
+        if not rest:
             return
-        if is_hopeless(code, launch.began_a_run):
-            cause = last_line(job.log) or describe_end(code, job.log)
+        job = launch.job
+        cause = launch.ending
+        if cause is None:
+            kills = self.count_oom_kills() - launch.oom_kills
+            on_gpu = job.slot.device == "cuda"
+            cause = cause_of_end(code, job.log, launch.began_a_run, on_gpu, kills)
+            cause = cause if launch.told else self.devices.judge(job.slot, cause)
+        for watch in rest:
+            watch.note_death(_last_words(cause))
+        if launch.told and launch.ending is None:
+            return
+        if cause.kind is Kind.ERROR:
             runs = [watch.run for watch in rest]
-            self._fail(runs, cause, job.log, job.slot, setup=code == SetupError.exit_code)
+            self._fail(runs, cause.text, job.log, job.slot, setup=code == SetupError.exit_code)
         else:
-            self._retry(rest, code, job)
+            self._again(rest, cause, job)
 
-    def reclaim(self) -> None:
-        """Looks again at the runs that others held: done, free again and queued, or still held."""
-        for run in list(self.held.values()):
-            if self._done_meanwhile(run):
-                del self.held[run.id]
-            elif not is_held(self._paths(run)):
-                del self.held[run.id]
-                self.queue.append((run,))
+    def reclaim(self, elapsed: float, patience: float) -> None:
+        """Looks again, `elapsed` seconds later, at the runs that others held: done, free again, or held.
+
+        A lock that another machine has held without a sign of life for `patience` seconds counts no more:
+        a network file system may keep a dead machine's locks for ever.
+        """
+        for run, watch in list(self.held.items()):
+            if self._done_meanwhile(watch.run):
+                del self.held[run]
+                continue
+            if is_held(watch.paths):
+                holder = self._holders.setdefault(run, Pulse())
+                holder.feel(watch.signs(), elapsed)
+                attempts = attempts_of(watch.paths)
+                host = attempts[-1].host if attempts else None
+                if host in (None, socket.gethostname()) or not holder.stopped(patience):
+                    continue
+                break_lock(watch.paths)
+                self.tell(Notice(f"{run} is taken over: {host} holds it and has shown no sign of life"))
+            del self.held[run]
+            self._holders.pop(run, None)
+            self.queue.append((watch.run,))
 
     def tick(self, launches: Sequence[Launch]) -> Tick:
         """How things stand."""
@@ -176,6 +251,7 @@ class Ledger:
             left=tuple(self.held),
             unfinished=tuple(state.run.id for state in self.states if state.run.id not in known),
             stopped_early=self.stopped_early,
+            no_device=self.devices.none_left,
             interrupted=interrupted,
             seconds=seconds,
         )
@@ -220,23 +296,39 @@ class Ledger:
         accuracy = record.result.accuracy
         self.tell(Finished(state.run.id, accuracy, seconds, self._ended, len(self.states)))
 
-    def _retry(self, rest: Sequence[RunWatch], code: int, job: Job) -> None:
+    def _leave(self, watch: RunWatch) -> None:
+        self.held[watch.run.id] = watch
+        self.tell(Elsewhere(watch.run.id))
+
+    def _again(self, rest: Sequence[RunWatch], cause: Cause, job: Job, traceback: Path | None = None) -> None:
         """Queues runs singly; only those that were under way are charged, so it comes to an end."""
-        cause = describe_end(code, job.log)
-        charged = [watch for watch in rest if watch.latest_attempt()] or rest
-        for watch in charged:
-            self._troubles.setdefault(watch.run.id, []).append(cause)
+        attempts = {watch.run.id: watch.latest_attempt() for watch in rest}
+        charged = [watch for watch in rest if attempts[watch.run.id]] or rest
         again: list[Run] = []
         for watch in rest:
-            troubles = self._troubles.get(watch.run.id, [])
-            interrupted = troubles.count(cause) if code == RunInterruptedError.exit_code else 0
-            if len(troubles) > FURTHER_LAUNCHES or interrupted > FURTHER_INTERRUPTED:
-                self._fail([watch.run], "; then ".join(merge_equal(troubles)), job.log, job.slot)
-            else:
+            attempt = attempts[watch.run.id]
+            started_at = attempt.resumed_at_step if attempt else None
+            if watch not in charged or self._troubles.add(watch.run.id, cause, started_at):
                 again.append(watch.run)
+            else:
+                self._fail([watch.run], self._troubles.describe(watch.run.id), traceback or job.log, job.slot)
+        if cause.kind is Kind.DEVICE_LOST:
+            self._set_device_aside(job.slot, cause.text)
         if again and not self.stopped_early:
-            self.tell(Requeued(tuple(run.id for run in again), cause))
+            self.tell(Requeued(tuple(run.id for run in again), cause.text))
+        if cause.kind in MEMORY:
+            if limit := self.devices.lower(job.slot):
+                self.tell(Notice(f"memory ran out: from now on {limit} at once on {job.slot.name}"))
+            crowded = [watch.run for watch in charged if watch.run in again]
+            self.alone.extend(crowded)
+            again = [run for run in again if run not in crowded]
         self.queue.extendleft((run,) for run in reversed(again))
+
+    def _set_device_aside(self, slot: Slot, reason: str) -> None:
+        if self.devices.set_aside(slot, reason):
+            self.tell(Notice(f"{slot.label} ({slot.name}) is set aside, its runs go elsewhere: {reason}"))
+        if self.devices.none_left and not self.stopped_early:
+            self.stopped_early = f"no device is left: {reason}"
 
     def _fail(self, runs: Sequence[Run], cause: str, log: Path, slot: Slot, setup: bool = False) -> None:
         """Gives runs up for one cause, which counts once however many runs it took."""
@@ -255,10 +347,12 @@ class Ledger:
         if dataset in self._left_datasets or self.stopped_early:
             return
         advice = self._streak.add(normalise(cause, runs[0].id), dataset, setup)
-        others = any(group[0].cell.dataset != dataset for group in self.queue)
+        waiting = [*(group[0] for group in self.queue), *self.alone]
+        others = any(run.cell.dataset != dataset for run in waiting)
         if advice is Advice.LEAVE_DATASET and others:
             self._left_datasets.add(dataset)
             self.queue = deque(group for group in self.queue if group[0].cell.dataset != dataset)
+            self.alone = deque(run for run in self.alone if run.cell.dataset != dataset)
             self.tell(Notice(f"{dataset} is left out, going on with the other data sets: {cause}"))
         elif advice is not Advice.GO_ON:
             self.stopped_early = f"the same error {SAME_ERRORS} times in a row: {cause}"
@@ -273,3 +367,9 @@ def _in_hand(launch: Launch) -> Running:
         if attempt := watch.latest_attempt():
             return Running(launch.job, run, attempt.number, began=True)
     return Running(launch.job, None, 0, launch.began_a_run)
+
+
+def _last_words(cause: Cause) -> str:
+    """What the note of an attempt says that could not say it itself."""
+    word = {Kind.HUNG: "hung", Kind.DEVICE_LOST: "device lost"}.get(cause.kind, "killed")
+    return "interrupted" if cause.kind is Kind.INTERRUPTED else f"{word}: {cause.text}"

@@ -29,7 +29,7 @@ class Outcome:
     """Every run handed to the scheduler is in exactly one of the five tuples; `seconds` is wall time.
 
     `skipped` had records that count; `left` are being trained by another process; `unfinished` were
-    queued or under way when the sweep was interrupted or stopped early.
+    queued or under way when the sweep was interrupted or stopped early; `no_device`: for want of a device.
     """
 
     done: tuple[str, ...]
@@ -40,14 +40,15 @@ class Outcome:
     stopped_early: str | None
     interrupted: Literal["SIGINT", "SIGTERM"] | None
     seconds: float
+    no_device: bool = False
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 75 after SIGTERM, 3 if only environment or data were missing, 1, or 0."""
+        """130 after Ctrl-C, 75 after SIGTERM, 3 if only environment, data or device were missing, 1, or 0."""
         if self.interrupted == "SIGINT":
             return EXIT_SIGINT
         if self.interrupted == "SIGTERM":
             return RunInterruptedError.exit_code
-        if self.failed and all(failure.setup for failure in self.failed):
+        if self.no_device or (self.failed and all(failure.setup for failure in self.failed)):
             return SetupError.exit_code
         return ReproError.exit_code if self.failed or self.unfinished else 0

@@ -9,13 +9,19 @@ before its record is there, and no worker's end stops the others.
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from repro.errors import NoSpaceError, ReadOnlyError
 from repro.paths import Project
 from repro.registry import Run
-from repro.scheduling.events import Listener, Notice, Started
+from repro.scheduling.causes import Cause, Kind, oom_kills
+from repro.scheduling.devices import Devices
+from repro.scheduling.disk import disk_refusal
+from repro.scheduling.durations import format_seconds
+from repro.scheduling.events import Listener, Notice, Paused, Resumed, Started
 from repro.scheduling.executors.base import Executor, Job
+from repro.scheduling.gpus import GpuReader, read_gpus
 from repro.scheduling.interruption import Interruption, Stage
 from repro.scheduling.ledger import Launch, Ledger
 from repro.scheduling.outcome import Outcome
@@ -26,12 +32,21 @@ from repro.standings import RunState
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between two polls, two looks at the disk, until SIGKILL, and of waiting for others' locks."""
+    """Seconds between two polls, two looks at the disk, until SIGKILL, and between looks at others' locks.
+
+    `full` is between two tries to write on a full disk. Without a sign of life for `first_sign` (imports,
+    data, compilation) or later `silence` seconds a worker counts as hung, and for `takeover` seconds a run
+    that another machine holds as abandoned.
+    """
 
     poll: float = 0.1
     look: float = 0.5
     checkpoint: float = 60.0
     held: float = 2.0
+    full: float = 2.0
+    first_sign: float = 1800.0
+    silence: float = 600.0
+    takeover: float = 1800.0
 
 
 DEFAULT_PACE = Pace()
@@ -42,6 +57,7 @@ class Scheduler:
 
     `examine` reads a run's standing anew (`repro.standings.assess_run`), `listener` hears of every event.
     Under the `stale` policy "rerun" of `command`, records made by older code are trained again too.
+    `reader` lists the GPUs that are still there, `count_oom_kills` what the kernel has killed so far.
     """
 
     def __init__(
@@ -54,6 +70,8 @@ class Scheduler:
         examine: Callable[[Run], RunState],
         listener: Listener = lambda event: None,
         pace: Pace = DEFAULT_PACE,
+        reader: GpuReader = read_gpus,
+        count_oom_kills: Callable[[], int] = oom_kills,
     ) -> None:
         assert slots, "find_slots gives at least one"
         self._slots = tuple(slots)
@@ -62,11 +80,17 @@ class Scheduler:
         self._project = project
         self._tell = listener
         self._pace = pace
-        self._ledger = Ledger(states, command, project, examine, listener)
+        self._devices = Devices(self._slots, reader)
+        self._ledger = Ledger(states, command, project, examine, listener, self._devices, count_oom_kills)
+        self._work = project.work(command.preset)
         self._launches: dict[int, Launch] = {}
         self._jobs = 0
         self._interruption = Interruption()
         self._kill_at: float | None = None
+        self._paused = False
+        self._next_try = 0.0
+        self._looked = self._reclaimed = time.monotonic()
+        self._waiting = False
 
     def run(self) -> Outcome:
         """Trains until nothing is left or it was told to stop.
@@ -83,30 +107,41 @@ class Scheduler:
         return self._ledger.outcome(self._interruption.signal, time.monotonic() - started)
 
     def _loop(self) -> None:
-        next_look = 0.0
         while True:
             self._obey()
+            self._note_devices()
             for place, launch in list(self._launches.items()):
                 code = self._executor.poll(launch.job)
                 if code is not None:
-                    del self._launches[place]
                     self._ledger.close(launch, code)
+                    del self._launches[place]
             self._fill_slots()
-            if not self._launches and not self._reclaim():
+            if not self._launches and not self._wait_for_work():
                 break
-            if time.monotonic() >= next_look:
+            if time.monotonic() >= self._looked + self._pace.look:
                 self._look()
-                next_look = time.monotonic() + self._pace.look
             time.sleep(self._pace.poll)
         self._look()
 
     def _fill_slots(self) -> None:
         for place, slot in enumerate(self._slots):
-            if place not in self._launches and self._going_on() and (group := self._ledger.next_group()):
-                self._launch(group, place, slot)
+            if place in self._launches or not self._going_on() or not self._ledger.has_work:
+                continue
+            self._note_devices()
+            offered = self._devices.offer(slot, alone_waits=bool(self._ledger.alone))
+            empty = self._devices.is_empty(slot)
+            if offered is None or not (self._ledger.queue or empty) or not self._takes_writes():
+                continue
+            group, alone = self._ledger.next_group(empty)
+            if group:
+                self._launch(group, alone, place, offered)
 
-    def _launch(self, group: Sequence[Run], place: int, slot: Slot) -> None:
+    def _note_devices(self) -> None:
+        self._devices.note([(launch.job.slot, launch.alone) for launch in self._launches.values()])
+
+    def _launch(self, group: Sequence[Run], alone: bool, place: int, slot: Slot) -> None:
         self._jobs += 1
+        slot = replace(slot, co_tenants=0) if alone else slot
         ids = tuple(run.id for run in group)
         name = f"{datetime.now():%Y%m%dT%H%M%S}-{os.getpid()}-{self._jobs:04d}.log"
         job = Job(
@@ -114,29 +149,88 @@ class Scheduler:
             runs=ids,
             argv=self._command.argv(ids, slot),
             environment={**slot.environment, "REPRO_ROOT": str(self._project.root)},
-            log=self._project.work(self._command.preset) / "logs" / name,
+            log=self._work / "logs" / name,
             slot=slot,
             place=place,
         )
-        launch = self._ledger.begin(job, group)
-        self._executor.submit(job)
+        launch = self._ledger.begin(job, group, alone)
+        try:
+            self._executor.submit(job)
+        except NoSpaceError as error:
+            self._ledger.take_back(launch)
+            self._pause(str(error))
+            return
         self._launches[place] = launch
         self._tell(Started(job))
 
     def _look(self) -> None:
+        now = time.monotonic()
+        elapsed, self._looked = now - self._looked, now
         for launch in self._launches.values():
             self._ledger.look(launch)
+            self._watch(launch, elapsed)
+        if now >= self._reclaimed + self._pace.held:
+            self._ledger.reclaim(now - self._reclaimed, self._pace.takeover)
+            self._reclaimed = now
         self._tell(self._ledger.tick(tuple(self._launches.values())))
 
-    def _reclaim(self) -> bool:
-        """With nothing else left, waits a moment for runs that others hold; whether there is work again."""
-        deadline = time.monotonic() + self._pace.held
-        while self._going_on() and self._ledger.held and not self._ledger.queue:
-            self._ledger.reclaim()
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(self._pace.poll)
-        return self._going_on() and bool(self._ledger.queue)
+    def _watch(self, launch: Launch, elapsed: float) -> None:
+        """Ends a worker that hangs, or that has lost its device."""
+        if launch.ending is None:
+            reported = self._ledger.feel(launch, elapsed)
+            if not launch.pulse.stopped(self._pace.silence if reported else self._pace.first_sign):
+                return
+            if not self._takes_writes():
+                # It waits for the disk as the scheduler does, and cannot even say so.
+                launch.pulse.silent = 0.0
+                return
+            silence = format_seconds(launch.pulse.silent)
+            launch.ending = Cause(Kind.HUNG, f"its worker gave no sign of life for {silence}")
+        if launch.kill_at is None:
+            launch.kill_at = time.monotonic() + self._pace.checkpoint
+            self._tell(Notice(f"ending the worker of {launch.job.runs[0]}: {launch.ending.text}"))
+            self._executor.terminate(launch.job)
+        elif time.monotonic() >= launch.kill_at:
+            self._executor.kill(launch.job)
+
+    def _takes_writes(self) -> bool:
+        """Whether the results folder can be written; while not, nothing is started and nothing fails.
+
+        Raises SetupError where it could not be written from the start.
+        """
+        if self._paused and time.monotonic() < self._next_try:
+            return False
+        refusal = disk_refusal(self._work)
+        if refusal is None:
+            if self._paused:
+                self._paused = False
+                self._tell(Resumed())
+            return True
+        if not isinstance(refusal, NoSpaceError | ReadOnlyError) or (
+            isinstance(refusal, ReadOnlyError) and not self._jobs
+        ):
+            raise refusal
+        self._pause(str(refusal))
+        return False
+
+    def _pause(self, reason: str) -> None:
+        self._next_try = time.monotonic() + self._pace.full
+        if not self._paused:
+            self._paused = True
+            self._tell(Paused(reason))
+
+    def _wait_for_work(self) -> bool:
+        """With no worker under way, whether there is or may be work again: a free disk, a run of others."""
+        if not self._going_on():
+            return False
+        if self._ledger.has_work:
+            return True
+        if self._ledger.held and not self._waiting:
+            self._waiting = True
+            count = len(self._ledger.held)
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self._tell(Notice(f"waiting for {runs} that other processes train (Ctrl-C: leave it to them)"))
+        return bool(self._ledger.held)
 
     def _going_on(self) -> bool:
         return self._interruption.stage is Stage.GO_ON and self._ledger.stopped_early is None

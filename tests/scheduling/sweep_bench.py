@@ -40,7 +40,7 @@ from repro.standings import RunState, assess_run
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PRESET = "smoke"
-FAST = Pace(poll=0.02, look=0.05, checkpoint=20.0, held=0.3)
+FAST = Pace(poll=0.02, look=0.05, checkpoint=20.0, held=0.1, full=0.1)
 PATIENCE = 60.0
 
 

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 
-from repro.commit import make_folder
-from repro.errors import SetupError
+from repro.commit import make_folder, refusal
 from repro.scheduling.executors.base import Executor, Job
 
 
@@ -39,9 +38,7 @@ class LocalExecutor(Executor):
                     start_new_session=True,
                 )
         except OSError as error:
-            raise SetupError(
-                f"cannot start {job.argv[0]} with its log at {job.log}: {error.strerror or error}"
-            ) from None
+            raise refusal(f"cannot start {job.argv[0]} with its log at {job.log}", error) from None
 
     def poll(self, job: Job) -> int | None:
         """The exit code once the process has ended; whatever else lived in its session is killed then."""
