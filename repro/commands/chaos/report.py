@@ -15,7 +15,8 @@ CONFIDENCE = 0.95
 class Report:
     """One selftest. `calls` counts kills at each system call of a commit or a checkpoint's write.
 
-    `calls_left_out` are those that an undisturbed run makes and at which nobody was killed.
+    `calls_left_out` are those that an undisturbed run makes and at which nobody was killed; `undone` the
+    committed records that the selftest itself damaged, so that they were committed once more.
     """
 
     faults: int
@@ -31,6 +32,8 @@ class Report:
     attempts: int
     checkpoints: int
     checkpoints_undisturbed: int
+    commits: int
+    undone: int
     exits: dict[str, int]
     tracebacks: dict[str, int]
     small_disk: bool
@@ -66,6 +69,8 @@ class Report:
             f"{_count(self.rounds, 'round')} with {self.runs} runs in all, "
             f"{self.attempts} attempts, {self.checkpoints} checkpoints "
             f"(an undisturbed run writes {self.checkpoints_undisturbed})",
+            f"{self.commits} commits: links made to a record's name; {self.undone} of them were then damaged on "
+            "purpose",
             "",
             "faults by kind",
             *_table(self.by_kind),

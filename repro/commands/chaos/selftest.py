@@ -192,6 +192,8 @@ class _Selftest:
             attempts=sum(event.name == "attempt" for event in events),
             checkpoints=sum(event.name == "saved" for event in events),
             checkpoints_undisturbed=reference.checkpoints,
+            commits=sum(event.name in ("link", "rename") for event in events),
+            undone=_undone(events),
             exits=dict(sorted(self.exits.items())),
             tracebacks=dict(sorted((self.tracebacks + Counter(tracebacks(self.home))).items())),
             small_disk=self.small_disk,
@@ -203,6 +205,19 @@ class _Selftest:
 
 def _when(event: Event) -> str:
     return "in the middle" if event.fields[0] == "tear" else event.fields[3]
+
+
+def _undone(events: Sequence[Event]) -> int:
+    """How often the selftest damaged a record that had been committed."""
+    committed: set[Path] = set()
+    undone = 0
+    for event in events:
+        if event.name in ("link", "rename"):
+            committed.add(event.path)
+        elif event.name == "damage" and event.path in committed:
+            committed.remove(event.path)
+            undone += 1
+    return undone
 
 
 def _exit(code: int) -> str:
