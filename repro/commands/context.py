@@ -9,7 +9,7 @@ from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, Standing, assess
+from repro.standings import RunState, Standing, assess, assess_many
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,15 @@ class Context:
         run = self.registry.select_runs(Selection(datasets=(dataset,), seeds=(seed,)), self.preset)[0]
         return self.registry.config(run, self.preset)
 
-    def states(self, runs: Iterable[Run]) -> Iterator[RunState]:
-        """Where each run stands, in order, one at a time."""
+    def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
+        """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
+
+        That is quicker where there are many.
+        """
         runs = list(runs)
         fingerprints = self.fingerprints(runs)
-        for state in assess(runs, self.registry, self.preset, self.project, fingerprints):
+        look = assess if whole else assess_many
+        for state in look(runs, self.registry, self.preset, self.project, fingerprints):
             at_hand = fingerprints[state.run.cell.dataset] is not None
             yield state if at_hand else replace(state, reason=_no_data(state))
 
