@@ -80,7 +80,7 @@ def test_every_picture_lies_under_its_own_sha256(site, tmp_path):
     assert crawled.on_disk == {sha(content(number)) for number in range(40)}
     for number in range(40):
         assert picture(tmp_path, sha(content(number))).read_bytes() == content(number)
-    assert (seen[0], seen[-1]) == ((0, 40), (40, 40))
+    assert (seen[0], seen[-1]) == ((0, 40, "files"), (40, 40, "files"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".crawl.lock", "fetched.jsonl", "images"]
 
 
@@ -196,7 +196,7 @@ def test_a_slow_host_does_not_hold_up_the_fast_ones_and_no_host_is_crowded(tmp_p
         wanted += [publish(fast, number, after(0.002)) for number in range(100, 160)]
         seen = []
 
-        def progress(done: int, total: int | None) -> None:
+        def progress(done: int, total: int | None, unit: str = "bytes") -> None:
             seen.append(done)
             if done == 60:  # all of the fast host's, while the slow one has not said a word
                 slow.gate.set()
