@@ -1,6 +1,7 @@
 """One run in a worker: from its newest checkpoint to its record."""
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -133,7 +134,7 @@ class Worker:
                 signature=signature,
                 root=self.project.root,
                 co_tenants=self.options.co_tenants,
-                attempts=(*attempts_of(self.paths, before=note.number), done),
+                attempts=tuple(map(_for_record, (*attempts_of(self.paths, before=note.number), done))),
             )
             record = make_record(origin, data, trained, precision)
             outcome = self._commit(record, folder)
@@ -305,3 +306,9 @@ def _ended(note: Attempt, outcome: str) -> Attempt:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
+
+
+def _for_record(attempt: Attempt) -> Attempt:
+    """The attempt as a record may tell it to others: the host as a hash, equal for equal hosts, and no pid."""
+    hashed = attempt.host and hashlib.sha256(attempt.host.encode()).hexdigest()[:12]
+    return attempt.model_copy(update={"host": hashed, "pid": None})

@@ -90,6 +90,8 @@ def prepare(
             f"--min-images {options.min_images}: {TITLE} itself leaves out people with fewer than "
             f"{SplitRule().min_images} images; a set by another rule needs a name of its own, --as NAME"
         )
+    if name != NAME and TITLE.casefold() in (options.title or "").casefold():
+        raise UsageError(f"--title {options.title!r}: only {NAME} itself may be called {TITLE}")
     title = TITLE if name == NAME else options.title or name
     rule = SplitRule() if options.min_images is None else SplitRule(min_images=options.min_images)
     rules = DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS)

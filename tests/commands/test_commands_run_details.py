@@ -1,12 +1,16 @@
 """`repro show` and `repro logs`: one run, and what its attempts left behind."""
 
+import hashlib
 import json
+import os
+import socket
 
 import pytest
 from click.testing import CliRunner
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
 from repro.cli import main
+from repro.commit import attempts_of
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,13 @@ def test_logs_of_a_run_that_never_started_say_so(repro):
     result = repro("logs", OTHER)
     assert result.exit_code == 2
     assert "nothing was started" in result.stderr
+
+
+def test_a_record_names_no_host_and_no_process(results):
+    host = socket.gethostname()
+    context = smoke_context(None, results)
+    (attempt,) = record_of(context, RUN).provenance.attempts
+    assert (attempt.host, attempt.pid) == (hashlib.sha256(host.encode()).hexdigest()[:12], None)
+    # What stays on this machine keeps both, so that a lock that is never freed can be traced.
+    (kept,) = attempts_of(context.project.run("smoke", RUN))
+    assert (kept.host, kept.pid) == (host, os.getpid())

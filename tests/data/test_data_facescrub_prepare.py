@@ -187,6 +187,8 @@ def test_another_rule_than_the_papers_needs_another_name(tmp_path):
     lay(tmp_path, FAKE.pictures)
     with pytest.raises(UsageError, match="a set by another rule needs a name of its own, --as NAME"):
         prepare(tmp_path, min_images=69)
+    with pytest.raises(UsageError, match="only facescrub itself may be called FaceScrub"):
+        prepare(tmp_path, min_images=69, name="faces-69", title="Our FaceScrub")
     manifest = prepare(tmp_path, min_images=69, name="faces-69")
     assert (manifest.name, manifest.title, manifest.classes) == ("faces-69", "faces-69", 3)
     assert not prepared_folder(tmp_path, "facescrub").exists()
