@@ -309,6 +309,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _for_record(attempt: Attempt) -> Attempt:
-    """The attempt as a record may tell it to others: the host as a hash, the same for each host, and no pid."""
+    """The attempt as a record may tell it to others: the host only as a hash, and no pid."""
     hashed = attempt.host and hashlib.sha256(attempt.host.encode()).hexdigest()[:12]
     return attempt.model_copy(update={"host": hashed, "pid": None})
