@@ -39,6 +39,7 @@ class RunOptions:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
+    checkpoint_interval: float | None = None
     executor: Literal["local", "inline"] = "local"
     budget: str | None = None
 
@@ -88,6 +89,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         stale=options.stale,
         precision=options.precision,
         deterministic=options.deterministic,
+        checkpoint_interval=options.checkpoint_interval,
     )
     executor: Executor = LocalExecutor()
     if options.executor == "inline":
@@ -193,19 +195,15 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
             assert not value
 
     def work(job: Job, asked: Callable[[], StopRequest]) -> int:
-        return train(
-            job.runs,
-            context.registry,
-            context.preset,
-            context.project,
-            TrainOptions(
-                device=job.slot.device,
-                precision=options.precision,
-                deterministic=options.deterministic,
-                co_tenants=job.slot.co_tenants,
-                redo_stale=options.stale == "rerun",
-            ),
-            stop=Asked(asked),
+        how = TrainOptions(
+            device=job.slot.device,
+            precision=options.precision,
+            deterministic=options.deterministic,
+            co_tenants=job.slot.co_tenants,
+            redo_stale=options.stale == "rerun",
         )
+        if options.checkpoint_interval is not None:
+            how = replace(how, checkpoint_interval=options.checkpoint_interval)
+        return train(job.runs, context.registry, context.preset, context.project, how, stop=Asked(asked))
 
     return work

@@ -17,7 +17,8 @@ StalePolicy = Literal["keep", "rerun"]
 class TrainCommand:
     """Everything of the command but the runs and the slot; `program` is what starts this package.
 
-    `threads` are the CPU threads of one run, `precision` None leaves the choice to the device.
+    `threads` are the CPU threads of one run, `precision` None leaves the choice to the device,
+    `checkpoint_interval` (seconds) None leaves it to `repro train`.
     """
 
     preset: str
@@ -27,6 +28,7 @@ class TrainCommand:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
+    checkpoint_interval: float | None = None
     program: tuple[str, ...] = (sys.executable, "-m", "repro")
 
     def argv(self, runs: Sequence[str], slot: Slot) -> tuple[str, ...]:
@@ -47,4 +49,6 @@ class TrainCommand:
             words += ["--precision", self.precision]
         if self.deterministic:
             words += ["--deterministic"]
+        if self.checkpoint_interval is not None:
+            words += ["--checkpoint-interval", f"{self.checkpoint_interval:g}"]
         return words
