@@ -9,7 +9,6 @@ from typing import Literal
 from repro.commands.context import Context
 from repro.commands.packing import PerGpu, pack, tenants
 from repro.commands.survey import make_survey, probes_here, shares_begun
-from repro.data import described
 from repro.errors import DataMissingError, SetupError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
@@ -137,8 +136,7 @@ def _missing_data(
             read_manifest(context.project.data, dataset)
         except DataMissingError as error:
             count = sum(run.cell.dataset == dataset for run in runs)
-            unavailable = described(dataset).unavailable("preparing")
-            reasons[dataset] = f"{count} runs on {dataset} are left out: {unavailable or error}"
+            reasons[dataset] = f"{count} runs on {dataset} are left out: {error}"
     return reasons
 
 

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 class DataSet:
     """One data set.
 
-    A count is None where it is whatever is found, a callable where this version does not have it.
+    A count is None where it is whatever is found; `fetch` is None for a set of one's own, from a folder.
     """
 
     name: str
@@ -72,8 +72,8 @@ class DataSet:
     test_count: int | None
     source: str
     """Where the data come from, in a sentence."""
+    prepare: "Prepare"
     fetch: "Fetch | None" = None
-    prepare: "Prepare | None" = None
     paper_counts: tuple[int, int, int] | None = None
     """Training images, test images and classes as the paper counts them, where the set is as found: only for
     an estimate of time before the data are here."""
@@ -83,10 +83,6 @@ class DataSet:
     """Where its source files lie below a data folder, by name alone, or None."""
     fetch_takes: frozenset[str] = frozenset({"url"})
     prepare_takes: frozenset[str] = frozenset()
-
-    def unavailable(self, doing: str) -> str | None:
-        """The sentence for a user whose set this version cannot prepare; None where it can."""
-        return None if self.prepare is not None else str(_unavailable(self, doing))
 
 
 @dataclass(frozen=True)
@@ -273,12 +269,11 @@ def fetch(
 ) -> Path:
     """The place of the source files of `name` below `data_dir`, downloaded where they are not there yet.
 
-    Raises UsageError, FetchError, DataCorruptError, SetupError, or DataMissingError where this version
-    cannot fetch the set.
+    Raises UsageError, FetchError, DataCorruptError, SetupError, or DataMissingError where something is needed
+    beforehand.
     """
     chosen = data_set(name)
-    if chosen.fetch is None:
-        raise _unavailable(chosen, "fetching")
+    assert chosen.fetch is not None, "every known set can be fetched"
     options = options or FetchOptions()
     _check_options("fetch", name, options, FetchOptions(), chosen.fetch_takes)
     return chosen.fetch(data_dir, options, progress, notify)
@@ -295,8 +290,7 @@ def prepare(
 
     A name that is not a known set's needs `options.source`, a folder with a folder a class.
 
-    Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing
-    or this version cannot prepare the set.
+    Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing.
     """
     options = options or PrepareOptions()
     if name not in DATA_SETS and options.source is None:
@@ -305,8 +299,6 @@ def prepare(
             "--from FOLDER with a folder of images a class"
         )
     chosen = described(name)
-    if chosen.prepare is None:
-        raise _unavailable(chosen, "preparing")
     _check_options("prepare", name, options, PrepareOptions(), chosen.prepare_takes)
     if options.name is not None and options.name != name:
         described(options.name)
@@ -368,8 +360,6 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
             return DataSetState(chosen.name, chosen.title, "fetched", None, None, _bytes(found), detail)
         if folder.exists():
             detail = str(error)
-        elif chosen.prepare is None:
-            detail = str(_unavailable(chosen, "preparing"))
         else:
             needs = f", given {chosen.fetch_needs}" if chosen.fetch_needs else ""
             detail = f"`repro data fetch {chosen.name}` downloads it{needs}"
@@ -393,14 +383,6 @@ def _check_options(command: str, name: str, given: object, default: object, take
         if value != getattr(default, option.name) and option.name not in takes:
             flag = spelling.get(option.name, option.name.replace("_", "-"))
             raise UsageError(f"repro data {command} {name}: --{flag} means nothing for this set")
-
-
-def _unavailable(chosen: DataSet, doing: str) -> DataMissingError:
-    usable = ", ".join(each.name for each in DATA_SETS.values() if each.prepare is not None)
-    return DataMissingError(
-        f"{doing} {chosen.title} is not available in this version; its runs are left out and its cells stay "
-        f"blank with this reason. Available: {usable}"
-    )
 
 
 def _bytes(place: Path) -> int:
