@@ -56,8 +56,8 @@ def draw_contact_sheet(data: PreparedData, recipe: Recipe, classes: int, images:
     longest = max(map(len, names))
     with figure_style():
         figure, axes = make_page(
-            f"{manifest.title}: {manifest.classes} classes, {manifest.train.count:,} training and "
-            f"{manifest.test.count:,} test images of {size} × {size}",
+            f"{manifest.title}{' in part' if manifest.partial else ''}: {manifest.classes} classes, "
+            f"{manifest.train.count:,} training and {manifest.test.count:,} test images of {size} × {size}",
             _caption(manifest, recipe, len(shown), seed),
             panels=(panel, panel),
             margins=Margins(

@@ -41,7 +41,7 @@ class Member:
     """One entry of an archive, whatever the format."""
 
     name: str
-    kind: Literal["file", "folder", "link", "special"]
+    kind: Literal["file", "folder", "link", "special file"]
     size: int
     open: Callable[[], IO[bytes]]
 
@@ -185,7 +185,7 @@ def _open_members(archive: Path, limits: Limits) -> Iterator[Iterator[Member]]:
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
     while (info := tar.next()) is not None:
-        kind: Literal["file", "folder", "link", "special"]
+        kind: Literal["file", "folder", "link", "special file"]
         if info.islnk() or info.issym():
             kind = "link"
         elif info.isdir():
@@ -193,7 +193,7 @@ def _tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
         elif info.isreg() and not info.issparse():
             kind = "file"
         else:
-            kind = "special"
+            kind = "special file"
         yield Member(info.name, kind, info.size, partial(_open_tar_member, tar, info))
 
 

@@ -108,11 +108,11 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path, name, message):
     [
         (tarfile.SYMTYPE, "link"),
         (tarfile.LNKTYPE, "link"),
-        (tarfile.CHRTYPE, "special"),
-        (tarfile.BLKTYPE, "special"),
-        (tarfile.FIFOTYPE, "special"),
-        (tarfile.GNUTYPE_SPARSE, "special"),
-        (b"Z", "special"),
+        (tarfile.CHRTYPE, "special file"),
+        (tarfile.BLKTYPE, "special file"),
+        (tarfile.FIFOTYPE, "special file"),
+        (tarfile.GNUTYPE_SPARSE, "special file"),
+        (b"Z", "special file"),
     ],
 )
 def test_links_devices_and_sparse_files_are_refused(tmp_path, type, kind):
