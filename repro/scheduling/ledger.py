@@ -24,7 +24,7 @@ from repro.scheduling.events import (
     SetAside,
     Tick,
 )
-from repro.scheduling.executors.base import Job
+from repro.scheduling.executors.base import Ending, Job
 from repro.scheduling.groups import group_runs
 from repro.scheduling.interruption import Stage
 from repro.scheduling.outcome import Failure, Outcome
@@ -50,6 +50,9 @@ FURTHER_LAUNCHES = 2
 FURTHER_INTERRUPTED = 1
 """How often a run is launched again after somebody else interrupted its worker."""
 
+FURTHER_WITHOUT_PROGRESS = 10
+"""How often a run is launched again after ends that were not its fault, unless it got further in between."""
+
 _DAMAGED = (Standing.CORRUPT, Standing.FOREIGN)
 
 
@@ -61,6 +64,19 @@ class Launch:
     watches: dict[str, RunWatch]
     told: Stage = Stage.GO_ON
     began_a_run: bool = False
+
+
+@dataclass
+class _Setbacks:
+    """Ends of a run's workers that were not its fault, since it last got further than `step`."""
+
+    step: int = -1
+    count: int = 0
+
+    def add(self, step: int) -> None:
+        """One more, of an attempt that had begun at `step`."""
+        self.count = 1 if step > self.step else self.count + 1
+        self.step = max(step, self.step)
 
 
 @dataclass
@@ -80,6 +96,7 @@ class Ledger:
     _failed: dict[str, Failure] = field(default_factory=dict)
     _launches: dict[str, int] = field(default_factory=dict)
     _troubles: dict[str, list[str]] = field(default_factory=dict)
+    _setbacks: dict[str, _Setbacks] = field(default_factory=dict)
     _streak: ErrorStreak = field(default_factory=ErrorStreak)
     _left_datasets: set[str] = field(default_factory=set)
 
@@ -97,6 +114,22 @@ class Ledger:
                 self._set_aside(state.run)
             runs.append(state.run)
         self.queue.extend(group_runs(runs, slots))
+
+    def queued(self) -> frozenset[str]:
+        """The ids of the runs in the queue."""
+        return frozenset(run.id for group in self.queue for run in group)
+
+    def adopt(self, job: Job) -> Launch:
+        """A worker that an earlier scheduler started: its runs leave the queue.
+
+        An attempt in progress is taken for this worker's.
+        """
+        theirs = [run for group in self.queue for run in group if run.id in job.runs]
+        groups = (tuple(run for run in group if run.id not in job.runs) for group in self.queue)
+        self.queue = deque(group for group in groups if group)
+        for run in theirs:
+            self._launches[run.id] = self._launches.get(run.id, 0) + 1
+        return Launch(job, {run.id: RunWatch.resume(run, self._paths(run)) for run in theirs})
 
     def next_group(self) -> tuple[Run, ...]:
         """The next runs for a worker, without those that another process has trained; empty: no more."""
@@ -130,8 +163,8 @@ class Ledger:
                 log = traceback or launch.job.log
                 self._fail([watch.run], cause, log, launch.job.slot, is_setup_error(cause))
 
-    def close(self, launch: Launch, code: int) -> None:
-        """A worker has ended: what its runs did not settle on disk, its exit code explains."""
+    def close(self, launch: Launch, code: int, ending: Ending | None = None) -> None:
+        """A worker has ended: what its runs did not settle on disk, its exit code or `ending` explains."""
         self.look(launch)
         rest: list[RunWatch] = []
         for watch in launch.watches.values():
@@ -143,12 +176,14 @@ class Ledger:
         job = launch.job
         if not rest or launch.told:
             return
-        if is_hopeless(code, launch.began_a_run):
-            cause = last_line(job.log) or describe_end(code, job.log)
+        if ending and ending.blameless:
+            self._go_on(rest, ending, job)
+        elif is_hopeless(code, launch.began_a_run):
+            cause = ending.cause if ending else last_line(job.log) or describe_end(code, job.log)
             runs = [watch.run for watch in rest]
             self._fail(runs, cause, job.log, job.slot, setup=code == SetupError.exit_code)
         else:
-            self._retry(rest, code, job)
+            self._retry(rest, code, job, ending.cause if ending else describe_end(code, job.log))
 
     def reclaim(self) -> None:
         """Looks again at the runs that others held: done, free again and queued, or still held."""
@@ -220,9 +255,26 @@ class Ledger:
         accuracy = record.result.accuracy
         self.tell(Finished(state.run.id, accuracy, seconds, self._ended, len(self.states)))
 
-    def _retry(self, rest: Sequence[RunWatch], code: int, job: Job) -> None:
+    def _go_on(self, rest: Sequence[RunWatch], ending: Ending, job: Job) -> None:
+        """Queues runs again as they were; what a run met without its fault counts until it gets further."""
+        for watch in [watch for watch in rest if watch.latest_attempt()] or rest:
+            attempt = watch.latest_attempt()
+            setbacks = self._setbacks.setdefault(watch.run.id, _Setbacks())
+            setbacks.add(attempt.resumed_at_step if attempt else -1)
+        again: list[Run] = []
+        for watch in rest:
+            setbacks = self._setbacks.get(watch.run.id, _Setbacks())
+            if setbacks.count > FURTHER_WITHOUT_PROGRESS:
+                cause = f"{ending.cause}; it got no further in {setbacks.count} attempts"
+                self._fail([watch.run], cause, job.log, job.slot)
+            else:
+                again.append(watch.run)
+        if again and not self.stopped_early:
+            self.tell(Requeued(tuple(run.id for run in again), ending.cause))
+            self.queue.appendleft(tuple(again))
+
+    def _retry(self, rest: Sequence[RunWatch], code: int, job: Job, cause: str) -> None:
         """Queues runs singly; only those that were under way are charged, so it comes to an end."""
-        cause = describe_end(code, job.log)
         charged = [watch for watch in rest if watch.latest_attempt()] or rest
         for watch in charged:
             self._troubles.setdefault(watch.run.id, []).append(cause)

@@ -87,6 +87,7 @@ class Scheduler:
         started = time.monotonic()
         with self._interruption:
             self._ledger.fill(len(self._slots))
+            self._adopt()
             try:
                 self._loop()
             finally:
@@ -102,7 +103,7 @@ class Scheduler:
                 code = self._executor.poll(launch.job)
                 if code is not None:
                     del self._launches[place]
-                    self._ledger.close(launch, code)
+                    self._ledger.close(launch, code, self._executor.ending(launch.job))
             self._fill_slots()
             if not self._launches and not self._reclaim():
                 break
@@ -111,6 +112,17 @@ class Scheduler:
                 next_look = time.monotonic() + self._pace.look
             time.sleep(self._pace.poll)
         self._look()
+
+    def _adopt(self) -> None:
+        """Takes over the jobs of an earlier scheduler, so that nothing they have in hand starts twice."""
+        for job in self._executor.adopt(1, self._ledger.queued()):
+            self._jobs += 1
+            launch = self._ledger.adopt(job)
+            # More of them than slots are only waited for: their places are beyond those that are filled.
+            self._launches[len(self._launches)] = launch
+            self._tell(Started(job))
+        if self._launches:
+            self._tell(Notice(f"going on with {_jobs(len(self._launches))} of an earlier scheduler"))
 
     def _fill_slots(self) -> None:
         for place, slot in enumerate(self._slots):
@@ -151,6 +163,8 @@ class Scheduler:
     def _look(self) -> None:
         for launch in self._launches.values():
             self._ledger.look(launch)
+        for text in self._executor.news():
+            self._tell(Notice(text))
         self._tell(self._ledger.tick(tuple(self._launches.values())))
 
     def _reclaim(self) -> bool:
@@ -225,3 +239,7 @@ class Scheduler:
 
 def _same_device(one: Slot, other: Slot) -> bool:
     return (one.device, one.index, one.uuid) == (other.device, other.index, other.uuid)
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"

@@ -17,7 +17,9 @@ class Slot:
 
     `index` is the device's number as nvidia-smi counts (0 for the CPU), `share` this slot's number among
     the `co_tenants` + 1 slots of that device. `memory_bytes` is the whole device's. `environment` is what
-    a worker needs to see this device and no other.
+    a worker needs to see this device and no other. `host` is None on this machine; elsewhere it names who
+    finds a machine when the job starts ("slurm", "ray"): `index` only counts the slots then, and 0 bytes of
+    memory mean that nobody knows yet.
     """
 
     device: Literal["cuda", "cpu"]
@@ -28,10 +30,13 @@ class Slot:
     co_tenants: int
     environment: Mapping[str, str] = field(hash=False)
     share: int = 0
+    host: str | None = None
 
     @property
     def label(self) -> str:
-        """`cuda:0`, `cuda:0/1` where it is shared, `cpu/1`."""
+        """`cuda:0`, `cuda:0/1` where it is shared, `cpu/1`; `slurm/0` where it is not of this machine."""
+        if self.host:
+            return f"{self.host}/{self.index}"
         base = f"cuda:{self.index}" if self.device == "cuda" else "cpu"
         return f"{base}/{self.share}" if self.co_tenants else base
 
@@ -71,6 +76,28 @@ def find_slots(
         return _cpu(threads, cpu_slots)
     # Share by share rather than GPU by GPU: a few groups spread over the devices before they pack.
     return tuple(_gpu(gpu, share, per_gpu, threads) for share in range(per_gpu) for gpu in visible)
+
+
+def remote_slots(
+    host: str, count: int, name: str, device: Literal["cuda", "cpu"], threads: int, co_tenants: int = 0
+) -> tuple[Slot, ...]:
+    """`count` slots of a cluster, for one job each; nothing of this machine is looked at.
+
+    `co_tenants` is how many jobs may share a device at most.
+    """
+    return tuple(
+        Slot(
+            device=device,
+            index=index,
+            name=name,
+            uuid=None,
+            memory_bytes=0,
+            co_tenants=co_tenants,
+            environment=_thread_limits(threads),
+            host=host,
+        )
+        for index in range(count)
+    )
 
 
 def _pick(visible: Sequence[Gpu], wanted: Sequence[int], variable: str | None) -> tuple[Gpu, ...]:

@@ -29,6 +29,15 @@ class RunWatch:
         before = max((attempt.number for attempt in attempts_of(paths)), default=0)
         return cls(run, paths, _stamp(paths.record), before)
 
+    @classmethod
+    def resume(cls, run: Run, paths: RunPaths) -> "RunWatch":
+        """Notes how things stand under a worker that was started earlier: an attempt in progress is new."""
+        attempts = attempts_of(paths)
+        # An attempt that has not noted its end reads as killed, whether it is or still at work.
+        under_way = bool(attempts) and attempts[-1].outcome == "killed"
+        before = max((attempt.number for attempt in attempts), default=0) - under_way
+        return cls(run, paths, _stamp(paths.record), before)
+
     def record_is_new(self) -> bool:
         """Whether a record has appeared, or replaced the old one, since."""
         now = _stamp(self.paths.record)

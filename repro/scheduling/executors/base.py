@@ -1,7 +1,7 @@
 """The seam between the scheduler and whatever runs a worker: a job, and the words said about it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,17 @@ class Job:
     log: Path
     slot: Slot
     place: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a job ended, in words, where its executor knows more than the exit code says.
+
+    `blameless` is an end that says nothing about the runs: a lost node, a time limit, preemption.
+    """
+
+    cause: str
+    blameless: bool
 
 
 class Executor(ABC):
@@ -51,3 +62,19 @@ class Executor(ABC):
     @abstractmethod
     def kill(self, job: Job) -> None:
         """Ends `job` and everything it started, at once; what it had not saved is lost."""
+
+    def ending(self, job: Job) -> Ending | None:
+        """Why `job`, which has ended, did so; None where the exit code says it all."""
+        return None
+
+    def adopt(self, first: int, runs: Collection[str]) -> Sequence[Job]:
+        """Jobs that an earlier scheduler submitted, that have not ended and that train any of `runs`.
+
+        They are numbered from `first` on, and every word may be said to them from now on. Jobs that die
+        with their scheduler leave none.
+        """
+        return ()
+
+    def news(self) -> Sequence[str]:
+        """Sentences for the user since it was last asked: why jobs wait, that a service does not answer."""
+        return ()

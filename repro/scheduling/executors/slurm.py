@@ -1,0 +1,373 @@
+"""Workers as Slurm jobs, submitted through submitit.
+
+Slurm may start a job never, once or twice; whatever it does, what counts is what the job's worker commits.
+Jobs outlive the scheduler: a note of each in `folder` lets the next one take them over.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repro.commit import make_folder, write_whole
+from repro.errors import RunInterruptedError, SetupError
+from repro.scheduling.executors.base import Ending, Executor, Job
+from repro.scheduling.executors.slurm_node import Heard, NodeSide, Note
+from repro.scheduling.executors.slurm_queue import (
+    CANCELLED,
+    ORPHANED,
+    PREEMPTED,
+    TIME_LIMIT,
+    QueueEntry,
+    QueueSilentError,
+    call_slurm,
+    last_words,
+    read_end,
+    read_queue,
+    waiting,
+)
+from repro.scheduling.slots import Slot
+
+if TYPE_CHECKING:
+    from submitit.slurm.slurm import SlurmExecutor as Submitit
+
+WARNING_SECONDS = 90
+"""How long before the time limit a job is warned, to write its checkpoint."""
+
+LARGEST_ARRAY = 1000
+"""Slurm's own limit on an array (MaxArraySize) is 1001 unless its administrator changed it."""
+
+
+@dataclass(frozen=True)
+class SlurmRequest:
+    """What every job asks of Slurm; None leaves it to the cluster. `extra` are further options of sbatch.
+
+    `gres` as in `gpu:1` or `shard:2`; `time` and `memory` as sbatch writes them (`4:00:00`, `16G`).
+    """
+
+    cores: int = 1
+    gres: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    memory: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, str]:
+        """The options of sbatch, by name."""
+        options = {
+            "cpus-per-task": str(self.cores),
+            "gres": self.gres,
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "time": self.time,
+            "mem": self.memory,
+            # A job that Slurm puts back is the same command again: it skips what is done and resumes.
+            "requeue": True,
+            "signal": f"USR1@{WARNING_SECONDS}",
+            **self.extra,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SlurmPace:
+    """Seconds between two looks at the folder of notes, and between two calls of squeue, at least and most."""
+
+    notes: float = 1.0
+    queue: float = 2.0
+    queue_longest: float = 30.0
+
+
+@dataclass
+class _Submitted:
+    """A job in Slurm's hands: `missing` counts the looks that found it ended without word."""
+
+    job: Job
+    id: str
+    missing: int = 0
+
+
+class SlurmExecutor(Executor):
+    """One Slurm job a job, those that are started together as one array.
+
+    `folder` is on the shared file system, as the results are. Whether a job has ended is read from the note
+    that it leaves there and from one squeue for all of them; submitit's own results are not looked at.
+    Raises SetupError where submitit or Slurm is missing, or the controller does not answer.
+    """
+
+    def __init__(self, folder: Path, request: SlurmRequest, pace: SlurmPace | None = None) -> None:
+        self._folder = folder
+        self._pace = pace or SlurmPace()
+        self._submitit = _open_submitit(folder, request)
+        self._unsent: list[Job] = []
+        self._submitted: dict[int, _Submitted] = {}
+        self._codes: dict[int, int] = {}
+        self._endings: dict[int, Ending] = {}
+        self._news: list[str] = []
+        self._told: frozenset[str] = frozenset()
+        self._next_send = 0.0
+        self._next_notes = 0.0
+        self._next_queue = 0.0
+        self._queue_pause = self._pace.queue
+        try:
+            self._queue: Mapping[str, QueueEntry] = read_queue()
+        except QueueSilentError as error:
+            raise SetupError(f"Slurm does not answer ({error}): see what `sinfo` says") from None
+
+    def submit(self, job: Job) -> None:
+        """Takes `job`; it goes to Slurm with the others of this round when the first of them is polled."""
+        make_folder(job.log.parent)
+        self._unsent.append(job)
+
+    def poll(self, job: Job) -> int | None:
+        """The worker's exit code, as its node noted it or as Slurm's word for its end implies.
+
+        Raises SetupError if Slurm refuses the jobs for a reason that waiting does not change.
+        """
+        self._send()
+        self._look()
+        return self._codes.get(job.number)
+
+    def drain(self, job: Job) -> None:
+        """SIGUSR2 to the node's side; a job that waits is cancelled."""
+        self._ask(job, "USR2")
+
+    def terminate(self, job: Job) -> None:
+        """SIGTERM to the node's side, which passes it on; a job that waits is cancelled."""
+        self._ask(job, "TERM")
+
+    def kill(self, job: Job) -> None:
+        """Cancels the job: Slurm kills what is left of it on its node."""
+        if (id := self._withdraw(job)) is not None:
+            self._scancel(id)
+
+    def ending(self, job: Job) -> Ending | None:
+        """Slurm's reason for the end, if it was Slurm's doing."""
+        return self._endings.get(job.number)
+
+    def adopt(self, first: int, runs: Collection[str]) -> Sequence[Job]:
+        """Jobs in the queue that an earlier scheduler has noted in `folder`."""
+        adopted: list[Job] = []
+        for path in sorted(self._folder.glob("*.job.json")):
+            note = _read_job(path)
+            entry = self._queue.get(note[0]) if note else None
+            if note is None or entry is None or entry.ended:
+                path.unlink(missing_ok=True)
+            elif runs & set(note[1].runs):
+                job = replace(note[1], number=first + len(adopted))
+                self._submitted[job.number] = _Submitted(job, note[0])
+                adopted.append(job)
+        return adopted
+
+    def news(self) -> Sequence[str]:
+        """Why jobs wait, once for each reason, and when Slurm stops answering."""
+        news, self._news = self._news, []
+        return news
+
+    def _send(self) -> None:
+        if not self._unsent or time.monotonic() < self._next_send:
+            return
+        jobs = self._unsent[:LARGEST_ARRAY]
+        sides = [NodeSide(job, self._note(job)) for job in jobs]
+        try:
+            ids = self._hand_over(sides)
+        except SetupError as error:
+            # While others are in the queue a refusal may be a full queue or a controller that restarts.
+            if not self._submitted:
+                raise
+            self._tell(f"{error}; trying again")
+            self._next_send = time.monotonic() + self._pace.queue_longest
+            return
+        del self._unsent[: len(jobs)]
+        for job, id in zip(jobs, ids, strict=True):
+            self._submitted[job.number] = _Submitted(job, id)
+            content = {"id": id, "job": asdict(job)}
+            write_whole(self._job_note(job), json.dumps(content, default=str).encode())
+        self._look_soon()
+
+    def _hand_over(self, sides: Sequence[NodeSide]) -> list[str]:
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        complaints = io.StringIO()
+        try:
+            # submitit prints what sbatch says; here it becomes the error.
+            with contextlib.redirect_stderr(complaints):
+                if len(sides) == 1:
+                    return [self._submitit.submit(sides[0]).job_id]
+                with self._submitit.batch():
+                    sent = [self._submitit.submit(side) for side in sides]
+                return [job.job_id for job in sent]
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            words = last_words(complaints.getvalue()) or last_words(str(error))
+            raise SetupError(f"sbatch does not take the jobs: {words}{_advice(words)}") from None
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_notes:
+            self._next_notes = now + self._pace.notes
+            self._read_notes()
+        if self._submitted and now >= self._next_queue:
+            before = self._queue
+            self._read_queue()
+            changed = self._queue != before
+            longest = self._pace.queue_longest
+            self._queue_pause = self._pace.queue if changed else min(1.2 * self._queue_pause, longest)
+            self._next_queue = time.monotonic() + self._queue_pause
+
+    def _look_soon(self) -> None:
+        self._queue_pause = self._pace.queue
+        self._next_queue = min(self._next_queue, time.monotonic() + self._queue_pause)
+
+    def _read_notes(self) -> None:
+        """A worker that came to its own end is believed; any other may be started again by Slurm."""
+        for submitted in list(self._submitted.values()):
+            note = Note.read(self._note(submitted.job))
+            if note is None or note.code is None:
+                continue
+            if note.code >= 0 and note.code != RunInterruptedError.exit_code:
+                self._close(submitted, note.code)
+            else:
+                self._look_soon()
+
+    def _read_queue(self) -> None:
+        try:
+            self._queue = read_queue()
+        except QueueSilentError as error:
+            self._tell(f"Slurm does not answer ({error}); its jobs go on, asking again")
+            return
+        for submitted in list(self._submitted.values()):
+            entry = self._queue.get(submitted.id)
+            if entry and not entry.ended:
+                submitted.missing = 0
+                continue
+            note = Note.read(self._note(submitted.job))
+            if note and note.code is not None:
+                self._close(submitted, note.code, _ending(note, entry))
+                continue
+            # Looked at twice: a note may take a moment to cross the file system, a requeue to be decided.
+            submitted.missing += 1
+            if submitted.missing > 1:
+                self._close(submitted, *read_end(entry, began=note is not None))
+                self._keep_last_words(submitted)
+            self._look_soon()
+        mine = {each.id: self._queue[each.id] for each in self._submitted.values() if each.id in self._queue}
+        for text in waiting(mine).values():
+            self._tell(text)
+
+    def _close(self, submitted: _Submitted, code: int, ending: Ending | None = None) -> None:
+        number = submitted.job.number
+        self._codes[number] = code
+        if ending:
+            self._endings[number] = ending
+        del self._submitted[number]
+        self._note(submitted.job).unlink(missing_ok=True)
+        self._job_note(submitted.job).unlink(missing_ok=True)
+
+    def _keep_last_words(self, submitted: _Submitted) -> None:
+        """Adds what Slurm said of a job that left no word to the job's log."""
+        said = self._folder / f"{submitted.id}_0_log.err"
+        with contextlib.suppress(FileNotFoundError), submitted.job.log.open("a") as log:
+            log.write(said.read_text(errors="replace"))
+
+    def _ask(self, job: Job, name: str) -> None:
+        if (id := self._withdraw(job)) is not None:
+            self._scancel("--state=PENDING", id)
+            self._scancel(f"--signal={name}", id)
+            self._look_soon()
+
+    def _withdraw(self, job: Job) -> str | None:
+        """The job's id in Slurm; None if it has ended or, not sent yet, is ended here."""
+        if job in self._unsent:
+            self._unsent.remove(job)
+            self._codes[job.number] = RunInterruptedError.exit_code
+        submitted = self._submitted.get(job.number)
+        return submitted.id if submitted else None
+
+    def _scancel(self, *words: str) -> None:
+        try:
+            call_slurm("scancel", "--quiet", *words)
+        except QueueSilentError as error:
+            self._tell(f"scancel failed: {error}")
+
+    def _tell(self, text: str) -> None:
+        """Once for each sentence of the last hundred."""
+        if text not in self._told:
+            self._told = frozenset([*self._told, text][-100:])
+            self._news.append(text)
+
+    def _note(self, job: Job) -> Path:
+        return self._folder / f"{job.log.stem}.node.json"
+
+    def _job_note(self, job: Job) -> Path:
+        return self._folder / f"{job.log.stem}.job.json"
+
+
+def _open_submitit(folder: Path, request: SlurmRequest) -> "Submitit":
+    try:
+        from submitit.slurm.slurm import SlurmExecutor as Submitit
+    except ImportError:
+        raise SetupError("--executor slurm needs submitit: pip install '.[slurm]'") from None
+    missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+    if missing:
+        raise SetupError(f"no {missing[0]} on PATH: run this on a login node of the Slurm cluster")
+    make_folder(folder)
+    executor = Submitit(folder)
+    executor.update_parameters(
+        job_name="repro",
+        # The partition's own limit, unless `options` say another: submitit would ask for five minutes.
+        time=None,
+        wckey=None,
+        additional_parameters=request.options(),
+        # submitit's handler would put jobs back by itself; it is left to a signal that nobody sends.
+        setup=["export SUBMITIT_PREEMPT_SIGNAL=URG"],
+    )
+    return executor
+
+
+def _ending(note: Note, entry: QueueEntry | None) -> Ending | None:
+    """Why a worker that noted its end was stopped; None if nobody asked it to."""
+    state = entry.state if entry else ""
+    if note.heard is Heard.WARNING or state in ("TIMEOUT", "DEADLINE"):
+        return TIME_LIMIT
+    if state == "PREEMPTED":
+        return PREEMPTED
+    if note.heard is Heard.ORPHANED:
+        return ORPHANED
+    if state in ("NODE_FAIL", "BOOT_FAIL"):
+        return read_end(entry, began=True)[1]
+    return CANCELLED if state == "CANCELLED" else None
+
+
+def _advice(words: str) -> str:
+    lower = words.lower()
+    if "partition" in lower:
+        return "; `sinfo` lists the partitions"
+    if "account" in lower or "qos" in lower:
+        return "; `sacctmgr show associations user=$USER` lists yours, --account and --qos choose"
+    return ""
+
+
+def _read_job(path: Path) -> tuple[str, Job] | None:
+    """Slurm's id and the job of a note; None if it cannot be read."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        job = content["job"]
+        return content["id"], Job(
+            number=job["number"],
+            runs=tuple(job["runs"]),
+            argv=tuple(job["argv"]),
+            environment=job["environment"],
+            log=Path(job["log"]),
+            slot=Slot(**job["slot"]),
+            place=job["place"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
