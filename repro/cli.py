@@ -145,6 +145,34 @@ def devices(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
+
+    @click.option("--jobs", type=click.IntRange(min=1),
+                  help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
+    @click.option("--job-gpus", type=click.FloatRange(min=0), default=1.0, show_default=True,
+                  help="Slurm, Ray: GPUs of a job; 0: train on the CPU; Ray: 0.5 shares one.")  # fmt: skip
+    @click.option("--partition", help="Slurm.")
+    @click.option("--account", help="Slurm.")
+    @click.option("--qos", help="Slurm.")
+    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; it goes on in another job.")
+    @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
+    @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
+    @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",
+                  help="Slurm: any other option of sbatch, as in constraint=a100; repeatable.")  # fmt: skip
+    @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from dataclasses import fields
+
+        from repro.commands.cluster import ClusterOptions
+
+        asked = {each.name: options.pop(each.name) for each in fields(ClusterOptions)}
+        return command(*args, cluster=ClusterOptions(**asked), **options)
+
+    return wrapped
+
+
 @main.command()
 @places
 @selection
@@ -170,8 +198,10 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
     "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
 )
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
-@click.option("--executor", type=click.Choice(["local", "inline"]), default="local", show_default=True,
-              help="A process a group of runs, or all in this one.")  # fmt: skip
+@click.option("--executor", type=click.Choice(["local", "inline", "slurm", "ray"]), default="local",
+              show_default=True,
+              help="A process a group of runs; all in this one; a cluster's jobs.")  # fmt: skip
+@cluster
 def run(context: "Context", selected: Any, **options: Any) -> None:
     """Train what is missing, on every device found.
 

@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from repro.commands.cluster import ClusterOptions, open_cluster
 from repro.commands.context import Context
-from repro.commands.packing import PerGpu, pack, tenants
+from repro.commands.packing import Packing, PerGpu, pack, tenants
 from repro.commands.survey import make_survey, probes_here, shares_begun
-from repro.errors import DataMissingError, SetupError
+from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
 from repro.scheduling.budget import Budget, spend
@@ -38,8 +39,9 @@ class RunOptions:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
-    executor: Literal["local", "inline"] = "local"
+    executor: Literal["local", "inline", "slurm", "ray"] = "local"
     budget: str | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
 
 def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int:
@@ -50,8 +52,10 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     """
     began = time.monotonic()
     seconds = None if options.budget is None else parse_duration(options.budget)
-    # A wrong --gpus is said before anything is read.
-    pack(context, (), options.gpus, 1)
+    # A wrong --gpus or a cluster out of reach is said before anything is read.
+    remote = _cluster(context, options)
+    if remote is None:
+        pack(context, (), options.gpus, 1)
     runs = context.registry.select_runs(selected, context.preset)
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
@@ -63,7 +67,10 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
 
     survey = make_survey(context, runs)
     to_do = survey.to_do(options.stale)
-    packing = pack(context, to_do, options.gpus, options.per_gpu, options.precision, probing=_say)
+    if remote is None:
+        packing = pack(context, to_do, options.gpus, options.per_gpu, options.precision, probing=_say)
+    else:
+        packing = Packing(remote[1])
     slots = packing.slots
     for line in packing.lines():
         _say(line)
@@ -88,7 +95,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         precision=options.precision,
         deterministic=options.deterministic,
     )
-    executor: Executor = LocalExecutor()
+    executor = remote[0] if remote else LocalExecutor()
     if options.executor == "inline":
         # One process has one torch: its threads and its memory are shared, so runs go one after another.
         slots = (replace(slots[0], co_tenants=0),)
@@ -117,6 +124,19 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     if outcome.exit_code == 0 and missing:
         return SetupError.exit_code
     return outcome.exit_code
+
+
+def _cluster(context: Context, options: RunOptions) -> tuple[Executor, tuple[Slot, ...]] | None:
+    """The executor of a cluster and its slots; None where this machine trains."""
+    if options.executor not in ("slurm", "ray"):
+        if options.cluster != ClusterOptions():
+            raise UsageError("--jobs and what follows it in --help need --executor slurm or --executor ray")
+        return None
+    if options.gpus is not None or options.per_gpu != 1:
+        raise UsageError("--gpus and --per-gpu are of this machine; a job's share is --job-gpus or --gres")
+    if options.budget is not None:
+        raise UsageError("--budget counts this machine's time; a job of a cluster has --time")
+    return open_cluster(options.executor, context, options.cluster)
 
 
 def _say(line: str) -> None:

@@ -126,7 +126,10 @@ class SlurmCluster:
         key.chmod(0o400)
         devices = dict(zip(NODES, ("/dev/null", "/dev/zero"), strict=True))
         (self.folder / "gres.conf").write_text(
-            "".join(f"NodeName={n} Name=gpu File={f}\nNodeName={n} Name=shard Count=4\n" for n, f in devices.items())
+            "".join(
+                f"NodeName={n} Name=gpu File={f}\nNodeName={n} Name=shard Count=4\n"
+                for n, f in devices.items()
+            )
         )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         nodes = "".join(
@@ -144,7 +147,8 @@ class SlurmCluster:
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
                 logs = "\n".join(
-                    path.read_text(errors="replace")[-500:] for path in sorted((self.folder / "log").iterdir())
+                    path.read_text(errors="replace")[-500:]
+                    for path in sorted((self.folder / "log").iterdir())
                 )
                 why = f"{', '.join(dead)} ended" if dead else f"waited {_PATIENCE:g} s in vain for {what}"
                 raise CannotStartError(f"Slurm does not start here: {why}\n{logs}")

@@ -57,11 +57,11 @@ class SlurmRequest:
     qos: str | None = None
     time: str | None = None
     memory: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str | bool] = field(default_factory=dict)
 
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, str | bool]:
         """The options of sbatch, by name."""
-        options = {
+        options: dict[str, str | bool | None] = {
             "cpus-per-task": str(self.cores),
             "gres": self.gres,
             "partition": self.partition,
@@ -79,7 +79,7 @@ class SlurmRequest:
 
 @dataclass(frozen=True)
 class SlurmPace:
-    """Seconds between two looks at the folder of notes, and between two calls of squeue, at least and most."""
+    """Seconds between two looks at the notes, and between two calls of squeue, at least and at most."""
 
     notes: float = 1.0
     queue: float = 2.0
@@ -161,7 +161,7 @@ class SlurmExecutor(Executor):
             entry = self._queue.get(note[0]) if note else None
             if note is None or entry is None or entry.ended:
                 path.unlink(missing_ok=True)
-            elif runs & set(note[1].runs):
+            elif not set(note[1].runs).isdisjoint(runs):
                 job = replace(note[1], number=first + len(adopted))
                 self._submitted[job.number] = _Submitted(job, note[0])
                 adopted.append(job)

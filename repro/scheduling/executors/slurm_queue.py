@@ -12,9 +12,9 @@ _TIMEOUT = 60.0
 _KILLED = -9
 _STOPPED = RunInterruptedError.exit_code
 
-_ENDED = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
-)
+_LIMIT = ("TIMEOUT", "DEADLINE")
+_NODE_LOST = ("NODE_FAIL", "BOOT_FAIL")
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "PREEMPTED", "OUT_OF_MEMORY", *_LIMIT, *_NODE_LOST)
 
 TIME_LIMIT = Ending("its job reached Slurm's time limit", blameless=True)
 CANCELLED = Ending("its job was cancelled in Slurm", blameless=False)
@@ -74,16 +74,18 @@ def read_end(entry: QueueEntry | None, began: bool) -> tuple[int, Ending]:
     """
     state = entry.state if entry else ""
     node = f" ({entry.node})" if entry and entry.node else ""
-    if state in ("TIMEOUT", "DEADLINE"):
+    if state in _LIMIT:
         return _KILLED, TIME_LIMIT
     if state == "PREEMPTED":
         return _KILLED, PREEMPTED
-    if state in ("NODE_FAIL", "BOOT_FAIL"):
+    if state in _NODE_LOST:
         return _KILLED, Ending(f"the node of its job failed{node}", blameless=True)
     if state == "CANCELLED":
         return _STOPPED, CANCELLED
     if state == "OUT_OF_MEMORY":
-        return _KILLED, Ending("Slurm killed its job for using more memory than it has (--mem)", blameless=False)
+        return _KILLED, Ending(
+            "Slurm killed its job for using more memory than it has (--mem)", blameless=False
+        )
     if not entry:
         return _KILLED, Ending("its job is gone from Slurm's queue and left no word", blameless=True)
     if began:
@@ -103,7 +105,11 @@ def waiting(entries: Mapping[str, QueueEntry]) -> dict[str, str]:
 def _sentence(reason: str, jobs: Iterable[str]) -> str:
     ids = list(jobs)
     named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-    who = f"1 job waits in Slurm's queue ({named})" if len(ids) == 1 else f"{len(ids)} jobs wait in Slurm's queue ({named})"
+    who = (
+        f"1 job waits in Slurm's queue ({named})"
+        if len(ids) == 1
+        else f"{len(ids)} jobs wait in Slurm's queue ({named})"
+    )
     held = "; an administrator or you must let it go: scontrol release ID" if "held" in reason.lower() else ""
     return f"{who}: {reason}{held}"
 
