@@ -234,6 +234,10 @@ class SlurmExecutor(Executor):
                 continue
             if note.code >= 0 and note.code != RunInterruptedError.exit_code:
                 self._close(submitted, note.code)
+            elif note.heard is Heard.ORPHANED:
+                # Slurm may believe for minutes that it runs; then it would start it once more.
+                self._scancel(submitted.id)
+                self._close(submitted, note.code, ORPHANED)
             else:
                 self._look_soon()
 
@@ -339,8 +343,6 @@ def _ending(note: Note, entry: QueueEntry | None) -> Ending | None:
         return TIME_LIMIT
     if state == "PREEMPTED":
         return PREEMPTED
-    if note.heard is Heard.ORPHANED:
-        return ORPHANED
     if state in ("NODE_FAIL", "BOOT_FAIL"):
         return read_end(entry, began=True)[1]
     return CANCELLED if state == "CANCELLED" else None
