@@ -5,6 +5,8 @@ keep runs apart no more than `--per-gpu` does.
 """
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,14 +198,25 @@ def _connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     try:
+        _knock(address)
         # Its own log lines would disturb the progress on stderr; a worker's output is in the worker's log.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SetupError(
             f"no Ray cluster answers at {address} ({_first_line(error)}): `ray start --head` starts one, "
             "--ray-address names another"
         ) from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nothing listens at `host:port`: Ray itself would go on asking for minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10):
+            pass
 
 
 def _lost(placed: _Placed) -> Ending:

@@ -5,14 +5,12 @@ Jobs outlive the scheduler: a note of each in `folder` lets the next one take th
 """
 
 import contextlib
-import io
 import json
-import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from repro.commit import make_folder, write_whole
 from repro.errors import RunInterruptedError, SetupError
@@ -26,55 +24,12 @@ from repro.scheduling.executors.slurm_queue import (
     QueueEntry,
     QueueSilentError,
     call_slurm,
-    last_words,
     read_end,
     read_queue,
     waiting,
 )
+from repro.scheduling.executors.slurm_submission import LARGEST_ARRAY, SlurmRequest, SlurmSubmission
 from repro.scheduling.slots import Slot
-
-if TYPE_CHECKING:
-    from submitit.slurm.slurm import SlurmExecutor as Submitit
-
-WARNING_SECONDS = 90
-"""How long before the time limit a job is warned, to write its checkpoint."""
-
-LARGEST_ARRAY = 1000
-"""Slurm's own limit on an array (MaxArraySize) is 1001 unless its administrator changed it."""
-
-
-@dataclass(frozen=True)
-class SlurmRequest:
-    """What every job asks of Slurm; None leaves it to the cluster. `extra` are further options of sbatch.
-
-    `gres` as in `gpu:1` or `shard:2`; `time` and `memory` as sbatch writes them (`4:00:00`, `16G`).
-    """
-
-    cores: int = 1
-    gres: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    memory: str | None = None
-    extra: Mapping[str, str | bool] = field(default_factory=dict)
-
-    def options(self) -> dict[str, str | bool]:
-        """The options of sbatch, by name."""
-        options: dict[str, str | bool | None] = {
-            "cpus-per-task": str(self.cores),
-            "gres": self.gres,
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "time": self.time,
-            "mem": self.memory,
-            # A job that Slurm puts back is the same command again: it skips what is done and resumes.
-            "requeue": True,
-            "signal": f"USR1@{WARNING_SECONDS}",
-            **self.extra,
-        }
-        return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -106,7 +61,7 @@ class SlurmExecutor(Executor):
     def __init__(self, folder: Path, request: SlurmRequest, pace: SlurmPace | None = None) -> None:
         self._folder = folder
         self._pace = pace or SlurmPace()
-        self._submitit = _open_submitit(folder, request)
+        self._submission = SlurmSubmission(folder, request)
         self._unsent: list[Job] = []
         self._submitted: dict[int, _Submitted] = {}
         self._codes: dict[int, int] = {}
@@ -178,7 +133,7 @@ class SlurmExecutor(Executor):
         jobs = self._unsent[:LARGEST_ARRAY]
         sides = [NodeSide(job, self._note(job)) for job in jobs]
         try:
-            ids = self._hand_over(sides)
+            ids = self._submission.send(sides)
         except SetupError as error:
             # While others are in the queue a refusal may be a full queue or a controller that restarts.
             if not self._submitted:
@@ -192,22 +147,6 @@ class SlurmExecutor(Executor):
             content = {"id": id, "job": asdict(job)}
             write_whole(self._job_note(job), json.dumps(content, default=str).encode())
         self._look_soon()
-
-    def _hand_over(self, sides: Sequence[NodeSide]) -> list[str]:
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        complaints = io.StringIO()
-        try:
-            # submitit prints what sbatch says; here it becomes the error.
-            with contextlib.redirect_stderr(complaints):
-                if len(sides) == 1:
-                    return [self._submitit.submit(sides[0]).job_id]
-                with self._submitit.batch():
-                    sent = [self._submitit.submit(side) for side in sides]
-                return [job.job_id for job in sent]
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            words = last_words(complaints.getvalue()) or last_words(str(error))
-            raise SetupError(f"sbatch does not take the jobs: {words}{_advice(words)}") from None
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -314,28 +253,6 @@ class SlurmExecutor(Executor):
         return self._folder / f"{job.log.stem}.job.json"
 
 
-def _open_submitit(folder: Path, request: SlurmRequest) -> "Submitit":
-    try:
-        from submitit.slurm.slurm import SlurmExecutor as Submitit
-    except ImportError:
-        raise SetupError("--executor slurm needs submitit: pip install '.[slurm]'") from None
-    missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
-    if missing:
-        raise SetupError(f"no {missing[0]} on PATH: run this on a login node of the Slurm cluster")
-    make_folder(folder)
-    executor = Submitit(folder)
-    executor.update_parameters(
-        job_name="repro",
-        # The partition's own limit, unless `options` say another: submitit would ask for five minutes.
-        time=None,
-        wckey=None,
-        additional_parameters=request.options(),
-        # submitit's handler would put jobs back by itself; it is left to a signal that nobody sends.
-        setup=["export SUBMITIT_PREEMPT_SIGNAL=URG"],
-    )
-    return executor
-
-
 def _ending(note: Note, entry: QueueEntry | None) -> Ending | None:
     """Why a worker that noted its end was stopped; None if nobody asked it to."""
     state = entry.state if entry else ""
@@ -346,15 +263,6 @@ def _ending(note: Note, entry: QueueEntry | None) -> Ending | None:
     if state in ("NODE_FAIL", "BOOT_FAIL"):
         return read_end(entry, began=True)[1]
     return CANCELLED if state == "CANCELLED" else None
-
-
-def _advice(words: str) -> str:
-    lower = words.lower()
-    if "partition" in lower:
-        return "; `sinfo` lists the partitions"
-    if "account" in lower or "qos" in lower:
-        return "; `sacctmgr show associations user=$USER` lists yours, --account and --qos choose"
-    return ""
 
 
 def _read_job(path: Path) -> tuple[str, Job] | None:
