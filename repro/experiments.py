@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from repro.errors import RegistryError, SelectionError
-from repro.implementations import NETWORKS
+from repro.errors import OwnCodeError, RegistryError, SelectionError
+from repro.implementations import NETWORKS, is_file, names
+from repro.parameters import ROW_KEYS, check_network, loss_parameters
 from repro.paths import NAME
-from repro.recipes import LOSS_PARAMETERS, Model, Preset, Recipe, Scalar
+from repro.recipes import Model, Preset, Recipe, Scalar
 
 
 class Reported(Model):
@@ -49,7 +50,8 @@ class Table(Model):
     """A table: rows are losses, columns networks.
 
     `extends` names the table below whose rows these belong without being its own; such a table has that one's
-    data set and networks.
+    data set and networks. `networks` maps each column's name to its label, `own_networks` those that are the
+    user's own to their code, `mynetworks.py:TinyNet`.
     """
 
     name: TableName
@@ -57,6 +59,7 @@ class Table(Model):
     dataset: str
     title: str
     networks: dict[str, str]
+    own_networks: dict[str, str] = Field(default_factory=dict)
     rows: tuple[Row, ...]
     reported_data: ReportedData | None = None
     file: str
@@ -174,6 +177,12 @@ def _check_apart(path: Path, table: Table, other: Table) -> None:
     """Two tables may share a data set, never a cell: an id names one run."""
     if other.name == table.name:
         raise RegistryError(f"{path}: table = {table.name!r} is already in {other.file}")
+    for network, code in table.own_networks.items():
+        if (there := other.own_networks.get(network, code)) != code:
+            raise RegistryError(
+                f"{path}: networks: {network} is {code} here and {there} in {other.file}; "
+                "a name means one network"
+            )
     if other.dataset != table.dataset or not table.networks.keys() & other.networks.keys():
         return
     for row in table.rows:
@@ -196,22 +205,17 @@ def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Tab
         own = ("table", "title")
         _known_keys(str(path), content, (*own, "extends", "like", "rows"), own)
         extended = _another(path, "extends", content, earlier)
-        content = {**content, "dataset": extended.dataset, "networks": extended.networks}
+        content = {**content, "dataset": extended.dataset, "networks": _columns(extended)}
     if "like" in content:
         _known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
         like = _another(path, "like", content, earlier)
         rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
-        return _checked_table(path, content, content.get("networks", like.networks), rows)
+        return _checked_table(path, content, content.get("networks", _columns(like)), rows)
     required = ("table", "dataset", "title", "networks", "rows")
     _known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
     networks = content["networks"]
     if not isinstance(networks, dict) or not networks:
         raise RegistryError(f'{path}: networks: expected name = "label" for each column')
-    for network in networks:
-        if network not in NETWORKS:
-            raise RegistryError(
-                f"{path}: networks: unknown network {network!r}; there are: {', '.join(NETWORKS)}"
-            )
     if not isinstance(content["rows"], list) or not content["rows"]:
         raise RegistryError(f"{path}: rows: expected one [[rows]] for each loss")
     paper = isinstance(content["table"], int)
@@ -239,9 +243,43 @@ def _another(path: Path, key: str, content: dict[str, Any], earlier: Sequence[Ta
     )
 
 
+def _columns(table: Table) -> dict[str, Any]:
+    """A table's networks as its TOML has them."""
+    return {
+        name: {"label": label, "code": table.own_networks[name]} if name in table.own_networks else label
+        for name, label in table.networks.items()
+    }
+
+
+def _network(path: Path, name: str, column: object) -> tuple[str, str | None]:
+    """A column's label, and its code where it is the user's own."""
+    where = f"{path}: networks: {name}"
+    if not isinstance(column, dict):
+        if name not in names("networks"):
+            raise RegistryError(
+                f"{path}: networks: unknown network {name!r}; there are: {', '.join(names('networks'))}; "
+                f'one of your own is {name} = {{ label = "…", code = "mynetworks.py:TinyNet" }}'
+            )
+        return str(column), None
+    keys = ("label", "code")
+    label, code = (_known_keys(where, column, keys, keys)[key] for key in keys)
+    if name in NETWORKS or not isinstance(code, str) or not is_file(code):
+        hint = f"{name} is one of this package's" if name in NETWORKS else f"got code = {code!r}"
+        raise RegistryError(
+            f'{where}: expected a new name with a file of your own, as in tiny = {{ label = "Tiny", '
+            f'code = "mynetworks.py:TinyNet" }}; {hint}'
+        )
+    try:
+        check_network(code, path.parent)
+    except OwnCodeError as error:
+        raise RegistryError(f"{where}: {error}") from None
+    return str(label), code
+
+
 def _checked_table(
-    path: Path, content: dict[str, Any], networks: dict[str, str], rows: Sequence[Row]
+    path: Path, content: dict[str, Any], columns: dict[str, Any], rows: Sequence[Row]
 ) -> Table:
+    networks = {_name(f"{path}: networks", key): _network(path, key, value) for key, value in columns.items()}
     name = content["table"]
     if not isinstance(name, int) or isinstance(name, bool):
         _name(f"{path}: table", name)
@@ -253,7 +291,8 @@ def _checked_table(
             extends=content.get("extends"),
             dataset=_name(f"{path}: dataset", content["dataset"]),
             title=content["title"],
-            networks=networks,
+            networks={key: label for key, (label, _) in networks.items()},
+            own_networks={key: code for key, (_, code) in networks.items() if code},
             rows=tuple(rows),
             reported_data=content.get("reported_data"),
             file=str(path),
@@ -266,18 +305,21 @@ def _row(path: Path, index: int, raw: object, networks: tuple[str, ...], paper: 
     where = f"{path}: row {index}"
     if isinstance(raw, dict) and isinstance(raw.get("name"), str):
         where += f" ({raw['name']})"
-    fixed = ("name", "label", "loss", "reported")
-    if not isinstance(raw, dict) or "loss" not in raw:
-        raise RegistryError(f"{where}: missing key 'loss'; losses: {', '.join(LOSS_PARAMETERS)}")
-    if raw["loss"] not in LOSS_PARAMETERS:
-        raise RegistryError(f"{where}: unknown loss {raw['loss']!r}; losses: {', '.join(LOSS_PARAMETERS)}")
-    schema = LOSS_PARAMETERS[raw["loss"]]
-    required = fixed if paper else ("name", "label", "loss")
-    _known_keys(where, raw, (*fixed, *schema.model_fields), required)
+    if not isinstance(raw, dict) or not isinstance(raw.get("loss"), str):
+        raise RegistryError(
+            f"{where}: missing key 'loss'; losses: {', '.join(names('losses'))}, "
+            "or a file of your own: mylosses.py:FocalLoss"
+        )
+    try:
+        schema = loss_parameters(raw["loss"], path.parent)
+    except OwnCodeError as error:
+        raise RegistryError(f"{where}: {error}") from None
+    required = ROW_KEYS if paper else ("name", "label", "loss")
+    _known_keys(where, raw, (*ROW_KEYS, *schema.model_fields), required)
     reported = raw.get("reported", {})
     _known_keys(f"{where}: reported", reported, networks, networks if paper else ())
     try:
-        given = schema.model_validate({key: value for key, value in raw.items() if key not in fixed})
+        given = schema.model_validate({key: value for key, value in raw.items() if key not in ROW_KEYS})
         return Row(
             name=_name(f"{where}: name", raw["name"]),
             label=raw["label"],

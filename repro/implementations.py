@@ -68,6 +68,11 @@ class Implementation:
     module: str | None
 
     @property
+    def file(self) -> str:
+        """A user's file as its name has it: `mylosses.py`."""
+        return self.name.partition(":")[0]
+
+    @property
     def of_package(self) -> bool:
         """Whether it is one of this package's own."""
         return self.module is not None and self.module.startswith("repro.")
@@ -92,6 +97,8 @@ def find(kind: Kind, name: str, folder: Path | None) -> Implementation:
         file, _, attribute = name.partition(":")
         if not attribute.isidentifier():
             raise OwnCodeError(f"{name!r}: expected file.py:Name, as in mylosses.py:FocalLoss")
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise OwnCodeError(f"{name}: expected a file beside the TOML or in a folder below it")
         path = (folder or Path.cwd()) / file
         if not path.is_file():
             raise OwnCodeError(f"{name}: there is no file {path}")
@@ -106,6 +113,12 @@ def find(kind: Kind, name: str, folder: Path | None) -> Implementation:
     if found is None or not attribute:
         raise OwnCodeError(f"{name}: its entry point {reference!r} names no module:Name that can be found")
     return Implementation(name, found, attribute, module)
+
+
+def file_beside(importer: Path, module: str) -> Path | None:
+    """The file of a module that lies beside the user's file `importer`, None where there is none."""
+    base = importer.parent.joinpath(*module.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
 
 
 @cache

@@ -4,6 +4,7 @@ Tried on a copy, so that trying changes neither it nor any random number.
 """
 
 import copy
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ def try_loss(name: str, make: Callable[[], Any]) -> Any:
     except ReproError:
         raise
     except Exception as error:
+        missing = traceback.extract_tb(error.__traceback__)[-1].name
+        if isinstance(error, NotImplementedError) and missing in ("classify", "class_weights"):
+            raise OwnCodeError(f"{name}: it must define {missing}; see ClassificationLoss") from None
         raise OwnCodeError(f"{name}: trying it failed: {explain(error)}") from error
     return loss
 

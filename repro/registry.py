@@ -22,8 +22,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from repro.errors import SelectionError, UsageError
-from repro.experiments import NETWORKS, Reported, Table, TableName, explain, read_presets, read_tables
-from repro.recipes import LOSS_PARAMETERS, Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
+from repro.experiments import Reported, Table, TableName, explain, read_presets, read_tables
+from repro.implementations import names
+from repro.parameters import loss_parameters
+from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Run:
 class Selection:
     """Which cells are meant; names may be globs.
 
-    An empty field means all, but where neither tables nor data sets are named only the paper's tables are;
-    tables that extend another must be named.
+    An empty field means all, but where neither tables nor data sets are named only the paper's tables are, if
+    there are any; tables that extend another must be named.
     """
 
     tables: tuple[TableName, ...] = ()
@@ -74,21 +76,30 @@ class Selection:
 
 
 class Registry:
-    """All tables and presets of one `experiments/` folder."""
+    """All tables and presets of one `experiments/` folder, which files of the user's own are relative to."""
 
-    def __init__(self, tables: Sequence[Table], presets: Mapping[str, Preset]) -> None:
+    def __init__(
+        self, tables: Sequence[Table], presets: Mapping[str, Preset], folder: Path | None = None
+    ) -> None:
         self.tables = tuple(tables)
         self.presets = dict(presets)
+        self.folder = folder
 
     @classmethod
     def load(cls, folder: Path) -> "Registry":
         """Reads every `table*.toml` and `presets.toml` of `folder`; raises RegistryError."""
-        return cls(read_tables(folder), read_presets(folder / "presets.toml"))
+        return cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """The paper's cells: table by table, column by column, row by row."""
         return tuple(_cells(table for table in self.tables if table.of_paper))
+
+    @cached_property
+    def networks(self) -> Mapping[str, str]:
+        """Every network by the name that ids have → its code's, which differs for one of the user's own."""
+        own = {name: code for table in self.tables for name, code in table.own_networks.items()}
+        return {**{name: name for name in names("networks")}, **own}
 
     def preset(self, name: str) -> Preset:
         """The preset called `name`; UsageError lists the known ones."""
@@ -112,11 +123,9 @@ class Registry:
         """
         tables = [self.table(name) for name in selection.tables]
         if not tables:
-            tables = [
-                table
-                for table in self.tables
-                if table.of_paper or (selection.datasets and table.extends is None)
-            ]
+            # In a project that has none of the paper's, its own are meant.
+            every = selection.datasets or not any(table.of_paper for table in self.tables)
+            tables = [table for table in self.tables if table.of_paper or (every and table.extends is None)]
         others = [
             table
             for table in self.tables
@@ -124,7 +133,7 @@ class Registry:
         ]
         candidates = _cells(tables)
         for network in selection.networks:
-            if network in NETWORKS and all(network not in table.networks for table in self.tables):
+            if network in self.networks and all(network not in table.networks for table in self.tables):
                 candidates += [
                     Cell(table.name, table.dataset, network, row.name)
                     for table in tables
@@ -137,7 +146,7 @@ class Registry:
         ):
             known = list(dict.fromkeys(getattr(cell, attribute) for cell in candidates))
             if attribute == "network":
-                known = list(dict.fromkeys([*known, *NETWORKS]))
+                known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
@@ -180,8 +189,9 @@ class Registry:
         row_name, *assignments = loss.split("+")
         table = self._table_of(run_id, dataset, network, row_name)
         row = table.row(row_name)
-        if network not in NETWORKS:
-            raise SelectionError(f"{run_id}: unknown network {network!r}; there are: {', '.join(NETWORKS)}")
+        if network not in self.networks:
+            known = ", ".join(self.networks)
+            raise SelectionError(f"{run_id}: unknown network {network!r}; there are: {known}")
         axes = tuple(parse_axis(text) for text in assignments)
         cell = Cell(table.name, dataset, network, row.name, axes, None if axes else row.reported.get(network))
         run = Run(cell, int(seed[4:]))
@@ -213,10 +223,9 @@ class Registry:
         Raises UsageError for an axis that is unknown, has a bad value, or departs from nothing.
         """
         row = self.table(run.cell.table).row(run.cell.row)
+        schema = loss_parameters(row.loss, self.folder)
         recipe = preset.recipe.model_dump()
-        parameters: dict[str, Any] = (
-            LOSS_PARAMETERS[row.loss].model_validate(dict(row.parameters)).model_dump()
-        )
+        parameters: dict[str, Any] = schema.model_validate(dict(row.parameters)).model_dump()
         for axis, value in run.cell.axes:
             target = recipe if axis in recipe else parameters
             if axis not in target:
@@ -233,9 +242,10 @@ class Registry:
         try:
             return RunConfig(
                 dataset=run.cell.dataset,
-                network=run.cell.network,
+                network=self.networks[run.cell.network],
                 loss=row.loss,
-                loss_parameters=LOSS_PARAMETERS[row.loss].model_validate(parameters).model_dump(),
+                folder=self.folder,
+                loss_parameters=schema.model_validate(parameters).model_dump(),
                 seed=run.seed,
                 recipe=Recipe.model_validate(recipe),
             )

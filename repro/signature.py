@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from repro.errors import OwnCodeError
-from repro.implementations import find, module_file
+from repro.implementations import file_beside, find, module_file
 from repro.recipes import RunConfig, Scalar
 
 RECIPE_VERSION = 1
@@ -83,7 +83,7 @@ def _training_code(loss: str | None, network: str, folder: Path | None) -> dict[
     queue = [(_ENTRY, entry)]
     used = [find("networks", network, folder), *([] if loss is None else [find("losses", loss, folder)])]
     for implementation in used:
-        queue.append((implementation.module or implementation.path.name, implementation.path))
+        queue.append((implementation.module or implementation.file, implementation.path))
     found: dict[str, Path] = {}
     while queue:
         name, path = queue.pop()
@@ -100,9 +100,8 @@ def _imported_by(importer: str, path: Path) -> Iterator[tuple[str, Path]]:
         # `from repro.losses import base` names a module by its last part; try it as one first.
         for candidate in (name, name.rpartition(".")[0]):
             if importer.endswith(".py"):
-                file = path.parent.joinpath(*candidate.split(".")).with_suffix(".py")
-                if candidate and file.is_file():
-                    yield str(file.relative_to(path.parent)), file
+                if candidate and (beside := file_beside(path, candidate)):
+                    yield (Path(importer).parent / beside.relative_to(path.parent)).as_posix(), beside
                     break
             elif top != "repro" and candidate.partition(".")[0] == top and (of_top := module_file(candidate)):
                 yield candidate, of_top

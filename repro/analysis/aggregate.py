@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from repro.analysis.statistics import spread
 from repro.errors import IntegrityError, RecordCorruptError, RecordForeignError
-from repro.experiments import NETWORKS, Reported
+from repro.experiments import Reported
 from repro.recipes import Preset, format_axis
 from repro.records import RunRecord
 from repro.registry import Cell, Registry
@@ -103,7 +103,7 @@ def integrity_errors(states: Iterable[RunState]) -> tuple[IntegrityError, ...]:
 
 def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
     table = registry.table(cell.table)
-    networks = [*table.networks, *(name for name in NETWORKS if name not in table.networks)]
+    networks = [*table.networks, *(name for name in registry.networks if name not in table.networks)]
     return (
         registry.tables.index(table),
         networks.index(cell.network),

@@ -20,7 +20,7 @@ from repro.analysis.style import (
     make_page,
     sample_size,
 )
-from repro.experiments import NETWORKS, TableName
+from repro.experiments import TableName
 from repro.recipes import Preset, format_axis
 from repro.records import Epoch, RunRecord
 from repro.registry import Registry
@@ -62,7 +62,8 @@ def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, 
             axes = "".join(f"+{axis}={format_axis(value)}" for axis, value in cell.axes)
             grouped.setdefault((cell.table, cell.network, axes), {}).setdefault(cell.row, []).append(state)
     columns = []
-    order = [(table.name, network) for table in registry.tables for network in (*table.networks, *NETWORKS)]
+    networks = tuple(registry.networks)
+    order = [(table.name, network) for table in registry.tables for network in (*table.networks, *networks)]
     for (number, network, axes), rows in sorted(
         grouped.items(), key=lambda item: (order.index(item[0][:2]), item[0][2])
     ):

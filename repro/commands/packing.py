@@ -120,8 +120,8 @@ def kinds(context: Context, runs: Iterable[Run]) -> list[tuple[Run, Work]]:
     found = []
     for run in first.values():
         if run.cell.dataset in sizes:
-            recipe = context.registry.config(run, context.preset).recipe
-            found.append((run, Work.of(run.cell.network, sizes[run.cell.dataset].image_size, recipe)))
+            config = context.registry.config(run, context.preset)
+            found.append((run, Work.of(config.network, sizes[config.dataset].image_size, config.recipe)))
     return found
 
 
@@ -174,7 +174,7 @@ class Prober:
             batch_size=self._context.registry.config(run, self._context.preset).recipe.batch_size,
             precision=self._precision,
             threads=self._threads,
-            code=speed_hash(run.cell.network, self._context.project.experiments),
+            code=speed_hash(work.network, self._context.project.experiments),
             copies=copies,
             images_per_second=sum(answer.images_per_second for answer in answers),
             memory_bytes=max((answer.memory_bytes for answer in answers), default=0),

@@ -18,7 +18,7 @@ from repro.commands.worker import DeviceBrokenError, TrainOptions, Worker
 from repro.commit import RunBusyError, run_lock
 from repro.data.prepared import PreparedData
 from repro.data.training_set import open_for_training
-from repro.errors import DeviceError, RunFailedError, RunInterruptedError
+from repro.errors import DeviceError, OwnCodeError, RunFailedError, RunInterruptedError
 from repro.paths import Project
 from repro.recipes import Preset
 from repro.registry import Registry
@@ -73,7 +73,8 @@ def train(
         except DeviceBrokenError as failure:
             say(f"{run.id}: failed: {failure}; this process cannot use its device any more")
             return 1
-        except RunFailedError as failure:
+        except (RunFailedError, OwnCodeError) as failure:
+            # Code of the user's own that does not work is no reason to leave the group's other runs.
             failed += 1
             say(f"{run.id}: failed: {failure}")
             _give_memory_back(device)

@@ -102,7 +102,8 @@ class Estimator:
 
     def _speeds(self, run: Run, recipe: Recipe) -> list[Speed] | str:
         """The speed of each GPU or CPU slot; a sentence where one is not known."""
-        work = Work.of(run.cell.network, self.sizes[run.cell.dataset].image_size, recipe)
+        network = self.registry.networks[run.cell.network]
+        work = Work.of(network, self.sizes[run.cell.dataset].image_size, recipe)
         speeds = []
         for slot in self.slots:
             if slot.device == "cuda" and slot.share > 0:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from sweep_bench import Bench, make_record
 
+from repro.implementations import NETWORKS
 from repro.recipes import Preset
-from repro.registry import NETWORKS, Selection
+from repro.registry import Selection
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.footprint import PARAMETERS
 from repro.scheduling.plan import make_plan

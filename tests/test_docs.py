@@ -1,0 +1,135 @@
+"""The pages: their links lead somewhere, their commands are the program's, and docs/your-own.md works as it stands."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+from smoke_project import ROOT
+
+from repro.cli import main
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a page's headings are called in links, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[tuple[list[str], bool]]:
+    """Every `repro …` of a page as words, and whether it stands whole in a block."""
+    text = page.read_text()
+    blocks = [body for language, body in BLOCK.findall(text) if language in ("sh", "console", "bash")]
+    lines = [line for body in blocks for line in body.replace("\\\n", " ").splitlines()]
+    whole = [part for line in lines for part in re.split(r"&&|\|", line.removeprefix("$ "))]
+    found = [(shlex.split(part, comments=True), True) for part in whole]
+    found += [(shlex.split(span), False) for span in INLINE.findall(BLOCK.sub("", text))]
+    return [(words[1:], is_whole) for words, is_whole in found if words[:1] == ["repro"]]
+
+
+def check(words: list[str], whole: bool) -> None:
+    """Parses a command as the program would, without running it or asking for the files it names."""
+    command: click.Command = main
+    context = click.Context(main, info_name="repro")
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(context, words[0])
+        assert found is not None, f"there is no command {words[0]}"
+        command, words = found, words[1:]
+        context = click.Context(command, parent=context, info_name=command.name)
+    words = [word for word in words if word != "…"]
+    values, rest, _ = command.make_parser(context).parse_args(list(words))
+    assert rest == []
+    for parameter in command.params:
+        value = values.get(parameter.name)
+        # What was not given is None, or a mark of click's own in its newer versions.
+        if not isinstance(value, str | bool | int | float | list | tuple) or value == ():
+            assert not (whole and parameter.required), f"{parameter.name} is missing"
+        elif not isinstance(parameter.type, click.Path):
+            parameter.type_cast_value(context, value)
+
+
+@each_page
+def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
+    for link in LINK.findall(BLOCK.sub("", page.read_text())):
+        if ":" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@each_page
+def test_every_command_of_a_page_is_one_that_the_program_takes(page):
+    for words, whole in commands(page):
+        try:
+            check(words, whole)
+        except click.ClickException as error:
+            pytest.fail(f"repro {' '.join(words)}: {error.format_message()}")
+
+
+@pytest.mark.parametrize(
+    "line", ["repro plam", "repro plan --tabel 1", "repro run --stale keeep", "repro train"]
+)
+def test_a_command_that_the_program_does_not_take_would_be_found(line, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"```sh\n{line}\n```\n")
+    ((words, whole),) = commands(page)
+    with pytest.raises((click.ClickException, AssertionError)):
+        check(words, whole)
+
+
+def make_photos(folder: Path) -> None:
+    """Twenty noisy pictures of each of three flowers, which differ in colour."""
+    rng = np.random.default_rng(0)
+    for channel, flower in enumerate(("daisy", "rose", "tulip")):
+        (folder / flower).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 120, (70, 90, 3))
+            pixels[..., channel] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / flower / f"{number}.jpg")
+
+
+@pytest.mark.slow
+def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
+    (tmp_path / "scaled-bn-repro").symlink_to(ROOT)
+    make_photos(tmp_path / "photos")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "repro"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m repro "$@"\n')
+    program.chmod(0o755)
+    text = (ROOT / "docs" / "your-own.md").read_text()
+    # A file is a block below its name; everything else to do is a block of commands.
+    steps = re.findall(r"(?:`(experiments/[\w.-]+)`:\n\n)?```(\w+)\n(.*?)```", text, re.DOTALL)
+    script = "set -e\n"
+    for name, language, body in steps:
+        if name:
+            script += f"cat > {name} <<'END_OF_FILE'\n{body}END_OF_FILE\n"
+        elif language == "sh":
+            script += body
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("REPRO_")}
+    environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 runs: 4 done" in done.stderr
+    assert "### SMOKE CIFAR-100, losses of mine" in done.stdout
+    assert "### SMOKE CIFAR-100, a network of mine" in done.stdout
+    assert "Data: 3 classes, 54 training and 6 test images." in done.stdout
+    report = (tmp_path / "mine" / "results" / "quick" / "report.html").read_text()
+    assert "Focal loss (γ = 2)" in report
+    assert "flowers/tiny/focal-g0.5/seed0" in report
