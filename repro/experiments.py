@@ -4,7 +4,7 @@ Every mistake is a RegistryError that names the file, the key, and what is allow
 """
 
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +210,10 @@ def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Tab
         _known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
         like = _another(path, "like", content, earlier)
         rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
-        return _checked_table(path, content, content.get("networks", _columns(like)), rows)
+        return _checked_table(path, content, _networks(path, content.get("networks", _columns(like))), rows)
     required = ("table", "dataset", "title", "networks", "rows")
     _known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
-    networks = content["networks"]
-    if not isinstance(networks, dict) or not networks:
-        raise RegistryError(f'{path}: networks: expected name = "label" for each column')
+    networks = _networks(path, content["networks"])
     if not isinstance(content["rows"], list) or not content["rows"]:
         raise RegistryError(f"{path}: rows: expected one [[rows]] for each loss")
     paper = isinstance(content["table"], int)
@@ -251,6 +249,13 @@ def _columns(table: Table) -> dict[str, Any]:
     }
 
 
+def _networks(path: Path, columns: object) -> dict[str, tuple[str, str | None]]:
+    """Each column's label and, where it is the user's own, its code, by name."""
+    if not isinstance(columns, dict) or not columns:
+        raise RegistryError(f'{path}: networks: expected name = "label" for each column')
+    return {_name(f"{path}: networks", key): _network(path, key, value) for key, value in columns.items()}
+
+
 def _network(path: Path, name: str, column: object) -> tuple[str, str | None]:
     """A column's label, and its code where it is the user's own."""
     where = f"{path}: networks: {name}"
@@ -277,9 +282,11 @@ def _network(path: Path, name: str, column: object) -> tuple[str, str | None]:
 
 
 def _checked_table(
-    path: Path, content: dict[str, Any], columns: dict[str, Any], rows: Sequence[Row]
+    path: Path,
+    content: dict[str, Any],
+    networks: Mapping[str, tuple[str, str | None]],
+    rows: Sequence[Row],
 ) -> Table:
-    networks = {_name(f"{path}: networks", key): _network(path, key, value) for key, value in columns.items()}
     name = content["table"]
     if not isinstance(name, int) or isinstance(name, bool):
         _name(f"{path}: table", name)

@@ -192,7 +192,7 @@ def test_an_axis_without_a_value_is_refused(text):
     [
         ("table1.toml", "margin = 0.35", "margn = 0.35", r"table1.toml: row 2 .*unknown key 'margn'; allowed: .*margin"),
         ("table1.toml", "margin = 0.35\n", "", r"table1.toml: row 2 .*margin: Field required"),
-        ("table1.toml", 'loss = "pedcc"', 'loss = "pedc"', r"unknown loss 'pedc'; losses: cross-entropy, am-softmax"),
+        ("table1.toml", 'loss = "pedcc"', 'loss = "pedc"', r"unknown loss 'pedc'; there are: cross-entropy, am-softmax"),
         ("table1.toml", 'loss = "pedcc"\n', "", r"row 4 .*missing key 'loss'; losses: cross-entropy"),
         ("table1.toml", "scale = 7.5", "scale = -1", r"row 2 .*scale: Input should be greater than 0, got -1"),
         ("table1.toml", 'name = "scaled-bn-m1"', 'name = "scaled-bn-m0.9"', "duplicate cell: two rows are called"),
