@@ -82,8 +82,11 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+_SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "studies")
+
+
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --table, --dataset, --network, --loss, --seed and --set, and hands over a Selection."""
+    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection."""
 
     @click.option("--table", "tables", type=TABLE, multiple=True, help="1, 2, 3 or a name; repeatable.")
     @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
@@ -91,13 +94,15 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
     @click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Repeatable.")
     @click.option("--set", "axes", multiple=True, metavar="AXIS=VALUE", help="Depart from the recipe.")
+    @click.option("--study", "studies", multiple=True, metavar="NAME",
+                  help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
         from repro.recipes import parse_axis
         from repro.registry import Selection
 
         axes = tuple(parse_axis(text) for text in options.pop("axes"))
-        fields = {name: options.pop(name) for name in ("tables", "datasets", "networks", "losses", "seeds")}
+        fields = {name: options.pop(name) for name in _SELECTED}
         return command(*args, selected=Selection(**fields, axes=axes), **options)
 
     return wrapped

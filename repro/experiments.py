@@ -93,7 +93,7 @@ def read_tables(folder: Path) -> tuple[Table, ...]:
     """Every `table*.toml` of `folder`, the paper's first; raises RegistryError."""
     tables: list[Table] = []
     # The paper's first, for they are not to blame; what is like another table, or extends one, comes last.
-    contents = [(path, _read(path)) for path in sorted(folder.glob("table*.toml"))]
+    contents = [(path, read_toml(path)) for path in sorted(folder.glob("table*.toml"))]
     for path, content in sorted(contents, key=lambda item: _place(item[1])):
         table = _table(path, content, tables)
         for other in tables:
@@ -106,15 +106,15 @@ def read_tables(folder: Path) -> tuple[Table, ...]:
 
 def read_presets(path: Path) -> dict[str, Preset]:
     """The presets of `presets.toml` by name, each a change of its [recipe]; raises RegistryError."""
-    content = _known_keys(str(path), _read(path), ("recipe", "presets"), ("recipe", "presets"))
+    content = known_keys(str(path), read_toml(path), ("recipe", "presets"), ("recipe", "presets"))
     fields = tuple(Recipe.model_fields)
-    base = _known_keys(f"{path}: [recipe]", content["recipe"], fields)
+    base = known_keys(f"{path}: [recipe]", content["recipe"], fields)
     presets: dict[str, Preset] = {}
     for name, raw in content["presets"].items():
         where = f"{path}: [presets.{name}]"
         known = ("title", "description", "seeds", "threads", "recipe")
-        _known_keys(where, raw, known, known[:-1])
-        changes = _known_keys(f"{where}: recipe", raw.get("recipe", {}), fields)
+        known_keys(where, raw, known, known[:-1])
+        changes = known_keys(f"{where}: recipe", raw.get("recipe", {}), fields)
         try:
             recipe = Recipe.model_validate({**base, **changes})
             presets[name] = Preset.model_validate({**raw, "name": _name(where, name), "recipe": recipe})
@@ -136,7 +136,8 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}{got}" if where else message
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -145,9 +146,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise RegistryError(f"{path}: not valid TOML: {error}") from None
 
 
-def _known_keys(
+def known_keys(
     where: str, given: object, allowed: Iterable[str], required: Iterable[str] = ()
 ) -> dict[str, Any]:
+    """`given`, if it is a table of allowed keys that has the required ones; RegistryError names the key."""
     if not isinstance(given, dict):
         raise RegistryError(f"{where}: expected a table of keys, got {given!r}")
     allowed = tuple(allowed)
@@ -203,16 +205,16 @@ def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Tab
     own: tuple[str, ...] = ("table", "dataset", "title")
     if "extends" in content:
         own = ("table", "title")
-        _known_keys(str(path), content, (*own, "extends", "like", "rows"), own)
+        known_keys(str(path), content, (*own, "extends", "like", "rows"), own)
         extended = _another(path, "extends", content, earlier)
         content = {**content, "dataset": extended.dataset, "networks": _columns(extended)}
     if "like" in content:
-        _known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
+        known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
         like = _another(path, "like", content, earlier)
         rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
         return _checked_table(path, content, _networks(path, content.get("networks", _columns(like))), rows)
     required = ("table", "dataset", "title", "networks", "rows")
-    _known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
+    known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
     networks = _networks(path, content["networks"])
     if not isinstance(content["rows"], list) or not content["rows"]:
         raise RegistryError(f"{path}: rows: expected one [[rows]] for each loss")
@@ -267,7 +269,7 @@ def _network(path: Path, name: str, column: object) -> tuple[str, str | None]:
             )
         return str(column), None
     keys = ("label", "code")
-    label, code = (_known_keys(where, column, keys, keys)[key] for key in keys)
+    label, code = (known_keys(where, column, keys, keys)[key] for key in keys)
     if name in NETWORKS or not isinstance(code, str) or not is_file(code):
         hint = f"{name} is one of this package's" if name in NETWORKS else f"got code = {code!r}"
         raise RegistryError(
@@ -322,9 +324,9 @@ def _row(path: Path, index: int, raw: object, networks: tuple[str, ...], paper: 
     except OwnCodeError as error:
         raise RegistryError(f"{where}: {error}") from None
     required = ROW_KEYS if paper else ("name", "label", "loss")
-    _known_keys(where, raw, (*ROW_KEYS, *schema.model_fields), required)
+    known_keys(where, raw, (*ROW_KEYS, *schema.model_fields), required)
     reported = raw.get("reported", {})
-    _known_keys(f"{where}: reported", reported, networks, networks if paper else ())
+    known_keys(f"{where}: reported", reported, networks, networks if paper else ())
     try:
         given = schema.model_validate({key: value for key, value in raw.items() if key not in ROW_KEYS})
         return Row(

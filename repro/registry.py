@@ -26,6 +26,7 @@ from repro.experiments import Reported, Table, TableName, explain, read_presets,
 from repro.implementations import names
 from repro.parameters import loss_parameters
 from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
+from repro.studies import AMBIGUITIES, Alternative, Point, read_points
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Selection:
     """Which cells are meant; names may be globs.
 
     An empty field means all, but where neither tables nor data sets are named only the paper's tables are, if
-    there are any; tables that extend another must be named.
+    there are any; tables that extend another must be named. `studies` takes the cells of open points instead,
+    baseline and alternatives, of which the names may leave some out.
     """
 
     tables: tuple[TableName, ...] = ()
@@ -73,22 +75,40 @@ class Selection:
     losses: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     axes: tuple[tuple[str, Scalar], ...] = ()
+    studies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A cell of an open point as resolved, and as an alternative has it; the same cell where none trains."""
+
+    point: Point
+    alternative: Alternative
+    baseline: Cell
+    cell: Cell
 
 
 class Registry:
     """All tables and presets of one `experiments/` folder, which files of the user's own are relative to."""
 
     def __init__(
-        self, tables: Sequence[Table], presets: Mapping[str, Preset], folder: Path | None = None
+        self,
+        tables: Sequence[Table],
+        presets: Mapping[str, Preset],
+        folder: Path | None = None,
+        points: Sequence[Point] = (),
     ) -> None:
         self.tables = tuple(tables)
         self.presets = dict(presets)
         self.folder = folder
+        self.points = tuple(points)
 
     @classmethod
     def load(cls, folder: Path) -> "Registry":
-        """Reads every `table*.toml` and `presets.toml` of `folder`; raises RegistryError."""
-        return cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
+        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError."""
+        read = cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
+        read.points = read_points(folder / f"{AMBIGUITIES}.toml", read.tables, tuple(read.networks))
+        return read
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -115,12 +135,57 @@ class Registry:
         known = ", ".join(str(table.name) for table in self.tables)
         raise SelectionError(f"there is no table {name}; tables: {known}")
 
+    def variations(self, study: str) -> tuple[Variation, ...]:
+        """Every alternative of a study in each of its point's cells: of one point, or `ambiguities`: of all.
+
+        Raises SelectionError, which lists the known ones.
+        """
+        points = [point for point in self.points if study in (point.name, AMBIGUITIES)]
+        if not points:
+            known = (
+                ", ".join([AMBIGUITIES, *(point.name for point in self.points)]) if self.points else "none"
+            )
+            raise SelectionError(f"there is no study {study!r}; studies: {known}")
+        return tuple(
+            Variation(point, alternative, baseline, self._varied(baseline, alternative))
+            for point in points
+            for alternative in point.alternatives
+            for baseline in _cells([self.table(point.table)])
+            if baseline.network in point.networks and baseline.row in point.losses
+        )
+
+    def _varied(self, cell: Cell, alternative: Alternative) -> Cell:
+        if not alternative.trains:
+            return cell
+        network, row = alternative.network or cell.network, alternative.loss or cell.row
+        table = self._table_of(cell.id, cell.dataset, network, row)
+        return Cell(table.name, cell.dataset, network, row, tuple(sorted(alternative.set.items())))
+
+    def _study_cells(self, selection: Selection) -> tuple[Cell, ...]:
+        if selection.axes:
+            raise UsageError("--set and --study exclude one another: a study has axes of its own")
+        varied = [variation for study in selection.studies for variation in self.variations(study)]
+        cells = dict.fromkeys(cell for each in varied for cell in (each.baseline, each.cell))
+        chosen = tuple(
+            cell
+            for cell in cells
+            if (not selection.tables or cell.table in selection.tables)
+            and _matches(cell.dataset, selection.datasets)
+            and _matches(cell.network, selection.networks)
+            and _matches(cell.row, selection.losses)
+        )
+        if not chosen:
+            raise SelectionError(f"no cell of {', '.join(selection.studies)} matches the other options")
+        return chosen
+
     def select_cells(self, selection: Selection) -> tuple[Cell, ...]:
         """The cells that match; a pattern that matches nothing is a SelectionError that lists what exists.
 
         A network named exactly that is known but not in the tables (`vgg13`) gives cells without a
         reported value; `selection.axes` are put on every cell.
         """
+        if selection.studies:
+            return self._study_cells(selection)
         tables = [self.table(name) for name in selection.tables]
         if not tables:
             # In a project that has none of the paper's, its own are meant.
