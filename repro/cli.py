@@ -300,9 +300,15 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
 @click.option("--table", "tables", type=TABLE, multiple=True,
               help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
+@click.option("--study", "studies", multiple=True, metavar="NAME",
+              help="`ambiguities` or a point of it: where alternatives move a cell.")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
 def aggregate(
-    context: "Context", form: "AnyFormat", tables: tuple[int | str, ...], output: Path | None
+    context: "Context",
+    form: "AnyFormat",
+    tables: tuple[int | str, ...],
+    studies: tuple[str, ...],
+    output: Path | None,
 ) -> None:
     """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
 
@@ -310,11 +316,17 @@ def aggregate(
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
-    from repro.commands.aggregate import aggregate_tables
+    from repro.commands.aggregate import aggregate_studies, aggregate_tables
 
     if form == "parquet" and output is None:
         raise UsageError("Parquet is no text to print: name a file with --output")
-    text, damaged = aggregate_tables(context, tables, form)
+    if tables and studies:
+        raise UsageError("--table and --study exclude one another")
+    text: str | bytes
+    if studies:
+        text, damaged = aggregate_studies(context, studies, form)
+    else:
+        text, damaged = aggregate_tables(context, tables, form)
     if output is None:
         click.echo(text, nl=False)
     else:

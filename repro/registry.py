@@ -135,17 +135,16 @@ class Registry:
         known = ", ".join(str(table.name) for table in self.tables)
         raise SelectionError(f"there is no table {name}; tables: {known}")
 
-    def variations(self, study: str) -> tuple[Variation, ...]:
-        """Every alternative of a study in each of its point's cells: of one point, or `ambiguities`: of all.
+    def variations(self, *studies: str) -> tuple[Variation, ...]:
+        """Every alternative of the studies' points in each of its cells; `ambiguities` is all points.
 
         Raises SelectionError, which lists the known ones.
         """
-        points = [point for point in self.points if study in (point.name, AMBIGUITIES)]
-        if not points:
-            known = (
-                ", ".join([AMBIGUITIES, *(point.name for point in self.points)]) if self.points else "none"
-            )
-            raise SelectionError(f"there is no study {study!r}; studies: {known}")
+        known = [AMBIGUITIES, *(point.name for point in self.points)] if self.points else []
+        for study in studies:
+            if study not in known:
+                raise SelectionError(f"there is no study {study!r}; studies: {', '.join(known) or 'none'}")
+        points = [point for point in self.points if {point.name, AMBIGUITIES} & set(studies)]
         return tuple(
             Variation(point, alternative, baseline, self._varied(baseline, alternative))
             for point in points
@@ -164,7 +163,7 @@ class Registry:
     def _study_cells(self, selection: Selection) -> tuple[Cell, ...]:
         if selection.axes:
             raise UsageError("--set and --study exclude one another: a study has axes of its own")
-        varied = [variation for study in selection.studies for variation in self.variations(study)]
+        varied = self.variations(*selection.studies)
         cells = dict.fromkeys(cell for each in varied for cell in (each.baseline, each.cell))
         chosen = tuple(
             cell

@@ -23,6 +23,8 @@ from repro.analysis.curves import Column, columns_of, draw_curves, draw_gradient
 from repro.analysis.figures import missing_for_figures, with_probes
 from repro.analysis.layout import lay_out
 from repro.analysis.logit_figure import draw_figure2
+from repro.analysis.open_points import Move
+from repro.analysis.open_points_text import HOW, move_text
 from repro.analysis.report_parts import (
     ColumnPart,
     Drawn,
@@ -62,10 +64,12 @@ def render_report(
     preset: Preset,
     rules: Rules,
     origin: Origin,
+    moves: Sequence[Move] = (),
 ) -> str:
     """The page for `states`, which hold every run that a table should show, done or not.
 
-    `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`).
+    `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`); `moves` are of
+    every alternative of the open points, run or not.
     """
     summaries = summarise(states, registry, preset)
     layouts = lay_out(summaries, registry, preset, origin.supplied)
@@ -88,6 +92,9 @@ def render_report(
         networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
         claims=[claim_part(claim, rules) for claim in claims],
         audit=audit_sentences(audit_paper(registry, rules)) if _of_paper(registry) else (),
+        moves=[move_text(move, registry) for move in moves if move.difference is not None],
+        all_moves=len(moves),
+        how_moves=HOW,
         figures=figures,
         missing_figures=missing_for_figures(states, preset),
         logit_rows=logit_rows(comparison) if comparison else (),

@@ -57,35 +57,35 @@ def to_markdown(layouts: Sequence[TableLayout]) -> str:
 def _markdown_table(layout: TableLayout) -> str:
     lines: list[list[str]] = []
     for row in layout.rows:
-        lines.append([_escape(row.label), *map(_measured, row.cells)])
-        lines += [[label, *map(_escape, texts)] for label, texts in row.lower_lines]
+        lines.append([escape(row.label), *map(_measured, row.cells)])
+        lines += [[label, *map(escape, texts)] for label, texts in row.lower_lines]
     grid = tabulate(
         lines,
-        headers=[_escape(layout.corner), *map(_escape, layout.columns)],
+        headers=[escape(layout.corner), *map(escape, layout.columns)],
         tablefmt="pipe",
         disable_numparse=True,
     )
-    parts = [f"### {_escape(layout.title)}", *map(_escape, layout.remarks), grid]
+    parts = [f"### {escape(layout.title)}", *map(escape, layout.remarks), grid]
     if layout.notes:
-        parts.append("\n".join(f"- {_superscript(number)} {_escape(text)}" for number, text in layout.notes))
+        parts.append("\n".join(f"- {_superscript(number)} {escape(text)}" for number, text in layout.notes))
     if layout.blanks:
-        parts.append("Not counted:\n\n" + "\n".join(f"- {_escape(text)}" for text in layout.blanks))
+        parts.append("Not counted:\n\n" + "\n".join(f"- {escape(text)}" for text in layout.blanks))
     return "\n\n".join(parts)
 
 
 def _measured(cell: LaidOutCell) -> str:
     if not cell.value:
-        return f"—: {_escape(cell.count)}"
+        return f"—: {escape(cell.count)}"
     value = f"**{cell.value}**" if cell.best else cell.value
     marks = " ".join(map(_superscript, cell.marks))
-    return f"{value} ({_escape(cell.count)}){marks and ' ' + marks}"
+    return f"{value} ({escape(cell.count)}){marks and ' ' + marks}"
 
 
 def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Keeps a label or a reason from being read as markup."""
     plain = " ".join(text.split())
     return "".join(f"\\{letter}" if letter in "\\`*|<[" else letter for letter in plain)

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from repro.analysis.aggregate import integrity_errors, summarise
+from repro.analysis.open_points import Move, weigh
+from repro.analysis.open_points_text import open_points_csv, open_points_json, open_points_markdown
 from repro.analysis.tables import TableFormat, render_tables
 from repro.commands.context import Context
 from repro.commands.judge import judge_summaries, optional_rules
+from repro.errors import UsageError
 from repro.experiments import TableName
 from repro.registry import Selection
 from repro.standings import RunState
@@ -54,6 +57,28 @@ def aggregate_tables(
         standalone=standalone,
     )
     return text, damaged
+
+
+def weigh_studies(context: Context, studies: Sequence[str]) -> tuple[tuple[Move, ...], list[str]]:
+    """Every alternative of the studies' points, and a sentence for each record that could not be believed."""
+    registry, preset = context.registry, context.preset
+    runs = registry.select_runs(Selection(studies=tuple(studies)), preset)
+    states = list(context.states(runs))
+    summaries = {summary.cell: summary for summary in summarise(states, registry, preset)}
+    return weigh(registry.variations(*studies), summaries), [str(error) for error in integrity_errors(states)]
+
+
+def aggregate_studies(context: Context, studies: Sequence[str], form: AnyFormat) -> tuple[str, list[str]]:
+    """The table of open points as text, with what could not be believed; UsageError for another format."""
+    moves, damaged = weigh_studies(context, studies)
+    match form:
+        case "markdown":
+            return open_points_markdown(moves, context.registry, context.preset), damaged
+        case "csv":
+            return open_points_csv(moves, context.preset), damaged
+        case "json":
+            return open_points_json(moves, context.preset), damaged
+    raise UsageError(f"--study comes as markdown, csv or json, not as {form}")
 
 
 def make_figures(context: Context, folder: Path | None) -> tuple[Sequence[Path], Sequence[str]]:

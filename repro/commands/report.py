@@ -7,11 +7,13 @@ from repro import __version__
 from repro.analysis.aggregate import integrity_errors
 from repro.analysis.claims import claim_runs
 from repro.analysis.report import Origin, render_report
+from repro.commands.aggregate import weigh_studies
 from repro.commands.context import Context
 from repro.commands.judge import project_rules
 from repro.commit import make_folder, write_whole
 from repro.registry import Selection
 from repro.standings import RunState, Standing
+from repro.studies import AMBIGUITIES
 
 
 def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]]:
@@ -23,6 +25,7 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
     rules = project_rules(context)
     shown = {state.run for state in states}
     needed = claim_runs(rules, context.registry, context.preset)
+    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if context.registry.points else ((), [])
     text = render_report(
         states,
         list(context.states(run for run in needed if run not in shown)),
@@ -35,11 +38,12 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
             results=_shown(context),
             supplied=context.project.supplied_results,
         ),
+        moves,
     )
     path = output or context.project.preset_results(context.preset.name) / "report.html"
     make_folder(path.parent)
     write_whole(path, text.encode())
-    return path, [str(error) for error in integrity_errors(states)]
+    return path, list(dict.fromkeys([*map(str, integrity_errors(states)), *damaged]))
 
 
 def _states(context: Context) -> list[RunState]:
