@@ -300,6 +300,8 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
 @click.option("--table", "tables", type=TABLE, multiple=True,
               help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
+@click.option("--extended", is_flag=True,
+              help="Losses beyond the paper also where none has a record yet.")  # fmt: skip
 @click.option("--study", "studies", multiple=True, metavar="NAME",
               help="`ambiguities` or a point of it: where alternatives move a cell.")  # fmt: skip
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
@@ -308,6 +310,7 @@ def aggregate(
     form: "AnyFormat",
     tables: tuple[int | str, ...],
     studies: tuple[str, ...],
+    extended: bool,
     output: Path | None,
 ) -> None:
     """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
@@ -326,7 +329,7 @@ def aggregate(
     if studies:
         text, damaged = aggregate_studies(context, studies, form)
     else:
-        text, damaged = aggregate_tables(context, tables, form)
+        text, damaged = aggregate_tables(context, tables, form, extended=extended)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -26,6 +26,12 @@ _SPECIAL = {
     "×": r"$\times$",
     "→": r"$\rightarrow$",
     "Δ": r"$\Delta$",
+    "·": r"$\cdot$",
+    "√": r"$\surd$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "γ": r"$\gamma$",
+    "τ": r"$\tau$",
     "…": r"\dots{}",
     "–": "--",
     "—": "---",
@@ -73,7 +79,8 @@ def _table(layout: TableLayout) -> str:
     ]
     for index, row in enumerate(layout.rows):
         if index:
-            lines.append(r"\addlinespace")
+            begins = row.beyond and not layout.rows[index - 1].beyond
+            lines.append(r"\midrule" if begins else r"\addlinespace")
         lines.append(_line(escape(row.label), map(_measured, row.cells)))
         lines += [_line(escape(label), map(escape, texts)) for label, texts in row.lower_lines]
     lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\begin{minipage}{\linewidth}\sloppy"]

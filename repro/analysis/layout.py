@@ -40,10 +40,11 @@ class LaidOutCell:
 
 @dataclass(frozen=True)
 class LaidOutRow:
-    """A loss with its cells, one a column."""
+    """A loss with its cells, one a column; `beyond` where it is not one of the table's own."""
 
     label: str
     cells: tuple[LaidOutCell, ...]
+    beyond: bool = False
 
     @property
     def lower_lines(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -58,7 +59,7 @@ class TableLayout:
     """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
 
     `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
-    for a page that counts its own tables.
+    for a page that counts its own tables. `beyond` are the tables of the last rows, which extend this one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class TableLayout:
     rows: tuple[LaidOutRow, ...]
     notes: tuple[tuple[int, str], ...]
     blanks: tuple[str, ...]
+    beyond: tuple[TableName, ...] = ()
 
 
 def lay_out(
@@ -80,21 +82,26 @@ def lay_out(
     supplied: bool = False,
     judged: Judged | None = None,
 ) -> tuple[TableLayout, ...]:
-    """One layout for each table that the summaries touch.
+    """One layout for each table that the summaries touch; rows that extend one of them stand below its own.
 
     `supplied` says that the records lie in the project's own results folder and may have come with it;
     `judged` gives the marks behind Δ.
     """
-    names = dict.fromkeys(summary.cell.table for summary in summaries)
+    of_table: dict[TableName, list[CellSummary]] = {}
+    for summary in summaries:
+        of_table.setdefault(summary.cell.table, []).append(summary)
+    extensions = {name: table for name in of_table if (table := registry.table(name)).extends in of_table}
     return tuple(
         _table(
             registry.table(name),
-            [summary for summary in summaries if summary.cell.table == name],
+            of_table[name],
+            [(table, of_table[other]) for other, table in extensions.items() if table.extends == name],
             preset,
             supplied,
             judged,
         )
-        for name in names
+        for name in of_table
+        if name not in extensions
     )
 
 
@@ -132,30 +139,44 @@ def diverged_text(summary: CellSummary) -> str:
     return f"{summary.diverged} of {summary.expected} diverged" if summary.diverged else ""
 
 
+_Key = tuple[str, tuple[tuple[str, Scalar], ...]]
+"""A row: its name, and its departures from the preset."""
+
+
 def _table(
-    table: Table, summaries: Sequence[CellSummary], preset: Preset, supplied: bool, judged: Judged | None
+    table: Table,
+    summaries: Sequence[CellSummary],
+    beyond: Sequence[tuple[Table, Sequence[CellSummary]]],
+    preset: Preset,
+    supplied: bool,
+    judged: Judged | None,
 ) -> TableLayout:
-    networks = list(dict.fromkeys(summary.cell.network for summary in summaries))
-    # The summaries come column by column; the rows of all columns together are sorted as the table has them.
-    keys = list(dict.fromkeys((summary.cell.row, summary.cell.axes) for summary in summaries))
-    keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
-    at = {(summary.cell.network, summary.cell.row, summary.cell.axes): summary for summary in summaries}
-    best = {network: _best([at.get((network, *key)) for key in keys]) for network in networks}
-    in_reading_order = [at[network, *key] for key in keys for network in networks if (network, *key) in at]
-    shared, notes = _notes(in_reading_order)
+    parts = [(table, summaries), *beyond]
+    networks = list(dict.fromkeys(summary.cell.network for _, part in parts for summary in part))
+    keys = [(owner, key) for owner, part in parts for key in _keys(owner, part)]
+    at = {
+        (summary.cell.network, summary.cell.row, summary.cell.axes): summary
+        for _, part in parts
+        for summary in part
+    }
+    # The best of the paper's losses: others, of which some may not have run, take no bold from them.
+    best = {network: _best([at.get((network, *key)) for key in _keys(*parts[0])]) for network in networks}
+    shared, notes = _notes(
+        [at[network, *key] for _, key in keys for network in networks if (network, *key) in at]
+    )
     marks_of = {summary.cell: mark for summary in summaries if judged and (mark := judged.mark(summary.cell))}
 
-    def cell(network: str, key: tuple[str, tuple[tuple[str, Scalar], ...]]) -> LaidOutCell:
+    def cell(network: str, owner: Table, key: _Key) -> LaidOutCell:
         summary = at.get((network, *key))
         if summary is None:
-            return LaidOutCell("", "not selected", False, (), "—" if table.reports else "", "")
+            return LaidOutCell("", "not selected", False, (), "—" if owner.reports else "", "")
         marks = tuple(number for text, number in notes.items() if text in summary.notes)
         # Means that print alike tie: a difference nobody can see makes no winner.
-        is_best = summary.mean is not None and _value(summary.mean, None) == best[network]
+        ties = summary.mean is not None and _value(summary.mean, None) == best[network]
         value = _value(summary.mean, summary.std)
         diverged = diverged_text(summary) if value else ""
-        paper = _paper(summary, marks_of.get(summary.cell, "")) if table.reports else ""
-        return LaidOutCell(value, _count(summary), is_best, marks, paper, diverged)
+        paper = _paper(summary, marks_of.get(summary.cell, "")) if owner.reports else ""
+        return LaidOutCell(value, _count(summary), ties and owner is table, marks, paper, diverged)
 
     generated = any(run.generated for summary in summaries for run in summary.runs)
     unit = "top-1 accuracy in percent"
@@ -170,15 +191,40 @@ def _table(
         caption=qualified_title(caption, preset, generated),
         remarks=(
             *_remarks(table, summaries, preset, shared, supplied),
+            *([_beyond_remark(beyond)] if beyond else []),
             *([judged.legend] if judged and marks_of else []),
         ),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
-            LaidOutRow(loss_label(table, *key), tuple(cell(network, key) for network in networks))
-            for key in keys
+            LaidOutRow(
+                loss_label(owner, *key),
+                tuple(cell(network, owner, key) for network in networks),
+                beyond=owner is not table,
+            )
+            for owner, key in keys
         ),
         notes=tuple((number, text) for text, number in notes.items()),
-        blanks=_blanks(table, summaries),
+        blanks=(
+            *_blanks(table, summaries, "every loss"),
+            *(text for owner, part in beyond for text in _blanks(owner, part, "every loss beyond the paper")),
+        ),
+        beyond=tuple(owner.name for owner, _ in beyond),
+    )
+
+
+def _keys(table: Table, summaries: Sequence[CellSummary]) -> list[_Key]:
+    """The rows of a table that the summaries touch, in its order; they come column by column."""
+    keys = list(dict.fromkeys((summary.cell.row, summary.cell.axes) for summary in summaries))
+    keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
+    return keys
+
+
+def _beyond_remark(beyond: Sequence[tuple[Table, Sequence[CellSummary]]]) -> str:
+    every = [summary for _, part in beyond for summary in part]
+    counted, expected = sum(summary.n for summary in every), sum(summary.expected for summary in every)
+    return (
+        f"Below the paper's losses: others under the same recipe, {counted} of {expected} runs counted. They "
+        "are in no verdict and take no bold."
     )
 
 
@@ -282,7 +328,7 @@ def _sizes(table: Table, runs: Sequence[CountedRun]) -> str:
     )
 
 
-def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:
+def _blanks(table: Table, summaries: Sequence[CellSummary], every: str) -> tuple[str, ...]:
     """A sentence a reason: `not run yet — every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`."""
     losses = {loss_label(table, summary.cell.row, summary.cell.axes) for summary in summaries}
     seeds_by_cell: dict[str, dict[tuple[str, str], list[int]]] = {}
@@ -302,7 +348,7 @@ def _blanks(table: Table, summaries: Sequence[CellSummary]) -> tuple[str, ...]:
         # Networks that lack the same losses and seeds share a phrase.
         phrases: dict[tuple[str, str], list[str]] = {}
         for (network, seeds), names in groups.items():
-            text = "every loss" if len(losses) > 1 and set(names) == losses else ", ".join(names)
+            text = every if len(losses) > 1 and set(names) == losses else ", ".join(names)
             phrases.setdefault((text, seeds), []).append(network)
         listed = "; ".join(
             f"{text} on {', '.join(columns)} ({seeds})" for (text, seeds), columns in phrases.items()

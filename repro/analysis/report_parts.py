@@ -16,7 +16,7 @@ from repro.analysis.svg import Line, small_plot
 from repro.analysis.verdicts import CellVerdict
 from repro.recipes import Preset, format_axis
 from repro.records import RunRecord
-from repro.registry import Registry
+from repro.registry import Cell, Registry
 from repro.standings import RunState, Standing
 
 _SEED_COLOURS = ("var(--seed-0)", "var(--seed-1)", "var(--seed-2)")
@@ -79,10 +79,11 @@ class CellPart:
 
 @dataclass(frozen=True)
 class RowPart:
-    """A loss of a table."""
+    """A loss of a table; `beyond` where the paper does not have it."""
 
     label: str
     cells: tuple[CellPart, ...]
+    beyond: bool
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,11 @@ def table_part(
     verdicts: Sequence[CellVerdict],
 ) -> TablePart:
     """One table of the page; `layout`, `summaries` and `verdicts` are of the same states."""
-    own = [summary for summary in summaries if summary.cell.table == layout.table]
+    own = [summary for summary in summaries if summary.cell.table in (layout.table, *layout.beyond)]
     by_run = {state.run.id: state for state in states}
     judged = {verdict.cell.id: cell_verdict(verdict) for verdict in verdicts}
-    table = registry.table(layout.table)
     networks = list(dict.fromkeys(summary.cell.network for summary in own))
-    by_place = {
-        (network_label(table, s.cell.network), loss_label(table, s.cell.row, s.cell.axes)): s for s in own
-    }
+    by_place = {_place(summary.cell, registry): summary for summary in own}
     rows = tuple(
         RowPart(
             row.label,
@@ -156,13 +154,21 @@ def table_part(
                 )
                 for column, text in zip(layout.columns, row.cells, strict=True)
             ),
+            row.beyond,
         )
         for row in layout.rows
     )
     counted, expected = sum(s.n for s in own), sum(s.expected for s in own)
-    command = f"repro run --preset {preset.name} --table {layout.table}"
+    names = "".join(f" --table {name}" for name in (layout.table, *layout.beyond))
+    command = f"repro run --preset {preset.name}{names}"
     assert len(networks) == len(layout.columns)
     return TablePart(layout, layout.columns, rows, counted, expected, command)
+
+
+def _place(cell: Cell, registry: Registry) -> tuple[str, str]:
+    """A cell's column and row in its table, by their labels."""
+    table = registry.table(cell.table)
+    return network_label(table, cell.network), loss_label(table, cell.row, cell.axes)
 
 
 def headline(summaries: Sequence[CellSummary], states: Sequence[RunState]) -> Headline:

@@ -49,6 +49,10 @@ def render_tables(
     raise UsageError(f"there is no table format {table_format!r}; formats: {', '.join(TABLE_FORMATS)}")
 
 
+BEYOND = "Not in the paper"
+"""What stands above the first row that extends a table."""
+
+
 def to_markdown(layouts: Sequence[TableLayout]) -> str:
     """GitHub's markdown, padded so that it reads in a terminal as well."""
     return "\n\n".join(_markdown_table(layout) for layout in layouts) + "\n"
@@ -56,7 +60,9 @@ def to_markdown(layouts: Sequence[TableLayout]) -> str:
 
 def _markdown_table(layout: TableLayout) -> str:
     lines: list[list[str]] = []
-    for row in layout.rows:
+    for index, row in enumerate(layout.rows):
+        if row.beyond and (index == 0 or not layout.rows[index - 1].beyond):
+            lines.append([f"*{BEYOND}*", *([""] * len(layout.columns))])
         lines.append([escape(row.label), *map(_measured, row.cells)])
         lines += [[label, *map(escape, texts)] for label, texts in row.lower_lines]
     grid = tabulate(

@@ -12,7 +12,7 @@ from repro.commands.context import Context
 from repro.commands.judge import judge_summaries, optional_rules
 from repro.errors import UsageError
 from repro.experiments import TableName
-from repro.registry import Selection
+from repro.registry import Run, Selection
 from repro.standings import RunState
 
 AnyFormat = TableFormat | Literal["parquet"]
@@ -23,13 +23,18 @@ def aggregate_tables(
     tables: Sequence[TableName],
     form: AnyFormat,
     standalone: bool = False,
+    extended: bool = False,
 ) -> tuple[str | bytes, list[str]]:
     """The tables' text (Parquet: bytes), and a sentence for each record that could not be believed.
 
+    Losses that extend a table are in it once one of their runs has a record, with `extended` before that too.
     Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
     """
     registry, preset = context.registry, context.preset
     asked = dict.fromkeys(registry.select_runs(Selection(tables=tuple(tables)), preset))
+    shown = dict.fromkeys(run.cell.table for run in asked)
+    beyond = [run for name in shown for run in extension_runs(context, name, extended) if run not in asked]
+    asked |= dict.fromkeys(beyond)
     further = [run for run in registry.select_runs(Selection(), preset) if run not in asked]
     damaged: list[str] = []
 
@@ -57,6 +62,15 @@ def aggregate_tables(
         standalone=standalone,
     )
     return text, damaged
+
+
+def extension_runs(context: Context, table: TableName, every: bool = False) -> list[Run]:
+    """The runs of the losses that extend a table and have a record, of `every` such loss if asked."""
+    registry, preset = context.registry, context.preset
+    names = tuple(extension.name for extension in registry.extensions(table))
+    runs = registry.select_runs(Selection(tables=names), preset) if names else ()
+    have = {run.cell.row for run in runs if context.project.run(preset.name, run.id).record.exists()}
+    return [run for run in runs if every or run.cell.row in have]
 
 
 def weigh_studies(context: Context, studies: Sequence[str]) -> tuple[tuple[Move, ...], list[str]]:

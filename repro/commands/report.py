@@ -7,7 +7,7 @@ from repro import __version__
 from repro.analysis.aggregate import integrity_errors
 from repro.analysis.claims import claim_runs
 from repro.analysis.report import Origin, render_report
-from repro.commands.aggregate import weigh_studies
+from repro.commands.aggregate import extension_runs, weigh_studies
 from repro.commands.context import Context
 from repro.commands.judge import project_rules
 from repro.commit import make_folder, write_whole
@@ -19,7 +19,7 @@ from repro.studies import AMBIGUITIES
 def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]]:
     """Writes the page, whole: its path, and a sentence for each record that could not be believed.
 
-    The paper's tables are always in it, another table once it has a record.
+    The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
     """
     states = _states(context)
     rules = project_rules(context)
@@ -49,8 +49,10 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
 def _states(context: Context) -> list[RunState]:
     states: list[RunState] = []
     for table in context.registry.tables:
+        if table.extends is not None:
+            continue
         runs = context.registry.select_runs(Selection(tables=(table.name,)), context.preset)
-        found = list(context.states(runs))
+        found = list(context.states([*runs, *extension_runs(context, table.name)]))
         if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
             states += found
     return states
