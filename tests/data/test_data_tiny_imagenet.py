@@ -1,16 +1,19 @@
 """repro.data.tiny_imagenet on a tiny set in the published layout, and on the real subset where it is."""
 
+import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 
 import fake_tiny_imagenet as fake
 import numpy as np
 import pytest
+from fake_cifar100 import md5
 from pictures import encoded, jpeg, lay, picture, png_bomb
 
 from repro.data import PrepareOptions, tiny_imagenet
@@ -416,3 +419,21 @@ def test_the_real_subset_is_prepared_as_what_it_is(real_tiny_imagenet, tmp_path)
     assert manifest.mean == pytest.approx((0.480, 0.448, 0.398), abs=0.01)
     assert manifest.std == pytest.approx((0.277, 0.269, 0.282), abs=0.01)
     assert verify_prepared(tmp_path, "tiny-imagenet-subset") == manifest
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_the_real_subset_goes_from_a_server_to_verified_arrays(real_tiny_imagenet, server, tmp_path):
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", strict_timestamps=False) as archive:
+        for path in sorted(real_tiny_imagenet.rglob("*")):
+            archive.write(path, f"tiny-imagenet-200/{path.relative_to(real_tiny_imagenet)}")
+    server.content = packed.read_bytes()
+    # The published archive is whole, and not at hand: the checksum is that of this part of it.
+    source = dataclasses.replace(tiny_imagenet.PUBLISHED, archive_md5=md5(server.content))
+    tiny_imagenet.fetch(tmp_path, url=server.url, source=source)
+    with pytest.raises(DataMissingError, match="100 of 500 training and 20 of 50 test images a class"):
+        tiny_imagenet.prepare(tmp_path, source=source)
+    manifest = tiny_imagenet.prepare(tmp_path, PrepareOptions(allow_partial=True), source=source)
+    assert (manifest.train.count, manifest.test.count, manifest.notes) == (20_000, 4_000, ())
+    assert verify_prepared(tmp_path, "tiny-imagenet") == manifest
