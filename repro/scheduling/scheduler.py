@@ -117,10 +117,12 @@ class Scheduler:
         """Takes over the jobs of an earlier scheduler, so that nothing they have in hand starts twice."""
         for job in self._executor.adopt(1, self._ledger.queued()):
             self._jobs += 1
-            launch = self._ledger.adopt(job)
             # More of them than slots are only waited for: their places are beyond those that are filled.
-            self._launches[len(self._launches)] = launch
-            self._tell(Started(job))
+            place = len(self._launches)
+            slot = replace(job.slot, index=place) if job.slot.host else job.slot
+            launch = self._ledger.adopt(replace(job, place=place, slot=slot))
+            self._launches[place] = launch
+            self._tell(Started(launch.job))
         if self._launches:
             self._tell(Notice(f"going on with {_jobs(len(self._launches))} of an earlier scheduler"))
 

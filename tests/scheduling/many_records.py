@@ -27,8 +27,11 @@ threads = 1
 
 
 def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 100) -> Bench:
-    """Writes the experiments and the first `records` of the preset's runs, column by column."""
-    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    """Writes the experiments and the first `records` of the preset's runs, column by column.
+
+    Those that are there already stay, so that a call that was stopped goes on.
+    """
+    shutil.copytree(ROOT / "experiments", folder / "experiments", dirs_exist_ok=True)
     cells = len(Registry.load(ROOT / "experiments").cells)
     seeds = -(-records // cells) + more_seeds
     with (folder / "experiments" / "presets.toml").open("a") as file:
@@ -48,6 +51,9 @@ def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 
     )
     probes = Probes(logits=histogram, weight_norms=tuple(1 + k / 7 for k in range(100)))
     for run in registry.select_runs(Selection(), bench.preset)[:records]:
+        path = project.run("many", run.id).record
+        if path.exists():
+            continue
         record = make_record(
             bench, run, code_hash(registry.config(run, bench.preset)), accuracy=40 + run.seed % 10
         )
@@ -57,7 +63,6 @@ def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 
             for n in range(epochs)
         )
         record = record.model_copy(update={"preset": "many", "curve": curve, "probes": probes})
-        path = project.run("many", run.id).record
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.to_json(), encoding="utf-8")
     return bench

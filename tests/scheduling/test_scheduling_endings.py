@@ -10,12 +10,13 @@ from repro.commands.context import Context
 from repro.commands.run import RunOptions, run_sweep
 from repro.errors import SetupError, UsageError
 from repro.registry import Selection
-from repro.scheduling.events import Notice, Requeued, Started
+from repro.scheduling.events import Notice, Requeued, Started, Tick
 from repro.scheduling.executors.base import Ending, Executor, Job
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.executors.slurm_queue import QueueEntry, read_end, waiting
 from repro.scheduling.executors.slurm_submission import SlurmRequest
 from repro.scheduling.ledger import FURTHER_WITHOUT_PROGRESS
+from repro.scheduling.slots import remote_slots
 
 
 class LosesNodes(LocalExecutor):
@@ -28,11 +29,15 @@ class LosesNodes(LocalExecutor):
 class FindsJobs(LocalExecutor):
     """A local executor whose jobs a second scheduler can take over."""
 
+    def __init__(self):
+        super().__init__()
+        self.jobs = []
+
     def adopt(self, first, runs):
         return [job for job in self.jobs if not runs.isdisjoint(job.runs)]
 
     def submit(self, job):
-        self.jobs = [job]
+        self.jobs.append(job)
         super().submit(job)
 
 
@@ -87,6 +92,34 @@ def test_jobs_of_an_earlier_scheduler_are_waited_for_and_not_started_twice(bench
         "going on with 1 job of an earlier scheduler"
     ]
     assert [bench.attempts(run) for run in runs] == [["done"], ["done"]]
+
+
+def test_adopted_jobs_take_the_first_places_of_the_new_scheduler_and_its_own_go_beside_them(bench):
+    runs = bench.runs(3)
+    bench.script({run.id: ["wait"] for run in runs})
+    executor = FindsJobs()
+    for number, run in enumerate(runs[:2], 1):
+        # The earlier scheduler had more slots, and these jobs on the last of them.
+        slot = remote_slots("slurm", 8, "Slurm", "cpu", 1)[5 + number]
+        log = bench.project.work(PRESET) / "logs" / f"earlier{number}.log"
+        executor.submit(
+            Job(number, (run.id,), bench.command().argv([run.id], slot), {}, log, slot, 5 + number)
+        )
+        wait_for(bench.project.run(PRESET, run.id).progress.exists, "the worker to train")
+    started = []
+
+    def listener(event):
+        if isinstance(event, Started):
+            started.append((event.job.number, event.job.place))
+            if len(started) == 3:
+                bench.release()
+        if isinstance(event, Tick):
+            places = [running.job.place for running in event.running]
+            assert len(set(places)) == len(places)
+
+    assert bench.scheduler(runs, executor, 3, listener).run().exit_code == 0
+    assert started == [(1, 0), (2, 1), (3, 2)]
+    assert [job.slot.label for job in executor.jobs] == ["slurm/6", "slurm/7", "cpu/2"]
 
 
 @pytest.mark.parametrize(

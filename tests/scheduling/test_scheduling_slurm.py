@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +196,27 @@ def test_sigterm_stops_the_jobs_at_a_checkpoint_and_empties_the_queue(slurm, ben
     assert sorted(len(bench.attempts(run)) for run in runs) == [0, 1]
     assert "done" not in [outcome for run in runs for outcome in bench.attempts(run)]
     assert not workers(bench.project.results)
+
+
+def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_next_takes_over(slurm, bench):
+    runs = some_runs(bench, 1)
+    first = start_command(bench, runs, "--jobs", "1")
+    wait_for(lambda: report(bench, runs[0]), "the run to train")
+    slurm.kill_daemon("slurmctld")
+    try:
+        for _ in range(2):
+            first.terminate()
+            time.sleep(1)
+        _, lines = first.communicate(timeout=120)
+        assert first.returncode == 75, lines
+        assert "was not cancelled; the next `repro run` takes it over" in lines
+    finally:
+        slurm.start_daemon("slurmctld")
+    wait_for(slurm.answers, "slurmctld to answer")
+    second = start_command(bench, runs, "--jobs", "1")
+    _, lines = second.communicate(timeout=120)
+    assert second.returncode == 0, lines
+    assert_nothing_lost_or_duplicated(bench, runs)
 
 
 def test_a_job_waits_for_a_reason_that_is_said_and_gets_its_share_of_a_gpu(slurm, bench):

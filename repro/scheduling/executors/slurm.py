@@ -43,11 +43,15 @@ class SlurmPace:
 
 @dataclass
 class _Submitted:
-    """A job in Slurm's hands: `missing` counts the looks that found it ended without word."""
+    """A job in Slurm's hands: `missing` counts the looks that found it ended without word.
+
+    `asked` is the last word for it: a signal's name, or KILL.
+    """
 
     job: Job
     id: str
     missing: int = 0
+    asked: str | None = None
 
 
 class SlurmExecutor(Executor):
@@ -100,9 +104,11 @@ class SlurmExecutor(Executor):
         self._ask(job, "TERM")
 
     def kill(self, job: Job) -> None:
-        """Cancels the job: Slurm kills what is left of it on its node."""
-        if (id := self._withdraw(job)) is not None:
-            self._scancel(id)
+        """Cancels the job: Slurm kills what is left of it on its node.
+
+        A job that cannot be reached because Slurm does not answer is left to the next scheduler.
+        """
+        self._ask(job, "KILL")
 
     def ending(self, job: Job) -> Ending | None:
         """Slurm's reason for the end, if it was Slurm's doing."""
@@ -188,8 +194,10 @@ class SlurmExecutor(Executor):
             return
         for submitted in list(self._submitted.values()):
             entry = self._queue.get(submitted.id)
-            if entry and not entry.ended:
+            # A job that was cancelled is not put back, however long its node takes to be rid of it.
+            if entry and not entry.ended and (submitted.asked, entry.state) != ("KILL", "COMPLETING"):
                 submitted.missing = 0
+                self._pass_on(submitted)
                 continue
             note = Note.read(self._note(submitted.job))
             if note and note.code is not None:
@@ -220,25 +228,35 @@ class SlurmExecutor(Executor):
         with contextlib.suppress(FileNotFoundError), submitted.job.log.open("a") as log:
             log.write(said.read_text(errors="replace"))
 
-    def _ask(self, job: Job, name: str) -> None:
-        if (id := self._withdraw(job)) is not None:
-            self._scancel("--state=PENDING", id)
-            self._scancel(f"--signal={name}", id)
-            self._look_soon()
-
-    def _withdraw(self, job: Job) -> str | None:
-        """The job's id in Slurm; None if it has ended or, not sent yet, is ended here."""
+    def _ask(self, job: Job, word: str) -> None:
         if job in self._unsent:
             self._unsent.remove(job)
             self._codes[job.number] = RunInterruptedError.exit_code
-        submitted = self._submitted.get(job.number)
-        return submitted.id if submitted else None
+        if submitted := self._submitted.get(job.number):
+            submitted.asked = word
+            self._pass_on(submitted)
+            self._look_soon()
 
-    def _scancel(self, *words: str) -> None:
+    def _pass_on(self, submitted: _Submitted) -> None:
+        """Says the word to Slurm; said again at every look, as a job that is starting does not hear it."""
+        id = submitted.id
+        if submitted.asked == "KILL":
+            if not self._scancel(id):
+                self._tell(f"job {id} of Slurm was not cancelled; the next `repro run` takes it over")
+                self._codes[submitted.job.number] = RunInterruptedError.exit_code
+                del self._submitted[submitted.job.number]
+        elif submitted.asked:
+            self._scancel("--state=PENDING", id)
+            self._scancel(f"--signal={submitted.asked}", id)
+
+    def _scancel(self, *words: str) -> bool:
+        """Whether Slurm took it."""
         try:
             call_slurm("scancel", "--quiet", *words)
         except QueueSilentError as error:
             self._tell(f"scancel failed: {error}")
+            return False
+        return True
 
     def _tell(self, text: str) -> None:
         """Once for each sentence of the last hundred."""
