@@ -1,15 +1,20 @@
 """What each run's record is worth today: done, of older code, of another recipe, damaged or missing."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from repro.cores import usable_cores
 from repro.errors import RecordCorruptError, RecordForeignError
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
-from repro.records import RunRecord, read_record
+from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
+
+MANY = 500
+"""Records that a process of its own is worth starting for."""
 
 
 class Standing(StrEnum):
@@ -54,6 +59,61 @@ def assess(
     for run in runs:
         config = registry.config(run, preset)
         yield assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
+
+
+def assess_many(
+    runs: Iterable[Run],
+    registry: Registry,
+    preset: Preset,
+    project: Project,
+    fingerprints: Mapping[str, str | None],
+) -> Iterator[RunState]:
+    """As `assess`, with the records' curves and probes left out; on every core where the runs are many.
+
+    A record is checked whole all the same. The processes are forks: call it before there are threads.
+    """
+    runs = list(runs)
+    workers = min(usable_cores(), len(runs) // MANY)
+
+    def part(some: Sequence[Run]) -> list[RunState]:
+        return [_trimmed(state) for state in assess(some, registry, preset, project, fingerprints)]
+
+    parts = [runs[start : start + MANY] for start in range(0, len(runs), MANY)]
+    if workers < 2:
+        for some in parts:
+            yield from part(some)
+        return
+    from concurrent.futures import ProcessPoolExecutor  # slow to import, and seldom needed
+    from multiprocessing import get_context
+
+    code_hash()  # once, before the forks
+    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_become, initargs=(part,))
+    try:
+        for states in pool.map(_part, parts):
+            yield from states
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_Part = Callable[[Sequence[Run]], list[RunState]]
+_work: list[_Part] = []
+
+
+def _become(part: _Part) -> None:
+    """Begins a worker of the pool; Ctrl-C is for the process that waits for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _work[:] = [part]
+
+
+def _part(runs: Sequence[Run]) -> list[RunState]:
+    return _work[0](runs)
+
+
+def _trimmed(state: RunState) -> RunState:
+    if state.record is None:
+        return state
+    bare = {"curve": (), "probes": Probes(logits=None, weight_norms=None)}
+    return replace(state, record=state.record.model_copy(update=bare))
 
 
 def assess_run(

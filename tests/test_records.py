@@ -1,6 +1,8 @@
 """Records: what is written can be read, and whatever is wrong with one is named."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
@@ -172,3 +174,30 @@ def test_a_record_is_unchecked_for_its_data_where_they_are_not_at_hand(trained):
     assert unchecked.data_unchecked
     assert other.standing is Standing.OTHER_RECIPE
     assert "other data" in other.reason
+
+
+def test_many_records_are_read_by_several_processes_and_come_out_the_same(trained):
+    """In a process of its own: forks are for programs without threads."""
+    code = """
+import sys
+from pathlib import Path
+from repro import standings
+from repro.commands.context import Context
+from repro.registry import Selection
+standings.MANY, standings.usable_cores = 3, lambda: 2
+context = Context.open("smoke", results=Path(sys.argv[1]))
+runs = context.registry.select_runs(Selection(tables=("1",)), context.preset)
+one, many = list(context.states(runs)), list(context.states(runs, whole=False))
+keys = [(state.run, state.standing, state.reason, state.data_unchecked) for state in one]
+assert keys == [(state.run, state.standing, state.reason, state.data_unchecked) for state in many]
+for state, bare in zip(one, many, strict=True):
+    if state.record is not None:
+        assert bare.record.result == state.record.result
+        assert (bare.record.curve, bare.record.probes.logits) == ((), None)
+print(sum(state.counts for state in many), len(many))
+"""
+    where = str(trained.project.results)
+    done = subprocess.run(
+        [sys.executable, "-c", code, where], capture_output=True, text=True, cwd=trained.project.root
+    )
+    assert (done.stdout, done.stderr) == ("2 24\n", "")

@@ -44,7 +44,7 @@ def aggregate_tables(
                 damaged.extend(map(str, integrity_errors([state])))
             yield state
 
-    every = summarise(noting(context.states([*asked, *further])), registry, preset)
+    every = summarise(noting(context.states([*asked, *further], whole=False)), registry, preset)
     judged = judge_summaries(context, every)
     cells = {run.cell for run in asked}
     summaries = [summary for summary in every if summary.cell in cells]

@@ -8,7 +8,7 @@ from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, assess
+from repro.standings import RunState, assess, assess_many
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class Context:
         run = self.registry.select_runs(Selection(datasets=(dataset,), seeds=(seed,)), self.preset)[0]
         return self.registry.config(run, self.preset)
 
-    def states(self, runs: Iterable[Run]) -> Iterator[RunState]:
-        """Where each run stands, in order, one at a time."""
+    def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
+        """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
+
+        That is quicker where there are many.
+        """
         runs = list(runs)
-        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs))
+        look = assess if whole else assess_many
+        yield from look(runs, self.registry, self.preset, self.project, self.fingerprints(runs))

@@ -78,7 +78,7 @@ class Observer:
                 changed.append(run)
                 stamps[run.id] = stamp
         yield from known
-        for state in self._context.states(changed):
+        for state in self._context.states(changed, whole=False):
             if (stamp := stamps[state.run.id]) is not None:
                 self._known[state.run.id] = (stamp, replace(state, record=None))
             yield state

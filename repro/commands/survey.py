@@ -17,7 +17,7 @@ from repro.signature import speed_hash
 def make_survey(context: Context, runs: Sequence[Run]) -> Survey:
     """Reads every record of `runs` once."""
     sizes = data_sizes(context, {run.cell.dataset for run in runs})
-    return Survey.of(context.states(runs), sizes, probes_here(context))
+    return Survey.of(context.states(runs, whole=False), sizes, probes_here(context))
 
 
 def probes_here(context: Context) -> list[ProbeResult]:
