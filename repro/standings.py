@@ -86,7 +86,6 @@ def assess_many(
     from concurrent.futures import ProcessPoolExecutor  # slow to import, and seldom needed
     from multiprocessing import get_context
 
-    code_hash()  # once, before the forks
     pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_become, initargs=(part,))
     try:
         for states in pool.map(_part, parts):

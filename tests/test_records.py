@@ -186,7 +186,7 @@ from repro.commands.context import Context
 from repro.registry import Selection
 standings.MANY, standings.usable_cores = 3, lambda: 2
 context = Context.open("smoke", results=Path(sys.argv[1]))
-runs = context.registry.select_runs(Selection(tables=("1",)), context.preset)
+runs = context.registry.select_runs(Selection(tables=(1,)), context.preset)
 one, many = list(context.states(runs)), list(context.states(runs, whole=False))
 keys = [(state.run, state.standing, state.reason, state.data_unchecked) for state in one]
 assert keys == [(state.run, state.standing, state.reason, state.data_unchecked) for state in many]
