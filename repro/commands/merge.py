@@ -114,7 +114,9 @@ def _offers(context: Context, records: Path, planned: dict[str, str] | None) -> 
         if offered.standing is Standing.OTHER_RECIPE:
             yield Offer(name, Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: "))
         elif offered.record is None:
-            yield Offer(name, Fate.REFUSED, offered.reason.replace(f"{records}/", "").removeprefix(f"{name}: "))
+            yield Offer(
+                name, Fate.REFUSED, offered.reason.replace(f"{records}/", "").removeprefix(f"{name}: ")
+            )
         else:
             present = _assess(here, run, fingerprints[key])
             yield _decide(name, offered.record, present, here, file.read_bytes(), planned)
