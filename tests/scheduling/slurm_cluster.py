@@ -70,6 +70,15 @@ class SlurmCluster:
                 start_new_session=True,
             )
 
+    def restart_controller(self) -> None:
+        """Starts slurmctld again, and waits until it knows both nodes."""
+        self.start_daemon("slurmctld")
+        self._wait(self.answers, "slurmctld to answer")
+        self._wait(lambda: self.node_states().keys() == set(NODES) and self._none_is_down(), "both nodes")
+
+    def _none_is_down(self) -> bool:
+        return not any(state.startswith(("down", "unk")) for state in self.node_states().values())
+
     def kill_daemon(self, name: str) -> None:
         """SIGKILL, as when its machine dies."""
         process = self.processes.pop(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_sweep import ClusterSweep, assert_nothing_lost_or_duplicated, report, some_runs, workers
+from cluster_sweep import LONG, ClusterSweep, assert_nothing_lost_or_duplicated, report, some_runs, workers
 from slurm_cluster import CannotStartError, SlurmCluster
 from sweep_bench import PRESET, ROOT, Bench, wait_for
 
@@ -48,11 +48,11 @@ def sweep_on(bench: Bench, runs, jobs: int = 2, **request) -> ClusterSweep:
     return ClusterSweep(bench, runs, executor_for(bench, **request), "slurm", jobs)
 
 
-def start_command(bench: Bench, runs, *options: str) -> subprocess.Popen:
+def start_command(bench: Bench, runs, *options: str, epochs: int = LONG) -> subprocess.Popen:
     """`repro run --executor slurm` on a login node: without a GPU, and without torch."""
     losses = [word for run in runs for word in ("--loss", run.id.split("/")[2].split("+")[0])]
-    argv = ["run", "--preset", PRESET, "--table", "1", "--network", "resnet18", *losses, "--set", "epochs=40"]
-    argv += ["--results", str(bench.project.results), "--executor", "slurm", "--job-gpus", "0", *options]
+    argv = ["run", "--preset", PRESET, "--table", "1", "--network", "resnet18", *losses, "--set"]
+    argv += [f"epochs={epochs}", "--results", str(bench.project.results), "--executor", "slurm", "--job-gpus", "0", *options]
     program = "import sys; sys.modules['torch'] = None; from repro.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", program, *argv],
@@ -138,7 +138,7 @@ def test_a_killed_controller_loses_nothing(slurm, bench):
     sweep.wait_until_training(runs[0])
     slurm.kill_daemon("slurmctld")
     wait_for(lambda: "Slurm does not answer" in sweep.said(), "the user to be told")
-    slurm.start_daemon("slurmctld")
+    slurm.restart_controller()
     assert sweep.end().exit_code == 0, sweep.said()
     assert_nothing_lost_or_duplicated(bench, runs)
 
@@ -199,24 +199,30 @@ def test_sigterm_stops_the_jobs_at_a_checkpoint_and_empties_the_queue(slurm, ben
 
 
 def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_next_takes_over(slurm, bench):
-    runs = some_runs(bench, 1)
-    first = start_command(bench, runs, "--jobs", "1")
+    runs = some_runs(bench, 1, epochs=100 * LONG)
+    first = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
     wait_for(lambda: report(bench, runs[0]), "the run to train")
     slurm.kill_daemon("slurmctld")
     try:
-        for _ in range(2):
-            first.terminate()
-            time.sleep(1)
+        first.terminate()
+        time.sleep(1)
+        first.terminate()
         _, lines = first.communicate(timeout=120)
-        assert first.returncode == 75, lines
-        assert "was not cancelled; the next `repro run` takes it over" in lines
     finally:
-        slurm.start_daemon("slurmctld")
-    wait_for(slurm.answers, "slurmctld to answer")
-    second = start_command(bench, runs, "--jobs", "1")
+        slurm.restart_controller()
+    assert first.returncode == 75, lines
+    assert "was not cancelled; the next `repro run` takes it over" in lines
+    assert len(slurm.jobs()) == 1
+    second = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
+    wait_for(lambda: bench.project.schedulers(PRESET).glob("*.json"), "the second scheduler to be at work")
+    time.sleep(3)
+    second.terminate()
     _, lines = second.communicate(timeout=120)
-    assert second.returncode == 0, lines
-    assert_nothing_lost_or_duplicated(bench, runs)
+    assert second.returncode == 75, lines
+    assert "going on with 1 job of an earlier scheduler" in lines
+    assert bench.attempts(runs[0]) == ["interrupted"]
+    wait_for(lambda: not slurm.jobs(), "the queue to be empty")
+    assert not workers(bench.project.results)
 
 
 def test_a_job_waits_for_a_reason_that_is_said_and_gets_its_share_of_a_gpu(slurm, bench):
