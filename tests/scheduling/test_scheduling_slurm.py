@@ -52,7 +52,16 @@ def start_command(bench: Bench, runs, *options: str, epochs: int = LONG) -> subp
     """`repro run --executor slurm` on a login node: without a GPU, and without torch."""
     losses = [word for run in runs for word in ("--loss", run.id.split("/")[2].split("+")[0])]
     argv = ["run", "--preset", PRESET, "--table", "1", "--network", "resnet18", *losses, "--set"]
-    argv += [f"epochs={epochs}", "--results", str(bench.project.results), "--executor", "slurm", "--job-gpus", "0", *options]
+    argv += [
+        f"epochs={epochs}",
+        "--results",
+        str(bench.project.results),
+        "--executor",
+        "slurm",
+        "--job-gpus",
+        "0",
+        *options,
+    ]
     program = "import sys; sys.modules['torch'] = None; from repro.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", program, *argv],
@@ -214,8 +223,8 @@ def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_nex
     assert "was not cancelled; the next `repro run` takes it over" in lines
     assert len(slurm.jobs()) == 1
     second = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
-    wait_for(lambda: bench.project.schedulers(PRESET).glob("*.json"), "the second scheduler to be at work")
-    time.sleep(3)
+    reports = bench.project.schedulers(PRESET)
+    wait_for(lambda: list(reports.glob("[!.]*.json")), "the second scheduler to be at work")
     second.terminate()
     _, lines = second.communicate(timeout=120)
     assert second.returncode == 75, lines
