@@ -71,6 +71,11 @@ def is_held(paths: RunPaths) -> bool:
     return False
 
 
+def break_lock(paths: RunPaths) -> None:
+    """Gives the run a new lock; whoever held the old one holds nothing. At worst a run is trained twice."""
+    paths.lock.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Makes `folder` and its parents; SetupError if the file system refuses."""
     try:

@@ -19,7 +19,7 @@ def smoke_context(monkeypatch_or_none, results: Path) -> Context:
     return Context.open("smoke", results=results)
 
 
-def train_here(context: Context, *runs: str, **options) -> int:
+def train_here(context: Context, *runs: str, say=lambda line: None, stop=None, **options) -> int:
     """Trains runs in this process."""
     return train(
         runs,
@@ -27,7 +27,8 @@ def train_here(context: Context, *runs: str, **options) -> int:
         context.preset,
         context.project,
         TrainOptions(device="cpu", **options),
-        say=lambda line: None,
+        say=say,
+        stop=stop,
     )
 
 

@@ -46,8 +46,9 @@ class Stop:
 def die_with_parent(stop: Stop) -> None:
     """Asks the kernel for SIGTERM when the scheduler that started this process dies (Linux).
 
-    The checkpoint gets a few seconds; then the process ends whatever it is doing, and with it what it has
-    started, so that no orphan keeps a device busy. REPRO_DIE_WITH_PARENT holds the scheduler's pid.
+    The checkpoint gets a few seconds; then the process ends whatever it is doing, so that no orphan keeps a
+    device busy. REPRO_DIE_WITH_PARENT holds the scheduler's pid. What this process may have started, or a
+    main thread that never lets another one run, is left to `repro.scheduling.guardian`.
     """
     parent = os.environ.get("REPRO_DIE_WITH_PARENT")
     if parent is None:

@@ -63,6 +63,18 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """Nothing new is started until the results folder can be written again; workers under way go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The results folder can be written again."""
+
+
+@dataclass(frozen=True)
 class Notice:
     """A sentence for the user: stopping, draining, giving up on a data set."""
 
@@ -97,5 +109,5 @@ class Tick:
     total: int
 
 
-Event = Started | Finished | Failed | Requeued | SetAside | Elsewhere | Notice | Tick
+Event = Started | Finished | Failed | Requeued | SetAside | Elsewhere | Paused | Resumed | Notice | Tick
 Listener = Callable[[Event], None]

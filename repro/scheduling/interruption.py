@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests that the scheduler obeys between two polls."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as requests that the scheduler obeys between two polls."""
 
 import signal
 import threading
@@ -17,19 +17,19 @@ class Stage(IntEnum):
 
 
 class Interruption:
-    """While entered: SIGINT raises the stage by one each time, SIGTERM to CHECKPOINT at least.
+    """While entered: SIGINT raises the stage by one each time, SIGTERM and SIGUSR1 to CHECKPOINT at least.
 
     Signals reach Python only in the main thread; entered in another one, it leaves them alone.
     """
 
     def __init__(self) -> None:
         self.stage = Stage.GO_ON
-        self.signal: Literal["SIGINT", "SIGTERM"] | None = None
+        self.signal: Literal["SIGINT", "SIGTERM", "SIGUSR1"] | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -41,8 +41,8 @@ class Interruption:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            self.signal = "SIGTERM"
+        if number != signal.SIGINT:
+            self.signal = "SIGTERM" if number == signal.SIGTERM else "SIGUSR1"
             self.stage = max(self.stage, Stage.CHECKPOINT)
         else:
             # SIGTERM before decides the exit code: whoever sent it waits for that answer.

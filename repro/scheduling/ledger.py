@@ -7,12 +7,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from repro.commit import RunBusyError, run_lock, set_aside
-from repro.errors import RunInterruptedError, SetupError
+from repro.commit import RunBusyError, is_held, run_lock, set_aside
+from repro.errors import SetupError
 from repro.paths import Project, RunPaths
 from repro.registry import Run
+from repro.scheduling.causes import (
+    MEMORY,
+    Cause,
+    Kind,
+    cause_of_end,
+    cause_of_failure,
+    is_setup_error,
+    oom_kills,
+)
+from repro.scheduling.devices import Devices
 from repro.scheduling.events import (
     Elsewhere,
     Failed,
@@ -20,63 +29,22 @@ from repro.scheduling.events import (
     Listener,
     Notice,
     Requeued,
-    Running,
     SetAside,
     Tick,
 )
 from repro.scheduling.executors.base import Ending, Job
 from repro.scheduling.groups import group_runs
-from repro.scheduling.interruption import Stage
-from repro.scheduling.outcome import Failure, Outcome
+from repro.scheduling.held import HeldRuns
+from repro.scheduling.launch import Launch
+from repro.scheduling.outcome import Failure, Interrupter, Outcome
 from repro.scheduling.slots import Slot
 from repro.scheduling.train_command import TrainCommand
-from repro.scheduling.verdict import (
-    SAME_ERRORS,
-    Advice,
-    ErrorStreak,
-    describe_end,
-    is_hopeless,
-    is_setup_error,
-    last_line,
-    merge_equal,
-    normalise,
-)
-from repro.scheduling.watch import RunWatch, is_held
+from repro.scheduling.troubles import Troubles
+from repro.scheduling.verdict import SAME_ERRORS, Advice, ErrorStreak, normalise
+from repro.scheduling.watch import RunWatch
 from repro.standings import RunState, Standing
 
-FURTHER_LAUNCHES = 2
-"""How often a run is launched again after its worker died under it."""
-
-FURTHER_INTERRUPTED = 1
-"""How often a run is launched again after somebody else interrupted its worker."""
-
-FURTHER_WITHOUT_PROGRESS = 10
-"""How often a run is launched again after ends that were not its fault, unless it got further in between."""
-
 _DAMAGED = (Standing.CORRUPT, Standing.FOREIGN)
-
-
-@dataclass
-class Launch:
-    """A worker under way: `watches` are its runs that have not ended, `told` what it was asked."""
-
-    job: Job
-    watches: dict[str, RunWatch]
-    told: Stage = Stage.GO_ON
-    began_a_run: bool = False
-
-
-@dataclass
-class _Setbacks:
-    """Ends of a run's workers that were not its fault, since it last got further than `step`."""
-
-    step: int = -1
-    count: int = 0
-
-    def add(self, step: int) -> None:
-        """One more, of an attempt that had begun at `step`."""
-        self.count = 1 if step > self.step else self.count + 1
-        self.step = max(step, self.step)
 
 
 @dataclass
@@ -88,17 +56,22 @@ class Ledger:
     project: Project
     examine: Callable[[Run], RunState]
     tell: Listener
+    devices: Devices
+    count_oom_kills: Callable[[], int] = oom_kills
     queue: deque[tuple[Run, ...]] = field(default_factory=deque)
-    held: dict[str, Run] = field(default_factory=dict)
+    alone: deque[Run] = field(default_factory=deque)
+    held: HeldRuns = field(init=False)
     stopped_early: str | None = None
     _skipped: list[str] = field(default_factory=list)
     _done: list[str] = field(default_factory=list)
     _failed: dict[str, Failure] = field(default_factory=dict)
     _launches: dict[str, int] = field(default_factory=dict)
-    _troubles: dict[str, list[str]] = field(default_factory=dict)
-    _setbacks: dict[str, _Setbacks] = field(default_factory=dict)
+    _troubles: Troubles = field(default_factory=Troubles)
     _streak: ErrorStreak = field(default_factory=ErrorStreak)
     _left_datasets: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.held = HeldRuns(self.tell)
 
     def fill(self, slots: int) -> None:
         """Queues every run without a record that counts, in groups for `slots` workers.
@@ -115,6 +88,11 @@ class Ledger:
             runs.append(state.run)
         self.queue.extend(group_runs(runs, slots))
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a run waits for a worker."""
+        return bool(self.queue or self.alone)
+
     def queued(self) -> frozenset[str]:
         """The ids of the runs in the queue."""
         return frozenset(run.id for group in self.queue for run in group)
@@ -129,21 +107,46 @@ class Ledger:
         self.queue = deque(group for group in groups if group)
         for run in theirs:
             self._launches[run.id] = self._launches.get(run.id, 0) + 1
-        return Launch(job, {run.id: RunWatch.resume(run, self._paths(run)) for run in theirs})
+        watches = {run.id: RunWatch.resume(run, self._paths(run)) for run in theirs}
+        return Launch(job, watches, self.count_oom_kills())
 
-    def next_group(self) -> tuple[Run, ...]:
-        """The next runs for a worker, without those that another process has trained; empty: no more."""
+    def next_run(self, empty_device: bool) -> Run | None:
+        """The first run of the next group, as far as can be told without reading records."""
+        if self.alone and empty_device:
+            return self.alone[0]
+        return self.queue[0][0] if self.queue else None
+
+    def next_group(self, empty_device: bool) -> tuple[tuple[Run, ...], bool]:
+        """The next runs for a worker, and whether they must be alone: such go first on an empty device.
+
+        Runs that another process has trained meanwhile are passed over; no runs: there are no more.
+        """
+        while self.alone and empty_device:
+            run = self.alone.popleft()
+            if not self._done_meanwhile(run):
+                return (run,), True
         while self.queue:
             group = tuple(run for run in self.queue.popleft() if not self._done_meanwhile(run))
             if group:
-                return group
-        return ()
+                return group, False
+        return (), False
 
-    def begin(self, job: Job, group: Sequence[Run]) -> Launch:
+    def begin(self, job: Job, group: Sequence[Run], alone: bool) -> Launch:
         """Notes how things stand on disk before `job` is submitted."""
         for run in group:
             self._launches[run.id] = self._launches.get(run.id, 0) + 1
-        return Launch(job, {run.id: RunWatch.begin(run, self._paths(run)) for run in group})
+        watches = {run.id: RunWatch.begin(run, self._paths(run)) for run in group}
+        return Launch(job, watches, self.count_oom_kills(), alone)
+
+    def take_back(self, launch: Launch) -> None:
+        """A worker could not be started: its runs are the next to be."""
+        group = tuple(watch.run for watch in launch.watches.values())
+        for run in group:
+            self._launches[run.id] -= 1
+        if launch.alone:
+            self.alone.extendleft(reversed(group))
+        else:
+            self.queue.appendleft(group)
 
     def look(self, launch: Launch) -> None:
         """Settles the runs of a worker that have a record or a failed attempt by now."""
@@ -158,10 +161,17 @@ class Ledger:
                     self._finish(state)
                     continue
             if failure := watch.failure():
-                cause, traceback = failure
+                text, traceback = failure
                 del launch.watches[run]
-                log = traceback or launch.job.log
-                self._fail([watch.run], cause, log, launch.job.slot, is_setup_error(cause))
+                cause = cause_of_failure(text, launch.on_gpu)
+                cause = self.devices.judge(launch.job.slot, cause)
+                if cause.kind is Kind.ERROR:
+                    log = traceback or launch.job.log
+                    self._fail([watch.run], cause.text, log, launch.job.slot, is_setup_error(text))
+                else:
+                    self._again([watch], cause, launch.job, traceback)
+                    if cause.kind is Kind.DEVICE_LOST:
+                        launch.ending = cause
 
     def close(self, launch: Launch, code: int, ending: Ending | None = None) -> None:
         """A worker has ended: what its runs did not settle on disk, its exit code or `ending` explains."""
@@ -169,39 +179,35 @@ class Ledger:
         rest: list[RunWatch] = []
         for watch in launch.watches.values():
             if is_held(watch.paths):
-                self.held[watch.run.id] = watch.run
-                self.tell(Elsewhere(watch.run.id))
+                self.held.add(watch)
             else:
                 rest.append(watch)
-        job = launch.job
-        if not rest or launch.told:
+        if not rest:
             return
-        if ending and ending.blameless:
-            self._go_on(rest, ending, job)
-        elif is_hopeless(code, launch.began_a_run):
-            cause = ending.cause if ending else last_line(job.log) or describe_end(code, job.log)
+        job = launch.job
+        cause = launch.ending or self._cause(launch, code, ending)
+        for watch in rest:
+            watch.note_death(_last_words(cause))
+        if launch.told and launch.ending is None:
+            return
+        if cause.kind is Kind.ERROR:
             runs = [watch.run for watch in rest]
-            self._fail(runs, cause, job.log, job.slot, setup=code == SetupError.exit_code)
+            self._fail(runs, cause.text, job.log, job.slot, setup=code == SetupError.exit_code)
         else:
-            self._retry(rest, code, job, ending.cause if ending else describe_end(code, job.log))
+            self._again(rest, cause, job)
 
-    def reclaim(self) -> None:
-        """Looks again at the runs that others held: done, free again and queued, or still held."""
-        for run in list(self.held.values()):
-            if self._done_meanwhile(run):
-                del self.held[run.id]
-            elif not is_held(self._paths(run)):
-                del self.held[run.id]
-                self.queue.append((run,))
+    def reclaim(self, elapsed: float, patience: float) -> None:
+        """Queues those runs that others held and hold no more; see `HeldRuns.freed`."""
+        self.queue.extend((run,) for run in self.held.freed(elapsed, patience, self._done_meanwhile))
 
     def tick(self, launches: Sequence[Launch]) -> Tick:
         """How things stand."""
-        running = tuple(_in_hand(launch) for launch in launches)
+        running = tuple(launch.in_hand() for launch in launches)
         busy = sum(entry.run is not None for entry in running)
         todo = len(self.states) - self._ended - busy - len(self.held)
         return Tick(running, len(self._done), len(self._failed), self._ended, todo, len(self.states))
 
-    def outcome(self, interrupted: Literal["SIGINT", "SIGTERM", "budget"] | None, seconds: float) -> Outcome:
+    def outcome(self, interrupted: Interrupter | None, seconds: float) -> Outcome:
         """What it all came to."""
         known = {*self._skipped, *self._done, *self._failed, *self.held}
         return Outcome(
@@ -211,6 +217,7 @@ class Ledger:
             left=tuple(self.held),
             unfinished=tuple(state.run.id for state in self.states if state.run.id not in known),
             stopped_early=self.stopped_early,
+            no_device=self.devices.none_left,
             interrupted=interrupted,
             seconds=seconds,
         )
@@ -255,40 +262,49 @@ class Ledger:
         accuracy = record.result.accuracy
         self.tell(Finished(state.run.id, accuracy, seconds, self._ended, len(self.states)))
 
-    def _go_on(self, rest: Sequence[RunWatch], ending: Ending, job: Job) -> None:
-        """Queues runs again as they were; what a run met without its fault counts until it gets further."""
-        for watch in [watch for watch in rest if watch.latest_attempt()] or rest:
-            attempt = watch.latest_attempt()
-            setbacks = self._setbacks.setdefault(watch.run.id, _Setbacks())
-            setbacks.add(attempt.resumed_at_step if attempt else -1)
-        again: list[Run] = []
-        for watch in rest:
-            setbacks = self._setbacks.get(watch.run.id, _Setbacks())
-            if setbacks.count > FURTHER_WITHOUT_PROGRESS:
-                cause = f"{ending.cause}; it got no further in {setbacks.count} attempts"
-                self._fail([watch.run], cause, job.log, job.slot)
-            else:
-                again.append(watch.run)
-        if again and not self.stopped_early:
-            self.tell(Requeued(tuple(run.id for run in again), ending.cause))
-            self.queue.appendleft(tuple(again))
+    def _cause(self, launch: Launch, code: int, ending: Ending | None) -> Cause:
+        """Why a worker ended that was not ended by the scheduler itself."""
+        kills = self.count_oom_kills() - launch.oom_kills if launch.here else 0
+        cause = cause_of_end(code, launch.job.log, launch.began_a_run, launch.on_gpu, kills)
+        if ending:
+            return Cause(Kind.BLAMELESS if ending.blameless else cause.kind, ending.cause)
+        return cause if launch.told else self.devices.judge(launch.job.slot, cause)
 
-    def _retry(self, rest: Sequence[RunWatch], code: int, job: Job, cause: str) -> None:
-        """Queues runs singly; only those that were under way are charged, so it comes to an end."""
-        charged = [watch for watch in rest if watch.latest_attempt()] or rest
-        for watch in charged:
-            self._troubles.setdefault(watch.run.id, []).append(cause)
+    def _again(self, rest: Sequence[RunWatch], cause: Cause, job: Job, traceback: Path | None = None) -> None:
+        """Queues runs again, singly unless they are beyond suspicion.
+
+        Only those that were under way are charged, so it comes to an end.
+        """
+        attempts = {watch.run.id: watch.latest_attempt() for watch in rest}
+        charged = [watch for watch in rest if attempts[watch.run.id]] or rest
         again: list[Run] = []
         for watch in rest:
-            troubles = self._troubles.get(watch.run.id, [])
-            interrupted = troubles.count(cause) if code == RunInterruptedError.exit_code else 0
-            if len(troubles) > FURTHER_LAUNCHES or interrupted > FURTHER_INTERRUPTED:
-                self._fail([watch.run], "; then ".join(merge_equal(troubles)), job.log, job.slot)
-            else:
+            attempt = attempts[watch.run.id]
+            started_at = attempt.resumed_at_step if attempt else None
+            if watch not in charged or self._troubles.add(watch.run.id, cause, started_at):
                 again.append(watch.run)
+            else:
+                self._fail([watch.run], self._troubles.describe(watch.run.id), traceback or job.log, job.slot)
+        if cause.kind is Kind.DEVICE_LOST:
+            self._set_device_aside(job.slot, cause.text)
         if again and not self.stopped_early:
-            self.tell(Requeued(tuple(run.id for run in again), cause))
+            self.tell(Requeued(tuple(run.id for run in again), cause.text))
+        if cause.kind is Kind.BLAMELESS and again:
+            self.queue.appendleft(tuple(again))
+            return
+        if cause.kind in MEMORY and job.slot.host is None:
+            if limit := self.devices.lower(job.slot):
+                self.tell(Notice(f"memory ran out: from now on {limit} at once on {job.slot.name}"))
+            crowded = [watch.run for watch in charged if watch.run in again]
+            self.alone.extend(crowded)
+            again = [run for run in again if run not in crowded]
         self.queue.extendleft((run,) for run in reversed(again))
+
+    def _set_device_aside(self, slot: Slot, reason: str) -> None:
+        if self.devices.set_aside(slot, reason):
+            self.tell(Notice(f"{slot.label} ({slot.name}) is set aside, its runs go elsewhere: {reason}"))
+        if self.devices.none_left and not self.stopped_early:
+            self.stopped_early = f"no device is left: {reason}"
 
     def _fail(self, runs: Sequence[Run], cause: str, log: Path, slot: Slot, setup: bool = False) -> None:
         """Gives runs up for one cause, which counts once however many runs it took."""
@@ -307,10 +323,12 @@ class Ledger:
         if dataset in self._left_datasets or self.stopped_early:
             return
         advice = self._streak.add(normalise(cause, runs[0].id), dataset, setup)
-        others = any(group[0].cell.dataset != dataset for group in self.queue)
+        waiting = [*(group[0] for group in self.queue), *self.alone]
+        others = any(run.cell.dataset != dataset for run in waiting)
         if advice is Advice.LEAVE_DATASET and others:
             self._left_datasets.add(dataset)
             self.queue = deque(group for group in self.queue if group[0].cell.dataset != dataset)
+            self.alone = deque(run for run in self.alone if run.cell.dataset != dataset)
             self.tell(Notice(f"{dataset} is left out, going on with the other data sets: {cause}"))
         elif advice is not Advice.GO_ON:
             self.stopped_early = f"the same error {SAME_ERRORS} times in a row: {cause}"
@@ -320,8 +338,9 @@ class Ledger:
         return self.project.run(self.command.preset, run.id)
 
 
-def _in_hand(launch: Launch) -> Running:
-    for run, watch in reversed(launch.watches.items()):
-        if attempt := watch.latest_attempt():
-            return Running(launch.job, run, attempt.number, began=True)
-    return Running(launch.job, None, 0, launch.began_a_run)
+def _last_words(cause: Cause) -> str:
+    """What the note of an attempt says that could not say it itself."""
+    if cause.kind is Kind.INTERRUPTED:
+        return "interrupted"
+    words = {Kind.HUNG: "hung", Kind.DEVICE_LOST: "device lost", Kind.BLAMELESS: "interrupted"}
+    return f"{words.get(cause.kind, 'killed')}: {cause.text}"

@@ -12,12 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from repro.errors import NoSpaceError
 from repro.paths import Project
 from repro.registry import Run
+from repro.scheduling.causes import Cause, Kind, oom_kills
+from repro.scheduling.devices import Devices, Tenants
+from repro.scheduling.disk import Disk
+from repro.scheduling.durations import format_seconds
 from repro.scheduling.events import Listener, Notice, Started
 from repro.scheduling.executors.base import Executor, Job
+from repro.scheduling.gpus import GpuReader, read_gpus
 from repro.scheduling.interruption import Interruption, Stage
-from repro.scheduling.ledger import Launch, Ledger
+from repro.scheduling.launch import Launch
+from repro.scheduling.ledger import Ledger
 from repro.scheduling.outcome import Outcome
 from repro.scheduling.slots import Slot
 from repro.scheduling.train_command import TrainCommand
@@ -26,10 +33,13 @@ from repro.standings import RunState
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between two polls, two looks at the disk, until SIGKILL, and of waiting for others' locks.
+    """Seconds between two polls, two looks at the disk, until SIGKILL, and between looks at others' locks.
 
     `lead` is how long before a deadline workers are told to write their checkpoints, and how long after it
-    those that have not are killed.
+    those that have not are killed. `full` is between two tries to write on a full disk, `room` between two
+    on one that is not. Without a sign of life for `first_sign` (imports, data, compilation) or later
+    `silence` seconds a worker counts as hung, and for `takeover` seconds a run that another machine holds as
+    abandoned.
     """
 
     poll: float = 0.1
@@ -37,6 +47,11 @@ class Pace:
     checkpoint: float = 60.0
     held: float = 2.0
     lead: float = 5.0
+    full: float = 2.0
+    room: float = 30.0
+    first_sign: float = 1800.0
+    silence: float = 600.0
+    takeover: float = 1800.0
 
 
 DEFAULT_PACE = Pace()
@@ -48,7 +63,8 @@ class Scheduler:
     `examine` reads a run's standing anew (`repro.standings.assess_run`), `listener` hears of every event.
     Under the `stale` policy "rerun" of `command`, records made by older code are trained again too. At the
     `deadline` (of time.monotonic) workers have written checkpoints and `run` returns. `tenants` says how
-    many runs of a run's kind may share a slot's device, where that is fewer than its slots.
+    many runs of a run's kind may share a slot's device, where that is fewer than its slots. `reader` lists
+    the GPUs that are still there, `count_oom_kills` what the kernel has killed so far.
     """
 
     def __init__(
@@ -62,7 +78,9 @@ class Scheduler:
         listener: Listener = lambda event: None,
         pace: Pace = DEFAULT_PACE,
         deadline: float | None = None,
-        tenants: Callable[[Run, Slot], int] | None = None,
+        tenants: Tenants | None = None,
+        reader: GpuReader = read_gpus,
+        count_oom_kills: Callable[[], int] = oom_kills,
     ) -> None:
         assert slots, "find_slots gives at least one"
         self._slots = tuple(slots)
@@ -71,13 +89,17 @@ class Scheduler:
         self._project = project
         self._tell = listener
         self._pace = pace
-        self._ledger = Ledger(states, command, project, examine, listener)
+        self._devices = Devices(self._slots, reader, tenants)
+        self._ledger = Ledger(states, command, project, examine, listener, self._devices, count_oom_kills)
+        self._work = project.work(command.preset)
+        self._disk = Disk(self._work, pace.full, pace.room, listener)
         self._launches: dict[int, Launch] = {}
         self._jobs = 0
         self._interruption = Interruption()
         self._kill_at: float | None = None
         self._deadline = deadline
-        self._tenants = tenants
+        self._looked = self._reclaimed = time.monotonic()
+        self._waiting = False
 
     def run(self) -> Outcome:
         """Trains until nothing is left or it was told to stop.
@@ -96,20 +118,19 @@ class Scheduler:
         return self._ledger.outcome(interrupted, time.monotonic() - started)
 
     def _loop(self) -> None:
-        next_look = 0.0
         while True:
             self._obey()
+            self._note_devices()
             for place, launch in list(self._launches.items()):
                 code = self._executor.poll(launch.job)
                 if code is not None:
-                    del self._launches[place]
                     self._ledger.close(launch, code, self._executor.ending(launch.job))
+                    del self._launches[place]
             self._fill_slots()
-            if not self._launches and not self._reclaim():
+            if not self._launches and not self._wait_for_work():
                 break
-            if time.monotonic() >= next_look:
+            if time.monotonic() >= self._looked + self._pace.look:
                 self._look()
-                next_look = time.monotonic() + self._pace.look
             time.sleep(self._pace.poll)
         self._look()
 
@@ -128,24 +149,26 @@ class Scheduler:
 
     def _fill_slots(self) -> None:
         for place, slot in enumerate(self._slots):
-            if place in self._launches or not self._going_on() or not self._has_room(slot):
+            if place in self._launches or not self._going_on():
                 continue
-            if group := self._ledger.next_group():
-                self._launch(group, place, slot)
+            self._note_devices()
+            empty = self._devices.is_empty(slot)
+            first = self._ledger.next_run(empty)
+            alone_waits = bool(self._ledger.alone)
+            if first is None or not self._devices.has_room(slot, first, alone_waits):
+                continue
+            if not self._disk.takes_writes():
+                break
+            group, alone = self._ledger.next_group(empty)
+            if group:
+                self._launch(group, alone, place, slot)
 
-    def _has_room(self, slot: Slot) -> bool:
-        """Whether the next run may join those that are on the slot's device now."""
-        if self._tenants is None or not self._ledger.queue:
-            return True
-        there = [launch for launch in self._launches.values() if _same_device(launch.job.slot, slot)]
-        # A run that shares with fewer than those there would have it waits for them, and they for it.
-        limits = [launch.job.slot.co_tenants + 1 for launch in there]
-        return len(there) < min(self._tenants(self._ledger.queue[0][0], slot), *limits, len(self._slots))
+    def _note_devices(self) -> None:
+        self._devices.note([(launch.job.slot, launch.alone) for launch in self._launches.values()])
 
-    def _launch(self, group: Sequence[Run], place: int, slot: Slot) -> None:
+    def _launch(self, group: Sequence[Run], alone: bool, place: int, slot: Slot) -> None:
         self._jobs += 1
-        if self._tenants is not None:
-            slot = replace(slot, co_tenants=self._tenants(group[0], slot) - 1)
+        slot = replace(slot, co_tenants=0) if alone else self._devices.shared(slot, group[0])
         ids = tuple(run.id for run in group)
         name = f"{datetime.now():%Y%m%dT%H%M%S}-{os.getpid()}-{self._jobs:04d}.log"
         job = Job(
@@ -153,31 +176,72 @@ class Scheduler:
             runs=ids,
             argv=self._command.argv(ids, slot),
             environment={**slot.environment, "REPRO_ROOT": str(self._project.root)},
-            log=self._project.work(self._command.preset) / "logs" / name,
+            log=self._work / "logs" / name,
             slot=slot,
             place=place,
         )
-        launch = self._ledger.begin(job, group)
-        self._executor.submit(job)
+        launch = self._ledger.begin(job, group, alone)
+        try:
+            self._executor.submit(job)
+        except NoSpaceError as error:
+            self._ledger.take_back(launch)
+            self._disk.pause(error)
+            return
         self._launches[place] = launch
         self._tell(Started(job))
 
     def _look(self) -> None:
+        now = time.monotonic()
+        elapsed, self._looked = now - self._looked, now
+        self._disk.look()
         for launch in self._launches.values():
             self._ledger.look(launch)
+            self._watch(launch, elapsed)
+        if now >= self._reclaimed + self._pace.held:
+            self._ledger.reclaim(now - self._reclaimed, self._pace.takeover)
+            self._reclaimed = now
         for text in self._executor.news():
             self._tell(Notice(text))
         self._tell(self._ledger.tick(tuple(self._launches.values())))
 
-    def _reclaim(self) -> bool:
-        """With nothing else left, waits a moment for runs that others hold; whether there is work again."""
-        deadline = time.monotonic() + self._pace.held
-        while self._going_on() and self._ledger.held and not self._ledger.queue:
-            self._ledger.reclaim()
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(self._pace.poll)
-        return self._going_on() and bool(self._ledger.queue)
+    def _watch(self, launch: Launch, elapsed: float) -> None:
+        """Ends a worker that hangs, or that has lost its device."""
+        if launch.ending is None:
+            # A job of a cluster may wait in a queue for days; its time limit ends one that hangs.
+            if not launch.here or not self._is_silent(launch, elapsed):
+                return
+            silence = format_seconds(launch.pulse.silent)
+            launch.ending = Cause(Kind.HUNG, f"its worker gave no sign of life for {silence}")
+        if launch.kill_at is None:
+            launch.kill_at = time.monotonic() + self._pace.checkpoint
+            self._tell(Notice(f"ending the worker of {launch.job.runs[0]}: {launch.ending.text}"))
+            self._executor.terminate(launch.job)
+        elif time.monotonic() >= launch.kill_at:
+            self._executor.kill(launch.job)
+
+    def _is_silent(self, launch: Launch, elapsed: float) -> bool:
+        """Whether a worker has been without a sign of life for too long, `elapsed` s after the last look."""
+        reported = launch.feel(elapsed)
+        if not launch.pulse.stopped(self._pace.silence if reported else self._pace.first_sign):
+            return False
+        if not self._disk.takes_writes():
+            # It waits for the disk as the scheduler does, and cannot even say so.
+            launch.pulse.silent = 0.0
+            return False
+        return True
+
+    def _wait_for_work(self) -> bool:
+        """With no worker under way, whether there is or may be work again: a free disk, a run of others."""
+        if not self._going_on():
+            return False
+        if self._ledger.has_work:
+            return True
+        if self._ledger.held and not self._waiting:
+            self._waiting = True
+            count = len(self._ledger.held)
+            runs = "1 run" if count == 1 else f"{count} runs"
+            self._tell(Notice(f"waiting for {runs} that other processes train (Ctrl-C: leave it to them)"))
+        return bool(self._ledger.held)
 
     def _going_on(self) -> bool:
         asked = self._interruption.stage is not Stage.GO_ON or self._ledger.stopped_early is not None
@@ -237,10 +301,6 @@ class Scheduler:
                 for launch in self._launches.values():
                     self._executor.kill(launch.job)
             time.sleep(self._pace.poll)
-
-
-def _same_device(one: Slot, other: Slot) -> bool:
-    return (one.device, one.index, one.uuid) == (other.device, other.index, other.uuid)
 
 
 def _jobs(count: int) -> str:

@@ -7,7 +7,9 @@ from repro.scheduling.events import (
     Failed,
     Finished,
     Notice,
+    Paused,
     Requeued,
+    Resumed,
     SetAside,
 )
 from repro.scheduling.outcome import Outcome
@@ -28,6 +30,10 @@ def describe(event: Event) -> str | None:
             return f"set aside the record of {run}, which is trained again: {reason} (now {path})"
         case Elsewhere(run):
             return f"{run} is being trained by another process"
+        case Paused(reason):
+            return f"paused: {reason}; runs under way go on, and the rest when there is room again"
+        case Resumed():
+            return "the results folder can be written again: going on"
         case Notice(text):
             return text
         case _:

@@ -99,11 +99,12 @@ def _trace(paths: RunPaths, holders: Mapping[int, Sequence[int]]) -> Trace | Non
     if pid is not None or reported_lately:
         return known
     failed = last.outcome.startswith(_FAILED)
-    killed = "killed" if last.outcome == "killed" else None
+    # More than the bare word where the scheduler has found out why its worker died.
+    otherwise = None if last.outcome == "interrupted" else last.outcome
     return replace(
         known,
         phase=Phase.FAILED if failed else Phase.INTERRUPTED,
-        cause=last.outcome.removeprefix(_FAILED) if failed else killed,
+        cause=last.outcome.removeprefix(_FAILED) if failed else otherwise,
         ended=last.ended.timestamp() if last.ended else None,
         checkpoint=next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None,
     )

@@ -1,9 +1,12 @@
-"""What a worker has done to a run, told from the disk alone: its record, its attempts, its lock."""
+"""What a worker has done to a run, told from the disk alone: its record, its attempts, its reports."""
 
+import contextlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from repro.commit import RunBusyError, attempts_of, run_lock
+from repro.commit import attempts_of, note_attempt
+from repro.errors import SetupError
 from repro.paths import RunPaths
 from repro.records import Attempt
 from repro.registry import Run
@@ -51,20 +54,31 @@ class RunWatch:
     def failure(self) -> tuple[str, Path | None] | None:
         """Cause and traceback file of the newest attempt if it has failed, else None."""
         attempt = self.latest_attempt()
-        if attempt is None or not attempt.outcome.startswith("failed"):
+        if attempt is None or not attempt.outcome.startswith(_FAILED):
             return None
         traceback = self.paths.attempts / str(attempt.number) / "error.txt"
         cause = attempt.outcome.removeprefix(_FAILED)
         return cause, traceback if traceback.is_file() else None
 
+    def note_death(self, outcome: str) -> None:
+        """Completes the newest attempt's note where its worker, dead by now, could not.
 
-def is_held(paths: RunPaths) -> bool:
-    """Whether another process has the run's lock; takes it for a moment to find out."""
-    try:
-        with run_lock(paths):
-            return False
-    except RunBusyError:
-        return True
+        The note is for people; a disk that takes none leaves it as it is.
+        """
+        attempt = self.latest_attempt()
+        if attempt is None or attempt.outcome not in ("killed", "interrupted"):
+            return
+        ended = attempt.ended or datetime.now(UTC)
+        with contextlib.suppress(SetupError):
+            note_attempt(
+                self.paths.attempts / str(attempt.number),
+                attempt.model_copy(update={"outcome": outcome, "ended": ended}),
+            )
+
+    def signs(self) -> tuple[object, ...]:
+        """What changes as long as somebody gets on with the run."""
+        latest = self.latest_attempt()
+        return _content(self.paths.progress), latest and latest.number, _stamp(self.paths.record)
 
 
 def _stamp(record: Path) -> tuple[int, int] | None:
@@ -73,3 +87,10 @@ def _stamp(record: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_mtime_ns
+
+
+def _content(report: Path) -> bytes | None:
+    try:
+        return report.read_bytes()
+    except FileNotFoundError:
+        return None

@@ -32,7 +32,13 @@ def main() -> int:
     assert words[0] == "train", words
     first_option = next(place for place, word in enumerate(words) if word.startswith("--"))
     options = dict(zip(words[first_option::2], words[first_option + 1 :: 2], strict=True))
-    code = pretend(Bench.at(Path(options["--results"])), words[1:first_option], asked, print)
+    code = pretend(
+        Bench.at(Path(options["--results"])),
+        words[1:first_option],
+        asked,
+        print,
+        int(options["--co-tenants"]),
+    )
     if code < 0:
         os.kill(os.getpid(), -code)
     return code

@@ -4,8 +4,13 @@ The pretended worker speaks the real one's protocol (locks, attempts, progress, 
 codes) and does to each run what `behaviour.json` says: an action for each attempt, the last one repeated.
 
     done             commits a record
+    error:TEXT       notes TEXT as its failure and goes on with the next run
+    crowded          runs out of GPU memory unless it has the device to itself
+    lost:UUID        finds its device broken if it is this one
+    further          dies of SIGKILL, and has got further than the attempt before
+    stuck            hears nothing and lets no other thread run any more; has started a child
     wait             trains until the file `release` appears or it is told to stop, then commits
-    deaf             trains until it is killed, whatever it is told
+    deaf             reports no more, and goes on until it is killed, whatever it is told
     fail:MESSAGE     notes RuntimeError: MESSAGE and goes on with the next run
     data:MESSAGE     ends with exit code 3 and MESSAGE as its last words
     raise:MESSAGE    ends with a traceback before any attempt
@@ -14,9 +19,11 @@ codes) and does to each run what `behaviour.json` says: an action for each attem
     quit:N           ends with exit code N before the attempt
 """
 
+import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +48,7 @@ from repro.standings import RunState, assess_run
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PRESET = "smoke"
-FAST = Pace(poll=0.02, look=0.05, checkpoint=20.0, held=0.3)
+FAST = Pace(poll=0.02, look=0.05, checkpoint=20.0, held=0.1, full=0.1)
 PATIENCE = 60.0
 
 
@@ -93,22 +100,24 @@ class Bench:
         self,
         runs: Sequence[Run],
         executor: Executor | None = None,
-        slots: int = 1,
+        slots: int | Sequence[Slot] = 1,
         listener: Callable[[object], None] = lambda event: None,
         stale: str = "keep",
+        pace: Pace = FAST,
         **options: object,
     ) -> Scheduler:
         if not (self.project.results / "behaviour.json").exists():
             self.script({})
         return Scheduler(
             [self.examine(run) for run in runs],
-            cpu_slots(slots),
+            cpu_slots(slots) if isinstance(slots, int) else slots,
             executor or LocalExecutor(),
             self.command(stale),
             self.project,
             self.examine,
             listener,
-            **{"pace": FAST, **options},
+            pace,
+            **options,
         )
 
     def inline(self) -> InlineExecutor:
@@ -116,7 +125,8 @@ class Bench:
 
         def work(job: Job, asked: Callable[[], StopRequest]) -> int:
             with job.log.open("a") as log:
-                return pretend(self, job.runs, asked, lambda text: print(text, file=log, flush=True))
+                say = lambda text: print(text, file=log, flush=True)  # noqa: E731
+                return pretend(self, job.runs, asked, say, job.slot.co_tenants)
 
         return InlineExecutor(work)
 
@@ -228,7 +238,11 @@ class _EndedError(Exception):
 
 
 def pretend(
-    bench: Bench, run_ids: Sequence[str], asked: Callable[[], StopRequest], say: Callable[[str], None]
+    bench: Bench,
+    run_ids: Sequence[str],
+    asked: Callable[[], StopRequest],
+    say: Callable[[str], None],
+    co_tenants: int = 0,
 ) -> int:
     """Trains the runs as the script says and returns the exit code; a negative one stands for a signal."""
     content = json.loads((bench.project.results / "behaviour.json").read_text())
@@ -242,7 +256,7 @@ def pretend(
             with run_lock(paths):
                 if bench.examine(run).counts and not content.get("redo"):
                     continue
-                failed |= not _attempt(bench, run, content, asked, say)
+                failed |= not _attempt(bench, run, content, asked, say, co_tenants)
         except RunBusyError:
             say(f"{run_id}: another process is training it; skipped")
         except _EndedError as end:
@@ -250,7 +264,7 @@ def pretend(
     return 1 if failed else 0
 
 
-def _attempt(bench: Bench, run: Run, content: dict, asked, say) -> bool:
+def _attempt(bench: Bench, run: Run, content: dict, asked, say, co_tenants: int) -> bool:
     paths = bench.project.run(PRESET, run.id)
     actions = content["actions"].get(run.id) or content["actions"].get("*") or ["done"]
     taken = len(list(paths.attempts.iterdir())) if paths.attempts.is_dir() else 0
@@ -265,15 +279,28 @@ def _attempt(bench: Bench, run: Run, content: dict, asked, say) -> bool:
         raise _EndedError(int(argument))
     folder = begin_attempt(paths)
     number = int(folder.name)
-    _note(folder, "running")
+    _note(folder, "running", 10 * taken if action == "further" else 0)
     _report(paths, run, number, asked)
     if action == "fail":
         write_whole(folder / "error.txt", b"Traceback: pretended\n")
         _note(folder, f"failed: RuntimeError: {argument}")
         say(f"{run.id}: failed: RuntimeError: {argument}")
         return False
-    if action == "kill":
+    error = argument if action == "error" else None
+    if action == "crowded" and co_tenants:
+        error = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+    if action == "lost" and os.environ["CUDA_VISIBLE_DEVICES"] == argument:
+        error = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+    if error:
+        _note(folder, f"failed: {error}")
+        return False
+    if action in ("kill", "further"):
         raise _EndedError(-signal.SIGKILL)
+    if action == "stuck":
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        write_whole(bench.project.results / "pids", f"{os.getpid()} {child.pid}".encode())
+        # A call into C that keeps the interpreter's lock.
+        ctypes.PyDLL(None).sleep(600)
     if action == "exit":
         raise _EndedError(int(argument))
     while action == "deaf":
@@ -294,9 +321,9 @@ def _attempt(bench: Bench, run: Run, content: dict, asked, say) -> bool:
     return True
 
 
-def _note(folder: Path, outcome: str) -> None:
+def _note(folder: Path, outcome: str, step: int = 0) -> None:
     now = datetime.now(UTC)
-    attempt = Attempt(number=int(folder.name), started=now, ended=now, outcome=outcome, resumed_at_step=0)
+    attempt = Attempt(number=int(folder.name), started=now, ended=now, outcome=outcome, resumed_at_step=step)
     note_attempt(folder, attempt)
 
 

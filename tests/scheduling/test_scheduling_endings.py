@@ -10,12 +10,12 @@ from repro.commands.context import Context
 from repro.commands.run import RunOptions, run_sweep
 from repro.errors import SetupError, UsageError
 from repro.registry import Selection
+from repro.scheduling.causes import FURTHER_LAUNCHES, Kind
 from repro.scheduling.events import Notice, Requeued, Started, Tick
 from repro.scheduling.executors.base import Ending, Executor, Job
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.executors.slurm_queue import QueueEntry, read_end, waiting
 from repro.scheduling.executors.slurm_submission import SlurmRequest
-from repro.scheduling.ledger import FURTHER_WITHOUT_PROGRESS
 from repro.scheduling.slots import remote_slots
 
 
@@ -66,8 +66,8 @@ def test_a_run_that_never_gets_further_is_given_up_in_the_end(bench):
     (run,) = bench.runs(1)
     outcome, _ = sweep(bench, [run], LosesNodes(), {run.id: ["kill"]})
     (failure,) = outcome.failed
-    assert failure.cause == "its node was lost; it got no further in 11 attempts"
-    assert failure.launches == FURTHER_WITHOUT_PROGRESS + 1
+    assert failure.cause == "its node was lost (11 times)"
+    assert failure.launches == FURTHER_LAUNCHES[Kind.BLAMELESS] + 1
 
 
 def test_jobs_of_an_earlier_scheduler_are_waited_for_and_not_started_twice(bench):

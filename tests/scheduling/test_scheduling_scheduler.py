@@ -145,7 +145,7 @@ def test_a_killed_worker_loses_only_its_unfinished_runs_which_are_tried_singly(b
     assert sorted(outcome.done) == sorted(ids(runs))
     assert launched(heard) == [ids(runs), *((run.id,) for run in runs[1:])]
     assert bench.attempts(runs[0]) == ["done"]
-    assert bench.attempts(runs[1]) == ["running", "done"]
+    assert bench.attempts(runs[1]) == ["killed: its worker was killed by SIGKILL", "done"]
     (requeued,) = heard.of(Requeued)
     assert requeued.cause.startswith("its worker was killed by SIGKILL")
 
@@ -158,7 +158,7 @@ def test_a_run_that_kills_its_worker_is_given_up_after_two_further_attempts(benc
     assert (failure.run, failure.launches) == (runs[0].id, 3)
     assert "SIGKILL" in failure.cause
     assert failure.cause.endswith("(3 times)")
-    assert bench.attempts(runs[0]) == ["running"] * 3
+    assert bench.attempts(runs[0]) == ["killed: its worker was killed by SIGKILL"] * 3
     assert len(launched(heard)) == 5
 
 
@@ -170,12 +170,15 @@ def test_different_ends_of_a_worker_are_all_in_the_cause(bench):
     assert cause.endswith("; then its worker ended without training it")
 
 
-def test_an_interrupted_worker_is_started_again_once(bench):
+@pytest.mark.parametrize("end", ["exit:75", "exit:130", "exit:-15", "exit:-10", "exit:-12"])
+def test_an_interrupted_worker_is_started_again_unless_it_never_gets_any_further(bench, end):
+    """Also one that was killed by the request, before it had come to listen to requests."""
     runs = bench.runs(2)
-    outcome, _ = sweep(bench, runs, {runs[0].id: ["exit:75", "done"], runs[1].id: ["exit:75"]})
+    outcome, _ = sweep(bench, runs, {runs[0].id: [end] * 5 + ["done"], runs[1].id: [end]})
     assert outcome.done == (runs[0].id,)
     (failure,) = outcome.failed
-    assert failure.cause == "its worker was interrupted from outside (2 times)"
+    assert failure.cause == "its worker was interrupted from outside (6 times)"
+    assert bench.attempts(runs[0]) == ["interrupted"] * 5 + ["done"]
 
 
 def test_missing_data_fail_a_group_without_another_try(bench):
@@ -246,12 +249,23 @@ def test_a_data_set_that_is_missing_leaves_the_others_alone(bench):
 # Others at the same results
 
 
-def test_a_run_held_by_another_process_is_left_to_it(bench):
+def test_a_run_held_by_another_process_is_waited_for(bench):
     runs = bench.runs(2)
-    with run_lock(bench.project.run(PRESET, runs[0].id)):
-        outcome, heard = sweep(bench, runs)
-    assert (outcome.left, outcome.done) == ((runs[0].id,), (runs[1].id,))
+    bench.script({})
+    heard = Heard()
+    lock = run_lock(bench.project.run(PRESET, runs[0].id))
+    lock.__enter__()
+
+    def listener(event):
+        heard(event)
+        if isinstance(event, Notice) and event.text.startswith("waiting for 1 run that other processes"):
+            bench.put_record(runs[0])
+            lock.__exit__(None, None, None)
+
+    outcome = bench.scheduler(runs, bench.inline(), 1, listener).run()
+    assert outcome.done == (runs[1].id, runs[0].id)
     assert heard.of(Elsewhere) == [Elsewhere(runs[0].id)]
+    assert bench.attempts(runs[0]) == []
     assert outcome.exit_code == 0
 
 

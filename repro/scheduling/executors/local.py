@@ -4,15 +4,15 @@ import os
 import signal
 import subprocess
 
-from repro.commit import make_folder
-from repro.errors import SetupError
+from repro.commit import make_folder, refusal
 from repro.scheduling.executors.base import Executor, Job
+from repro.scheduling.guardian import guarded_environment
 
 
 class LocalExecutor(Executor):
     """One process a job, in a session of its own so that the terminal's Ctrl-C reaches only the scheduler.
 
-    REPRO_DIE_WITH_PARENT tells the worker whose death it must not survive.
+    A worker is told whose death it must not survive, and a guardian sees to it.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class LocalExecutor(Executor):
         environment = {
             **os.environ,
             **job.environment,
-            "REPRO_DIE_WITH_PARENT": str(os.getpid()),
+            **guarded_environment(os.getpid()),
             # A killed worker takes its buffers along; its last words are what the summary quotes.
             "PYTHONUNBUFFERED": "1",
         }
@@ -39,9 +39,7 @@ class LocalExecutor(Executor):
                     start_new_session=True,
                 )
         except OSError as error:
-            raise SetupError(
-                f"cannot start {job.argv[0]} with its log at {job.log}: {error.strerror or error}"
-            ) from None
+            raise refusal(f"cannot start {job.argv[0]} with its log at {job.log}", error) from None
 
     def poll(self, job: Job) -> int | None:
         """The exit code once the process has ended; whatever else lived in its session is killed then."""
