@@ -7,6 +7,7 @@ unseen. Locks (kernel locks, freed by the kernel when their holder dies) only sa
 keeps results safe.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -133,25 +134,32 @@ def commit_record(
 
     `counts` says whether a record found there already is as good as this one (same recipe and, where
     stale records are to be redone, same code): then somebody else finished first and nothing is changed.
-    Any other record is moved to `superseded/`, an unreadable one to `quarantine/`.
+    Any other record is moved to `superseded/`, an unreadable one to `quarantine/`. Where it is refused with
+    a SetupError it may be called again.
     """
     source = attempt / "record.json"
-    write_whole(source, record.to_json().encode())
     make_folder(paths.record.parent)
+    if _is_one_file(source, paths.record):
+        # Linked before, only the folder could not be synced then.
+        fsync_folder(paths.record.parent)
+        return CommitOutcome.COMMITTED
+    write_whole(source, record.to_json().encode())
+
+    def fault(path: Path) -> str | None:
+        present = read_record(path, record.run, record.preset)
+        return None if present is None or counts(present) else "another recipe or code"
+
     for _ in range(100):
         try:
             os.link(source, paths.record)
         except FileExistsError:
             try:
                 present = read_record(paths.record, record.run, record.preset)
-            except IntegrityError as error:
-                set_aside(paths.record, paths.quarantine, str(error))
-                continue
-            if present is None:
-                continue
-            if counts(present):
-                return CommitOutcome.ALREADY_DONE
-            set_aside(paths.record, paths.superseded, "another recipe or code")
+                if present and counts(present):
+                    return CommitOutcome.ALREADY_DONE
+                set_aside(paths.record, paths.superseded, fault)
+            except IntegrityError:
+                set_aside_damaged(paths, record.run, record.preset)
         except OSError as error:
             raise refusal(f"cannot write {paths.record}", error) from None
         else:
@@ -164,34 +172,93 @@ def add_record(content: bytes, paths: RunPaths) -> bool:
     """Puts a whole record, made elsewhere, under its name; False if one is there, which stays as it is."""
     make_folder(paths.record.parent)
     source = paths.record.with_name(f".{paths.record.name}.{os.getpid()}.incoming")
+    write_whole(source, content)
     try:
-        write_whole(source, content)
         os.link(source, paths.record)
     except FileExistsError:
         return False
     except OSError as error:
-        raise SetupError(f"cannot write {paths.record}: {error.strerror or error}") from None
+        raise refusal(f"cannot write {paths.record}", error) from None
     finally:
         source.unlink(missing_ok=True)
     fsync_folder(paths.record.parent)
     return True
 
 
-def set_aside(record: Path, folder: Path, reason: str) -> Path:
-    """Moves a record into `folder` under the next free number, with the reason beside it; the new path."""
+def set_aside_damaged(paths: RunPaths, run: str, preset: str) -> Path | None:
+    """Moves a record that cannot be believed to `quarantine/`; its new path, None if it is a good one."""
+
+    def fault(path: Path) -> str | None:
+        try:
+            read_record(path, run, preset)
+        except IntegrityError as error:
+            return str(error)
+        return None
+
+    return set_aside(paths.record, paths.quarantine, fault)
+
+
+def set_aside(record: Path, folder: Path, fault: Callable[[Path], str | None]) -> Path | None:
+    """Moves a record into `folder` under the next free number, the fault beside it; its new path.
+
+    `fault` says what is wrong with the record in a file, None for nothing; None is returned if nothing is
+    wrong with the one that has the name by now. It is moved first and judged once nobody else can exchange
+    it: a good one that was committed meanwhile, where locks do nothing, gets its name back.
+    """
+    reason = fault(record)
+    if reason is None:
+        return None
     make_folder(folder)
+    target, note = _free_place(folder, reason)
+    try:
+        record.rename(target)
+    except OSError as error:
+        target.unlink()
+        note.unlink()
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise refusal(f"cannot move {record} to {target}", error) from None
+    if fault(target) is not None:
+        return target
+    try:
+        os.link(target, record)
+    except FileExistsError:
+        # Yet another has the name now: this one stays here, and the caller looks at that one.
+        return None
+    except OSError as error:
+        raise refusal(f"cannot move {target}, a good record, back to {record}", error) from None
+    target.unlink()
+    note.unlink()
+    return None
+
+
+def _free_place(folder: Path, reason: str) -> tuple[Path, Path]:
+    """An empty file under the next free number, for a record, and its note."""
     number = 1
     while True:
         target = folder / f"{number}.json"
         try:
-            os.link(record, target)
+            target.touch(exist_ok=False)
         except FileExistsError:
             number += 1
             continue
-        record.unlink()
-        note = {"reason": reason, "when": datetime.now(UTC).isoformat()}
-        write_whole(folder / f"{number}.reason.json", json.dumps(note).encode())
-        return target
+        except OSError as error:
+            raise refusal(f"cannot make {target}", error) from None
+        note = folder / f"{number}.reason.json"
+        content = {"reason": reason, "when": datetime.now(UTC).isoformat()}
+        try:
+            write_whole(note, json.dumps(content).encode())
+        except SetupError:
+            target.unlink()
+            raise
+        return target, note
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
@@ -208,7 +275,9 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # A disk that has become read-only takes no unlink either: what it refused first is what is told.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise refusal(f"cannot write {path}", error) from None
 
 
@@ -229,9 +298,15 @@ def _attempt_numbers(paths: RunPaths) -> list[int]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes the names in `folder` outlast a power cut: a rename or link is on disk only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Makes the names in `folder` outlast a power cut: a rename or link is on disk only then.
+
+    Raises SetupError if the file system refuses.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise refusal(f"cannot sync {folder}", error) from None

@@ -1,5 +1,6 @@
 """The commit protocol: a record appears whole or not at all, and no good one is ever replaced."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
+from tiny_disk import on_a_tiny_disk
 
 from repro.commit import (
     CommitOutcome,
@@ -18,9 +20,10 @@ from repro.commit import (
     commit_record,
     note_attempt,
     run_lock,
+    set_aside,
     write_whole,
 )
-from repro.errors import SetupError
+from repro.errors import NoSpaceError, SetupError
 from repro.paths import RunPaths
 from repro.records import Attempt, read_record
 
@@ -72,6 +75,71 @@ def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
     assert outcome is CommitOutcome.COMMITTED
     assert (paths.quarantine / "1.json").read_bytes() == damage
     assert read_record(paths.record, RUN, "smoke") == record
+
+
+def test_a_good_record_that_comes_while_a_damaged_one_is_set_aside_keeps_its_name(record, paths):
+    """Where locks do nothing, somebody else may exchange the one for the other at any moment."""
+    paths.record.parent.mkdir()
+    paths.record.write_text("{")
+    judged = []
+
+    def fault(path):
+        judged.append(path.read_text())
+        if judged == ["{"]:
+            paths.record.unlink()
+            commit_record(record, paths, begin_attempt(paths), counts=lambda present: True)
+        return "torn" if judged[-1] == "{" else None
+
+    assert set_aside(paths.record, paths.quarantine, fault) is None
+    assert judged == ["{", record.to_json()]
+    assert read_record(paths.record, RUN, "smoke") == record
+    assert list(paths.quarantine.iterdir()) == []
+
+
+def test_of_two_good_records_that_come_meanwhile_the_one_with_the_name_keeps_it(record, paths):
+    paths.record.parent.mkdir()
+    paths.record.write_text("{")
+
+    def fault(path):
+        torn = path.read_text() == "{"
+        paths.record.unlink(missing_ok=True)
+        commit_record(record, paths, begin_attempt(paths), counts=lambda present: True)
+        return "torn" if torn else None
+
+    assert set_aside(paths.record, paths.quarantine, fault) is None
+    assert read_record(paths.record, RUN, "smoke") == record
+    assert read_record(paths.quarantine / "1.json", RUN, "smoke") == record
+
+
+def test_a_full_disk_leaves_a_damaged_record_where_it_is_and_says_so(tmp_path):
+    code = (
+        "from pathlib import Path; from repro.commit import set_aside; from repro.errors import NoSpaceError\n"
+        "disk = Path('$DISK')\n"
+        "try: set_aside(disk / 'seed0.json', disk / 'quarantine', lambda path: 'torn')\n"
+        "except NoSpaceError as error: print(error)\n"
+        "print(sorted(path.name for path in disk.rglob('*.json')))\n"
+    )
+    script = f'echo "{{" > $DISK/seed0.json; mkdir $DISK/quarantine; FILL; {sys.executable} -c "{code}"'
+    done = on_a_tiny_disk(script, tmp_path)
+    said, left = done.stdout.splitlines()
+    assert said.endswith("No space left on device")
+    assert left == "['seed0.json']"
+
+
+def test_a_commit_whose_folder_could_not_be_synced_may_be_tried_again(record, paths, monkeypatch):
+    attempt = begin_attempt(paths)
+    sync, tries = os.fsync, []
+
+    def full_at_first(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == paths.record.parent and not tries:
+            tries.append(descriptor)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_first)
+    with pytest.raises(NoSpaceError, match="cannot sync"):
+        commit_record(record, paths, attempt, counts=lambda present: True)
+    assert commit_record(record, paths, attempt, counts=lambda present: True) is CommitOutcome.COMMITTED
 
 
 def test_attempts_are_numbered_and_a_killed_one_is_named_so(paths, record):

@@ -70,7 +70,12 @@ def listens_to(pid: int, number: signal.Signals) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)],
+    [
+        (signal.SIGUSR1, 75),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_a_worker_can_be_stopped_while_it_still_imports_torch(tmp_path, number, code):
     process = subprocess.Popen(
@@ -124,6 +129,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(co
     assert any(line.startswith(f"{RUN}: passed over {newest}") for line in said)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_thread_count_when_it_is_resumed_with_another(context):
     """Sums over threads round otherwise: what was begun with two threads is ended with two."""
     assert train_here(context, RUN, threads=2) == 0
@@ -137,13 +143,16 @@ def test_a_run_keeps_its_thread_count_when_it_is_resumed_with_another(context):
     assert resumed.comparable() == whole.comparable()
 
 
-def test_a_run_that_is_to_go_on_in_another_precision_starts_anew_and_says_so(context, straight):
+def test_a_run_that_is_to_go_on_in_another_precision_starts_anew_and_says_so(context):
+    assert train_here(context, RUN, precision="fp32") == 0
+    whole = record_of(context, RUN)
+    context.project.run("smoke", RUN).record.unlink()
     assert train_here(context, RUN, stop=StopAfter(3), precision="bf16") == 75
     said = []
     assert train_here(context, RUN, say=said.append, precision="fp32") == 0
     record = record_of(context, RUN)
-    assert record.comparable() == straight.comparable()
-    assert [attempt.resumed_at_step for attempt in record.provenance.attempts] == [0, 0]
+    assert record.comparable() == whole.comparable()
+    assert [attempt.resumed_at_step for attempt in record.provenance.attempts] == [0, 0, 0]
     assert f"{RUN}: starts anew: its checkpoint was made otherwise (precision bf16 → fp32)" in said
 
 
@@ -234,6 +243,7 @@ def test_a_worker_keeps_its_finished_result_until_a_full_disk_takes_it(tmp_path,
     assert [attempt.outcome for attempt in record.provenance.attempts] == ["done"]
 
 
+@pytest.mark.slow
 def test_a_sweep_pauses_on_a_full_disk_says_so_once_and_goes_on_by_itself(tmp_path):
     done = on_a_tiny_disk(
         f"""
@@ -258,15 +268,15 @@ def test_a_sweep_pauses_on_a_full_disk_says_so_once_and_goes_on_by_itself(tmp_pa
         assert [a.outcome for a in record_of(context, run).provenance.attempts] == ["done"]
 
 
-def test_a_sweep_whose_disk_fills_up_under_way_fails_nothing(tmp_path, straight):
+@pytest.mark.slow
+def test_a_disk_that_fills_up_when_nothing_is_left_to_start_is_told_and_fails_nothing(tmp_path, straight):
     done = on_a_tiny_disk(
         f"""
         {SWEEP} 2> $HERE/stderr &
-        work=$DISK/results/smoke/.work/cifar100/resnet18
-        UNTIL eval "compgen -G '$work/*/seed0/progress.json' > /dev/null"
+        UNTIL test -e $DISK/results/smoke/.work/{RUN}/progress.json
+        UNTIL test -e $DISK/results/smoke/.work/{OTHER}/progress.json
         FILL
-        UNTIL SAYS "^paused: \\|^\\[1/2\\] done"
-        sleep 2
+        UNTIL SAYS "^paused: "
         FREE
         wait $!; code=$?
         cp -r $DISK/results $HERE/results
@@ -276,9 +286,11 @@ def test_a_sweep_whose_disk_fills_up_under_way_fails_nothing(tmp_path, straight)
     )
     said = (tmp_path / "stderr").read_text()
     assert done.returncode == 0, done.stderr + said
+    assert said.count("paused: ") == said.count("can be written again: going on") == 1
     assert "2 runs: 2 done" in said
-    record = record_of(smoke_context(None, tmp_path / "results"), RUN)
-    assert record.comparable() == straight.comparable()
+    context = smoke_context(None, tmp_path / "results")
+    assert record_of(context, RUN).comparable() == straight.comparable()
+    assert [len(record_of(context, run).provenance.attempts) for run in (RUN, OTHER)] == [1, 1]
 
 
 def test_a_read_only_results_folder_is_exit_code_3_and_one_line(tmp_path):

@@ -9,14 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# FILL takes what is left of the disk to the last byte, FREE gives it back, READ_ONLY and WRITABLE remount it.
+# FILL takes what is left of the disk to the last byte, FREE gives it back. READ_ONLY lays a read-only view over it:
+# a file system on which anybody keeps a lock open cannot be remounted. WRITABLE takes the view away.
 _PREAMBLE = """
 set -u
 mount -t tmpfs -o size=4m none "$DISK" || exit 99
 FILL() { dd if=/dev/zero of="$DISK/fill" bs=4k status=none 2>/dev/null; true; }
 FREE() { rm "$DISK/fill"; }
-READ_ONLY() { mount -o remount,ro "$DISK"; }
-WRITABLE() { mount -o remount,rw "$DISK"; }
+READ_ONLY() { mount --bind "$DISK" "$DISK" && mount -o remount,bind,ro "$DISK"; }
+WRITABLE() { umount "$DISK"; }
 UNTIL() { local left=1200; until "$@"; do sleep 0.05; ((left--)) || { echo "in vain: $*" >&2; exit 98; }; done; }
 SAYS() { grep -q "$1" "$HERE/stderr"; }
 """

@@ -23,7 +23,7 @@ from repro.commit import (
     begin_attempt,
     commit_record,
     note_attempt,
-    set_aside,
+    set_aside_damaged,
     write_whole,
 )
 from repro.data.prepared import PreparedData
@@ -95,8 +95,9 @@ class Worker:
             self.say(f"{self.run.id}: already done")
             return
         if state.standing in (Standing.CORRUPT, Standing.FOREIGN):
-            moved = set_aside(self.paths.record, self.paths.quarantine, state.reason)
-            self.say(f"{state.reason}; moved to {moved}")
+            moved = self._patiently(self._set_aside, "setting a damaged record aside", (NoSpaceError,))
+            if moved:
+                self.say(f"{state.reason}; moved to {moved}")
         signature = Signature(
             config=config_hash(self.config),
             data=data_hash(fingerprint, self.config),
@@ -159,6 +160,9 @@ class Worker:
         if self.options.redo_stale:
             return state.standing is Standing.DONE
         return state.counts
+
+    def _set_aside(self) -> Path | None:
+        return set_aside_damaged(self.paths, self.run.id, self.preset.name)
 
     def _begin(self) -> Attempt:
         """A new attempt, noted as running; by whom, so that a lock that is never freed can be traced."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repro.commit import RunBusyError, is_held, run_lock, set_aside
-from repro.errors import SetupError
+from repro.commit import RunBusyError, is_held, run_lock, set_aside_damaged
+from repro.errors import NoSpaceError, SetupError
 from repro.paths import Project, RunPaths
 from repro.registry import Run
 from repro.scheduling.causes import (
@@ -238,11 +238,15 @@ class Ledger:
                 state = self.examine(run)
                 if state.standing not in _DAMAGED:
                     return
-                moved = set_aside(paths.record, paths.quarantine, state.reason)
+                moved = set_aside_damaged(paths, run.id, self.command.preset)
         except RunBusyError:
             self.tell(Elsewhere(run.id))
             return
-        self.tell(SetAside(run.id, moved, state.reason))
+        except NoSpaceError:
+            # The run's worker does it as soon as there is room.
+            return
+        if moved:
+            self.tell(SetAside(run.id, moved, state.reason))
 
     def _done_meanwhile(self, run: Run) -> bool:
         if not self._paths(run).record.exists():

@@ -111,7 +111,7 @@ def test_a_worker_that_does_not_heed_the_end_of_the_budget_is_killed(bench):
     bench.script({run.id: ["deaf"]})
     outcome = sweep_until(bench, [run], 8)
     assert (outcome.unfinished, outcome.exit_code) == ((run.id,), 75)
-    assert bench.attempts(run) == ["running"]
+    assert bench.attempts(run) == ["killed: its worker was killed by SIGKILL"]
 
 
 def test_a_budget_that_is_enough_changes_nothing(bench):

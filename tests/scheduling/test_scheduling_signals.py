@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sweep_bench import HERE, PRESET, Bench, wait_for
 
 
@@ -65,14 +66,17 @@ def test_ctrl_c_twice_stops_at_the_next_checkpoint(bench):
     assert [bench.attempts(run) for run in runs] == [["interrupted"]] * 2
 
 
-def test_sigterm_stops_at_the_next_checkpoint_with_exit_code_75(bench):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_request_to_end_stops_at_the_next_checkpoint_with_exit_code_75(bench, number):
+    """SIGUSR1 is what a cluster's time limit sends ahead."""
     (run,) = bench.runs(1)
     bench.script({"*": ["wait"]})
     sweep = start(bench, [run])
     wait_until_trained(bench, run)
-    sweep.terminate()
+    sweep.send_signal(number)
     outcome, _ = end(sweep)
     assert (sweep.returncode, outcome["unfinished"]) == (75, [run.id])
+    assert outcome["interrupted"] == number.name
     assert bench.attempts(run) == ["interrupted"]
 
 
