@@ -213,7 +213,6 @@ def set_aside(record: Path, folder: Path, fault: Callable[[Path], str | None]) -
     try:
         record.rename(target)
     except OSError as error:
-        target.unlink()
         note.unlink()
         if isinstance(error, FileNotFoundError):
             return None
@@ -233,23 +232,24 @@ def set_aside(record: Path, folder: Path, fault: Callable[[Path], str | None]) -
 
 
 def _free_place(folder: Path, reason: str) -> tuple[Path, Path]:
-    """An empty file under the next free number, for a record, and its note."""
-    number = 1
+    """The next free number's place for a record, and the note beside it, written now: who makes it has it."""
+    content = json.dumps({"reason": reason, "when": datetime.now(UTC).isoformat()})
+    number = 0
     while True:
-        target = folder / f"{number}.json"
+        number += 1
+        target, note = folder / f"{number}.json", folder / f"{number}.reason.json"
+        if target.exists():
+            continue
         try:
-            target.touch(exist_ok=False)
+            note.touch(exist_ok=False)
         except FileExistsError:
-            number += 1
             continue
         except OSError as error:
-            raise refusal(f"cannot make {target}", error) from None
-        note = folder / f"{number}.reason.json"
-        content = {"reason": reason, "when": datetime.now(UTC).isoformat()}
+            raise refusal(f"cannot make {note}", error) from None
         try:
-            write_whole(note, json.dumps(content).encode())
+            write_whole(note, content.encode())
         except SetupError:
-            target.unlink()
+            note.unlink()
             raise
         return target, note
 
