@@ -123,6 +123,21 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def techniques(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --with and --without: what makes a run faster and is no part of its recipe."""
+    names = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+
+    @click.option(
+        "--with", "switch_on", type=names, multiple=True, help="Use a technique.  [default: by device]"
+    )
+    @click.option("--without", "switch_off", type=names, multiple=True, help="Do without a technique.")
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return command(*args, **options)
+
+    return wrapped
+
+
 def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
     """A number of at least 1, or `auto`."""
     if value == "auto":
@@ -203,6 +218,7 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
     "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
 )
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+@techniques
 @click.option("--executor", type=click.Choice(["local", "inline", "slurm", "ray"]), default="local",
               show_default=True,
               help="A process a group of runs; all in this one; a cluster's jobs.")  # fmt: skip
@@ -247,6 +263,7 @@ def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> Non
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+@techniques
 @click.option(
     "--co-tenants", type=click.IntRange(min=0), default=0, help="Other runs on this device; recorded."
 )

@@ -136,7 +136,9 @@ class Provenance(_Part):
     precision: str
     threads: int
     deterministic: bool
-    techniques: tuple[str, ...] = Field(description="what was switched on: channels_last, fused-sgd, …")
+    techniques: tuple[str, ...] = Field(
+        description="what was in use: channels-last, fused-sgd, cuda-graph, …"
+    )
     co_tenants: int = Field(description="other runs that shared the device")
     images_per_second: float
     peak_memory_bytes: int

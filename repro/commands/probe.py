@@ -17,6 +17,7 @@ from repro.commands.context import Context
 from repro.commands.provenance import device_name, peak_memory
 from repro.commands.stop import Stop
 from repro.commands.survey import data_sizes
+from repro.commands.techniques import choose_techniques
 from repro.commands.train import choose_device
 from repro.data import synthetic
 from repro.data.loader import batch_bounds
@@ -64,7 +65,14 @@ def probe(context: Context, run_id: str, options: ProbeOptions, stop: Stop) -> s
     sizes = [stop - start for start, stop in batch_bounds(len(data.train.labels), recipe.batch_size)]
     window = _Window(sizes, device, options.seconds, _wait if options.wait else lambda: None)
     with contextlib.suppress(RunInterruptedError):  # that is how it ends
-        train_run(config, data, precision, report=window.report, should_stop=lambda: window.over or stop.now)
+        train_run(
+            config,
+            data,
+            precision,
+            report=window.report,
+            should_stop=lambda: window.over or stop.now,
+            techniques=choose_techniques(device),
+        )
     if not window.over:
         raise RunInterruptedError("stopped before anything was measured")
     memory = peak_memory(device)

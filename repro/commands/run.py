@@ -39,6 +39,8 @@ class RunOptions:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
+    switch_on: tuple[str, ...] = ()
+    switch_off: tuple[str, ...] = ()
     executor: Literal["local", "inline", "slurm", "ray"] = "local"
     budget: str | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
@@ -94,6 +96,8 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         stale=options.stale,
         precision=options.precision,
         deterministic=options.deterministic,
+        switch_on=options.switch_on,
+        switch_off=options.switch_off,
     )
     executor = remote[0] if remote else LocalExecutor()
     if options.executor == "inline":
@@ -220,6 +224,8 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
                 device=job.slot.device,
                 precision=options.precision,
                 deterministic=options.deterministic,
+                switch_on=options.switch_on,
+                switch_off=options.switch_off,
                 co_tenants=job.slot.co_tenants,
                 redo_stale=options.stale == "rerun",
             ),

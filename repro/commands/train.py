@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from repro.commands.stop import Stop
+from repro.commands.techniques import choose_techniques, images_to_train, unmeasured
 from repro.commands.worker import DeviceBrokenError, TrainOptions, Worker
 from repro.commit import RunBusyError, run_lock
 from repro.data.prepared import PreparedData
@@ -52,6 +53,15 @@ def train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
+    techniques = choose_techniques(
+        device,
+        sum(images_to_train(config, project.data) for config in configs),
+        options.switch_on,
+        options.switch_off,
+        options.deterministic,
+    )
+    if unknown := unmeasured(device, techniques):
+        say(f"{', '.join(unknown)}: checked against the plain step here, but their speed was never measured")
     failed = 0
     data: dict[str, PreparedData] = {}
     for run, config in zip(runs, configs, strict=True):
@@ -63,7 +73,9 @@ def train(
                 # One data set at a time stays open: a group shares it, and the next needs the memory.
                 if config.dataset not in data:
                     data = {config.dataset: open_for_training(config, project.data)}
-                worker = Worker(run, config, preset, project, paths, options, precision, threads, say, stop)
+                worker = Worker(
+                    run, config, preset, project, paths, options, precision, techniques, threads, say, stop
+                )
                 worker.train(data[config.dataset])
         except RunBusyError:
             say(f"{run.id}: another process is training it; skipped")

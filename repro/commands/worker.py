@@ -45,6 +45,7 @@ from repro.standings import RunState, Standing, assess_run
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder, CheckpointUnfitError
 from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, train_run
 from repro.training.precision import Precision, choose_precision
+from repro.training.techniques import Techniques
 
 BETWEEN_TRIES = 1.0
 """Seconds until a worker tries again to write what a full disk has refused."""
@@ -60,6 +61,8 @@ class TrainOptions:
     precision: str | None = None
     threads: int | None = None
     deterministic: bool = False
+    switch_on: tuple[str, ...] = ()
+    switch_off: tuple[str, ...] = ()
     co_tenants: int = 0
     redo_stale: bool = False
     checkpoint_interval: float = CHECKPOINT_INTERVAL
@@ -80,6 +83,7 @@ class Worker:
     paths: RunPaths
     options: TrainOptions
     precision: Precision
+    techniques: Techniques
     threads: int
     say: Callable[[str], None]
     stop: Stop
@@ -109,7 +113,7 @@ class Worker:
         reporter = _Reporter(self.run.id, note.number, self.paths.progress)
         try:
             while True:
-                start, precision = self._choose_start(checkpoints)
+                start, precision, techniques = self._choose_start(checkpoints)
                 note = note.model_copy(update={"resumed_at_step": start.step if start else 0})
                 self._note(note)
                 try:
@@ -122,6 +126,8 @@ class Worker:
                         should_stop=lambda: self.stop.now,
                         checkpoint_interval=self.options.checkpoint_interval,
                         start=start,
+                        techniques=techniques,
+                        say=self._say,
                     )
                     break
                 except CheckpointUnfitError as error:
@@ -183,32 +189,35 @@ class Worker:
             raise
         return note
 
-    def _choose_start(self, checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, Precision]:
-        """The newest checkpoint, and the precision to go on in.
+    def _choose_start(self, checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, Precision, Techniques]:
+        """The newest checkpoint, and the precision and techniques to go on in.
 
-        A run keeps its arithmetic to the end: threads are reused, and so is the precision unless one was
-        forced. Where that cannot be had, the run starts anew.
+        A run keeps its arithmetic to the end: threads are reused, and so are the precision and the techniques
+        unless one was forced. Where that cannot be had, the run starts anew.
         """
         device = self.precision.device
         torch.set_num_threads(self.threads)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        anew = None, self.precision, self.techniques
         found = checkpoints.newest()
         if found is None:
-            return None, self.precision
-        then, precision = found.arithmetic, self.precision
+            return anew
+        then, precision, techniques = found.arithmetic, self.precision, self.techniques
         if self.options.precision is None and then.device == device.type:
             with contextlib.suppress(DeviceError):
                 precision = choose_precision(device, then.precision)
+        if not self.options.switch_on and not self.options.switch_off and then.device == device.type:
+            techniques = Techniques.of(then.techniques)
         torch.set_num_threads(then.threads)
-        now = Arithmetic.here(device, precision.name)
+        now = Arithmetic.here(device, precision.name, techniques.names())
         if now == then:
-            return found, precision
+            return found, precision, techniques
         torch.set_num_threads(self.threads)
         differing = [key for key, value in asdict(now).items() if asdict(then)[key] != value]
-        had = ", ".join(f"{key} {asdict(then)[key]} → {asdict(now)[key]}" for key in differing)
+        had = ", ".join(f"{key} {_word(asdict(then)[key])} → {_word(asdict(now)[key])}" for key in differing)
         self._say(f"starts anew: its checkpoint was made otherwise ({had})")
-        return None, self.precision
+        return anew
 
     def _commit(self, record: RunRecord, folder: Path) -> CommitOutcome:
         """Commits; what hours of training have brought waits for a disk that takes it."""
@@ -306,6 +315,10 @@ class _Reporter:
 
 def _ended(note: Attempt, outcome: str) -> Attempt:
     return note.model_copy(update={"ended": datetime.now(UTC), "outcome": outcome})
+
+
+def _word(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _first_line(error: Exception) -> str:

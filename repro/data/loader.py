@@ -66,6 +66,14 @@ class EpochDraws:
             degrees,
         )
 
+    def copy_(self, other: "EpochDraws") -> None:
+        """Takes over another epoch's draws, of as many images, in place."""
+        self.order.copy_(other.order, non_blocking=True)
+        self.offsets.copy_(other.offsets, non_blocking=True)
+        self.flips.copy_(other.flips, non_blocking=True)
+        if self.degrees is not None and other.degrees is not None:
+            self.degrees.copy_(other.degrees, non_blocking=True)
+
 
 def subset(data: PreparedData, recipe: Recipe) -> tuple[Arrays, Arrays]:
     """The training and test arrays that the recipe uses: all, or the first k images of each class."""
@@ -129,7 +137,43 @@ def training_batch(
     split: DeviceSplit, draws: EpochDraws, bounds: tuple[int, int], padding: int, normalised: Normalisation
 ) -> tuple[Tensor, Tensor]:
     """One augmented, normalised batch (B, 3, H, W) float32 and its labels (B,) int64, made on the device."""
-    part = slice(*bounds)
+    return _augmented(split, draws, slice(*bounds), padding, normalised)
+
+
+class Feed:
+    """Batches of the epoch in progress, from a place that is a number on the device.
+
+    The draws lie in buffers that stay where they are, and a batch moves the place on: a step needs nothing
+    from the host, so that it can be recorded once and done again and again.
+    """
+
+    def __init__(self, split: DeviceSplit, padding: int, normalised: Normalisation) -> None:
+        device = split.labels.device
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self._split, self._padding, self._normalised = split, padding, normalised
+        self._draws: EpochDraws | None = None
+        self._steps = torch.arange(split.count, device=device)
+
+    def begin(self, draws: EpochDraws, position: int = 0) -> None:
+        """From now on batches are those of `draws` (on any device), the first `position` images left out."""
+        if self._draws is None:
+            self._draws = draws.to(self.position.device)
+        else:
+            self._draws.copy_(draws)
+        self.position.fill_(position)
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor]:
+        """The next `size` images, augmented and normalised (B, 3, H, W) float32, and their labels (B,)."""
+        assert self._draws is not None
+        part = self.position + self._steps[:size]
+        images, labels = _augmented(self._split, self._draws, part, self._padding, self._normalised)
+        self.position += size
+        return images, labels
+
+
+def _augmented(
+    split: DeviceSplit, draws: EpochDraws, part: slice | Tensor, padding: int, normalised: Normalisation
+) -> tuple[Tensor, Tensor]:
     index = draws.order[part]
     images = crop_and_flip(split.images, index, draws.offsets[part], draws.flips[part], padding)
     if draws.degrees is not None:

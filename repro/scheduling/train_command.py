@@ -17,7 +17,8 @@ StalePolicy = Literal["keep", "rerun"]
 class TrainCommand:
     """Everything of the command but the runs and the slot; `program` is what starts this package.
 
-    `threads` are the CPU threads of one run, `precision` None leaves the choice to the device.
+    `threads` are the CPU threads of one run, `precision` None leaves the choice to the device, and so do
+    techniques that are neither switched `on` nor `off`.
     """
 
     preset: str
@@ -27,6 +28,8 @@ class TrainCommand:
     stale: StalePolicy = "keep"
     precision: str | None = None
     deterministic: bool = False
+    switch_on: tuple[str, ...] = ()
+    switch_off: tuple[str, ...] = ()
     program: tuple[str, ...] = (sys.executable, "-m", "repro")
 
     def argv(self, runs: Sequence[str], slot: Slot) -> tuple[str, ...]:
@@ -47,4 +50,6 @@ class TrainCommand:
             words += ["--precision", self.precision]
         if self.deterministic:
             words += ["--deterministic"]
+        for option, names in (("--with", self.switch_on), ("--without", self.switch_off)):
+            words += [word for name in names for word in (option, name)]
         return words

@@ -49,9 +49,10 @@ class Arithmetic:
     precision: str
     threads: int
     deterministic: bool
+    techniques: tuple[str, ...]
 
     @classmethod
-    def here(cls, device: torch.device, precision: str) -> "Arithmetic":
+    def here(cls, device: torch.device, precision: str, techniques: tuple[str, ...]) -> "Arithmetic":
         """This process's."""
         return cls(
             torch_version=str(torch.__version__),
@@ -59,6 +60,7 @@ class Arithmetic:
             precision=precision,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
+            techniques=techniques,
         )
 
 

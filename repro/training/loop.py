@@ -1,27 +1,29 @@
 """Trains one run from its configuration to its result: the paper's recipe, in one loop.
 
 `train_run` draws an epoch's randomness, steps through the batches, and evaluates. It never waits for the
-device inside an epoch, except to write a checkpoint.
+device inside an epoch, except to write a checkpoint. `training` is the same a step at a time, so that one
+process can train several runs at once.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repro import losses, models
-from repro.data.loader import batch_bounds, draw_epoch, normalisation, subset, to_device, training_batch
+from repro.data.loader import EpochDraws, Feed, batch_bounds, draw_epoch, normalisation, subset, to_device
 from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
 from repro.recipes import RunConfig
 from repro.records import Epoch, Probes, Result
+from repro.training.capture import Capture, CudaCapture, prepare
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder
 from repro.training.metrics import EpochSums, evaluate, plain_features
 from repro.training.optim import make_optimizer, set_lr
@@ -29,6 +31,8 @@ from repro.training.precision import Precision
 from repro.training.probes import take_probes
 from repro.training.randomness import derive_seed, generator
 from repro.training.state import Clock, TrainingState
+from repro.training.step import TrainingStep
+from repro.training.techniques import DEFAULT, Techniques
 
 CHECKPOINT_INTERVAL = 60.0
 """Seconds between checkpoints; stretched so that writing them takes less than 2 % of the time."""
@@ -80,40 +84,72 @@ def train_run(
     data: PreparedData,
     precision: Precision,
     checkpoints: CheckpointFolder | None = None,
+    **options: Any,
+) -> TrainedRun:
+    """`training` with the same arguments, from its first step to its last."""
+    steps = training(config, data, precision, checkpoints, **options)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            trained: TrainedRun = end.value
+            return trained
+
+
+def training(
+    config: RunConfig,
+    data: PreparedData,
+    precision: Precision,
+    checkpoints: CheckpointFolder | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint_interval: float = CHECKPOINT_INTERVAL,
     start: Checkpoint | None = None,
-) -> TrainedRun:
-    """Trains `config` on `data` and measures it; goes on from `start`, made in the same arithmetic.
+    techniques: Techniques = DEFAULT,
+    say: Callable[[str], None] = lambda line: None,
+    capture: Callable[[torch.device], Capture] = CudaCapture,
+) -> Generator[None, None, TrainedRun]:
+    """Trains `config` on `data` and measures it, yielding after each step; goes on from `start`.
 
-    `should_stop` is asked before every step and every batch of an evaluation; once it says yes a checkpoint
-    is written and RunInterruptedError raised. A loss that is not finite ends the run as diverged after its
-    epoch. Raises CheckpointUnfitError if `start` is not of this run.
+    `start` was made in the same arithmetic. `should_stop` is asked before every step and every batch of an
+    evaluation; once it says yes a checkpoint is written and RunInterruptedError raised. A loss that is not
+    finite ends the run as diverged after its epoch. Raises CheckpointUnfitError if `start` is not of this
+    run. A technique that fails or differs from the plain step is left out, and `say` hears why. All that is
+    done on a GPU goes to the stream that is current.
     """
     recipe, device = config.recipe, precision.device
     train_arrays, test_arrays = subset(data, recipe)
     train, test = to_device(train_arrays, device), to_device(test_arrays, device)
     network, loss = build(config, data.manifest.image_size, data.manifest.classes)
-    precision = precision.for_network(network)
+    precision = techniques.layout(precision.for_network(network))
     normalised = normalisation(data, recipe, device, precision.memory_format)
     loss.check_labels(torch.cat([train.labels, test.labels]))
     network.to(device).to(memory_format=precision.memory_format).train()
     loss.to(device).train()
     clock = Clock(device)
-    optimizer = make_optimizer(network, loss, recipe)
+    lr_device = device if techniques.cuda_graph else None
+    optimizer = make_optimizer(network, loss, recipe, techniques.fused_sgd, lr_device)
     state = TrainingState(network, loss, optimizer, precision.scaler(), clock, EpochSums(device))
     if start:
         state.restore(start)
+    asked = techniques.names()
     drops_out = any(isinstance(module, nn.Dropout) for module in network.modules())
+    if drops_out:
+        # It draws from the device's own generator, which is seeded before each step.
+        techniques = techniques.switched(off=("cuda-graph", "compile"))
     bounds = batch_bounds(train.count, recipe.batch_size)
     steps = len(bounds)
     saves = _SaveTimer(checkpoint_interval)
+    feed = Feed(train, recipe.crop_padding, normalised)
+    step = TrainingStep(network, loss, optimizer, state.scaler, precision, feed, state.sums)
+
+    def draw(epoch: int) -> EpochDraws:
+        return draw_epoch(train.count, recipe, partial(_generator, config.seed, epoch))
 
     def save() -> Path | None:
         if checkpoints is None:
             return None
-        arithmetic = Arithmetic.here(device, precision.name)
+        arithmetic = Arithmetic.here(device, precision.name, asked)
         with saves:
             return checkpoints.save(state.epoch * steps + state.step, arithmetic, state.for_checkpoint())
 
@@ -134,12 +170,16 @@ def train_run(
             stop()
         tell("evaluating")
 
-    final = None
+    final, draws = None, draw(min(state.epoch, recipe.epochs - 1))
+    feed.begin(draws)
+    sizes = tuple(dict.fromkeys(end - begin for begin, end in bounds))
+    exact = torch.are_deterministic_algorithms_enabled()
+    take_step, techniques = prepare(step, sizes, techniques, lambda: capture(device), exact, say)
     while state.epoch < recipe.epochs:
         epoch = state.epoch
         lr = recipe.lr_at(epoch)
         set_lr(optimizer, lr)
-        draws = draw_epoch(train.count, recipe, partial(_generator, config.seed, epoch)).to(device)
+        feed.begin(draws, bounds[state.step][0] if state.step < steps else train.count)
         clock.start()
         while state.step < steps:
             if should_stop():
@@ -152,10 +192,14 @@ def train_run(
             tell("training")
             if drops_out:
                 torch.manual_seed(derive_seed(config.seed, "dropout", epoch * steps + state.step))
-            images, labels = training_batch(train, draws, bounds[state.step], recipe.crop_padding, normalised)
-            _step(state, precision, images, labels)
-            clock.images += labels.shape[0]
+            begin, end = bounds[state.step]
+            take_step(end - begin)
+            state.sums.count += end - begin
+            clock.images += end - begin
             state.step += 1
+            yield
+        if epoch + 1 != recipe.epochs:
+            draws = draw(epoch + 1)  # while the device is at work
         means = state.sums.read()
         state.epoch_seconds += clock.stop()
 
@@ -204,40 +248,15 @@ def train_run(
     probes = Probes(logits=None, weight_norms=None)
     if final and final.logits is not None:
         probes = take_probes(final.logits, loss)
-    techniques = ["resident data", "fused SGD"]
-    if precision.memory_format == torch.channels_last:
-        techniques.append("channels_last")
+    if precision.memory_format != torch.channels_last:
+        techniques = techniques.switched(off=("channels-last",))
     return TrainedRun(
         result=result,
         curve=tuple(state.curve),
         probes=probes,
         images_per_second=clock.images / clock.seconds if clock.images else 0.0,
-        techniques=tuple(techniques),
+        techniques=("resident-data", *techniques.names()),
     )
-
-
-def _step(state: TrainingState, precision: Precision, images: Tensor, labels: Tensor) -> None:
-    """One step of SGD; adds what it measured to the epoch's sums without waiting for the device."""
-    scaler = state.scaler
-    state.optimizer.zero_grad(set_to_none=True)
-    with precision.autocast():
-        features = state.network(images)
-    features.retain_grad()
-    value, logits = state.loss(features, labels)
-    assert value is not None
-    if scaler is None:
-        value.backward()
-        state.optimizer.step()
-        gradient = features.grad
-    else:
-        scaler.scale(value).backward()
-        # The scale as a tensor: get_scale() would wait for the device.
-        gradient = features.grad.float() / scaler.scale(torch.ones((), device=labels.device))
-        scaler.step(state.optimizer)
-        scaler.update()
-    assert gradient is not None
-    logits = logits.detach()
-    state.sums.add(value.detach(), logits, state.loss.softmax_gradient(logits, labels), gradient, labels)
 
 
 class _SaveTimer:

@@ -28,7 +28,10 @@ class EpochMeans:
 
 
 class EpochSums:
-    """Sums over the images of an epoch so far: loss, correct, two gradient norms; float64, on the device."""
+    """Sums over the images of an epoch so far: loss, correct, two gradient norms; float64, on the device.
+
+    `values` stays one tensor; `count`, how many images are in it, is kept on the host by who adds batches.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.values = torch.zeros(4, dtype=torch.float64, device=device)
@@ -52,7 +55,11 @@ class EpochSums:
                 torch.linalg.vector_norm(feature_gradient.float(), dim=1).sum().double() * batch,
             ]
         )
-        self.count += batch
+
+    def reset(self) -> None:
+        """Nothing is in them any more."""
+        self.values.zero_()
+        self.count = 0
 
     def read(self) -> EpochMeans:
         """The means; waits for the device."""

@@ -11,6 +11,7 @@ from repro.losses import ClassificationLoss
 from repro.records import Epoch
 from repro.training.checkpoint import Checkpoint, CheckpointUnfitError
 from repro.training.metrics import EpochSums
+from repro.training.optim import load_optimizer
 
 
 class Clock:
@@ -32,7 +33,8 @@ class Clock:
     def stop(self) -> float:
         """Waits for the device; the seconds since `start`."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            # This run's own stream: others may be training beside it.
+            torch.cuda.current_stream(self.device).synchronize()
         lap = self._lap()
         self.seconds += lap
         self._started = None
@@ -68,7 +70,7 @@ class TrainingState:
     def begin_epoch(self, epoch: int) -> None:
         """Nothing of it is done yet."""
         self.epoch, self.step, self.epoch_seconds = epoch, 0, 0.0
-        self.sums = EpochSums(self.clock.device)
+        self.sums.reset()
 
     def for_checkpoint(self) -> dict[str, Any]:
         """Plain data and tensors; not copies, so write them before the next step."""
@@ -91,7 +93,7 @@ class TrainingState:
         try:
             self.network.load_state_dict(saved["network"])
             self.loss.load_state_dict(saved["loss"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            load_optimizer(self.optimizer, saved["optimizer"])
             if self.scaler:
                 self.scaler.load_state_dict(saved["scaler"])
             self.sums.load(saved["sums"])

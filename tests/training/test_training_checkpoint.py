@@ -12,7 +12,14 @@ from repro.records import Signature
 from repro.training.checkpoint import Arithmetic, CheckpointFolder
 
 SIGNATURE = Signature(config="1", data="2", code="3")
-ARITHMETIC = Arithmetic(torch_version="2.6.0", device="cpu", precision="fp32", threads=1, deterministic=False)
+ARITHMETIC = Arithmetic(
+    torch_version="2.6.0",
+    device="cpu",
+    precision="fp32",
+    threads=1,
+    deterministic=False,
+    techniques=("channels-last", "fused-sgd"),
+)
 
 
 def put(path: Path, content: object) -> None:
