@@ -12,6 +12,8 @@ import errno
 import fcntl
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +29,12 @@ from repro.records import Attempt, RunRecord, read_record
 _MOMENT = 1.0
 """Seconds that a lock may be held by somebody who only asks."""
 
+FRESH = 30.0
+"""Seconds for which a worker's report says that it is at work; one comes a second, or a step."""
+
+_NEXT_REPORT = 10.0
+"""Seconds to wait for the next report of a worker that may be at work."""
+
 
 class CommitOutcome(StrEnum):
     """What became of a record that was to be committed."""
@@ -41,7 +49,11 @@ class RunBusyError(Exception):
 
 @contextmanager
 def run_lock(paths: RunPaths) -> Iterator[None]:
-    """Holds the run's kernel lock; RunBusyError if another process has it and keeps it for a moment."""
+    """Holds the run's kernel lock; RunBusyError if another process has it and keeps it for a moment.
+
+    Not every network file system carries locks from one machine to another, so a run that another machine
+    goes on reporting about is busy too.
+    """
     make_folder(paths.work)
     lock = FileLock(paths.lock)
     try:
@@ -52,9 +64,37 @@ def run_lock(paths: RunPaths) -> Iterator[None]:
     except OSError as error:
         raise refusal(f"cannot lock {paths.lock}", error) from None
     try:
+        if is_reported_elsewhere(paths) and _reports_go_on(paths):
+            raise RunBusyError(f"{paths.work.name}: another machine is training it")
         yield
     finally:
         lock.release()
+
+
+def is_reported_elsewhere(paths: RunPaths) -> bool:
+    """Whether a worker of another machine has not noted its end and has reported just now.
+
+    The file system's own clock tells the report's age: those of two machines may differ.
+    """
+    last = next(reversed(attempts_of(paths)), None)
+    if last is None or last.outcome != "killed" or last.host in (None, socket.gethostname()):
+        return False
+    try:
+        os.utime(paths.lock)
+        return paths.lock.stat().st_mtime - paths.progress.stat().st_mtime < FRESH
+    except OSError:
+        return False  # no report, or no lock yet, or nothing may be written here
+
+
+def _reports_go_on(paths: RunPaths) -> bool:
+    """Whether the run's report changes within some seconds."""
+    before = paths.progress.read_bytes()
+    deadline = time.monotonic() + _NEXT_REPORT
+    while time.monotonic() < deadline:
+        time.sleep(_NEXT_REPORT / 20)
+        if paths.progress.read_bytes() != before:
+            return True
+    return False
 
 
 def is_held(paths: RunPaths) -> bool:

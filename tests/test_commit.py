@@ -5,19 +5,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
 from tiny_disk import on_a_tiny_disk
 
+from repro import commit
 from repro.commit import (
+    FRESH,
     CommitOutcome,
     RunBusyError,
     attempts_of,
     begin_attempt,
     commit_record,
+    is_held,
+    is_reported_elsewhere,
     note_attempt,
     run_lock,
     set_aside,
@@ -230,3 +238,68 @@ def test_a_full_disk_leaves_the_old_content(tmp_path):
     with pytest.raises(SetupError, match="No space left"):
         write_whole(target, b"new")
     assert target.read_bytes() == b"old"
+
+
+@contextmanager
+def another_machine(paths: RunPaths, beats: bool = True, age: float = 0.0) -> Iterator[None]:
+    """A worker of another machine, whose lock does not reach this one: an attempt under way, and its reports."""
+    folder = begin_attempt(paths)
+    now = datetime.now(UTC)
+    note_attempt(
+        folder,
+        Attempt(
+            number=1, started=now, ended=None, outcome="running", resumed_at_step=0, host="elsewhere", pid=1
+        ),
+    )
+    gone = threading.Event()
+
+    def report() -> None:
+        beat = 0
+        while not gone.wait(0.02):
+            beat += 1
+            write_whole(paths.progress, f'{{"beat": {beat}}}'.encode())
+
+    write_whole(paths.progress, b'{"beat": 0}')
+    reported = time.time() - age
+    os.utime(paths.progress, (reported, reported))
+    thread = threading.Thread(target=report)
+    if beats:
+        thread.start()
+    try:
+        yield
+    finally:
+        gone.set()
+        if beats:
+            thread.join()
+
+
+def test_a_run_that_another_machine_reports_on_is_busy_though_its_lock_does_not_cross(paths):
+    with (
+        another_machine(paths),
+        pytest.raises(RunBusyError, match="another machine is training it"),
+        run_lock(paths),
+    ):
+        raise AssertionError("two machines at one run")
+    assert not is_held(paths)
+
+
+def test_a_machine_that_fell_silent_just_now_is_given_a_moment_to_report_again(paths, monkeypatch):
+    monkeypatch.setattr(commit, "_NEXT_REPORT", 0.2)
+    with another_machine(paths, beats=False), run_lock(paths):
+        assert is_reported_elsewhere(paths)
+
+
+def test_a_machine_that_has_been_silent_for_long_holds_nobody_up(paths, monkeypatch):
+    monkeypatch.setattr(commit, "_NEXT_REPORT", 1e6)
+    with another_machine(paths, beats=False, age=FRESH + 60), run_lock(paths):
+        assert not is_reported_elsewhere(paths)
+
+
+def test_an_attempt_that_has_noted_its_end_holds_nobody_up(paths, monkeypatch):
+    monkeypatch.setattr(commit, "_NEXT_REPORT", 1e6)
+    with another_machine(paths):
+        (attempt,) = attempts_of(paths)
+        ended = attempt.model_copy(update={"outcome": "interrupted"})
+        note_attempt(paths.attempts / "1", ended)
+        with run_lock(paths):
+            assert not is_reported_elsewhere(paths)
