@@ -5,14 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from another_machine import another_machine
 from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
 from tiny_disk import on_a_tiny_disk
 
@@ -238,39 +235,6 @@ def test_a_full_disk_leaves_the_old_content(tmp_path):
     with pytest.raises(SetupError, match="No space left"):
         write_whole(target, b"new")
     assert target.read_bytes() == b"old"
-
-
-@contextmanager
-def another_machine(paths: RunPaths, beats: bool = True, age: float = 0.0) -> Iterator[None]:
-    """A worker of another machine, whose lock does not reach this one: an attempt under way, and its reports."""
-    folder = begin_attempt(paths)
-    now = datetime.now(UTC)
-    note_attempt(
-        folder,
-        Attempt(
-            number=1, started=now, ended=None, outcome="running", resumed_at_step=0, host="elsewhere", pid=1
-        ),
-    )
-    gone = threading.Event()
-
-    def report() -> None:
-        beat = 0
-        while not gone.wait(0.02):
-            beat += 1
-            write_whole(paths.progress, f'{{"beat": {beat}}}'.encode())
-
-    write_whole(paths.progress, b'{"beat": 0}')
-    reported = time.time() - age
-    os.utime(paths.progress, (reported, reported))
-    thread = threading.Thread(target=report)
-    if beats:
-        thread.start()
-    try:
-        yield
-    finally:
-        gone.set()
-        if beats:
-            thread.join()
 
 
 def test_a_run_that_another_machine_reports_on_is_busy_though_its_lock_does_not_cross(paths):

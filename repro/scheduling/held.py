@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from repro.commit import attempts_of, break_lock, is_held
+from repro.commit import attempts_of, break_lock, is_held, is_reported_elsewhere
 from repro.registry import Run
 from repro.scheduling.events import Elsewhere, Listener, Notice
 from repro.scheduling.pulse import Pulse
@@ -13,7 +13,7 @@ from repro.scheduling.watch import RunWatch
 
 @dataclass
 class HeldRuns:
-    """The runs whose locks others hold; `tell` hears of each that is met and of each taken over."""
+    """The runs that others have in hand; `tell` hears of each that is met and of each taken over."""
 
     tell: Listener
     _watches: dict[str, RunWatch] = field(default_factory=dict)
@@ -38,7 +38,9 @@ class HeldRuns:
         """
         for name, watch in list(self._watches.items()):
             if not is_done(watch.run):
-                if is_held(watch.paths) and not self._is_abandoned(watch, elapsed, patience):
+                held = is_held(watch.paths) and not self._is_abandoned(watch, elapsed, patience)
+                # Where locks do not cross machines, reports are the only sign of the one that trains it.
+                if held or is_reported_elsewhere(watch.paths):
                     continue
                 yield watch.run
             del self._watches[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repro.commit import RunBusyError, is_held, run_lock, set_aside_damaged
+from repro.commit import RunBusyError, is_held, is_reported_elsewhere, run_lock, set_aside_damaged
 from repro.errors import NoSpaceError, SetupError
 from repro.paths import Project, RunPaths
 from repro.registry import Run
@@ -178,7 +178,9 @@ class Ledger:
         self.look(launch)
         rest: list[RunWatch] = []
         for watch in launch.watches.values():
-            if is_held(watch.paths):
+            # An attempt of this worker is not another machine's, however fresh its last report.
+            elsewhere = watch.latest_attempt() is None and is_reported_elsewhere(watch.paths)
+            if elsewhere or is_held(watch.paths):
                 self.held.add(watch)
             else:
                 rest.append(watch)

@@ -1,17 +1,20 @@
 """Executors that know more than an exit code: ends that are nobody's fault, jobs of an earlier scheduler."""
 
 import sys
+from contextlib import ExitStack
 
 import pytest
+from another_machine import another_machine
 from sweep_bench import PRESET, Bench, cpu_slots, wait_for
 
+from repro import commit
 from repro.commands.cluster import ClusterOptions, open_cluster
 from repro.commands.context import Context
 from repro.commands.run import RunOptions, run_sweep
 from repro.errors import SetupError, UsageError
 from repro.registry import Selection
 from repro.scheduling.causes import FURTHER_LAUNCHES, Kind
-from repro.scheduling.events import Notice, Requeued, Started, Tick
+from repro.scheduling.events import Elsewhere, Notice, Requeued, Started, Tick
 from repro.scheduling.executors.base import Ending, Executor, Job
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.executors.slurm_queue import QueueEntry, read_end, waiting
@@ -120,6 +123,27 @@ def test_adopted_jobs_take_the_first_places_of_the_new_scheduler_and_its_own_go_
     assert bench.scheduler(runs, executor, 3, listener).run().exit_code == 0
     assert started == [(1, 0), (2, 1), (3, 2)]
     assert [job.slot.label for job in executor.jobs] == ["slurm/6", "slurm/7", "cpu/2"]
+
+
+def test_a_run_that_another_machine_reports_on_is_left_to_it_until_it_falls_silent(bench, monkeypatch):
+    """Where locks do not cross machines."""
+    monkeypatch.setattr(commit, "FRESH", 1.0)
+    run, free = bench.runs(2)
+    heard = []
+
+    with ExitStack() as others:
+        others.enter_context(another_machine(bench.project.run(PRESET, run.id)))
+
+        def listener(event):
+            heard.append(event)
+            if isinstance(event, Notice) and event.text.startswith("waiting for 1 run that other processes"):
+                others.close()
+
+        outcome = bench.scheduler([run, free], bench.inline(), 1, listener).run()
+    assert sorted(outcome.done) == sorted([run.id, free.id])
+    assert [event.run for event in heard if isinstance(event, Elsewhere)] == [run.id]
+    assert bench.attempts(run) == ["running", "done"]
+    assert not [event for event in heard if isinstance(event, Requeued)]
 
 
 @pytest.mark.parametrize(
