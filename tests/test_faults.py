@@ -25,6 +25,7 @@ SWEEP = (
     f"{sys.executable} -m repro run --preset smoke --table 1 --network resnet18 --seed 0"
     " --loss scaled-bn-m1 --loss cross-entropy --results $DISK/results"
 )
+STATUS = f"{sys.executable} -m repro status --preset smoke --results $DISK/results"
 
 
 class StopAfter(Stop):
@@ -277,7 +278,10 @@ def test_a_disk_that_fills_up_when_nothing_is_left_to_start_is_told_and_fails_no
         UNTIL test -e $DISK/results/smoke/.work/{OTHER}/progress.json
         FILL
         UNTIL SAYS "^paused: "
+        {STATUS} > $HERE/paused
         FREE
+        UNTIL SAYS "can be written again"
+        {STATUS} > $HERE/resumed
         wait $!; code=$?
         cp -r $DISK/results $HERE/results
         exit $code
@@ -288,6 +292,8 @@ def test_a_disk_that_fills_up_when_nothing_is_left_to_start_is_told_and_fails_no
     assert done.returncode == 0, done.stderr + said
     assert said.count("paused: ") == said.count("can be written again: going on") == 1
     assert "2 runs: 2 done" in said
+    assert "; paused: the results folder takes no writes" in (tmp_path / "paused").read_text()
+    assert "paused" not in (tmp_path / "resumed").read_text()
     context = smoke_context(None, tmp_path / "results")
     assert record_of(context, RUN).comparable() == straight.comparable()
     assert [len(record_of(context, run).provenance.attempts) for run in (RUN, OTHER)] == [1, 1]

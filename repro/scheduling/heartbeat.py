@@ -3,6 +3,7 @@
 `repro status` reads it from another terminal or machine. It is only shown, never believed.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from typing import Self
 
 from repro.commit import make_folder, write_whole
 from repro.errors import SetupError
-from repro.scheduling.events import Event, Notice, Tick
+from repro.scheduling.events import Event, Notice, Paused, Resumed, Tick
 from repro.scheduling.slots import Slot
 
 INTERVAL = 3.0
@@ -23,6 +24,9 @@ INTERVAL = 3.0
 
 SILENT = 30.0
 """Seconds without a report after which a scheduler of another machine counts as gone."""
+
+_PAUSED = ".paused"
+"""Suffix of an empty file beside the report: where the disk is full, that much can be said still."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class InHand:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A scheduler's latest report; times are seconds since the epoch, `deadline` the end of its budget."""
+    """A scheduler's latest report; times are seconds since the epoch, `deadline` the end of its budget.
+
+    `paused`: it waits until the results folder can be written, and so can its reports.
+    """
 
     host: str
     pid: int
@@ -52,13 +59,19 @@ class Heartbeat:
     todo: int
     total: int
     notice: str | None
+    paused: bool = False
 
     @property
     def alive(self) -> bool:
-        """Whether its process is still there; of another machine's, whether it has reported lately."""
+        """Whether its process is there; of another machine: whether it has reported lately, or cannot."""
         if self.host == socket.gethostname():
             return Path(f"/proc/{self.pid}").exists()
-        return time.time() - self.time < SILENT
+        return self.paused or self.age < SILENT
+
+    @property
+    def age(self) -> float:
+        """Seconds since the report."""
+        return time.time() - self.time
 
 
 def read_heartbeats(folder: Path) -> tuple[Heartbeat, ...]:
@@ -68,7 +81,8 @@ def read_heartbeats(folder: Path) -> tuple[Heartbeat, ...]:
         try:
             content = json.loads(path.read_text())
             slots = tuple(InHand(**slot) for slot in content.pop("slots"))
-            heartbeat = Heartbeat(slots=slots, **content)
+            paused = path.with_suffix(_PAUSED).exists()
+            heartbeat = Heartbeat(**{**content, "slots": slots, "paused": paused})
         except (OSError, ValueError, TypeError, KeyError):
             continue  # ended just now, or of another version
         if heartbeat.alive:
@@ -95,11 +109,18 @@ class HeartbeatFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._path.unlink(missing_ok=True)
+        self._path.with_suffix(_PAUSED).unlink(missing_ok=True)
 
     def __call__(self, event: Event) -> None:
-        """Notes the scheduler's last word, and writes a report now and then."""
+        """Notes the scheduler's last word and whether it is paused, and writes a report now and then."""
         if isinstance(event, Notice):
             self._notice = event.text
+        if isinstance(event, Paused):
+            with contextlib.suppress(OSError):
+                self._path.with_suffix(_PAUSED).touch()
+        if isinstance(event, Resumed):
+            self._path.with_suffix(_PAUSED).unlink(missing_ok=True)
+            self._next = 0.0
         if isinstance(event, Tick) and time.monotonic() >= self._next:
             self._next = time.monotonic() + INTERVAL
             try:

@@ -12,7 +12,7 @@ from typing import Any
 from repro.recipes import Recipe
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.footprint import format_bytes
-from repro.scheduling.heartbeat import Heartbeat
+from repro.scheduling.heartbeat import SILENT, Heartbeat
 from repro.scheduling.plan import Plan
 from repro.scheduling.progress import Progress
 from repro.scheduling.survey import Survey
@@ -186,6 +186,10 @@ def _scheduler(beat: Heartbeat) -> str:
     if beat.deadline is not None:
         until = f", its budget lasts {format_seconds(max(0.0, beat.deadline - time.time()))} more"
     word = f"; its last word: {beat.notice}" if beat.notice else ""
+    if beat.paused:
+        word += "; paused: the results folder takes no writes; it goes on by itself when there is room"
+    if beat.age > SILENT:
+        word += f"; no report for {format_seconds(beat.age)}"
     return (
         f"scheduler {beat.pid} on {beat.host} since {since}, slots: {slots}{until}: "
         f"{beat.done} done, {beat.failed} failed, {beat.todo} to do{word}"
