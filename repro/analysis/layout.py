@@ -12,7 +12,7 @@ its runs diverged:
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
@@ -20,6 +20,7 @@ from repro.analysis.cell_verdict import Judged
 from repro.experiments import Table, TableName
 from repro.recipes import Preset, Scalar, format_axis
 from repro.registry import Registry
+from repro.standings import Standing
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class TableLayout:
     """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
 
     `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
-    for a page that counts its own tables. `beyond` are the tables of the last rows, which extend this one.
+    for a page that counts its own tables. `stale` says which runs older code made. `beyond` are the tables of
+    the last rows, which extend this one.
     """
 
     name: str
@@ -72,6 +74,7 @@ class TableLayout:
     rows: tuple[LaidOutRow, ...]
     notes: tuple[tuple[int, str], ...]
     blanks: tuple[str, ...]
+    stale: tuple[str, ...] = ()
     beyond: tuple[TableName, ...] = ()
 
 
@@ -204,9 +207,11 @@ def _table(
             for owner, key in keys
         ),
         notes=tuple((number, text) for text, number in notes.items()),
-        blanks=(
-            *_blanks(table, summaries, "every loss"),
-            *(text for owner, part in beyond for text in _blanks(owner, part, "every loss beyond the paper")),
+        blanks=tuple(
+            text for owner, part in parts for text in _listed(owner, part, _every(owner, table), _blanks)
+        ),
+        stale=tuple(
+            text for owner, part in parts for text in _listed(owner, part, _every(owner, table), _stale)
         ),
         beyond=tuple(owner.name for owner, _ in beyond),
     )
@@ -328,7 +333,27 @@ def _sizes(table: Table, runs: Sequence[CountedRun]) -> str:
     )
 
 
-def _blanks(table: Table, summaries: Sequence[CellSummary], every: str) -> tuple[str, ...]:
+def _every(owner: Table, table: Table) -> str:
+    return "every loss" if owner is table else "every loss beyond the paper"
+
+
+def _blanks(summary: CellSummary) -> list[tuple[str, int]]:
+    """Each seed that is not averaged, with the reason."""
+    return [(blank.reason, blank.seed) for blank in summary.blanks]
+
+
+def _stale(summary: CellSummary) -> list[tuple[str, int]]:
+    """Each seed whose record older code made."""
+    older = [run.seed for run in summary.runs if run.standing is Standing.OLDER_CODE]
+    return [("made by older code", seed) for seed in older]
+
+
+def _listed(
+    table: Table,
+    summaries: Sequence[CellSummary],
+    every: str,
+    seeds_of: Callable[[CellSummary], list[tuple[str, int]]],
+) -> tuple[str, ...]:
     """A sentence a reason: `not run yet — every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`."""
     losses = {loss_label(table, summary.cell.row, summary.cell.axes) for summary in summaries}
     seeds_by_cell: dict[str, dict[tuple[str, str], list[int]]] = {}
@@ -337,8 +362,8 @@ def _blanks(table: Table, summaries: Sequence[CellSummary], every: str) -> tuple
             network_label(table, summary.cell.network),
             loss_label(table, summary.cell.row, summary.cell.axes),
         )
-        for blank in summary.blanks:
-            seeds_by_cell.setdefault(blank.reason, {}).setdefault(place, []).append(blank.seed)
+        for reason, seed in seeds_of(summary):
+            seeds_by_cell.setdefault(reason, {}).setdefault(place, []).append(seed)
     sentences = []
     # What went wrong is read first; what is only still to come is the longest list, and last.
     for reason, places in sorted(seeds_by_cell.items(), key=lambda item: item[0].startswith("not ")):

@@ -93,6 +93,33 @@ def move_text(move: Move, registry: Registry) -> MoveText:
     )
 
 
+@dataclass(frozen=True)
+class OpenCell:
+    """A point in one of its cells, with the alternatives that have run."""
+
+    point: str
+    question: str
+    cell: str
+    baseline: str
+    paper: str
+    moves: tuple[MoveText, ...]
+
+
+def open_cells(moves: Sequence[Move], registry: Registry) -> tuple[OpenCell, ...]:
+    """The moves that there are, by point and cell, in order."""
+    groups: dict[tuple[str, Cell], list[Move]] = {}
+    for move in moves:
+        if move.difference is not None:
+            groups.setdefault((move.variation.point.name, move.variation.baseline), []).append(move)
+    cells = []
+    for (name, _), group in groups.items():
+        texts = tuple(move_text(move, registry) for move in group)
+        first = texts[0]
+        question = group[0].variation.point.question
+        cells.append(OpenCell(name, question, first.cell, first.baseline, first.paper, texts))
+    return tuple(cells)
+
+
 def open_points_markdown(moves: Sequence[Move], registry: Registry, preset: Preset) -> str:
     """GitHub's markdown, ending in a line feed."""
     rows = [tuple(map(escape, move_text(move, registry).columns)) for move in moves]

@@ -24,16 +24,9 @@ from repro.analysis.figures import missing_for_figures, with_probes
 from repro.analysis.layout import lay_out
 from repro.analysis.logit_figure import draw_figure2
 from repro.analysis.open_points import Move
-from repro.analysis.open_points_text import HOW, move_text
-from repro.analysis.report_parts import (
-    ColumnPart,
-    Drawn,
-    cost_rows,
-    headline,
-    logit_rows,
-    table_part,
-    weight_rows,
-)
+from repro.analysis.open_points_text import HOW, open_cells
+from repro.analysis.report_numbers import cost_rows, logit_rows, weight_rows
+from repro.analysis.report_parts import ColumnPart, Drawn, headline, table_part
 from repro.analysis.report_verdicts import audit_sentences, claim_part, verdict_counts
 from repro.analysis.rules import Rules
 from repro.analysis.style import figure_style
@@ -84,7 +77,7 @@ def render_report(
         preset=preset,
         origin=origin,
         rules=rules,
-        headline=headline(summaries, states),
+        headline=headline(summaries, states, registry),
         # Another preset is never held against the paper: the page says so once, above everything.
         comparable=preset.name == "paper",
         verdict_counts=verdict_counts(verdicts),
@@ -92,7 +85,8 @@ def render_report(
         networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
         claims=[claim_part(claim, rules) for claim in claims],
         audit=audit_sentences(audit_paper(registry, rules)) if _of_paper(registry) else (),
-        moves=[move_text(move, registry) for move in moves if move.difference is not None],
+        open_points=open_cells(moves, registry),
+        weighed=sum(move.difference is not None for move in moves),
         all_moves=len(moves),
         how_moves=HOW,
         figures=figures,

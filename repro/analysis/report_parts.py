@@ -1,6 +1,5 @@
 """The parts of the report's page as plain values: what the template shows, and nothing that it computes."""
 
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ from datetime import timedelta
 from markupsafe import Markup
 
 from repro.analysis.aggregate import CellSummary
-from repro.analysis.comparison import Comparison
 from repro.analysis.layout import LaidOutCell, TableLayout, loss_label, network_label
+from repro.analysis.report_numbers import busy, hours
 from repro.analysis.report_verdicts import VerdictPart, cell_verdict
 from repro.analysis.svg import Line, small_plot
-from repro.analysis.verdicts import CellVerdict
+from repro.analysis.verdicts import CellVerdict, Verdict
 from repro.recipes import Preset, format_axis
 from repro.records import RunRecord
 from repro.registry import Cell, Registry
@@ -88,41 +87,40 @@ class RowPart:
 
 @dataclass(frozen=True)
 class TablePart:
-    """A table: its words (`repro.analysis.layout`), its rows, and the command that trains what is missing."""
+    """A table: its words (`repro.analysis.layout`), its rows, and the command that trains what is missing.
+
+    `counted` of `expected` runs are of its own losses, `beyond` (counted, expected) of those that the paper
+    does not have; `to_do` is how many of all are still to run. `foreign` are the reasons why cells cannot be
+    held against the paper's.
+    """
 
     layout: TableLayout
     columns: tuple[str, ...]
     rows: tuple[RowPart, ...]
     counted: int
     expected: int
+    beyond: tuple[int, int]
+    to_do: int
+    foreign: tuple[str, ...]
     command: str
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The page in numbers; `standing` counts the runs by what their records are worth."""
+    """The page in numbers, of the paper's tables where there are any; `beyond` are the runs of all others.
+
+    `standing` counts the runs by what their records are worth.
+    """
 
     counted: int
     expected: int
     full_cells: int
     cells: int
+    beyond: tuple[int, int]
     device_hours: str
     devices: tuple[str, ...]
     newest: str
     standing: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """What the runs of one network on one data set and device took."""
-
-    dataset: str
-    network: str
-    device: str
-    runs: int
-    images_per_second: str
-    hours: str
-    memory: str
 
 
 def table_part(
@@ -158,11 +156,25 @@ def table_part(
         )
         for row in layout.rows
     )
-    counted, expected = sum(s.n for s in own), sum(s.expected for s in own)
+    in_paper = [summary for summary in own if summary.cell.table == layout.table]
+    foreign = [
+        verdict.reason
+        for verdict in verdicts
+        if verdict.cell.table == layout.table and verdict.word is Verdict.NOT_COMPARABLE
+    ]
     names = "".join(f" --table {name}" for name in (layout.table, *layout.beyond))
     command = f"repro run --preset {preset.name}{names}"
     assert len(networks) == len(layout.columns)
-    return TablePart(layout, layout.columns, rows, counted, expected, command)
+    return TablePart(
+        layout,
+        layout.columns,
+        rows,
+        *_runs(in_paper),
+        _runs([summary for summary in own if summary not in in_paper]),
+        sum(not blank.diverged for summary in own for blank in summary.blanks),
+        tuple(dict.fromkeys(foreign)),
+        command,
+    )
 
 
 def _place(cell: Cell, registry: Registry) -> tuple[str, str]:
@@ -171,73 +183,35 @@ def _place(cell: Cell, registry: Registry) -> tuple[str, str]:
     return network_label(table, cell.network), loss_label(table, cell.row, cell.axes)
 
 
-def headline(summaries: Sequence[CellSummary], states: Sequence[RunState]) -> Headline:
+def _runs(summaries: Sequence[CellSummary]) -> tuple[int, int]:
+    """How many runs are counted, of how many."""
+    return sum(summary.n for summary in summaries), sum(summary.expected for summary in summaries)
+
+
+def headline(summaries: Sequence[CellSummary], states: Sequence[RunState], registry: Registry) -> Headline:
     """What the first lines of the page say."""
+    names = {table.name for table in registry.tables if table.of_paper} or {
+        table.name for table in registry.tables
+    }
+    own = [summary for summary in summaries if summary.cell.table in names]
     records = [state.record for state in states if state.counts and state.record is not None]
-    standing = Counter("diverged" if _diverged(state) else _WORDS[state.standing] for state in states)
+    standing = Counter(
+        "diverged" if _diverged(state) else _WORDS[state.standing]
+        for state in states
+        if state.run.cell.table in names
+    )
+    counted, expected = _runs(own)
     return Headline(
-        counted=sum(summary.n for summary in summaries),
-        expected=sum(summary.expected for summary in summaries),
-        full_cells=sum(summary.n == summary.expected for summary in summaries),
-        cells=len(summaries),
-        device_hours=_hours(sum((busy(record) for record in records), timedelta())),
+        counted=counted,
+        expected=expected,
+        full_cells=sum(summary.n == summary.expected for summary in own),
+        cells=len(own),
+        beyond=_runs([summary for summary in summaries if summary.cell.table not in names]),
+        device_hours=hours(sum((busy(record) for record in records), timedelta())),
         devices=tuple(dict.fromkeys(record.provenance.device for record in records)),
         newest=max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default=""),
         standing=tuple((word, standing[word]) for word in _ORDER if standing[word]),
     )
-
-
-def cost_rows(records: Sequence[RunRecord]) -> tuple[CostRow, ...]:
-    """Time and speed by data set, network and device, in the order in which they come."""
-    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
-    for record in records:
-        made = record.provenance
-        device = f"{made.device}, {made.precision}"
-        if made.co_tenants:
-            device += f", shared with {made.co_tenants} more"
-        groups.setdefault((record.data.title, record.config.network, device), []).append(record)
-    return tuple(
-        CostRow(
-            dataset=dataset,
-            network=network,
-            device=device,
-            runs=len(group),
-            images_per_second=f"{statistics.median(r.provenance.images_per_second for r in group):,.0f}",
-            hours=_hours(sum((busy(record) for record in group), timedelta())),
-            memory=f"{max(r.provenance.peak_memory_bytes for r in group) / 2**30:.1f} GiB",
-        )
-        for (dataset, network, device), group in groups.items()
-    )
-
-
-def busy(record: RunRecord) -> timedelta:
-    """How long the run's attempts took together; one that was killed has no end and is not counted."""
-    return sum(
-        (attempt.ended - attempt.started for attempt in record.provenance.attempts if attempt.ended),
-        timedelta(),
-    )
-
-
-def logit_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
-    """The numbers behind Figure 2: loss, seed, mean, std, quantiles 2.5, 25, 50, 75, 97.5 %."""
-    rows = []
-    for side, record in zip(comparison.sides, comparison.one_seed(), strict=True):
-        logits = record.probes.logits
-        assert logits is not None, "a comparison is of records with probes"
-        numbers = (logits.mean, logits.std, *(logits.quantiles[q] for q in ("2.5", "25", "50", "75", "97.5")))
-        rows.append((side.label, str(record.config.seed), *(f"{n:.2f}".replace("-", "−") for n in numbers)))
-    return tuple(rows)
-
-
-def weight_rows(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
-    """The numbers behind Figure 3: a class, then each loss's mean over its seeds; the last row is of all."""
-    means = []
-    for side in comparison.sides:
-        norms = [record.probes.weight_norms or () for record in side.records]
-        means.append([statistics.mean(values) for values in zip(*norms, strict=True)])
-    shown = min(10, *(len(values) for values in means))
-    rows = [(f"class {k}", *(f"{values[k]:.3f}" for values in means)) for k in range(shown)]
-    return (*rows, ("all classes", *(f"{statistics.mean(values):.3f}" for values in means)))
 
 
 _WORDS = {
@@ -315,7 +289,7 @@ def _run(state: RunState, preset: Preset) -> RunPart:
         state=word + (", data unchecked" if state.data_unchecked else ""),
         device=f"{made.device}, {made.precision}{shared}",
         speed=f"{made.images_per_second:,.0f} images/s",
-        hours=_hours(busy(record)),
+        hours=hours(busy(record)),
         started=f"{made.started:%Y-%m-%d %H:%M} UTC",
         commit=(made.git_commit or "unknown")[:12] + dirty,
         attempts=attempts,
@@ -351,8 +325,3 @@ def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_plain(item) for item in value)
     return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _hours(duration: timedelta) -> str:
-    hours = duration.total_seconds() / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"

@@ -24,12 +24,21 @@ from repro.analysis.verdicts import CellVerdict, Verdict
 
 @dataclass(frozen=True)
 class VerdictPart:
-    """A verdict: `kind` is good, bad or open; the symbol says the same without colour."""
+    """A verdict: `kind` is good, bad or open; the symbol says the same without colour.
+
+    `sentence` begins with the word, `why` is the rest of it.
+    """
 
     kind: str
     symbol: str
     word: str
     sentence: str
+
+    @property
+    def why(self) -> str:
+        """The sentence without the word, which stands before it in the page."""
+        rest = self.sentence[len(self.word) :] if self.sentence.lower().startswith(self.word) else ""
+        return rest.lstrip(":.,; ") if rest else self.sentence
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def _forest(effect: Effect, statement: str) -> Markup:
     low, high = min(*values, neutral), max(*values, neutral)
     room = 0.08 * (high - low) or 1.0
     low, high = low - room, high + room
-    width, left, right, row = 520, 190, 20, 18
+    width, left, right, row = 440, 195, 20, 18
     height = row * (len(effect.columns) + 1) + 26
 
     def x(value: float) -> float:
@@ -148,7 +157,7 @@ def _forest(effect: Effect, statement: str) -> Markup:
         middle = x(scale(effect.value))
         parts.append(f'<path class="mean" d="M{middle:.1f} {y - 5}l5 5l-5 5l-5 -5z"/>')
     parts.append(
-        f'<text class="tick" x="{left - 8}" y="{height - 6}" text-anchor="end">'
+        f'<text class="tick" x="{left - 24}" y="{height - 6}" text-anchor="end">'
         f"{'times as much' if log else 'points'}</text>"
     )
     for tick in _ticks(low, high, log):

@@ -90,6 +90,48 @@ def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
     assert " ".join(standing.split()).startswith("Runs: 7 done, 1 diverged, 1 damaged, 3 missing.")
 
 
+def section(text: str, name: str) -> str:
+    """The words of a section of the page."""
+    found = re.search(rf'<section id="{name}".*?</section>', text, re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", found[0]).split())
+
+
+def test_what_is_missing_and_what_is_stale_are_listed_with_the_commands(states, registry, paper):
+    runs = registry.select_runs(Selection(), paper)
+    older = [done(make_record(registry, paper, run), registry, Standing.OLDER_CODE) for run in runs[:2]]
+    words = section(report_of([*older, *states[2:]], registry, paper), "open")
+    assert "corrupt: not whole JSON — Cross-entropy Loss on ResNet-18 (seed 1) not run yet — " in words
+    assert "To go on: repro run --preset paper --table 1 " in words
+    assert "made by older code — every loss on VGG (seed 0)" in words
+    assert "They count. To redo them: repro run --preset paper --table 1 --stale rerun" in words
+
+
+def test_a_run_that_diverged_is_not_still_to_run(registry, paper):
+    runs = registry.select_runs(Selection(), paper)
+    states = [done(make_record(registry, paper, run, diverged_in=3 if run is runs[0] else None), registry)
+              for run in runs]  # fmt: skip
+    text = report_of(states, registry, paper)
+    assert "11 of 12 runs counted</p>" in text
+    assert "To go on" not in text
+
+
+def test_why_a_table_cannot_be_held_against_the_paper_stands_above_it():
+    registry = Registry.load(EXPERIMENTS)
+    paper = registry.preset("paper")
+    runs = registry.select_runs(Selection(tables=(2,), networks=("vgg16",), seeds=(0,)), paper)
+    states = [done(make_record(registry, paper, run), registry) for run in runs]
+    text = report_of(states, registry, paper)
+    assert (
+        text.count("Not comparable: 100 classes, 50,000 training and 10,000 test images; the paper says") == 1
+    )
+
+
+def test_a_verdict_is_said_once(states, registry, paper):
+    text = report_of(states, registry, paper)
+    assert "</b>: Undecided" not in text
+    assert "undecided</b>: 0 of the 6 whole columns" in text
+
+
 def test_the_same_records_give_the_same_bytes(states, registry, paper):
     assert report_of(states, registry, paper) == report_of(states, registry, paper)
 
