@@ -138,6 +138,9 @@ def techniques(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
+
+
 def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
     """A number of at least 1, or `auto`."""
     if value == "auto":
@@ -223,6 +226,7 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
               show_default=True,
               help="A process a group of runs; all in this one; a cluster's jobs.")  # fmt: skip
 @cluster
+@LOG
 def run(context: "Context", selected: Any, **options: Any) -> None:
     """Train what is missing, on every device found.
 
@@ -271,6 +275,7 @@ def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> Non
               help="Whether to redo records of older code.")  # fmt: skip
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds.")  # fmt: skip
+@LOG
 def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop", **options: Any) -> None:
     """Train runs by id, one after another in this process.
 

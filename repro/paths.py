@@ -116,6 +116,10 @@ class Project:
         """The folder of one preset's attempts, locks and scheduler log."""
         return self.results / preset / ".work"
 
+    def live_curves(self, preset: str, run_id: str) -> Path:
+        """The folder of a run's curves for TensorBoard, where they are asked for."""
+        return self.work(preset) / "tensorboard" / run_id
+
     def probes(self, preset: str) -> Path:
         """What short probes have measured of the preset's runs; a cache."""
         return self.work(preset) / "probes.json"

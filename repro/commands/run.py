@@ -8,6 +8,7 @@ from typing import Literal
 
 from repro.commands.cluster import ClusterOptions, open_cluster
 from repro.commands.context import Context
+from repro.commands.live_curves import require_tensorboard
 from repro.commands.packing import Packing, PerGpu, pack, tenants
 from repro.commands.survey import make_survey, probes_here, shares_begun
 from repro.errors import DataMissingError, SetupError, UsageError
@@ -43,6 +44,7 @@ class RunOptions:
     switch_off: tuple[str, ...] = ()
     executor: Literal["local", "inline", "slurm", "ray"] = "local"
     budget: str | None = None
+    log: Literal["tensorboard"] | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
 
@@ -54,6 +56,8 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     """
     began = time.monotonic()
     seconds = None if options.budget is None else parse_duration(options.budget)
+    if options.log:
+        require_tensorboard()
     # A wrong --gpus or a cluster out of reach is said before anything is read.
     remote = _cluster(context, options)
     if remote is None:
@@ -98,6 +102,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         deterministic=options.deterministic,
         switch_on=options.switch_on,
         switch_off=options.switch_off,
+        log=options.log,
     )
     executor = remote[0] if remote else LocalExecutor()
     if options.executor == "inline":
@@ -228,6 +233,7 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
                 switch_off=options.switch_off,
                 co_tenants=job.slot.co_tenants,
                 redo_stale=options.stale == "rerun",
+                log=options.log,
             ),
             stop=Asked(asked),
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from repro.commands.live_curves import require_tensorboard
 from repro.commands.stop import Stop
 from repro.commands.techniques import choose_techniques, images_to_train, unmeasured
 from repro.commands.worker import DeviceBrokenError, TrainOptions, Worker
@@ -43,6 +44,8 @@ def train(
 ) -> int:
     """Trains the runs in order and returns the exit code: 0, 1 if one failed, 75 or 130 if stopped."""
     stop = stop or Stop()
+    if options.log:
+        require_tensorboard()
     runs = [registry.parse(run_id) for run_id in run_ids]
     configs = [registry.config(run, preset) for run in runs]
     threads = options.threads or preset.threads

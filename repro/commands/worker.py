@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
+from repro.commands.live_curves import LiveCurves
 from repro.commands.provenance import Origin, make_record
 from repro.commands.stop import Stop
 from repro.commit import (
@@ -66,6 +67,7 @@ class TrainOptions:
     co_tenants: int = 0
     redo_stale: bool = False
     checkpoint_interval: float = CHECKPOINT_INTERVAL
+    log: Literal["tensorboard"] | None = None
 
 
 class DeviceBrokenError(RunFailedError):
@@ -110,7 +112,7 @@ class Worker:
         note = self._patiently(self._begin, "starting", (NoSpaceError,))
         folder = self.paths.attempts / str(note.number)
         checkpoints = CheckpointFolder(self.paths.attempts, folder, signature, self._say)
-        reporter = _Reporter(self.run.id, note.number, self.paths.progress)
+        reporter = _Reporter(self.run.id, note.number, self.paths.progress, self._live_curves(note.number))
         try:
             while True:
                 start, precision, techniques = self._choose_start(checkpoints)
@@ -161,6 +163,12 @@ class Worker:
         if outcome is CommitOutcome.ALREADY_DONE:
             text += ", but another process committed it first"
         self.say(f"{self.run.id}: {text}")
+
+    def _live_curves(self, attempt: int) -> LiveCurves | None:
+        if self.options.log is None:
+            return None
+        folder = self.project.live_curves(self.preset.name, self.run.id)
+        return LiveCurves(folder, attempt, self.config.recipe.evaluate_every, self._say)
 
     def _is_good(self, state: RunState) -> bool:
         if self.options.redo_stale:
@@ -277,20 +285,25 @@ class _Reporter:
     `beat` counts the reports, so that whoever watches sees life without comparing clocks.
     """
 
-    def __init__(self, run_id: str, attempt: int, path: Path) -> None:
+    def __init__(self, run_id: str, attempt: int, path: Path, curves: LiveCurves | None) -> None:
         self.run_id = run_id
         self.attempt = attempt
         self.path = path
+        self.curves = curves
         self.next = 0.0
         self.beat = 0
 
     def __call__(self, progress: Progress) -> None:
+        if self.curves:
+            self.curves(progress)
         now = time.monotonic()
         if now >= self.next:
             self.next = now + 1.0
             self._write(asdict(progress))
 
     def finish(self, trained: TrainedRun) -> None:
+        if self.curves:
+            self.curves.finish(trained)
         epochs = len(trained.curve)
         self._write(
             {

@@ -30,6 +30,7 @@ class TrainCommand:
     deterministic: bool = False
     switch_on: tuple[str, ...] = ()
     switch_off: tuple[str, ...] = ()
+    log: str | None = None
     program: tuple[str, ...] = (sys.executable, "-m", "repro")
 
     def argv(self, runs: Sequence[str], slot: Slot) -> tuple[str, ...]:
@@ -52,4 +53,6 @@ class TrainCommand:
             words += ["--deterministic"]
         for option, names in (("--with", self.switch_on), ("--without", self.switch_off)):
             words += [word for name in names for word in (option, name)]
+        if self.log:
+            words += ["--log", self.log]
         return words

@@ -1,0 +1,169 @@
+"""`--log tensorboard`: the curves that TensorBoard's own reader finds are those of the record."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
+
+from repro.commands.context import Context
+from repro.commands.live_curves import LiveCurves, require_tensorboard
+from repro.errors import RunInterruptedError, SetupError
+from repro.signature import code_hash, training_modules
+from repro.training.loop import Progress
+
+Reader = pytest.importorskip(
+    "tensorboard.backend.event_processing.event_accumulator", reason="the extra is not installed"
+).EventAccumulator
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch) -> Context:
+    return smoke_context(monkeypatch, tmp_path / "results")
+
+
+def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag → (step, value) as TensorBoard shows them."""
+    reader = Reader(str(folder))
+    reader.Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]
+    }
+
+
+def expected(record) -> dict[str, list[tuple[int, float | None]]]:
+    fields = {
+        "loss/train": "train_loss",
+        "loss/test": "test_loss",
+        "accuracy/train": "train_accuracy",
+        "accuracy/test": "test_accuracy",
+        "gradient/at the logits": "gradient_at_logits",
+        "gradient/at the features": "gradient_at_features",
+        "learning rate": "lr",
+    }
+    return {
+        tag: [(epoch.epoch + 1, pytest.approx(getattr(epoch, field), rel=1e-6)) for epoch in record.curve]
+        for tag, field in fields.items()
+    }
+
+
+def progress(epoch: int, loss: float, accuracy: float) -> Progress:
+    return Progress("training", epoch, 9, 0, 5, 100.0, loss, accuracy)
+
+
+def test_every_epoch_of_the_record_is_in_the_curves(context):
+    assert train_here(context, RUN, log="tensorboard") == 0
+    found = read(context.project.live_curves("smoke", RUN))
+    record = record_of(context, RUN)
+    assert found.pop("speed/images per second")
+    assert found == expected(record)
+
+
+def test_the_record_and_the_codes_hash_are_what_they_are_without(context, tmp_path):
+    plain = Context.open("smoke", results=tmp_path / "plain")
+    assert train_here(context, RUN, log="tensorboard") == 0
+    assert train_here(plain, RUN) == 0
+    assert record_of(context, RUN).comparable() == record_of(plain, RUN).comparable()
+    config = plain.registry.config(plain.registry.parse(RUN), plain.preset)
+    assert record_of(context, RUN).signature.code == code_hash(config)
+    assert "repro.commands.live_curves" not in training_modules(config)
+    assert not plain.project.live_curves("smoke", RUN).exists()
+
+
+def test_an_epoch_is_there_as_soon_as_the_next_begins(tmp_path):
+    curves = LiveCurves(tmp_path, 1, 2, pytest.fail)
+    curves(progress(0, 0.0, 0.0))
+    curves(progress(1, 4.5, 0.0))
+    assert read(tmp_path)["loss/train"] == [(1, 4.5)]
+    curves(progress(1, 4.5, 0.0))
+    curves(progress(2, 4.25, 12.5))
+    found = read(tmp_path)
+    assert found["loss/train"] == [(1, 4.5), (2, 4.25)]
+    assert found["accuracy/test"] == [(2, 12.5)], "an epoch without an evaluation has no accuracy"
+
+
+def test_what_an_attempt_had_beyond_its_checkpoint_is_dropped(tmp_path):
+    first = LiveCurves(tmp_path, 1, 1, pytest.fail)
+    for epoch in range(4):
+        first(progress(epoch, 10.0 - epoch, 1.0))
+    resumed = LiveCurves(tmp_path, 2, 1, pytest.fail)
+    for epoch in range(2, 5):
+        resumed(progress(epoch, 20.0 - epoch, 1.0))
+    assert read(tmp_path)["loss/train"] == [(1, 9.0), (2, 8.0), (3, 17.0), (4, 16.0)]
+
+
+def test_a_run_that_was_stopped_and_resumed_has_each_epoch_once(context):
+    """Stopped in its second epoch by a real stop request, then trained to the end."""
+    from repro.commands.stop import Stop
+    from repro.commands.train import train
+    from repro.commands.worker import TrainOptions
+
+    class StopsLater(Stop):
+        asked = 0
+
+        @property
+        def now(self):
+            self.asked += 1
+            return self.asked > 9
+
+        @now.setter
+        def now(self, value):
+            assert not value
+
+    options = TrainOptions(device="cpu", log="tensorboard", checkpoint_interval=0)
+    arguments = ([RUN], context.registry, context.preset, context.project, options)
+    code = train(*arguments, say=lambda line: None, stop=StopsLater())
+    assert code == RunInterruptedError.exit_code
+    assert train_here(context, RUN, log="tensorboard") == 0
+    folder = context.project.live_curves("smoke", RUN)
+    assert len(list(folder.iterdir())) == 2
+    found = read(folder)
+    record = record_of(context, RUN)
+    assert record.provenance.attempts[-1].resumed_at_step > 0
+    found.pop("speed/images per second")
+    assert found == expected(record)
+
+
+def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(context):
+    folder = context.project.live_curves("smoke", RUN)
+    folder.parent.mkdir(parents=True)
+    folder.write_text("in the way")
+    said: list[str] = []
+    from repro.commands.train import train
+    from repro.commands.worker import TrainOptions
+
+    options = TrainOptions(device="cpu", log="tensorboard")
+    code = train([RUN], context.registry, context.preset, context.project, options, say=said.append)
+    assert code == 0
+    assert len([line for line in said if "its curves for TensorBoard end here" in line]) == 1
+    assert record_of(context, RUN)
+
+
+def test_a_sweep_logs_every_run_and_a_plain_one_none(tmp_path):
+    def repro(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "repro", *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+
+    words = ("run", "--preset", "smoke", "--results", str(tmp_path), "--dataset", "cifar100", "--network")
+    done = repro(*words, "resnet18", "--loss", "scaled-bn-m1", "--log", "tensorboard")
+    assert done.returncode == 0, done.stderr
+    done = repro(*words, "resnet18", "--loss", "scaled-bn-m0.9")
+    assert done.returncode == 0, done.stderr
+    logged = sorted((tmp_path / "smoke" / ".work" / "tensorboard").rglob("events*"))
+    assert [path.parent.relative_to(tmp_path / "smoke" / ".work" / "tensorboard").as_posix() for path in logged] == [RUN]  # fmt: skip
+
+
+def test_without_the_extra_it_is_said_before_anything_trains(monkeypatch, context):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SetupError, match=r"pip install '\.\[tensorboard\]'"):
+        require_tensorboard()
+    with pytest.raises(SetupError, match="not installed"):
+        train_here(context, RUN, log="tensorboard")
+    assert not context.project.run("smoke", RUN).attempts.exists()
