@@ -3,8 +3,11 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
 from pathlib import Path
 
 import click
@@ -13,12 +16,20 @@ import pytest
 from PIL import Image
 from smoke_project import ROOT
 
+from repro import errors
+from repro.analysis.report_verdicts import CELL_SYMBOLS, CLAIM_SYMBOLS
 from repro.cli import main
+from repro.commands.context import Context
+from repro.commands.survey import make_survey
+from repro.registry import Registry, Selection
+from repro.scheduling.plan import make_plan
+from repro.scheduling.slots import Slot
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
+ENDS = re.compile(r"&&|[|>]")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -33,10 +44,10 @@ def commands(page: Path) -> list[tuple[list[str], bool]]:
     text = page.read_text()
     blocks = [body for language, body in BLOCK.findall(text) if language in ("sh", "console", "bash")]
     lines = [line for body in blocks for line in body.replace("\\\n", " ").splitlines()]
-    whole = [part for line in lines for part in re.split(r"&&|\|", line.removeprefix("$ "))]
-    found = [(shlex.split(part, comments=True), True) for part in whole]
-    found += [(shlex.split(span), False) for span in INLINE.findall(BLOCK.sub("", text))]
-    return [(words[1:], is_whole) for words, is_whole in found if words[:1] == ["repro"]]
+    found = [(part, True) for line in lines for part in ENDS.split(line.removeprefix("$ "))]
+    found += [(part, False) for span in INLINE.findall(BLOCK.sub("", text)) for part in ENDS.split(span)]
+    split = [(shlex.split(part, comments=True), whole) for part, whole in found]
+    return [(words[1:], whole) for words, whole in split if words[:1] == ["repro"]]
 
 
 def check(words: list[str], whole: bool) -> None:
@@ -90,6 +101,73 @@ def test_a_command_that_the_program_does_not_take_would_be_found(line, tmp_path)
     ((words, whole),) = commands(page)
     with pytest.raises((click.ClickException, AssertionError)):
         check(words, whole)
+
+
+def plan_for(card: str) -> str:
+    """`repro plan` for one card of this name, nothing trained and no data prepared: from its table on."""
+    slot = Slot("cuda", 0, card, "GPU-0", 11 * 2**30, 0, {})
+    with tempfile.TemporaryDirectory() as empty, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_ROOT", str(ROOT))
+        context = Context.open("paper", Path(empty) / "results", Path(empty) / "data")
+        survey = make_survey(context, context.registry.select_runs(Selection(), context.preset))
+        plan = make_plan(survey, context.registry, context.preset, context.project, (slot,))
+    text = plan.to_text()
+    return text[text.index("  table") :]
+
+
+def test_the_times_for_a_1080_ti_are_the_plans():
+    page = (ROOT / "docs" / "1080ti.md").read_text()
+    shown = re.search(r"<!-- begin: the plan [^>]*-->\n```text\n(.*?)\n```\n<!-- end -->", page, re.DOTALL)
+    assert shown
+    assert shown[1] == plan_for("NVIDIA GeForce GTX 1080 Ti")
+
+
+def test_the_exit_codes_that_are_explained_are_those_of_the_program():
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    explained = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    known = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type)}
+    assert explained == known | {0, 130}
+
+
+def test_the_table_that_is_written_out_can_be_planned(tmp_path):
+    folder = Path(shutil.copytree(ROOT / "experiments", tmp_path / "experiments"))
+    page = (ROOT / "docs" / "tables.md").read_text()
+    ((name, body),) = re.findall(r"`experiments/([\w.-]+)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
+    (folder / name).write_text(body)
+    registry = Registry.load(folder)
+    cells = registry.select_cells(Selection(tables=("scales",)))
+    assert [cell.id for cell in cells] == [f"cifar100/resnet18/scaled-bn-m{scale}" for scale in (2, 4)]
+    for cell in cells:
+        registry.config(registry.parse(f"{cell.id}/seed0"), registry.preset("quick"))
+    for other in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        tomllib.loads(other)
+
+
+def test_every_symbol_and_word_of_a_verdict_is_explained():
+    page = (ROOT / "docs" / "report.md").read_text()
+    words = [(symbol, str(word)) for word, (_, symbol) in CELL_SYMBOLS.items()]
+    assert [(symbol, word) for symbol, word in words if f"| {symbol} | {word} |" not in page] == []
+    for word, (_, symbol) in CLAIM_SYMBOLS.items():
+        assert f"{symbol} {word}" in page
+
+
+def test_completion_knows_the_commands_and_their_choices(tmp_path):
+    program = tmp_path / "repro"
+    program.write_text(f"#!{sys.executable}\nfrom repro.cli import main\nmain()\n")
+    program.chmod(0o755)
+
+    def complete(line: str, word: int) -> str:
+        environment = {"_REPRO_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(word)}
+        done = subprocess.run(
+            [program],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    assert "plain,plan" in complete("repro pl", 1)
+    assert "plain,parquet" in complete("repro aggregate --format p", 3)
 
 
 def make_photos(folder: Path) -> None:

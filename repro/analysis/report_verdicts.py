@@ -54,14 +54,16 @@ class ClaimPart:
     missing: tuple[str, ...]
 
 
-_OF_CELL = {
+CELL_SYMBOLS = {
     Verdict.REPRODUCED: ("good", "●"),
     Verdict.OFF: ("bad", "▲"),
     Verdict.UNDECIDED: ("open", "◐"),
     Verdict.INCOMPLETE: ("open", "○"),
     Verdict.NOT_COMPARABLE: ("open", "–"),
 }
-_OF_CLAIM = {
+"""A cell's verdict → its kind, which has a colour, and its symbol."""
+
+CLAIM_SYMBOLS = {
     ClaimWord.SUPPORTED: ("good", "●"),
     ClaimWord.CONTRADICTED: ("bad", "▲"),
     ClaimWord.UNDECIDED: ("open", "◐"),
@@ -70,13 +72,13 @@ _OF_CLAIM = {
 
 def cell_verdict(verdict: CellVerdict) -> VerdictPart:
     """A cell's verdict as the page shows it."""
-    kind, symbol = _OF_CELL[verdict.word]
+    kind, symbol = CELL_SYMBOLS[verdict.word]
     return VerdictPart(kind, symbol, str(verdict.word), verdict.sentence)
 
 
 def claim_part(verdict: ClaimVerdict, rules: Rules) -> ClaimPart:
     """A claim as the page shows it."""
-    kind, symbol = _OF_CLAIM[verdict.word]
+    kind, symbol = CLAIM_SYMBOLS[verdict.word]
     effect, level = verdict.effect, rules.tests.level
     return ClaimPart(
         statement=verdict.claim.statement,
@@ -104,7 +106,7 @@ def audit_sentences(audit: PaperAudit) -> tuple[str, ...]:
 def verdict_counts(verdicts: Sequence[CellVerdict]) -> tuple[tuple[VerdictPart, int], ...]:
     """How many cells have each verdict, those without any left out."""
     counts = []
-    for word, (kind, symbol) in _OF_CELL.items():
+    for word, (kind, symbol) in CELL_SYMBOLS.items():
         number = sum(verdict.word is word for verdict in verdicts)
         if number:
             counts.append((VerdictPart(kind, symbol, str(word), ""), number))
