@@ -222,6 +222,8 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
 )
 @click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
 @techniques
+@click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
+              help="At least so long between checkpoints.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "inline", "slurm", "ray"]), default="local",
               show_default=True,
               help="A process a group of runs; all in this one; a cluster's jobs.")  # fmt: skip
@@ -568,6 +570,29 @@ def check(file: Path, results: Path | None, data_dir: Path | None) -> None:
     click.echo(f"{found.compared} numbers compared, {len(found.problems)} problems", err=True)
     if found.problems:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--chaos", is_flag=True, help="Train a small sweep under random faults and audit it.")
+@click.option("--faults", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is drawn.")
+@click.option("--kind", "only", multiple=True, metavar="GLOB", help="Only such faults; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def selftest(chaos: bool, as_json: bool, **options: Any) -> None:
+    """Find out on this machine whether a sweep survives what can happen to it.
+
+    --chaos trains tiny networks on generated data, in processes of their own and a temporary folder, while
+    they are killed, paused, denied disk space and given damaged files; then it counts what was lost, done
+    twice, believed though damaged, came out different, or lived on. Exit code 4 if anything was.
+    """
+    from repro.commands.chaos.selftest import ChaosOptions, run_chaos
+
+    if not chaos:
+        raise UsageError("the only selftest so far is `repro selftest --chaos`")
+    options["only"] = options["only"] or ("*",)
+    report = run_chaos(ChaosOptions(**options))
+    click.echo(report.to_json() if as_json else report.to_text())
+    sys.exit(report.exit_code)
 
 
 @main.group()

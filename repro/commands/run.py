@@ -42,6 +42,7 @@ class RunOptions:
     deterministic: bool = False
     switch_on: tuple[str, ...] = ()
     switch_off: tuple[str, ...] = ()
+    checkpoint_interval: float | None = None
     executor: Literal["local", "inline", "slurm", "ray"] = "local"
     budget: str | None = None
     log: Literal["tensorboard"] | None = None
@@ -103,6 +104,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
         switch_on=options.switch_on,
         switch_off=options.switch_off,
         log=options.log,
+        checkpoint_interval=options.checkpoint_interval,
     )
     executor = remote[0] if remote else LocalExecutor()
     if options.executor == "inline":
@@ -220,22 +222,18 @@ def _inline_worker(context: Context, options: RunOptions) -> Callable[[Job, Call
             assert not value
 
     def work(job: Job, asked: Callable[[], StopRequest]) -> int:
-        return train(
-            job.runs,
-            context.registry,
-            context.preset,
-            context.project,
-            TrainOptions(
-                device=job.slot.device,
-                precision=options.precision,
-                deterministic=options.deterministic,
-                switch_on=options.switch_on,
-                switch_off=options.switch_off,
-                co_tenants=job.slot.co_tenants,
-                redo_stale=options.stale == "rerun",
-                log=options.log,
-            ),
-            stop=Asked(asked),
+        how = TrainOptions(
+            device=job.slot.device,
+            precision=options.precision,
+            deterministic=options.deterministic,
+            switch_on=options.switch_on,
+            switch_off=options.switch_off,
+            co_tenants=job.slot.co_tenants,
+            redo_stale=options.stale == "rerun",
+            log=options.log,
         )
+        if options.checkpoint_interval is not None:
+            how = replace(how, checkpoint_interval=options.checkpoint_interval)
+        return train(job.runs, context.registry, context.preset, context.project, how, stop=Asked(asked))
 
     return work

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 
-GRACE_AFTER_PARENT = 8.0
+GRACE_AFTER_PARENT = 7.0
 """Seconds that a worker has for its checkpoint once its scheduler has died."""
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 TOKEN = "REPRO_SWEEP"
-GRACE = 9.0
+GRACE = 8.0
 
 
 @cache

@@ -18,7 +18,8 @@ class TrainCommand:
     """Everything of the command but the runs and the slot; `program` is what starts this package.
 
     `threads` are the CPU threads of one run, `precision` None leaves the choice to the device, and so do
-    techniques that are neither switched `on` nor `off`.
+    techniques that are neither switched `on` nor `off`; `checkpoint_interval` (seconds) None leaves it to
+    `repro train`.
     """
 
     preset: str
@@ -31,6 +32,7 @@ class TrainCommand:
     switch_on: tuple[str, ...] = ()
     switch_off: tuple[str, ...] = ()
     log: str | None = None
+    checkpoint_interval: float | None = None
     program: tuple[str, ...] = (sys.executable, "-m", "repro")
 
     def argv(self, runs: Sequence[str], slot: Slot) -> tuple[str, ...]:
@@ -55,4 +57,6 @@ class TrainCommand:
             words += [word for name in names for word in (option, name)]
         if self.log:
             words += ["--log", self.log]
+        if self.checkpoint_interval is not None:
+            words += ["--checkpoint-interval", f"{self.checkpoint_interval:g}"]
         return words

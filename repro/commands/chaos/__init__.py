@@ -1,0 +1,1 @@
+"""`repro selftest --chaos`: a small real sweep under random faults, and the audit of what it left."""
