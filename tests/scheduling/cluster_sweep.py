@@ -75,7 +75,9 @@ class ClusterSweep:
 
     def wait_until_training(self, *runs: Run) -> None:
         for run in runs or self.runs:
-            wait_for(lambda run=run: report(self.bench, run).get("epoch", 0) > 0, f"{run.id} to train")
+            wait_for(
+                lambda run=run: report(self.bench, run).get("epoch", 0) > 0, f"{run.id} to train", PATIENCE
+            )
 
 
 def report(bench: Bench, run: Run) -> dict:

@@ -74,10 +74,15 @@ class SlurmCluster:
         """Starts slurmctld again, and waits until it knows both nodes."""
         self.start_daemon("slurmctld")
         self._wait(self.answers, "slurmctld to answer")
-        self._wait(lambda: self.node_states().keys() == set(NODES) and self._none_is_down(), "both nodes")
+        self._wait(self._both_nodes_answer, "both nodes to answer")
 
-    def _none_is_down(self) -> bool:
-        return not any(state.startswith(("down", "unk")) for state in self.node_states().values())
+    def _both_nodes_answer(self) -> bool:
+        """An asterisk marks a node that does not."""
+        states = self.node_states()
+        silent = [
+            state for state in states.values() if state.endswith("*") or state.startswith(("down", "unk"))
+        ]
+        return states.keys() == set(NODES) and not silent
 
     def kill_daemon(self, name: str) -> None:
         """SIGKILL, as when its machine dies."""
@@ -199,6 +204,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=5
 SlurmdTimeout=30
+MessageTimeout=5
 GresTypes=gpu,shard
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE

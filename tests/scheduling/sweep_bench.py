@@ -148,11 +148,11 @@ def cpu_slots(count: int) -> tuple[Slot, ...]:
     return find_slots(1, "cpu", cpu_slots=count)
 
 
-def wait_for(condition: Callable[[], object], what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
     """Polls until `condition()`; fails by name when it never comes true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
         time.sleep(0.02)
 
 

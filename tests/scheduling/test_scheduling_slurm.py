@@ -122,7 +122,8 @@ def test_the_warning_before_the_time_limit_leaves_a_checkpoint_and_no_blame(slur
         )
         slurm.command("scancel", "--signal=USR1", running_job(slurm))
     assert sweep.end().exit_code == 0, sweep.said()
-    assert bench.attempts(runs[0]) == ["interrupted", "interrupted", "done"]
+    limit = "interrupted: its job reached Slurm's time limit"
+    assert bench.attempts(runs[0]) == [limit, limit, "done"]
     assert sweep.causes() == ["its job reached Slurm's time limit"] * 2
     assert_nothing_lost_or_duplicated(bench, runs)
 
@@ -136,8 +137,9 @@ def test_a_killed_slurmstepd_leaves_one_record_and_no_orphan(slurm, bench):
     for daemon in daemons:
         daemon.kill()
     assert sweep.end().exit_code == 0, sweep.said()
-    assert sweep.causes() == ["the Slurm daemon that supervised its job died"]
-    assert bench.attempts(runs[0]) == ["interrupted", "done"]
+    cause = "the Slurm daemon that supervised its job died"
+    assert sweep.causes() == [cause]
+    assert bench.attempts(runs[0]) == [f"interrupted: {cause}", "done"]
     assert_nothing_lost_or_duplicated(bench, runs)
 
 
@@ -207,6 +209,23 @@ def test_sigterm_stops_the_jobs_at_a_checkpoint_and_empties_the_queue(slurm, ben
     assert not workers(bench.project.results)
 
 
+def test_a_job_waits_for_a_reason_that_is_said_and_gets_its_share_of_a_gpu(slurm, bench):
+    runs = some_runs(bench, 1)
+    sweep = sweep_on(bench, runs, gres="shard:2", extra={"begin": "now+3"})
+    sweep.wait_until_training()
+    assert "1 job waits in Slurm's queue" in sweep.said()
+    assert "BeginTime" in sweep.said()
+    (worker,) = workers(bench.project.results)
+    assert worker.environ()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert sweep.end().exit_code == 0, sweep.said()
+
+
+def test_a_partition_that_is_not_there_is_named_with_where_to_look(slurm, bench):
+    sweep = executor_for(bench, partition="fast")
+    with pytest.raises(SetupError, match=r"sbatch does not take the jobs: .*partition.*`sinfo` lists"):
+        bench.scheduler(some_runs(bench, 1), sweep).run()
+
+
 def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_next_takes_over(slurm, bench):
     runs = some_runs(bench, 1, epochs=100 * LONG)
     first = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
@@ -232,20 +251,3 @@ def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_nex
     assert bench.attempts(runs[0]) == ["interrupted"]
     wait_for(lambda: not slurm.jobs(), "the queue to be empty")
     assert not workers(bench.project.results)
-
-
-def test_a_job_waits_for_a_reason_that_is_said_and_gets_its_share_of_a_gpu(slurm, bench):
-    runs = some_runs(bench, 1)
-    sweep = sweep_on(bench, runs, gres="shard:2", extra={"begin": "now+3"})
-    sweep.wait_until_training()
-    assert "1 job waits in Slurm's queue" in sweep.said()
-    assert "BeginTime" in sweep.said()
-    (worker,) = workers(bench.project.results)
-    assert worker.environ()["CUDA_VISIBLE_DEVICES"] == "0"
-    assert sweep.end().exit_code == 0, sweep.said()
-
-
-def test_a_partition_that_is_not_there_is_named_with_where_to_look(slurm, bench):
-    sweep = executor_for(bench, partition="fast")
-    with pytest.raises(SetupError, match=r"sbatch does not take the jobs: .*partition.*`sinfo` lists"):
-        bench.scheduler(some_runs(bench, 1), sweep).run()

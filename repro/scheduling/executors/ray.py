@@ -19,6 +19,7 @@ from repro.scheduling.executors.local import LocalExecutor
 
 _KILLED = -9
 _POLL = 0.2
+_LOST = Ending("Ray lost its job: its node or its process died", blameless=True)
 WAITING_LONG = 20.0
 """Seconds after which the user is told that a job has found no room yet."""
 
@@ -128,7 +129,9 @@ class RayExecutor(Executor):
         except self._ray.exceptions.RayActorError:
             # Perhaps only out of reach: what is started again elsewhere must not go on there.
             self._ray.kill(placed.actor)
-            self._close(placed, _KILLED, _lost(placed))
+            if placed.node:
+                self._news.append(f"Ray lost the job of {placed.job.runs[0]} on node {placed.node}")
+            self._close(placed, _KILLED, _LOST)
         except self._ray.exceptions.RayTaskError as error:
             # The node's side met an error of its own: the program or the log's folder is not there.
             self._close(
@@ -217,11 +220,6 @@ def _knock(address: str) -> None:
     if colon and port.isdecimal():
         with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10):
             pass
-
-
-def _lost(placed: _Placed) -> Ending:
-    where = f" (node {placed.node})" if placed.node else ""
-    return Ending(f"Ray lost its job: its node or its process died{where}", blameless=True)
 
 
 def _first_line(error: Exception) -> str:

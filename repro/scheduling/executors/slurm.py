@@ -206,7 +206,10 @@ class SlurmExecutor(Executor):
             # Looked at twice: a note may take a moment to cross the file system, a requeue to be decided.
             submitted.missing += 1
             if submitted.missing > 1:
-                self._close(submitted, *read_end(entry, began=note is not None))
+                code, ending = read_end(entry, began=note is not None)
+                if entry and entry.node:
+                    self._tell(f"job {submitted.id} of Slurm on {entry.node}: {ending.cause}")
+                self._close(submitted, code, ending)
                 self._keep_last_words(submitted)
             self._look_soon()
         mine = {each.id: self._queue[each.id] for each in self._submitted.values() if each.id in self._queue}

@@ -70,16 +70,15 @@ def read_queue() -> Mapping[str, QueueEntry]:
 def read_end(entry: QueueEntry | None, began: bool) -> tuple[int, Ending]:
     """Exit code and cause of a job that ended without leaving word; None: Slurm has forgotten it.
 
-    `began`: its worker had been started on a node.
+    `began`: its worker had been started on a node. A cause gets into records, so it names no node.
     """
     state = entry.state if entry else ""
-    node = f" ({entry.node})" if entry and entry.node else ""
     if state in _LIMIT:
         return _KILLED, TIME_LIMIT
     if state == "PREEMPTED":
         return _KILLED, PREEMPTED
     if state in _NODE_LOST:
-        return _KILLED, Ending(f"the node of its job failed{node}", blameless=True)
+        return _KILLED, Ending("the node of its job failed", blameless=True)
     if state == "CANCELLED":
         return _STOPPED, CANCELLED
     if state == "OUT_OF_MEMORY":
@@ -89,8 +88,8 @@ def read_end(entry: QueueEntry | None, began: bool) -> tuple[int, Ending]:
     if not entry:
         return _KILLED, Ending("its job is gone from Slurm's queue and left no word", blameless=True)
     if began:
-        return _KILLED, Ending(f"its job was killed on the node{node}", blameless=False)
-    return _KILLED, Ending(f"its job could not start on the node{node}", blameless=False)
+        return _KILLED, Ending("its job was killed on the node", blameless=False)
+    return _KILLED, Ending("its job could not start on the node", blameless=False)
 
 
 def waiting(entries: Mapping[str, QueueEntry]) -> dict[str, str]:
