@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -52,8 +52,8 @@ class RunOptions:
 def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int:
     """Trains the selected runs that are not done and returns the exit code.
 
-    A data set that is not there leaves out its runs with the reason; the others are trained, and the code
-    is 3 if nothing worse happened.
+    A data set that is not there leaves out its runs with the reason, and so does a device that has not the
+    memory; the others are trained, and the code is 3 if nothing worse happened.
     """
     began = time.monotonic()
     seconds = None if options.budget is None else parse_duration(options.budget)
@@ -82,7 +82,8 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     for line in packing.lines():
         _say(line)
     survey.measured.take_probes(probes_here(context))
-    states = survey.states
+    states, unfit = _fitting(context, survey, slots, to_do, options.precision)
+    to_do = [run for run in to_do if run not in unfit]
     if seconds is not None:
         bought = _spend(context, survey, slots, to_do, seconds)
         _say("\n".join(bought.lines()))
@@ -132,7 +133,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
             tenants=tenants(context, packing, to_do),
         ).run()
     _say(summarise(outcome))
-    if outcome.exit_code == 0 and missing:
+    if outcome.exit_code == 0 and (missing or unfit):
         return SetupError.exit_code
     return outcome.exit_code
 
@@ -171,20 +172,33 @@ def _missing_data(
     return reasons
 
 
+def _fitting(
+    context: Context, survey: Survey, slots: Sequence[Slot], to_do: Sequence[Run], precision: str | None
+) -> tuple[tuple[RunState, ...], frozenset[Run]]:
+    """The states without the runs to do that fit no slot's memory, and those runs; each reason is said."""
+    estimator = replace(_estimator(context, survey, slots, {}), precision=precision)
+    reasons = {run: reason for run in to_do if (reason := estimator.why_unfit(run))}
+    for reason in dict.fromkeys(reasons.values()):
+        count = sum(each == reason for each in reasons.values())
+        _say(f"repro: {count} runs are left out: {reason}")
+    states = tuple(state for state in survey.states if state.run not in reasons)
+    return states, frozenset(reasons)
+
+
 def _spend(
     context: Context, survey: Survey, slots: Sequence[Slot], to_do: Sequence[Run], seconds: float
 ) -> Budget:
     """What the budget buys of the runs to do."""
-    estimator = Estimator(
-        context.registry,
-        context.preset,
-        slots,
-        survey.sizes,
-        survey.measured,
-        survey.recorded,
-        shares_begun(context, to_do),
-    )
+    estimator = _estimator(context, survey, slots, shares_begun(context, to_do))
     return spend(seconds, to_do, estimator.estimate)
+
+
+def _estimator(
+    context: Context, survey: Survey, slots: Sequence[Slot], begun: Mapping[str, float]
+) -> Estimator:
+    return Estimator(
+        context.registry, context.preset, slots, survey.sizes, survey.measured, survey.recorded, begun
+    )
 
 
 def _in_order(states: Sequence[RunState], first: Sequence[Run]) -> tuple[RunState, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from repro.recipes import Preset, Recipe
 from repro.registry import Registry, Run
+from repro.scheduling.device_memory import why_unfit
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.probes import Work
 from repro.scheduling.slots import Slot
@@ -59,7 +60,7 @@ class Estimator:
     """Turns runs into time on the slots at hand.
 
     `recorded` has the training and test images of data sets as records found them; `begun` the share, 0 to
-    1, that a checkpoint holds of a run.
+    1, that a checkpoint holds of a run; `precision` is None where the device decides.
     """
 
     registry: Registry
@@ -69,6 +70,7 @@ class Estimator:
     measured: Measured
     recorded: Mapping[str, tuple[int, int]]
     begun: Mapping[str, float] = field(default_factory=dict)
+    precision: str | None = None
 
     def estimate(self, runs: Sequence[Run]) -> Estimate:
         """How long `runs`, of one data set and network, take on all slots."""
@@ -84,6 +86,8 @@ class Estimator:
             recipe = recipes[run.cell.id]
             if run.cell.dataset not in self.sizes:
                 return Estimate(None, None, f"no estimate: the size of {run.cell.dataset} is not known")
+            if unfit := self.why_unfit(run):
+                return Estimate(None, None, f"refused: {unfit}")
             speeds = self._speeds(run, recipe)
             if isinstance(speeds, str):
                 return Estimate(None, None, speeds)
@@ -99,6 +103,16 @@ class Estimator:
         wall = Duration(max(low, longest["low"]), max(high, longest["high"]))
         busy = devices if self.slots[0].device == "cuda" else devices * self.preset.threads
         return Estimate(wall, Duration(low * busy, high * busy), "; ".join(dict.fromkeys(sources)))
+
+    def why_unfit(self, run: Run) -> str | None:
+        """A sentence where the run fits the memory of no slot; None where it does, or who knows."""
+        if run.cell.dataset not in self.sizes:
+            return None
+        recipe = self.registry.config(run, self.preset).recipe
+        work = Work.of(run.cell.network, self.sizes[run.cell.dataset].image_size, recipe)
+        images = sum(self._counts(run, recipe))
+        reasons = [why_unfit(slot, work, recipe, images, self.precision) for slot in self.slots]
+        return reasons[0] if all(reasons) else None
 
     def _speeds(self, run: Run, recipe: Recipe) -> list[Speed] | str:
         """The speed of each GPU or CPU slot; a sentence where one is not known."""

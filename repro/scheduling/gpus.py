@@ -9,12 +9,13 @@ from repro.errors import DeviceError, UsageError
 
 @dataclass(frozen=True)
 class Gpu:
-    """One CUDA device; `index` is the number that nvidia-smi gives it."""
+    """One CUDA device; `index` is the number that nvidia-smi gives it, `capability` as in (8, 6) if known."""
 
     index: int
     name: str
     uuid: str
     memory_bytes: int
+    capability: tuple[int, int] | None = None
 
 
 GpuReader = Callable[[], Sequence[Gpu]]
@@ -56,7 +57,9 @@ def _read_gpu(index: int) -> Gpu:
     except pynvml.NVMLError_NotSupported:
         # A device that shares the machine's memory has none of its own to report.
         memory = memory_bytes()
-    return Gpu(index, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle), memory)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
+    return Gpu(index, name, uuid, memory, (major, minor))
 
 
 def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:

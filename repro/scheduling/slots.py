@@ -19,7 +19,7 @@ class Slot:
     the `co_tenants` + 1 slots of that device. `memory_bytes` is the whole device's. `environment` is what
     a worker needs to see this device and no other. `host` is None on this machine; elsewhere it names who
     finds a machine when the job starts ("slurm", "ray"): `index` only counts the slots then, and 0 bytes of
-    memory mean that nobody knows yet.
+    memory mean that nobody knows yet. `capability` is a GPU's, where it is known.
     """
 
     device: Literal["cuda", "cpu"]
@@ -31,6 +31,7 @@ class Slot:
     environment: Mapping[str, str] = field(hash=False)
     share: int = 0
     host: str | None = None
+    capability: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
@@ -126,6 +127,7 @@ def _gpu(gpu: Gpu, share: int, per_gpu: int, threads: int) -> Slot:
         co_tenants=per_gpu - 1,
         environment={"CUDA_VISIBLE_DEVICES": gpu.uuid, **_thread_limits(threads)},
         share=share,
+        capability=gpu.capability,
     )
 
 
