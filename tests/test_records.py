@@ -1,6 +1,7 @@
 """Records: what is written can be read, and whatever is wrong with one is named."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -56,7 +57,7 @@ def test_a_record_holds_what_the_figures_and_claims_need(trained):
 
 def test_the_json_is_readable_one_value_a_line_but_for_lists_of_numbers(text):
     lines = text.splitlines()
-    assert any(line.strip().startswith('"counts": [0, 0') for line in lines)
+    assert any(re.match(r' *"counts": \[\d+, \d+', line) for line in lines)
     assert len(lines) < 300
 
 
