@@ -64,6 +64,13 @@ def test_help_and_plan_import_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_starting_imports_nothing_that_takes_long():
+    slow = ("torch", "numpy", "pandas", "scipy", "pydantic", "rich", "jinja2", "repro.registry")
+    code = f"import sys, repro.cli; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["plan"], ["run"], ["train"], ["status"], ["probe"], ["bundle"], ["merge"], ["aggregate"], ["figures"], ["data"], ["data", "fetch"], ["data", "list"],

@@ -15,9 +15,7 @@ import repro
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = sorted((PROJECT / "repro").rglob("*.py"))
 LONGEST = 400
-LONG_FOR_A_REASON = {
-    "repro/cli.py": "every command with its options in one list, each parsed and handed on; nothing is computed",
-}
+LONG_FOR_A_REASON = {}
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
 
 
@@ -45,15 +43,9 @@ def texts() -> list[Path]:
     ]
 
 
-def test_a_module_stays_under_400_lines_or_has_a_reason_not_to() -> None:
+def test_a_module_stays_under_400_lines() -> None:
     lengths = {name(path): len(path.read_text().splitlines()) for path in MODULES}
-    long = {module for module, length in lengths.items() if length > LONGEST}
-    assert long - set(LONG_FOR_A_REASON) == set()
-
-
-def test_a_reason_for_length_goes_when_the_module_is_short_again() -> None:
-    for module in LONG_FOR_A_REASON:
-        assert len((PROJECT / module).read_text().splitlines()) > LONGEST, module
+    assert {module: length for module, length in lengths.items() if length > LONGEST} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

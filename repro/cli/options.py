@@ -1,0 +1,177 @@
+"""Options that commands share, and what each hands its command instead of them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repro.errors import UsageError
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class TableType(click.ParamType):
+    """The number of a table of the paper, or another table's name."""
+
+    name = "table"
+
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        return int(value) if str(value).isdecimal() else str(value)
+
+
+TABLE = TableType()
+
+
+def places(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
+
+    @click.option(
+        "--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …"
+    )
+    @click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
+    @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+    @wraps(command)
+    def wrapped(preset: str, results: Path | None, data_dir: Path | None, **options: Any) -> Any:
+        from repro.commands.context import Context
+
+        return command(Context.open(preset, results, data_dir), **options)
+
+    return wrapped
+
+
+SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "studies")
+
+
+def selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection."""
+
+    @click.option("--table", "tables", type=TABLE, multiple=True, help="1, 2, 3 or a name; repeatable.")
+    @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
+    @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
+    @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
+    @click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Repeatable.")
+    @click.option("--set", "axes", multiple=True, metavar="AXIS=VALUE", help="Depart from the recipe.")
+    @click.option("--study", "studies", multiple=True, metavar="NAME",
+                  help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from repro.recipes import parse_axis
+        from repro.registry import Selection
+
+        axes = tuple(parse_axis(text) for text in options.pop("axes"))
+        fields = {name: options.pop(name) for name in SELECTED}
+        return command(*args, selected=Selection(**fields, axes=axes), **options)
+
+    return wrapped
+
+
+def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Listens to signals before anything is imported that takes long, and hands the command a Stop."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from repro.commands.stop import Stop, die_with_parent
+
+        stop = Stop()
+        stop.listen()
+        die_with_parent(stop)
+        return command(*args, stop=stop, **options)
+
+    return wrapped
+
+
+def techniques(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --with and --without: what makes a run faster and is no part of its recipe."""
+    names = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+
+    @click.option(
+        "--with", "switch_on", type=names, multiple=True, help="Use a technique.  [default: by device]"
+    )
+    @click.option("--without", "switch_off", type=names, multiple=True, help="Do without a technique.")
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return command(*args, **options)
+
+    return wrapped
+
+
+LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
+
+
+def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
+    """A number of at least 1, or `auto`."""
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"expected a number of at least 1, or auto; got {value!r}")
+    return int(value)
+
+
+def devices(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what `plan` and `run` share: --gpus, --per-gpu, --stale and --budget."""
+
+    @click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]")
+    @click.option("--per-gpu", default="1", show_default=True, metavar="N|auto", callback=_per_gpu,
+                  help="Runs a GPU; auto measures how many pay (on a CPU too).")  # fmt: skip
+    @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
+                  help="Whether to redo records of older code.")  # fmt: skip
+    @click.option(
+        "--budget", metavar="TIME", help="As in 30m, 20h, 1d2h: what fits, then stop.  [default: none]"
+    )
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        return command(*args, **options)
+
+    return wrapped
+
+
+def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
+
+    @click.option("--jobs", type=click.IntRange(min=1),
+                  help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
+    @click.option("--job-gpus", type=click.FloatRange(min=0), default=1.0, show_default=True,
+                  help="Slurm, Ray: GPUs of a job; 0: train on the CPU; Ray: 0.5 shares one.")  # fmt: skip
+    @click.option("--partition", help="Slurm.")
+    @click.option("--account", help="Slurm.")
+    @click.option("--qos", help="Slurm.")
+    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; it goes on in another job.")
+    @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
+    @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
+    @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",
+                  help="Slurm: any other option of sbatch, as in constraint=a100; repeatable.")  # fmt: skip
+    @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        from dataclasses import fields
+
+        from repro.commands.cluster import ClusterOptions
+
+        asked = {each.name: options.pop(each.name) for each in fields(ClusterOptions)}
+        return command(*args, cluster=ClusterOptions(**asked), **options)
+
+    return wrapped
+
+
+def end_if_damaged(reasons: Sequence[str]) -> None:
+    """Names every record that could not be believed, and ends with the exit code of that."""
+    for reason in reasons:
+        click.echo(f"repro: {reason}", err=True)
+    if reasons:
+        sys.exit(4)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file that an option names; UsageError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
