@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -323,3 +324,14 @@ def test_a_disk_that_becomes_read_only_costs_no_finished_result(tmp_path, straig
     assert done.returncode == 0, done.stderr + (tmp_path / "stderr").read_text()
     record = record_of(smoke_context(None, tmp_path / "results"), RUN)
     assert record.comparable() == straight.comparable()
+
+
+def test_every_test_that_the_page_on_faults_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 30
+    assert named - written == set()
