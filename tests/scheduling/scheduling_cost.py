@@ -113,7 +113,7 @@ def start(root: Path) -> dict[str, float]:
         project,
         bench.examine,
         listener,
-        deadline=time.monotonic() + 30,
+        deadline=time.monotonic() + 20,
     ).run()
     return {
         "runs": len(runs),
