@@ -12,7 +12,7 @@ OURS, PLAIN, TUNED = "ours", "plain", "tuned"
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured; rates in FLOP and bytes a second."""
+    """Where it was measured; rates in FLOP and bytes a second, `load` as the kernel counts it, before."""
 
     device: str
     device_kind: str
@@ -23,6 +23,7 @@ class Machine:
     matmul: float
     copy: float
     load: float
+    commit: str | None
     versions: dict[str, str]
 
 

@@ -17,7 +17,7 @@ from repro.benchmark.roofline import count_kernels, roofline_seconds
 from repro.benchmark.subject import SETS, Subject, make_subject
 from repro.benchmark.windows import Speed, Step, measure
 from repro.commands.context import Context
-from repro.commands.provenance import device_name
+from repro.commands.provenance import device_name, git_state
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import choose_device
 from repro.cores import memory_bytes, usable_cores
@@ -84,6 +84,7 @@ def bench(context: Context, options: BenchOptions, say: Callable[[str], None]) -
         matmul=rates.matmul,
         copy=rates.copy,
         load=load,
+        commit=git_state(context.project.root)[0],
         versions=_versions(),
     )
     found = [

@@ -207,16 +207,16 @@ class Worker:
         torch.set_num_threads(self.threads)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        anew = None, self.precision, self.techniques
+        anew = None, self.precision, self._safe(self.techniques)
         found = checkpoints.newest()
         if found is None:
             return anew
-        then, precision, techniques = found.arithmetic, self.precision, self.techniques
+        then, precision, techniques = found.arithmetic, self.precision, self._safe(self.techniques)
         if self.options.precision is None and then.device == device.type:
             with contextlib.suppress(DeviceError):
                 precision = choose_precision(device, then.precision)
         if not self.options.switch_on and not self.options.switch_off and then.device == device.type:
-            techniques = Techniques.of(then.techniques)
+            techniques = self._safe(Techniques.of(then.techniques))
         torch.set_num_threads(then.threads)
         now = Arithmetic.here(device, precision.name, techniques.names())
         if now == then:
@@ -226,6 +226,15 @@ class Worker:
         had = ", ".join(f"{key} {_word(asdict(then)[key])} → {_word(asdict(now)[key])}" for key in differing)
         self._say(f"starts anew: its checkpoint was made otherwise ({had})")
         return anew
+
+    def _safe(self, techniques: Techniques) -> Techniques:
+        """Without graph and compiler where an attempt at this run has broken its GPU, unless asked for."""
+        broken = any("CUDA error" in attempt.outcome for attempt in attempts_of(self.paths))
+        risky = [name for name in ("cuda-graph", "compile") if name not in self.options.switch_on]
+        if not broken or techniques == (safe := techniques.switched(off=risky)):
+            return techniques
+        self._say(f"goes on without {' and '.join(risky)}: an attempt before ended in a CUDA error")
+        return safe
 
     def _commit(self, record: RunRecord, folder: Path) -> CommitOutcome:
         """Commits; what hours of training have brought waits for a disk that takes it."""

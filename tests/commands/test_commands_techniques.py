@@ -1,5 +1,7 @@
 """Which techniques a device gets, by capability, with the hardware's answer handed in; and what a run keeps."""
 
+from datetime import UTC, datetime
+
 import pytest
 import torch
 from smoke_project import RUN, record_of, smoke_context, train_here
@@ -8,8 +10,11 @@ from repro.commands.stop import Stop
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import train
 from repro.commands.worker import TrainOptions
+from repro.commit import begin_attempt, note_attempt
 from repro.errors import DeviceError
+from repro.records import Attempt
 from repro.training.precision import choose_precision
+from repro.training.techniques import Techniques
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MANY = COMPILING_PAYS_FROM
@@ -119,3 +124,24 @@ def test_a_run_begun_with_other_techniques_than_are_asked_for_starts_anew_and_sa
     assert code == 0
     assert any("starts anew" in line and "channels-last+fused-sgd → channels-last" in line for line in said)
     assert record_of(context, RUN).provenance.attempts[-1].resumed_at_step == 0
+
+
+def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler(monkeypatch, tmp_path):
+    context = smoke_context(monkeypatch, tmp_path)
+    paths = context.project.run(context.preset.name, RUN)
+    attempt = Attempt(
+        number=1,
+        started=datetime.now(UTC),
+        ended=datetime.now(UTC),
+        outcome="failed: AcceleratorError: CUDA error: an illegal memory access was encountered",
+        resumed_at_step=0,
+    )
+    note_attempt(begin_attempt(paths), attempt)
+    monkeypatch.setattr("repro.commands.train.choose_techniques", lambda *args: Techniques(compile=True))
+    code, said = interrupted(context, RUN, after=10**6)
+    assert code == 0
+    assert any(
+        "goes on without cuda-graph and compile: an attempt before ended in a CUDA error" in line
+        for line in said
+    )
+    assert record_of(context, RUN).provenance.techniques == ("resident-data", "fused-sgd")
