@@ -63,7 +63,27 @@ check format "$tools/ruff" format --check .
 check lint "$tools/ruff" check .
 check types "$tools/mypy"
 check "import contracts" "$tools/lint-imports"
+
+# Tests on a real Slurm and a real Ray wait most of the time: they run beside the others, and report after them.
+beside="" words=""
+if [[ " ${left_out[*]} " != *" slow "* ]] && (($# == 0)); then
+  words=$(mktemp)
+  trap '[[ -z $beside ]] || kill -- "-$beside" 2>/dev/null || true; rm -f "$words"' EXIT
+  # A process group of its own: what runs in the background of a script would ignore Ctrl-C, and the tests send it.
+  set -m
+  "$tools/python" -m pytest -p no:cacheprovider -m "(slurm or ray)${marks:+ and $marks}" >"$words" 2>&1 </dev/null &
+  beside=$!
+  set +m
+  marks+="${marks:+ and }not slurm and not ray"
+fi
 check tests "$tools/python" -m pytest -m "$marks" "$@"
+if [[ -n $beside ]]; then
+  code=0
+  wait "$beside" || code=$?
+  beside=""
+  cat "$words"
+  check "tests on Slurm and Ray" test "$code" = 0
+fi
 
 if ((${#failed[@]})); then
   printf 'check: failed: %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" >&2
