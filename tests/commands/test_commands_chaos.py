@@ -50,7 +50,7 @@ def test_a_short_selftest_finds_nothing(tmp_path):
     assert set(report["audit"].values()) == {0}
     assert report["faults"] >= 10
     assert report["faults"] == sum(report["by_kind"].values())
-    assert report["training"] >= 4
+    assert report["training"] >= 2
     assert report["checkpoints_undisturbed"] >= 2
     assert list(tmp_path.glob("repro-selftest-*")) == [], "nothing is left behind"
     living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
