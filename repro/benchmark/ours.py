@@ -103,6 +103,7 @@ def measuring_seconds(subject: Subject, precision: Precision) -> float:
     do = work
     if device.type == "cuda":
         side = torch.cuda.Stream(device)
+        wait(device)
         with torch.cuda.stream(side):
             work()
         graph = torch.cuda.CUDAGraph()

@@ -146,8 +146,8 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
               help="A table's row; repeatable.")  # fmt: skip
 @click.option("--against", multiple=True, type=click.Choice(["plain", "tuned"]), default=("plain", "tuned"),
               show_default=True, help="Other loops beside ours; repeatable.")  # fmt: skip
-@click.option("--packed", multiple=True, type=click.IntRange(min=2), default=(2,), show_default=True,
-              help="Also so many runs at once; repeatable.")  # fmt: skip
+@click.option("--packed", multiple=True, type=click.IntRange(min=2),
+              help="Also so many runs at once; repeatable.  [default: 2; on a GPU 2 and 4]")  # fmt: skip
 @click.option("--alone", is_flag=True, help="Our loop alone: no other loop, no packing.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.01), default=3.0, show_default=True,
@@ -171,6 +171,7 @@ def bench(context: "Context", alone: bool, json_file: Path | None, plot: Path | 
     from repro.commands.bench import BenchOptions
     from repro.commands.bench import bench as measure
 
+    options["packed"] = options["packed"] or None
     if alone:
         options |= {"against": (), "packed": ()}
     result = measure(context, BenchOptions(**options), lambda line: click.echo(line, err=True))
