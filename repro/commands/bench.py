@@ -207,7 +207,7 @@ class _Bench:
     def _packed_how(self) -> str:
         if self.precision.device.type == "cuda":
             return "one process, a stream and a graph each"
-        return f"a process each, {self.threads} threads shared"
+        return f"a process each, uncompiled, {self.threads} threads shared"
 
     def _used(self, precision: Precision, notes: Sequence[str]) -> tuple[str, ...]:
         used = self.techniques
