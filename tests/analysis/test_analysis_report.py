@@ -126,6 +126,19 @@ def test_why_a_table_cannot_be_held_against_the_paper_stands_above_it():
     )
 
 
+def test_a_table_without_a_run_is_folded_where_another_has_some():
+    real = Registry.load(EXPERIMENTS)
+    paper = real.preset("paper")
+    runs = real.select_runs(Selection(networks=("vgg16",), seeds=(0,)), paper)
+    states = [done(make_record(real, paper, run), real) for run in runs if run.cell.table == 1]
+    states += missing([run for run in runs if run.cell.table != 1])
+    text = report_of(states, real, paper)
+    folded = "<summary>No run yet: every cell, with what is reported of it</summary>"
+    assert text.count(folded) == 2
+    Page(text)
+    assert folded not in report_of(missing(runs), real, paper)
+
+
 def test_a_verdict_is_said_once(states, registry, paper):
     text = report_of(states, registry, paper)
     assert "</b>: Undecided" not in text
