@@ -27,7 +27,7 @@ SIZES = {
 
 
 def slot(device="cuda", name="NVIDIA H200", index=0, share=0, co_tenants=0) -> Slot:
-    return Slot(device, index, name, "GPU-a" if device == "cuda" else None, 2**30, co_tenants, {}, share)
+    return Slot(device, index, name, "GPU-a" if device == "cuda" else None, 80 << 30, co_tenants, {}, share)
 
 
 CPU = slot("cpu", "a bench")

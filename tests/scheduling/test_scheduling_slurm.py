@@ -240,7 +240,7 @@ def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_the_nex
         slurm.restart_controller()
     assert first.returncode == 75, lines
     assert "was not cancelled; the next `repro run` takes it over" in lines
-    assert len(slurm.jobs()) == 1
+    wait_for(lambda: len(slurm.jobs()) == 1, "the restarted controller to list the job")
     second = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
     reports = bench.project.schedulers(PRESET)
     wait_for(lambda: list(reports.glob("[!.]*.json")), "the second scheduler to be at work")
