@@ -110,7 +110,7 @@ def test_workers_without_a_death_signal_are_orphans(harms):
     found = harms(
         defects.NO_DEATH_SIGNAL,
         "scheduler: SIGKILL",
-        workload=Workload(FEW[:2], epochs=60),
+        workload=Workload(FEW[:2], epochs=200),
         faults=1,
         orphan_seconds=3.0,
     )
