@@ -6,12 +6,13 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
   cat <<'HELP'
-Usage: ./check.sh [--all] [--network] [-- PYTEST ARGUMENT…]
+Usage: ./check.sh [--all] [--long] [--network] [-- PYTEST ARGUMENT…]
 
 Makes the environment as ./run_all.sh does, with the test tools, then runs ruff (format and lint), mypy,
 the import contracts and pytest. Every check runs even where one before it failed.
 
   --all       the slow tests too, among them a real ./run_all.sh --preset smoke
+  --long      those that take about a minute each too: defects planted for the chaos audit, docs/your-own.md
   --network   the tests that reach the internet too
   -h, --help  this text
 
@@ -22,10 +23,11 @@ Exit codes: 0 all passed, 1 something failed, 2 usage, 3 no environment could be
 HELP
 }
 
-left_out=(slow network)
+left_out=(slow long network)
 while (($#)); do
   case $1 in
     --all) left_out=("${left_out[@]/slow/}") ;;
+    --long) left_out=("${left_out[@]/long/}") ;;
     --network) left_out=("${left_out[@]/network/}") ;;
     -h | --help)
       usage

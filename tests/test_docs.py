@@ -181,7 +181,7 @@ def make_photos(folder: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / flower / f"{number}.jpg")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     (tmp_path / "scaled-bn-repro").symlink_to(ROOT)
     make_photos(tmp_path / "photos")

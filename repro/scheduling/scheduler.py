@@ -133,6 +133,7 @@ class Scheduler:
                 self._look()
             time.sleep(self._pace.poll)
         self._look()
+        self._disk.last_word()
 
     def _adopt(self) -> None:
         """Takes over the jobs of an earlier scheduler, so that nothing they have in hand starts twice."""

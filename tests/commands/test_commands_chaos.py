@@ -64,7 +64,7 @@ def test_a_short_selftest_finds_nothing(tmp_path):
     assert [pid for pid in living if scheduler_of(pid) is not None] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_commit_that_renames_instead_of_linking_is_a_duplicate(harms):
     found = harms(
         defects.RENAME_INSTEAD_OF_LINK,
@@ -77,7 +77,7 @@ def test_a_commit_that_renames_instead_of_linking_is_a_duplicate(harms):
     assert set(found) == {"duplicate"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_records_that_are_not_validated_when_read_are_accepted_though_corrupt(harms):
     found = harms(
         defects.NO_VALIDATION_ON_READ,
@@ -88,13 +88,13 @@ def test_records_that_are_not_validated_when_read_are_accepted_though_corrupt(ha
     assert set(found) == {"corrupt accepted"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_optimizer_that_is_not_restored_makes_records_unequal(harms):
     found = harms(defects.OPTIMIZER_NOT_RESTORED, "worker: SIGUSR1", workload=Workload(FEW[:2]), faults=4)
     assert set(found) == {"byte-unequal"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generator_shared_by_two_runs_makes_records_unequal(harms):
     found = harms(
         defects.GENERATOR_SHARED_BY_RUNS,
@@ -105,7 +105,7 @@ def test_a_generator_shared_by_two_runs_makes_records_unequal(harms):
     assert set(found) == {"byte-unequal"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_without_a_death_signal_are_orphans(harms):
     found = harms(
         defects.NO_DEATH_SIGNAL,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from cluster_sweep import ClusterSweep, assert_nothing_lost_or_duplicated, report, some_runs, workers
+from cluster_sweep import LONG, ClusterSweep, assert_nothing_lost_or_duplicated, report, some_runs, workers
 from sweep_bench import PRESET, ROOT, Bench, wait_for
 
 from repro.errors import SetupError
@@ -75,7 +75,7 @@ def test_jobs_get_their_gpu_and_the_third_waits_for_room_and_says_so(cluster, be
 
 
 def test_a_killed_ray_worker_leaves_no_orphan_and_its_run_goes_on(cluster, bench):
-    runs = some_runs(bench, 1)
+    runs = some_runs(bench, 1, epochs=5 * LONG)
     sweep = sweep_on(cluster, bench, runs, jobs=1, gpus=0.5)
     sweep.wait_until_training()
     (worker,) = workers(bench.project.results)
