@@ -82,7 +82,10 @@ def test_a_killed_ray_worker_leaves_no_orphan_and_its_run_goes_on(cluster, bench
     actor_of(worker).kill()
     wait_for(lambda: not worker.is_running(), "the worker to follow its actor")
     assert sweep.end().exit_code == 0, sweep.said()
-    assert sweep.causes()[0] == "Ray lost its job: its node or its process died"
+    # The worker writes a checkpoint as it ends: the scheduler may hear of the loss before that, and then waits for it.
+    lost = "Ray lost its job: its node or its process died"
+    assert sweep.causes()[:1] == [lost] or "is being trained by another process" in sweep.said(), sweep.said()
+    assert bench.attempts(runs[0])[0] != "done"
     assert bench.attempts(runs[0])[-1] == "done"
     assert_nothing_lost_or_duplicated(bench, runs)
 
