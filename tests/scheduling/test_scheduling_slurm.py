@@ -1,6 +1,7 @@
 """Slurm: real daemons of two nodes, real training, and everything that may happen to a job."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -227,8 +228,9 @@ def test_a_partition_that_is_not_there_is_named_with_where_to_look(slurm, bench)
 
 
 def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_says_what_stays(slurm, bench):
-    runs = some_runs(bench, 1, epochs=100 * LONG)
-    first = start_command(bench, runs, "--jobs", "1", epochs=100 * LONG)
+    # Each word takes scancel some ten seconds now: said job by job, four would not be in time.
+    runs = some_runs(bench, 4, epochs=100 * LONG)
+    first = start_command(bench, runs, "--jobs", "4", epochs=100 * LONG)
     wait_for(lambda: report(bench, runs[0]), "the run to train")
     slurm.kill_daemon("slurmctld")
     try:
@@ -237,10 +239,13 @@ def test_a_scheduler_that_is_told_to_stop_while_slurm_is_silent_ends_and_says_wh
         first.terminate()
         _, lines = first.communicate(timeout=120)
     finally:
+        first.kill()
         slurm.restart_controller()
     assert first.returncode == 75, lines
-    assert "was not cancelled; the next `repro run` takes it over" in lines
-    # Its job has perhaps heard the word to stop, perhaps not: it ends by itself, or stays and is cancelled here.
+    assert re.search(
+        r"4 jobs of Slurm \(.*, …\) were not cancelled; the next `repro run` takes them over", lines
+    )
+    # A job has perhaps heard the word to stop, perhaps not: it ends by itself, or stays and is cancelled here.
     slurm.command("scancel", "--user=root")
     wait_for(lambda: not slurm.jobs(), "the queue to be empty")
     wait_for(lambda: not workers(bench.project.results), "the workers to end")

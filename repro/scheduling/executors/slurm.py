@@ -23,7 +23,8 @@ from repro.scheduling.executors.slurm_queue import (
     TIME_LIMIT,
     QueueEntry,
     QueueSilentError,
-    call_slurm,
+    cancel,
+    named,
     read_end,
     read_queue,
     waiting,
@@ -68,6 +69,7 @@ class SlurmExecutor(Executor):
         self._submission = SlurmSubmission(folder, request)
         self._unsent: list[Job] = []
         self._submitted: dict[int, _Submitted] = {}
+        self._unsaid: set[int] = set()
         self._codes: dict[int, int] = {}
         self._endings: dict[int, Ending] = {}
         self._news: list[str] = []
@@ -92,6 +94,7 @@ class SlurmExecutor(Executor):
         Raises SetupError if Slurm refuses the jobs for a reason that waiting does not change.
         """
         self._send()
+        self._say()
         self._look()
         return self._codes.get(job.number)
 
@@ -181,7 +184,7 @@ class SlurmExecutor(Executor):
                 self._close(submitted, note.code)
             elif note.heard is Heard.ORPHANED:
                 # Slurm may believe for minutes that it runs; then it would start it once more.
-                self._scancel(submitted.id)
+                self._cancel([submitted])
                 self._close(submitted, note.code, ORPHANED)
             else:
                 self._look_soon()
@@ -192,12 +195,13 @@ class SlurmExecutor(Executor):
         except QueueSilentError as error:
             self._tell(f"Slurm does not answer ({error}); its jobs go on, asking again")
             return
+        going_on: list[_Submitted] = []
         for submitted in list(self._submitted.values()):
             entry = self._queue.get(submitted.id)
             # A job that was cancelled is not put back, however long its node takes to be rid of it.
             if entry and not entry.ended and (submitted.asked, entry.state) != ("KILL", "COMPLETING"):
                 submitted.missing = 0
-                self._pass_on(submitted)
+                going_on.append(submitted)
                 continue
             note = Note.read(self._note(submitted.job))
             if note and note.code is not None:
@@ -212,6 +216,8 @@ class SlurmExecutor(Executor):
                 self._close(submitted, code, ending)
                 self._keep_last_words(submitted)
             self._look_soon()
+        # Said again at every look, as a job that is starting does not hear it.
+        self._pass_on(going_on)
         mine = {each.id: self._queue[each.id] for each in self._submitted.values() if each.id in self._queue}
         for text in waiting(mine).values():
             self._tell(text)
@@ -236,26 +242,45 @@ class SlurmExecutor(Executor):
             self._unsent.remove(job)
             self._codes[job.number] = RunInterruptedError.exit_code
         if submitted := self._submitted.get(job.number):
-            submitted.asked = word
-            self._pass_on(submitted)
+            if submitted.asked != word:
+                submitted.asked = word
+                self._unsaid.add(job.number)
             self._look_soon()
 
-    def _pass_on(self, submitted: _Submitted) -> None:
-        """Says the word to Slurm; said again at every look, as a job that is starting does not hear it."""
-        id = submitted.id
-        if submitted.asked == "KILL":
-            if not self._scancel(id):
-                self._tell(f"job {id} of Slurm was not cancelled; the next `repro run` takes it over")
-                self._codes[submitted.job.number] = RunInterruptedError.exit_code
-                del self._submitted[submitted.job.number]
-        elif submitted.asked:
-            self._scancel("--state=PENDING", id)
-            self._scancel(f"--signal={submitted.asked}", id)
+    def _say(self) -> None:
+        if self._unsaid:
+            self._pass_on([each for number, each in self._submitted.items() if number in self._unsaid])
+            self._unsaid.clear()
 
-    def _scancel(self, *words: str) -> bool:
+    def _pass_on(self, jobs: Sequence[_Submitted]) -> None:
+        """Says to Slurm what was asked of each, a word to all of its jobs at once.
+
+        Where Slurm is silent a call takes seconds, and the scheduler hears nothing else meanwhile.
+        """
+        for word in sorted({each.asked for each in jobs if each.asked}):
+            those = [each for each in jobs if each.asked == word]
+            if word == "KILL":
+                if not self._cancel(those):
+                    self._leave(those)
+            elif self._cancel(those, "--state=PENDING"):
+                self._cancel(those, f"--signal={word}")
+
+    def _leave(self, jobs: Sequence[_Submitted]) -> None:
+        """Gives up jobs that cannot be cancelled; their notes stay for the next scheduler."""
+        one = len(jobs) == 1
+        who = f"{'job' if one else f'{len(jobs)} jobs'} of Slurm ({named(each.id for each in jobs)})"
+        self._tell(
+            f"{who} {'was' if one else 'were'} not cancelled; "
+            f"the next `repro run` takes {'it' if one else 'them'} over"
+        )
+        for submitted in jobs:
+            self._codes[submitted.job.number] = RunInterruptedError.exit_code
+            del self._submitted[submitted.job.number]
+
+    def _cancel(self, jobs: Sequence[_Submitted], *options: str) -> bool:
         """Whether Slurm took it."""
         try:
-            call_slurm("scancel", "--quiet", *words)
+            cancel([each.id for each in jobs], *options)
         except QueueSilentError as error:
             self._tell(f"scancel failed: {error}")
             return False

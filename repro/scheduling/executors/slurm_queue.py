@@ -40,22 +40,12 @@ class QueueEntry:
         return self.state in _ENDED
 
 
-def call_slurm(*words: str) -> str:
-    """The output of one of Slurm's commands; QueueSilentError if it fails or does not answer."""
-    try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise QueueSilentError(f"{words[0]}: {error}") from None
-    if done.returncode:
-        raise QueueSilentError(last_words(done.stderr) or f"{words[0]} ended with {done.returncode}")
-    return done.stdout
-
-
 def read_queue() -> Mapping[str, QueueEntry]:
-    """This user's jobs by id (`12`, or `12_3` in an array), those that ended a short while ago included."""
-    listed = call_slurm(
+    """This user's jobs by id (`12`, or `12_3` in an array), those that ended a short while ago included.
+
+    QueueSilentError if Slurm does not answer.
+    """
+    done = _call(
         "squeue",
         f"--user={os.getuid()}",
         "--states=all",
@@ -63,8 +53,34 @@ def read_queue() -> Mapping[str, QueueEntry]:
         "--noheader",
         "--format=%i|%T|%N|%r",
     )
-    lines = (line.split("|", 3) for line in listed.splitlines())
+    if done.returncode:
+        raise QueueSilentError(last_words(done.stderr) or f"squeue ended with {done.returncode}")
+    lines = (line.split("|", 3) for line in done.stdout.splitlines())
     return {words[0].strip(): QueueEntry(*words[1:]) for words in lines if len(words) == 4}
+
+
+def cancel(ids: Iterable[str], *options: str) -> None:
+    """One scancel for all of `ids`, whose jobs may have ended; QueueSilentError if Slurm does not answer."""
+    done = _call("scancel", "--quiet", *options, *ids)
+    # Of a job that has ended, --quiet says nothing, and the exit code may be 1 all the same.
+    if done.returncode and done.stderr.strip():
+        raise QueueSilentError(last_words(done.stderr))
+
+
+def _call(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            # Ctrl-C is for the scheduler; it must not end what passes it on.
+            process_group=0,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise QueueSilentError(f"{words[0]}: {error}") from None
 
 
 def read_end(entry: QueueEntry | None, began: bool) -> tuple[int, Ending]:
@@ -103,14 +119,15 @@ def waiting(entries: Mapping[str, QueueEntry]) -> dict[str, str]:
 
 def _sentence(reason: str, jobs: Iterable[str]) -> str:
     ids = list(jobs)
-    named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
-    who = (
-        f"1 job waits in Slurm's queue ({named})"
-        if len(ids) == 1
-        else f"{len(ids)} jobs wait in Slurm's queue ({named})"
-    )
+    who = "1 job waits" if len(ids) == 1 else f"{len(ids)} jobs wait"
     held = "; an administrator or you must let it go: scontrol release ID" if "held" in reason.lower() else ""
-    return f"{who}: {reason}{held}"
+    return f"{who} in Slurm's queue ({named(ids)}): {reason}{held}"
+
+
+def named(ids: Iterable[str]) -> str:
+    """The first three, as a user needs no more to find the others."""
+    some = list(ids)
+    return ", ".join(some[:3]) + (", …" if len(some) > 3 else "")
 
 
 def last_words(text: str) -> str:
