@@ -314,6 +314,24 @@ def test_several_runs_at_once_in_one_process_are_each_what_they_are_alone(regist
     assert [packed[number] for number in range(len(configs))] == alone
 
 
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
+def test_a_second_run_in_a_process_compiles_no_network_again(registry):
+    """The second has other weights and an m of its own: the network is shared, its head is compiled anew."""
+    from torch._dynamo.utils import counters
+
+    said, graphs = [], []
+    for loss in ("scaled-bn-m1", "scaled-bn-m0.8"):
+        config = config_of(registry, loss, "vgg16", epochs=1, lr_drops=(), width=0.125, batch_size=20)
+        trained = train_run(
+            config, data_of(config), fp(), techniques=Techniques(compile=True), say=said.append
+        )
+        assert "compile" in trained.techniques, said
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] - graphs[0] <= 1 < graphs[0]
+
+
 def test_a_network_with_dropout_is_neither_recorded_nor_compiled(registry):
     config = config_of(registry, network="vgg16-4096", epochs=1, lr_drops=())
     trained = train_run(
