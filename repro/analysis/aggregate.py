@@ -9,6 +9,7 @@ reason.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from repro.analysis.statistics import spread
 from repro.errors import IntegrityError, RecordCorruptError, RecordForeignError
@@ -218,5 +219,11 @@ def _notes(runs: Sequence[CountedRun]) -> tuple[str, ...]:
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """`seed 1` or `seeds 0, 2`."""
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    """`seed 1`, `seeds 0, 2` or, from four in a row on, `seeds 0–9, 12`."""
+    # Numbers in a row differ from their places by one and the same.
+    rows = groupby(enumerate(sorted(seeds)), lambda place: place[1] - place[0])
+    texts: list[str] = []
+    for _, places in rows:
+        row = [seed for _, seed in places]
+        texts += [f"{row[0]}–{row[-1]}"] if len(row) > 3 else map(str, row)
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(texts)}"

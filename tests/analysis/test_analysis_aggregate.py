@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 from analysis_records import FINGERPRINT, done, edit_by_hand, make_record, write_record
 
-from repro.analysis.aggregate import CellSummary, integrity_errors, summarise
+from repro.analysis.aggregate import CellSummary, integrity_errors, seeds_text, summarise
 from repro.errors import RecordCorruptError, RecordForeignError
 from repro.paths import Project
 from repro.recipes import Preset
@@ -203,3 +203,17 @@ def test_networks_and_axes_beyond_the_paper_come_last_and_have_no_reported_value
     summaries = summarise(assess(runs, registry, paper, project, AT_HAND), registry, paper)
     assert [summary.cell.id for summary in summaries] == [ids[2], ids[1], ids[0]]
     assert [summary.difference is None for summary in summaries] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ([1], "seed 1"),
+        ([0, 1, 2], "seeds 0, 1, 2"),
+        ([0, 1, 2, 3], "seeds 0–3"),
+        ([0, 2, *range(4, 1528)], "seeds 0, 2, 4–1527"),
+        ([*range(10), 12], "seeds 0–9, 12"),
+    ],
+)
+def test_many_seeds_in_a_row_are_two_numbers(seeds, text):
+    assert seeds_text(seeds) == text
