@@ -67,7 +67,7 @@ class Decoder:
         under_way: deque[Future[Decoded]] = deque()
         try:
             for batch in batches:
-                under_way.append(self._pool.submit(decode_batch, batch, rules))
+                under_way.append(_submit(self._pool, batch, rules))
                 if len(under_way) >= AHEAD * self._processes:
                     yield under_way.popleft().result()
             while under_way:
@@ -91,14 +91,16 @@ def image_decoder(processes: int | None = None) -> Iterator[Decoder]:
 
 def _start(processes: int) -> ProcessPoolExecutor:
     # Fresh interpreters: nothing of this process, whatever threads it has, is copied into them.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_settle_in)
-    # Blocked while they start, Ctrl-C cannot reach them before they ignore it.
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_settle_in)
+
+
+def _submit(pool: ProcessPoolExecutor, batch: Sequence[Wanted], rules: DecodeRules) -> Future[Decoded]:
+    # Each of the first calls starts a process. Blocked meanwhile, Ctrl-C cannot reach it before it ignores it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        pool.submit(os.getpid)
+        return pool.submit(decode_batch, batch, rules)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return pool
 
 
 def _settle_in() -> None:
