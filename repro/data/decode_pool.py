@@ -95,7 +95,7 @@ def _start(processes: int) -> ProcessPoolExecutor:
 
 
 def _submit(pool: ProcessPoolExecutor, batch: Sequence[Wanted], rules: DecodeRules) -> Future[Decoded]:
-    # Each of the first calls starts a process. Blocked meanwhile, Ctrl-C cannot reach it before it ignores it.
+    # The first calls start a process each: blocked, Ctrl-C cannot reach it before it ignores it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(decode_batch, batch, rules)
