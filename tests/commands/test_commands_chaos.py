@@ -43,6 +43,23 @@ def harms(tmp_path, monkeypatch):
     return run
 
 
+def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are():
+    done = subprocess.run(
+        [sys.executable, "-m", "repro", "selftest", "--chaos", "--kind", "record*", "--kind", "power cut"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    first, *kinds = done.stderr.splitlines()
+    assert first == "repro: --kind 'power cut' fits no kind of fault; there are:"
+    assert {"  record torn", "  worker killed at a system call of a commit", "  scheduler: SIGKILL"} < set(
+        kinds
+    )
+
+
 @pytest.mark.slow
 def test_a_short_selftest_finds_nothing(tmp_path):
     done = subprocess.run(

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
 from repro.commands.chaos.interposer import Role, Ticket
+from repro.errors import UsageError
 
 PAUSE = "SIGSTOP, then SIGCONT"
 TWICE = "SIGINT twice"
@@ -88,13 +89,25 @@ OTHER_CALLS = 45
 
 @dataclass
 class Draw:
-    """Everything random, from one seed, limited to the kinds whose names match one of `only`."""
+    """Everything random, from one seed, limited to the kinds whose names match one of `only`.
+
+    Raises UsageError for one that matches none.
+    """
 
     random: random.Random
     only: tuple[str, ...] = ("*",)
     _sites: dict[tuple[str, str], int] = field(
         default_factory=lambda: {("kill", "commit"): 0, ("kill", "checkpoint"): 0}
     )
+
+    def __post_init__(self) -> None:
+        tickets = (ticket.kind for ticket, _ in [*self._for_worker(), *self._for_scheduler()])
+        kinds = sorted({*(kind.name for kind in SIGNALS), *LIVE, SECOND, *DAMAGES, *tickets})
+        for pattern in self.only:
+            if not any(fnmatchcase(kind, pattern) for kind in kinds):
+                raise UsageError(
+                    f"--kind {pattern!r} fits no kind of fault; there are:\n  " + "\n  ".join(kinds)
+                )
 
     def wants(self, kind: str) -> bool:
         """Whether this kind was asked for."""
@@ -146,7 +159,8 @@ class Draw:
             (self._in_turn("commit", COMMIT_CALLS), 34),
             (self._in_turn("checkpoint", CHECKPOINT_CALLS), 24),
             (Ticket("worker", "kill", "other", self._when(), nth=other), 7),
-            (Ticket("worker", "tear", part, nth=nth), 10),
+            (Ticket("worker", "tear", "commit", nth=nth), 5),
+            (Ticket("worker", "tear", "checkpoint", nth=nth), 5),
             (Ticket("worker", "short", nth=nth), 4),
             (Ticket("worker", "fail", nth=nth, argument=full, window_ms=window), 6),
             (Ticket("worker", "fail", nth=nth, argument=errno.EROFS, window_ms=window), 2),

@@ -154,7 +154,9 @@ class _Selftest:
         # A round may end before a rare kind strikes; many such rounds mean that none ever will.
         self.idle_rounds = 0 if self.tally.total > before else self.idle_rounds + 1
         if self.idle_rounds >= IDLE_ROUNDS and not self.stopped:
-            raise UsageError(f"{IDLE_ROUNDS} rounds passed without a fault: no kind of fault fits --kind")
+            raise UsageError(
+                f"{IDLE_ROUNDS} rounds passed without a fault: nothing that --kind asks for can be done here"
+            )
 
     def _round(self, number: int, interposer: Interposer, reference: Reference) -> list[Finding]:
         folder = self.home / f"round-{number}"
