@@ -7,6 +7,7 @@ For measuring, not for tests.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -67,6 +68,8 @@ def measure(network: str, interval: float, seconds: float, folder: Path) -> dict
         )
     # The last one is written because the run is stopped, not because it is due.
     due = checkpoints.took[:-1]
+    if not due:
+        sys.exit(f"no checkpoint was due within {seconds:g} s: --seconds has to be longer than --interval")
     elapsed = steps[-1] - steps[0]
     return {
         "network": network,
