@@ -93,17 +93,22 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.fixture
-def under_way(images, tmp_path):
-    """A process that decodes without end, in a session of its own, and its workers."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(images)],
+def start(images: Path, folder: Path) -> subprocess.Popen:
+    """A process that decodes without end, in a session of its own."""
+    (folder / "script.py").write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py"), str(images)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.fixture
+def under_way(images, tmp_path):
+    """Such a process, under way, and its workers."""
+    process = start(images, tmp_path)
     assert process.stdout.readline() == "under way\n", process.stderr.read()
     yield process, psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -139,6 +144,19 @@ def test_ctrl_c_leaves_no_process_and_no_traceback(under_way):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "interrupted\n", "")
     end(children)
+
+
+def test_ctrl_c_while_the_second_process_starts_leaves_no_traceback(images, tmp_path):
+    process = start(images, tmp_path)
+    deadline = time.monotonic() + 60
+    while len(workers_only(psutil.Process(process.pid).children())) < 2:
+        assert time.monotonic() < deadline, "no second process after a minute"
+        time.sleep(0.002)
+    time.sleep(0.05)  # for its interpreter to have signal handlers
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert out.endswith("interrupted\n")
 
 
 def test_no_worker_outlives_a_killed_parent(under_way):
