@@ -67,16 +67,17 @@ check types "$tools/mypy"
 check "import contracts" "$tools/lint-imports"
 
 # Tests on a real Slurm and a real Ray wait most of the time: they run beside the others, and report after them.
+# So do a few that train for a minute or two, which balances the two.
 beside="" words=""
 if [[ " ${left_out[*]} " != *" slow "* ]] && (($# == 0)); then
   words=$(mktemp)
   trap '[[ -z $beside ]] || kill -- "-$beside" 2>/dev/null || true; rm -f "$words"' EXIT
   # A process group of its own: what runs in the background of a script would ignore Ctrl-C, and the tests send it.
   set -m
-  "$tools/python" -m pytest -p no:cacheprovider -m "(slurm or ray)${marks:+ and $marks}" >"$words" 2>&1 </dev/null &
+  "$tools/python" -m pytest -p no:cacheprovider -m "(slurm or ray or beside)${marks:+ and $marks}" >"$words" 2>&1 </dev/null &
   beside=$!
   set +m
-  marks+="${marks:+ and }not slurm and not ray"
+  marks+="${marks:+ and }not slurm and not ray and not beside"
 fi
 check tests "$tools/python" -m pytest -m "$marks" "$@"
 if [[ -n $beside ]]; then
@@ -84,7 +85,7 @@ if [[ -n $beside ]]; then
   wait "$beside" || code=$?
   beside=""
   cat "$words"
-  check "tests on Slurm and Ray" test "$code" = 0
+  check "tests beside the others, Slurm's and Ray's among them" test "$code" = 0
 fi
 
 if ((${#failed[@]})); then
