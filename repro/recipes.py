@@ -42,6 +42,13 @@ class PEDCCParameters(Model):
     distance_weight: float = Field(default=1.0, ge=0)
     distance: Literal["squared-norm", "element-mean", "sum"] = "squared-norm"
     projection: int = Field(default=512, ge=0)
+    embedding: Literal["linear", "linear-bias", "linear-bn"] = "linear"
+
+    @model_validator(mode="after")
+    def _embedding_has_a_projection(self) -> "PEDCCParameters":
+        if self.embedding != "linear" and self.projection == 0:
+            raise ValueError(f"embedding = {self.embedding!r} needs a projection above 0; it is 0")
+        return self
 
 
 class ScaledBNParameters(Model):
@@ -123,6 +130,7 @@ class Recipe(Model):
     lr_factor: float = Field(gt=0, le=1)
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool
+    momentum_reset: bool = False
     weight_decay: float = Field(ge=0)
     weight_decay_on: Literal["all", "weights"] = "all"
     flip: bool

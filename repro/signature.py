@@ -20,7 +20,12 @@ RECIPE_VERSION = 1
 """Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit
 names the records it voids."""
 
-LATER_FIELDS: dict[str, Scalar] = {"weight_decay_on": "all", "statistics": "running"}
+LATER_FIELDS: dict[str, Scalar] = {
+    "weight_decay_on": "all",
+    "statistics": "running",
+    "momentum_reset": False,
+    "embedding": "linear",
+}
 """Fields of the recipe and of losses that came after records had been made, each with the value at which a
 run is what it was without the field: that value is left out of the hash, so older records keep counting."""
 

@@ -93,7 +93,7 @@ def test_the_report_has_both_in_their_table_and_the_open_point(context, tmp_path
     assert 'id="cell-cifar100_resnet18_logit-scale-s2"' in text
     assert "<code>repro train cifar100/resnet18/logit-scale-s2/seed0 --preset smoke</code>" in text
     # Without a bias, and the best epoch, which needs no run of its own.
-    assert "2 of 20 alternatives have records" in text
+    assert "2 of 27 alternatives have records" in text
 
 
 def test_an_open_point_reads_the_same_records(context):

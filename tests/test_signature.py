@@ -97,6 +97,8 @@ def test_the_code_of_a_run_is_the_loop_its_loss_and_its_network(registry):
     [
         ("cifar100/resnet18/cross-entropy", "weight_decay_on", "weights"),
         ("cifar100/resnet18/scaled-bn-m1", "statistics", "full-batches"),
+        ("cifar100/resnet18/cross-entropy", "momentum_reset", "true"),
+        ("cifar100/resnet18/pedcc-s7.5-m0.35", "embedding", "linear-bn"),
     ],
 )
 def test_a_field_that_came_later_is_not_part_of_a_recipe_that_leaves_it_alone(

@@ -53,18 +53,29 @@ def test_every_open_point_of_a_recipe_says_what_it_changes(registry):
     """The choices that presets.toml marks are points of the study, or nothing that changes a number much."""
     axes = {axis for each in registry.variations("ambiguities") for axis in each.alternative.set}
     assert axes >= {"rotation", "normalization", "stem_pool", "nesterov", "weight_decay_on", "bias"}
-    assert axes >= {"distance", "projection", "statistics"}
+    assert axes >= {"distance", "projection", "statistics", "momentum_reset", "embedding"}
+
+
+def test_what_decides_pedcc_is_studied_on_two_networks_and_the_vgg_at_64_px_too(registry):
+    baselines = [f"cifar100/{network}/pedcc-s7.5-m0.35" for network in ("vgg16", "resnet18")]
+    axes = ("", "+distance=element-mean", "+distance=sum")
+    assert sorted(ids(registry, "pedcc-weight")) == sorted(cell + axis for cell in baselines for axis in axes)
+    networks = ("vgg16", "vgg-lsoftmax", "vgg13")
+    assert ids(registry, "vgg-64px") == [f"facescrub/{network}/cross-entropy" for network in networks]
 
 
 def test_names_choose_among_a_studys_cells(registry):
-    assert ids(registry, "ambiguities", networks=("vgg*",), losses=("cross-*",)) == ids(registry, "vgg")
+    chosen = ids(registry, "ambiguities", tables=(1,), networks=("vgg*",), losses=("cross-*",))
+    assert chosen == ids(registry, "vgg")
     assert all(name.startswith("tiny-imagenet/") for name in ids(registry, "stem", tables=(2,)))
     with pytest.raises(SelectionError, match="no cell of vgg matches the other options"):
         ids(registry, "vgg", networks=("resnet18",))
 
 
 def test_an_unknown_study_lists_the_known_ones(registry):
-    with pytest.raises(SelectionError, match="there is no study 'vg'; studies: ambiguities, vgg, stem"):
+    with pytest.raises(
+        SelectionError, match="there is no study 'vg'; studies: ambiguities, vgg, vgg-64px, stem"
+    ):
         ids(registry, "vg")
 
 
@@ -83,7 +94,7 @@ def test_a_project_without_the_file_has_no_study(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('name = "stem"', 'name = "vgg"', r"point 2 \(vgg\): its name must be a new one"),
+        ('name = "stem"', 'name = "vgg"', r"point 3 \(vgg\): its name must be a new one"),
         ('name = "stem"', 'name = "ambiguities"', "its name must be a new one"),
         ('network = "vgg13"', 'network = "vgg14"', r"point 1 \(vgg\): unknown network 'vgg14'; there are: vgg16"),
         ('networks = ["vgg16"]', 'networks = ["vgg13"]', "unknown network 'vgg13'; there are: vgg16, resnet18"),

@@ -15,23 +15,30 @@ class AdditiveMarginLoss(ClassificationLoss):
         logits:         z_k = s · cos θ_k
         softmax input:  z_k − s·m·[k = y]   in training,   z_k   in evaluation
 
-    `scale` s, `margin` m; `projection` n > 0 puts a Linear(D → n) without bias before the normalisation,
-    which then is the first thing drawn, and 0 takes the feature as it is. A norm below 1e-12 counts as 1e-12:
-    a feature of zeros has cosine 0 to every class.
+    `scale` s, `margin` m; `projection` n > 0 puts a Linear(D → n) before the normalisation, without a bias
+    unless `projection_bias`, which then is the first thing drawn (the weight, then the bias), and 0 takes the
+    feature as it is. A norm below 1e-12 counts as 1e-12: a feature of zeros has cosine 0 to every class.
 
     The loss has a floor above zero, for s is finite: with C classes on a regular simplex it is
     log(1 + (C − 1) · exp(s · (m − C/(C − 1)))), e.g. .531 for C = 100, s = 7.5, m = .35.
     """
 
     def __init__(
-        self, feature_dim: int, classes: int, *, scale: float, margin: float, projection: int
+        self,
+        feature_dim: int,
+        classes: int,
+        *,
+        scale: float,
+        margin: float,
+        projection: int,
+        projection_bias: bool = False,
     ) -> None:
         super().__init__(feature_dim, classes)
         self.scale = positive("scale", scale)
         self.margin = non_negative("margin", margin)
         self.embedding_dim = whole("projection", projection, at_least=0) or feature_dim
         self.projection: nn.Module = (
-            nn.Linear(feature_dim, projection, bias=False) if projection else nn.Identity()
+            nn.Linear(feature_dim, projection, bias=projection_bias) if projection else nn.Identity()
         )
 
     def embed(self, features: Tensor) -> Tensor:

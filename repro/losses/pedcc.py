@@ -2,7 +2,8 @@
 evenly-distributed class centroids*, IEEE Access 2019.
 """
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from repro.errors import UsageError
 from repro.losses.additive_margin import AdditiveMarginLoss
@@ -10,6 +11,7 @@ from repro.losses.arguments import non_negative
 from repro.losses.centroids import evenly_distributed
 
 DISTANCES = ("squared-norm", "element-mean", "sum")
+EMBEDDINGS = ("linear", "linear-bias", "linear-bn")
 
 
 class PEDCC(AdditiveMarginLoss):
@@ -29,7 +31,18 @@ class PEDCC(AdditiveMarginLoss):
 
     `projection`: 512 by default, because a pooled feature comes after a ReLU. Against a randomly rotated
     simplex a vector without negative entries can't pass a cosine of about √½, so with `projection=0` on such
-    a feature the loss can't come near its floor. Drawn in order: the projection (n, D), then the centroids.
+    a feature the loss can't come near its floor. `embedding` says how the projection gives x:
+
+        linear        x = V·f             as in the rest of this class
+        linear-bias   x = V·f + b         the ResNet of POD-Loss's public code
+        linear-bn     x = BN(V·f)         the VGG of the authors' public code
+
+    BN is BatchNorm1d(n) without γ and β, with torch's ε = 1e-5 and momentum 0.1. In training it normalises by
+    batch statistics, so a batch of one raises ValueError; in evaluation by running ones. In all three
+    x̂ = x/‖x‖. With `projection=0` only "linear" is allowed: there is no projection to add a bias or BN to.
+
+    Drawn in order: the projection's weight V (n, D), its bias b (n,) if it has one, then the centroids. Batch
+    norm draws nothing.
     """
 
     centroids: Tensor
@@ -44,13 +57,36 @@ class PEDCC(AdditiveMarginLoss):
         distance_weight: float = 1.0,
         distance: str = "squared-norm",
         projection: int = 512,
+        embedding: str = "linear",
     ) -> None:
-        super().__init__(feature_dim, classes, scale=scale, margin=margin, projection=projection)
+        if embedding not in EMBEDDINGS:
+            raise UsageError(f"embedding: expected one of {', '.join(EMBEDDINGS)}, got {embedding!r}")
+        if embedding != "linear" and projection == 0:
+            raise UsageError(
+                f"embedding: {embedding!r} needs a projection above 0, got projection = 0; "
+                "leave embedding out, or set projection to 512"
+            )
+        super().__init__(
+            feature_dim,
+            classes,
+            scale=scale,
+            margin=margin,
+            projection=projection,
+            projection_bias=embedding == "linear-bias",
+        )
+        self.norm: nn.Module = nn.Identity()
+        if embedding == "linear-bn":
+            self.norm = nn.BatchNorm1d(projection, affine=False)
+            self.min_training_batch = 2  # over one image the variance is zero
         self.distance_weight = non_negative("distance_weight", distance_weight)
         if distance not in DISTANCES:
             raise UsageError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
         self.distance = distance
         self.register_buffer("centroids", evenly_distributed(classes, self.embedding_dim))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """x̂, (B, d) on the unit sphere; in training "linear-bn" also updates its running statistics."""
+        return F.normalize(self.norm(self.projection(features)), dim=1)
 
     def extra_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
         """w times the distance of the embeddings (B, d) to their own centroids, a scalar."""

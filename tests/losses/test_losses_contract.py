@@ -5,10 +5,11 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from repro.errors import UsageError
 from repro.losses import LOSSES, build, parameters
-from repro.recipes import LOSS_PARAMETERS
+from repro.recipes import LOSS_PARAMETERS, PEDCCParameters
 
 BATCH, DIM, CLASSES = 8, 12, 5
 VALUES = {
@@ -146,6 +147,40 @@ def test_scaled_bn_in_training_refuses_a_batch_of_one_and_evaluates_it():
         loss(features[:1], labels[:1])
     loss.eval()
     assert loss(features[:1], labels[:1])[0].isfinite()
+
+
+def test_pedcc_with_batch_norm_refuses_a_training_batch_of_one_and_evaluates_by_running_statistics():
+    loss, features, labels = example("pedcc", embedding="linear-bn")
+    with pytest.raises(ValueError, match="at least two samples"):
+        loss(features[:1], labels[:1])
+    loss(features, labels)
+    raw = features @ loss.projection.weight.detach().T
+    mean, variance = 0.1 * raw.mean(dim=0), 0.9 + 0.1 * raw.var(dim=0, unbiased=True)
+    loss.eval()
+    expected = F.normalize((raw - mean) / (variance + 1e-5).sqrt(), dim=1)
+    torch.testing.assert_close(loss.embed(features), expected)
+    assert loss(features[:1], labels[:1])[0].isfinite()
+
+
+@pytest.mark.parametrize("embedding", ["linear-bias", "linear-bn"])
+def test_an_embedding_of_pedcc_without_a_projection_is_refused_here_and_in_a_toml(embedding):
+    with pytest.raises(UsageError, match=f"embedding: '{embedding}' needs a projection above 0, got"):
+        example("pedcc", embedding=embedding, projection=0)
+    with pytest.raises(ValidationError, match=f"embedding = '{embedding}' needs a projection above 0"):
+        PEDCCParameters(scale=7.5, margin=0.35, embedding=embedding, projection=0)
+
+
+def test_every_embedding_of_pedcc_draws_the_same_projection():
+    """So that a seed's runs differ in the embedding alone; a bias is drawn between it and the centroids."""
+    drawn = {
+        name: example("pedcc", embedding=name)[0].state_dict()
+        for name in ("linear", "linear-bias", "linear-bn")
+    }
+    for state in drawn.values():
+        assert torch.equal(state["projection.weight"], drawn["linear"]["projection.weight"])
+    assert torch.equal(drawn["linear"]["centroids"], drawn["linear-bn"]["centroids"])
+    torch.manual_seed(0)
+    assert torch.equal(drawn["linear-bias"]["projection.bias"], torch.nn.Linear(DIM, 6).bias)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "scaled-bn"])
@@ -291,6 +326,10 @@ def test_what_is_trained_is_what_the_formulas_call_learnt():
         "logit-z-score": ["classifier.weight"],
         "label-smoothing": ["classifier.bias", "classifier.weight"],
     }
+    with_bias, _, _ = example("pedcc", embedding="linear-bias")
+    assert [name for name, _ in with_bias.named_parameters()] == ["projection.weight", "projection.bias"]
+    with_bn, _, _ = example("pedcc", embedding="linear-bn")
+    assert [name for name, _ in with_bn.named_parameters()] == ["projection.weight"]
     affine, _, _ = example("scaled-bn", affine=True)
     assert {"norm.weight", "norm.bias"} < {name for name, _ in affine.named_parameters()}
     assert "centroids" in example("pedcc")[0].state_dict()
@@ -351,6 +390,7 @@ def test_the_parameters_of_each_loss_and_their_defaults():
             "distance_weight": 1.0,
             "distance": "squared-norm",
             "projection": 512,
+            "embedding": "linear",
         },
         "scaled-bn": {
             "scale": empty,
@@ -387,6 +427,7 @@ def test_the_parameters_of_each_loss_and_their_defaults():
         ("am-softmax", "projection", 2.0),
         ("pedcc", "projection", -1),
         ("pedcc", "distance", "cosine"),
+        ("pedcc", "embedding", "bn"),
         ("pedcc", "distance_weight", "1"),
         ("scaled-bn", "scale", True),
         ("scaled-bn", "eps", 0.0),

@@ -21,6 +21,9 @@ CASES = [
     ("pedcc", {"scale": 7.5, "margin": 0.35, "projection": 0, "distance_weight": 0.3}),
     ("pedcc", {"scale": 10.0, "margin": 0.5, "projection": 5, "distance": "element-mean"}),
     ("pedcc", {"scale": 10.0, "margin": 0.5, "projection": 5, "distance": "sum", "distance_weight": 2.0}),
+    ("pedcc", {"scale": 7.5, "margin": 0.35, "projection": 6, "embedding": "linear-bias"}),
+    ("pedcc", {"scale": 7.5, "margin": 0.35, "projection": 6, "embedding": "linear-bn"}),
+    ("pedcc", {"scale": 10.0, "margin": 0.5, "projection": 5, "embedding": "linear-bn", "distance": "sum"}),
     ("scaled-bn", {"scale": 0.8}),
     ("scaled-bn", {"scale": 1.0, "affine": True, "eps": 0.1}),
     ("scaled-bn", {"scale": 1.0, "statistics": "full-batches"}),
@@ -84,8 +87,24 @@ def reference_am_softmax(x, labels, state, values):
     return mean_cross_entropy(with_margin(rows, labels, values["scale"], values["margin"]), labels)
 
 
+def standardised(rows):
+    """Each coordinate less its mean over the batch, by √(its biased variance + 1e-5), a coordinate at a time."""
+    out = [[0.0] * len(rows[0]) for _ in rows]
+    for j in range(len(rows[0])):
+        column = [row[j] for row in rows]
+        mean = sum(column) / len(column)
+        variance = sum((value - mean) ** 2 for value in column) / len(column)
+        for i, value in enumerate(column):
+            out[i][j] = (value - mean) / math.sqrt(variance + 1e-5)
+    return [np.array(row) for row in out]
+
+
 def reference_pedcc(x, labels, state, values):
     x = projected(x, state)
+    if values.get("embedding") == "linear-bias":
+        x = [xi + state["projection.bias"] for xi in x]
+    elif values.get("embedding") == "linear-bn":
+        x = standardised(x)
     rows = with_margin(cosines(x, state["centroids"]), labels, values["scale"], values["margin"])
     squares = [sum((unit(xi) - state["centroids"][y]) ** 2) for xi, y in zip(x, labels, strict=True)]
     divisor = {"squared-norm": len(x), "element-mean": len(x) * len(x[0]), "sum": 1}
