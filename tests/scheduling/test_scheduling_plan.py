@@ -128,6 +128,10 @@ def test_runs_that_share_a_gpu_share_its_speed(bench):
     ("name", "dataset", "network", "rate"),
     [
         ("NVIDIA H200", "cifar100", "resnet18", 127e3),
+        ("NVIDIA H100 80GB HBM3", "cifar100", "resnet18", 108e3),
+        ("NVIDIA H100 80GB HBM3", "tiny-imagenet", "vgg16", 57e3),
+        ("NVIDIA GeForce RTX 4090", "cifar100", "vgg16", 49e3),
+        ("NVIDIA GeForce RTX 4090", "facescrub", "resnet50", 6.9e3),
         ("NVIDIA A100-SXM4-80GB", "cifar100", "vgg16", 96e3),
         ("NVIDIA GeForce RTX 3090", "cifar100", "resnet50", 5.1e3),
         ("NVIDIA GeForce GTX 1080 Ti", "tiny-imagenet", "vgg16", 1.3e3),
@@ -159,6 +163,24 @@ def test_an_unknown_device_gets_no_estimate(bench, device):
     assert plan.duration is None
     assert plan.columns[0].source == f"no estimate: no speed measured on {device.name} yet"
     assert json.loads(plan.to_json())["duration"] is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GH200 480GB",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ],
+)
+def test_a_card_of_another_model_borrows_no_roofline(bench, name):
+    """Its name holds that of a known card, its bandwidth is another."""
+    preset = bench.registry.preset("paper")
+    (column,) = plan_of(bench, missing(paper_runs(bench)), [slot(name=name)], preset).columns
+    assert column.duration is None
 
 
 def test_narrow_networks_are_not_estimated_from_a_roofline(bench):
