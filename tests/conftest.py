@@ -1,6 +1,10 @@
 """Fixtures for every folder of tests: the real data beside the project, where they are."""
 
 import os
+
+# Before CUDA starts: cuBLAS reads it once per process, at the first matrix product of whichever test comes first.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -274,7 +274,7 @@ def _run(state: RunState, preset: Preset) -> RunPart:
     best = ""
     if result.best_accuracy is not None and result.best_epoch is not None:
         best = f"{result.best_accuracy:.2f} % after epoch {result.best_epoch + 1}"
-    shared = f", shared with {made.co_tenants} more" if made.co_tenants else ""
+    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
     dirty = " with local changes" if made.git_dirty else ""
     attempts = "; ".join(
         f"{attempt.number}: {attempt.outcome}"

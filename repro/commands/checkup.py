@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from configparser import ConfigParser
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+import repro
 from repro.commands.context import Context
 from repro.cores import memory_bytes, usable_cores
 from repro.data import listing, verify
@@ -44,7 +46,7 @@ def check_python() -> Iterator[Finding]:
     """This Python, and every package that the project asks for, against its lower bound."""
     yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
     unmet = []
-    for requirement in requires("scaled-bn-repro") or ():
+    for requirement in _requirements():
         name, least = re.match(r"([\w-]+)\s*(?:>=\s*([\w.]+))?", requirement).groups()  # type: ignore[union-attr]
         if "extra ==" in requirement:
             continue
@@ -284,6 +286,15 @@ def check_executor(executor: str) -> Iterator[Finding]:
         else:
             partitions = "; ".join(line.strip() for line in asked.stdout.splitlines())
             yield Finding("slurm", "ok", f"partitions (name, state, nodes): {partitions}")
+
+
+def _requirements() -> list[str]:
+    """What the package needs: by the `setup.cfg` of its source tree, which may run uninstalled, else as installed."""
+    configuration = ConfigParser()
+    configuration.read(Path(repro.__file__).parent.parent / "setup.cfg")
+    if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":
+        return configuration["options"]["install_requires"].split()
+    return requires("scaled-bn-repro") or []
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class Parity:
         """A line a run, then the mean difference with its 95 % interval (Student's t over the pairs)."""
         lines = [f"{one.run}: {_accuracy(one)} → {_accuracy(other)}" for one, other in self.pairs]
         for name, records in zip(("first", "second"), zip(*self.pairs, strict=True), strict=True):
-            ways = {f"{r.provenance.precision}, {'+'.join(r.provenance.techniques)}" for r in records}
+            ways = {f"{r.provenance.precision}, {'+'.join(r.provenance.accelerations)}" for r in records}
             lines.append(f"{name}: {'; '.join(sorted(ways))}")
         differences = self.differences
         if len(differences) < 2:

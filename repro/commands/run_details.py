@@ -104,17 +104,20 @@ def _parts(state: RunState, record: RunRecord) -> Iterator[Text | RichTable]:
     facts.add_row("loss", f"{record.config.loss}{f' ({parameters})' if parameters else ''}")
     recipe = record.config.recipe.model_dump(exclude_none=True)
     facts.add_row("recipe", ", ".join(f"{key} {_plain(value)}" for key, value in recipe.items()))
-    shared = f", shared with {made.co_tenants} more" if made.co_tenants else ""
-    facts.add_row("device", f"{made.device}, {made.precision}{shared}; {', '.join(made.techniques)}")
+    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
+    facts.add_row("device", f"{made.device}, {made.precision}{shared}; {', '.join(made.accelerations)}")
     facts.add_row(
         "speed", f"{made.images_per_second:,.0f} images/s, {made.peak_memory_bytes / 2**30:.1f} GiB at most"
     )
+    if made.energy_joules is not None:
+        facts.add_row("energy", f"{made.energy_joules / 1000:,.1f} kJ")
     facts.add_row(
         "code", f"commit {made.git_commit or 'unknown'}{' with local changes' if made.git_dirty else ''}"
     )
-    facts.add_row(
-        "tools", ", ".join([f"Python {made.python}", *(f"{k} {v}" for k, v in made.versions.items())])
-    )
+    tools = {"Python": made.python, **{name: made.packages.get(name) for name in ("torch", "numpy")}}
+    tools |= {"CUDA": made.cuda, "cuDNN": made.cudnn, "driver": made.driver}
+    facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in tools.items() if version))
+    facts.add_row("system", f"{made.system}, {made.kernel}, {made.processor}")
     for attempt in made.attempts:
         resumed = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
         facts.add_row(
