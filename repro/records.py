@@ -52,7 +52,8 @@ class Epoch(_Part):
     """One epoch of training; means are over every training image of the epoch, as trained on.
 
     `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included (Eq. 8);
-    `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch.
+    `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch;
+    `feature_norm` the mean of ‖f_i‖₂, `gradient_times_feature` that of ‖∂ΣL/∂f_i‖₂ · ‖f_i‖₂.
     Test figures are None in epochs that were not evaluated; losses None where they were not finite.
     """
 
@@ -62,6 +63,8 @@ class Epoch(_Part):
     train_accuracy: float
     gradient_at_logits: float | None
     gradient_at_features: float | None
+    feature_norm: float | None = None
+    gradient_times_feature: float | None = None
     test_loss: float | None
     test_accuracy: float | None
     seconds: float
