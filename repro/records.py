@@ -84,8 +84,8 @@ class Result(_Part):
     `correct_images` has one bit per test image in the data set's order, 1 where it was classified correctly:
     base64 of the bits packed as `numpy.packbits` does, padded with zeros to whole bytes.
 
-    A run has diverged where the training loss or the logits of the last evaluation are NaN or infinite. It has
-    `diverged_in`, the 0-indexed epoch, no accuracy and no `correct_images`.
+    A run has diverged where the training loss or the logits of the last evaluation are NaN or infinite. It
+    has `diverged_in`, the 0-indexed epoch, no accuracy and no `correct_images`.
     """
 
     accuracy: float | None

@@ -35,7 +35,7 @@ def test_claim_6_finds_the_records_of_its_two_controls(context):
     shown = {label: effect.value for label, effect in claim.shown}
     assert shown["z · 2"] == pytest.approx(accuracy[CONTROL] - accuracy[OTHER])
     assert shown["without a bias"] == pytest.approx(accuracy[NO_BIAS] - accuracy[OTHER])
-    assert claim.word is ClaimWord.UNDECIDED
+    assert claim.word is ClaimWord.INTERIM
     assert "logit-scale-s2: 8 of 9 runs (not run yet: 8)" in claim.missing
     assert "cross-entropy+bias=false: 8 of 9 runs (not run yet: 8)" in claim.missing
 

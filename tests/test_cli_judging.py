@@ -47,7 +47,7 @@ def test_claims_are_judged_from_partial_records_and_name_their_rules(results, me
     text = repro("claims", "--preset", "quick", "--results", results, check=0).stdout
     assert text.startswith("QUICK: ")
     assert RULES in text
-    assert text.count("Undecided:") == 6
+    assert text.count("Interim:") == 6
     content = json.loads(repro("claims", "--json", "--preset", "quick", "--results", results, check=0).stdout)
     assert content["rules"] == {"file": "experiments/claims.toml", "sha256": RULES}
     assert (len(content["cells"]), len(content["claims"])) == (72, 6)
@@ -61,7 +61,7 @@ def test_a_damaged_record_is_named_and_ends_with_4(results):
     path.write_text(path.read_text()[:-40])
     done = repro("claims", "--preset", "quick", "--results", results, check=4)
     assert str(path) in done.stderr
-    assert done.stdout.count("Undecided:") == 6, "what is left is still judged"
+    assert done.stdout.count("Interim:") == 6, "what is left is still judged"
 
 
 def test_the_audit_needs_no_record():

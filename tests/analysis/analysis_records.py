@@ -254,6 +254,7 @@ def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epo
         if loss == "scaled-bn":
             logits = 0.12 / scale + 0.95 * remaining
         logits *= float(np.exp(random.normal(0, 0.01)))
+        length = {"cross-entropy": 14.0, "scaled-bn": 9.0}.get(loss, 11.0)
         epochs.append(
             Epoch(
                 epoch=epoch,
@@ -262,8 +263,8 @@ def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epo
                 train_accuracy=None if hot else min(100.0, 100 * share),
                 gradient_at_logits=None if hot else logits,
                 gradient_at_features=None if hot else logits * features,
-                feature_norm=None if hot else 8.0,
-                gradient_times_feature=None if hot else 8.0 * logits * features,
+                feature_norm=None if hot else length,
+                gradient_times_feature=None if hot else 0.9 * logits * features * length,
                 test_loss=None if hot or not evaluated else 1.2,
                 test_accuracy=None if hot or not evaluated else test,
                 seconds=41.0,

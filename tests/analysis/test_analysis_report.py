@@ -141,8 +141,8 @@ def test_a_table_without_a_run_is_folded_where_another_has_some():
 
 def test_a_verdict_is_said_once(states, registry, paper):
     text = report_of(states, registry, paper)
-    assert "</b>: Undecided" not in text
-    assert "undecided</b>: 0 of the 6 whole columns" in text
+    assert "</b>: Interim" not in text
+    assert "interim</b>: 0 of 9 columns complete; the verdict is given at 9" in text
 
 
 def test_the_same_records_give_the_same_bytes(states, registry, paper):

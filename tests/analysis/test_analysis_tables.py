@@ -87,8 +87,8 @@ def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
     assert render_tables(summaries, registry, quick, "csv") == (
         "preset,table,dataset,network,loss,label,axes,n,expected,diverged,mean,std,reported_mean,"
         "reported_std,difference,seeds,accuracies,best_accuracies,not_counted,notes,verdict,so_far,"
-        "low_ddof1,high_ddof1,p_difference_ddof1,p_difference_adjusted_ddof1,p_equivalence_ddof1,"
-        "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_difference_ddof0,p_difference_adjusted_ddof0,"
+        "low_ddof1,high_ddof1,p_beyond_ddof1,p_beyond_adjusted_ddof1,p_equivalence_ddof1,"
+        "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_beyond_ddof0,p_beyond_adjusted_ddof0,"
         "p_equivalence_ddof0,p_equivalence_adjusted_ddof0\n"
         "quick,1,cifar100,vgg16,cross-entropy,Cross-entropy Loss,,3,3,0,71.9,0.19999999999999574,71.86,0.14,"
         "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,,,,,,,,,,,,,,,\n"

@@ -483,7 +483,8 @@ def test_a_compilers_advice_on_tf32_is_no_error(registry, monkeypatch):
 
     def advise(module, *inputs):
         warnings.warn(
-            "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled."
+            "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.",
+            stacklevel=1,
         )
         return module(*inputs)
 
