@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -29,7 +30,9 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, subject: Subject) -> None:
         manifest = subject.data.manifest
-        self._arrays = subject.data.train
+        # A copy of pixels in the layout of torchvision's CIFAR100, (N, H, W, 3): PIL reads it as it is.
+        self._images = np.ascontiguousarray(subject.data.train.images.transpose(0, 2, 3, 1))
+        self._labels = subject.data.train.labels
         self._transform = transforms.Compose(
             [
                 transforms.RandomCrop(manifest.image_size, padding=subject.config.recipe.crop_padding),
@@ -40,11 +43,10 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         )
 
     def __len__(self) -> int:
-        return len(self._arrays.labels)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self._arrays.images[index].transpose(1, 2, 0))
-        return self._transform(image), int(self._arrays.labels[index])
+        return self._transform(Image.fromarray(self._images[index])), int(self._labels[index])
 
 
 @dataclass

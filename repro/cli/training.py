@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.options import FILE, LOG, cluster, devices, places, selection, stoppable, techniques, write
+from repro.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     from repro.commands.context import Context
@@ -101,6 +102,7 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
     This is what every executor launches; pasting its line repeats a run. An id is
     dataset/network/loss[+axis=value]/seedK, as in cifar100/resnet18/scaled-bn-m1/seed0.
     """
+    keep_freed_memory()  # before torch is imported
     from repro.commands.train import train as train_runs
     from repro.commands.worker import TrainOptions
 
@@ -129,6 +131,7 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
 @click.option("--wait", is_flag=True, help="Say `ready`, then wait for a line before measuring.")
 def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None:
     """Measure how fast a run would train here and the memory it takes, on generated data; writes nothing."""
+    keep_freed_memory()  # before torch is imported
     from repro.commands.probe import ProbeOptions
     from repro.commands.probe import probe as measure
 
@@ -156,17 +159,24 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
 @click.option(
     "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the cores]")
-@click.option("--deterministic", is_flag=True, help="What it costs to be bitwise repeatable.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads.  [default: the cores; for plain and tuned torch's own]",
+)
+@click.option("--deterministic", is_flag=True, help="What it costs our loop to be bitwise repeatable.")
 @techniques
 @click.option("--json", "json_file", type=FILE, help="Write everything to a file as JSON too.")
 @click.option("--plot", type=FILE, help="Draw it: a .png or .pdf.")
 def bench(context: "Context", alone: bool, json_file: Path | None, plot: Path | None, **options: Any) -> None:
-    """Measure training here: images a second beside the device's roofline and two other loops. Minutes.
+    """Measure training here: images per second beside the device's roofline and two other loops. Minutes.
 
-    plain: float32, DataLoader with a worker a core, PIL transforms, `.item()` every step. tuned:
-    channels_last, bf16 and torch.compile. All run in turn, window by window. Uses prepared data where there
-    are some, else generated ones, and says which.
+    plain: float32, DataLoader with a worker per core, PIL transforms, `.item()` every step. tuned:
+    channels_last, bf16 and torch.compile. Each has a process of its own, and they run in turn, window by
+    window. Uses prepared data where there are some, else generated ones, and says which.
+
+    On a busy machine, or where a program's windows vary more than 2-fold, the result is marked
+    "not trustworthy", in the JSON file too.
     """
     from repro.commands.bench import BenchOptions
     from repro.commands.bench import bench as measure

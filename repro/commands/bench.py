@@ -3,31 +3,33 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
 
-from repro.benchmark.ours import OwnLoop, measuring_seconds
+from repro.benchmark.ours import measuring_seconds
+from repro.benchmark.processes import OURS, PLAIN, TUNED, Program, started
+from repro.benchmark.programs import used_precision
 from repro.benchmark.rates import Rates, measure_rates
-from repro.benchmark.result import OURS, PLAIN, TUNED, BenchResult, Found, Machine
-from repro.benchmark.rivals import RivalLoop
+from repro.benchmark.result import BenchResult, Found, Machine, at_once
 from repro.benchmark.roofline import count_kernels, roofline_seconds
 from repro.benchmark.subject import SETS, Subject, make_subject
-from repro.benchmark.windows import Speed, Step, measure
+from repro.benchmark.windows import measure
 from repro.commands.context import Context
 from repro.commands.provenance import device_name, git_state
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import choose_device
 from repro.cores import memory_bytes, usable_cores
 from repro.errors import UsageError
-from repro.scheduling.probing import ProbeCommand, ProbeFailedError
-from repro.scheduling.probing import measure as measure_probes
-from repro.scheduling.slots import find_slots
+from repro.machine import busy_share
 from repro.training.loop import build
 from repro.training.precision import Precision, choose_precision
 from repro.training.techniques import Techniques
+
+_BUSY_SECONDS = 2.0
+"""How long it is watched, before anything of ours runs, whether other programs use the machine."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ class BenchOptions:
 
 
 def bench(context: Context, options: BenchOptions, say: Callable[[str], None]) -> BenchResult:
-    """Measures every combination of networks, sizes and losses; `say` hears how far it is."""
+    """Measures every combination of networks, sizes and losses; `say` hears how far it is.
+
+    On a busy machine too, and however the windows vary: the result then says that it is not trustworthy.
+    """
+    busy = busy_share(_BUSY_SECONDS)
     threads = options.threads or usable_cores()
     torch.set_num_threads(threads)
     device = choose_device(options.device)
     precision = choose_precision(device, options.precision)
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
     techniques = choose_techniques(
         device, COMPILING_PAYS_FROM, options.switch_on, options.switch_off, options.deterministic
     )
@@ -75,6 +77,8 @@ def bench(context: Context, options: BenchOptions, say: Callable[[str], None]) -
     load = os.getloadavg()[0]
     say(f"measuring {device_name(device)}")
     rates = measure_rates(device, precision.name)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the programs' processes need the memory
     machine = Machine(
         device=device_name(device),
         device_kind=device.type,
@@ -85,9 +89,12 @@ def bench(context: Context, options: BenchOptions, say: Callable[[str], None]) -
         matmul=rates.matmul,
         copy=rates.copy,
         load=load,
+        busy=busy,
         commit=git_state(context.project.root)[0],
         versions=_versions(),
     )
+    for doubt in machine.doubts():
+        say(f"not trustworthy: {doubt}")
     found = [
         _Bench(context, subject, options, precision, techniques, threads, rates, say).run()
         for subject in subjects
@@ -105,7 +112,7 @@ def _subject(context: Context, network: str, size: int, loss: str) -> Subject:
 
 @dataclass(frozen=True)
 class _Bench:
-    """One subject's measurements, in order: alone beside the rivals, packed, what measuring costs."""
+    """One subject's measurements: all programs in turn, then what measuring costs."""
 
     context: Context
     subject: Subject
@@ -119,13 +126,14 @@ class _Bench:
     def run(self) -> Found:
         manifest, config = self.subject.data.manifest, self.subject.config
         network, _ = build(config, manifest.image_size, manifest.classes)
-        precision = self.techniques.layout(self.precision.for_network(network))
+        precision = used_precision(self.subject, self.precision, self.techniques)
         batch = config.recipe.batch_size
         kernels = count_kernels(network, batch, manifest.image_size, precision.name)
         notes: list[str] = []
-        preparing: dict[str, float] = {}
-        speeds = self._speeds(precision, notes, preparing)
-        packed = self._packed(precision, notes)
+        with started(self.programs(), notes, self._say) as running:
+            preparing = {name: program.prepared.seconds for name, program in running.items()}
+            windows = {name: program.window for name, program in running.items()}
+            speeds = measure(windows, self.options.rounds, self.options.seconds, self._say)
         measuring = measuring_seconds(self.subject, precision)
         return Found(
             name=self.subject.name,
@@ -134,7 +142,7 @@ class _Bench:
             loss=config.loss,
             batch_size=batch,
             data="generated" if self.subject.generated else manifest.title,
-            techniques=self._used(precision, notes),
+            techniques=self._used(precision),
             unmeasured=unmeasured(precision.device, self.techniques),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             gflop_an_image=sum(kernel.flop for kernel in kernels) / batch / 1e9,
@@ -142,74 +150,66 @@ class _Bench:
             roofline=batch / roofline_seconds(kernels, self.rates),
             speeds=speeds,
             preparing=preparing,
-            packed=packed,
             packed_how=self._packed_how(),
             measuring=measuring,
             notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _speeds(
-        self, precision: Precision, notes: list[str], preparing: dict[str, float]
-    ) -> dict[str, Speed]:
-        loops: dict[str, OwnLoop | RivalLoop] = {
-            OURS: OwnLoop(self.subject, precision, self.techniques, say=notes.append)
-        }
+    def programs(self) -> dict[str, Program]:
+        """What is measured, by name: ours as `repro train` starts it, and the others as a script starts."""
+        ours = Program(
+            kind=OURS,
+            run_id=self.subject.run_id,
+            config=self.subject.config,
+            image_size=self.subject.data.manifest.image_size,
+            data_dir=self.context.project.data,
+            device=str(self.precision.device),
+            precision=self.precision.name,
+            threads=self.threads,
+            techniques=self.techniques.names(),
+            deterministic=self.options.deterministic,
+            keeps_freed_memory=True,
+        )
+        programs = {OURS: ours}
+        for copies in self._copies():
+            programs[at_once(copies)] = (
+                replace(ours, runs=copies)
+                if self._on_gpu
+                else replace(ours, processes=copies, threads=max(1, self.threads // copies))
+            )
         for name in ("compile", "cuda-graph"):
             if name in self.techniques.names():
-                without = self.techniques.switched(off=[name])
-                loops[f"ours, no {name}"] = OwnLoop(self.subject, precision, without, say=notes.append)
-        if PLAIN in self.options.against:
-            contiguous = torch.contiguous_format
-            in_float32 = replace(precision, name="fp32", memory_format=contiguous)
-            loops[PLAIN] = RivalLoop(self.subject, in_float32, tuned=False)
-        if TUNED in self.options.against:
-            loops[TUNED] = RivalLoop(self.subject, precision, tuned=True)
-        programs: dict[str, Step] = {}
-        for name, loop in loops.items():
-            self.say(f"{self.subject.name}: preparing {name}")
-            programs[name] = loop.start()
-            preparing[name] = loop.preparing
-            programs[name]()  # the second step still fills caches
-        return measure(programs, precision.device, self.options.rounds, self.options.seconds, self.say)
+                without = self.techniques.switched(off=[name]).names()
+                programs[f"ours, no {name}"] = replace(ours, techniques=without)
+        for kind in self.options.against:
+            programs[kind] = replace(
+                ours,
+                kind=kind,
+                threads=self.options.threads,
+                techniques=(),
+                deterministic=False,
+                keeps_freed_memory=False,
+            )
+        return programs
 
-    def _packed(self, precision: Precision, notes: list[str]) -> dict[int, float]:
-        """Several runs at once: on a GPU in this process, on a CPU a process each with its share of cores."""
-        speeds: dict[int, float] = {}
-        by_device = (2, 4) if precision.device.type == "cuda" else (2,)
-        for copies in by_device if self.options.packed is None else self.options.packed:
-            self.say(f"{self.subject.name}: {copies} runs at once")
-            if precision.device.type == "cuda":
-                loop = OwnLoop(self.subject, precision, self.techniques, copies, notes.append)
-                step = loop.start()
-                step()
-                measured = measure({OURS: step}, precision.device, self.options.rounds, self.options.seconds)
-                speeds[copies] = measured[OURS].median
-                continue
-            try:
-                speeds[copies] = self._processes(copies)
-            except ProbeFailedError as failure:
-                notes.append(f"{copies} runs at once could not be measured: {failure}")
-        return speeds
+    @property
+    def _on_gpu(self) -> bool:
+        return self.precision.device.type == "cuda"
 
-    def _processes(self, copies: int) -> float:
-        command = ProbeCommand(
-            preset=self.context.preset.name,
-            root=self.context.project.root,
-            data=self.context.project.data,
-            threads=max(1, self.threads // copies),
-            precision=self.options.precision,
-            seconds=self.options.seconds * self.options.rounds,
-        )
-        (slot,) = find_slots(max(1, self.threads // copies), "cpu", cpu_slots=1)
-        answers = measure_probes(command, self.subject.run_id, slot, copies)
-        return sum(answer.images_per_second for answer in answers)
+    def _copies(self) -> tuple[int, ...]:
+        if self.options.packed is not None:
+            return self.options.packed
+        return (2, 4) if self._on_gpu else (2,)
 
     def _packed_how(self) -> str:
-        if self.precision.device.type == "cuda":
-            return "one process, a stream and a graph each"
-        return f"a process each, uncompiled, {self.threads} threads shared"
+        if self._on_gpu:
+            return "one process, a stream and a graph per run"
+        return f"a process per run, {self.threads} threads shared"
 
-    def _used(self, precision: Precision, notes: Sequence[str]) -> tuple[str, ...]:
+    def _say(self, line: str) -> None:
+        self.say(f"{self.subject.name}: {line}")
+
+    def _used(self, precision: Precision) -> tuple[str, ...]:
         used = self.techniques
         if precision.memory_format != torch.channels_last:
             used = used.switched(off=["channels-last"])

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from repro.analysis.style import LABEL_SIZE, QUIET, Margins, figure_style, make_page, save_as
-from repro.benchmark.result import OURS, BenchResult, Found
+from repro.benchmark.processes import OURS
+from repro.benchmark.result import BenchResult, Found
 
 _OURS_COLOUR, _RIVAL_COLOUR = "#0072B2", "#8C8C8C"
 _BAR = 0.24
@@ -14,10 +15,10 @@ def draw_bench(result: BenchResult, path: Path) -> None:
     """Writes the picture as the path's suffix says (png or pdf)."""
     bars = [_bars(found) for found in result.found]
     machine = result.machine
-    caption = (
+    caption = "".join(f"NOT TRUSTWORTHY: {doubt}. " for doubt in result.doubts()) + (
         f"{machine.device}, {machine.precision}, {machine.threads} threads, torch "
-        f"{machine.versions['torch']}. Images a second, the median of {result.rounds} windows of "
-        f"{result.seconds:g} s each, programs by turns; the line marks the roofline kernel by kernel at the "
+        f"{machine.versions['torch']}. Images per second, the median of {result.rounds} windows of "
+        f"{result.seconds:g} s each, programs in turn; the line marks the roofline kernel by kernel at the "
         f"rates measured here: {machine.matmul / 1e12:.2f} TFLOP/s, {machine.copy / 1e9:.1f} GB/s."
     )
     with figure_style():
@@ -41,5 +42,4 @@ def draw_bench(result: BenchResult, path: Path) -> None:
 
 
 def _bars(found: Found) -> list[tuple[str, float]]:
-    alone = [(name, speed.median) for name, speed in found.speeds.items()]
-    return [*alone, *((f"{OURS}, {copies} at once", speed) for copies, speed in found.packed.items())]
+    return [(name, speed.median) for name, speed in found.speeds.items()]
