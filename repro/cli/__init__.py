@@ -10,7 +10,7 @@ import click
 
 from repro import __version__
 from repro.cli.data_sets import data
-from repro.cli.machine import doctor, selftest
+from repro.cli.machine import doctor
 from repro.cli.records import bundle, logs, merge, show_run
 from repro.cli.results import aggregate, audit, check, claims, figures, report
 from repro.cli.training import bench, plan, probe, run, status, train
@@ -47,6 +47,6 @@ for command in (
     plan, run, status, train, probe, bench,
     aggregate, figures, report, claims, audit, check,
     show_run, logs, bundle, merge,
-    doctor, selftest, data,
+    doctor, data,
 ):  # fmt: skip
     main.add_command(command)
