@@ -33,7 +33,7 @@ def settings() -> configparser.ConfigParser:
 
 def texts() -> list[Path]:
     """Every file that people write: code, tests, scripts, experiments, pages."""
-    roots = ("repro", "tests", "experiments", "docs", ".ci")
+    roots = ("repro", "tests", "tools", "experiments", "docs", ".ci")
     inner = [path for root in roots for path in (PROJECT / root).rglob("*") if path.is_file()]
     outer = [path for path in PROJECT.iterdir() if path.is_file()]
     return [
