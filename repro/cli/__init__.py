@@ -10,9 +10,9 @@ import click
 
 from repro import __version__
 from repro.cli.data_sets import data
-from repro.cli.machine import doctor, selftest
+from repro.cli.machine import doctor
 from repro.cli.records import bundle, logs, merge, show_run
-from repro.cli.results import aggregate, audit, check, claims, figures, report
+from repro.cli.results import aggregate, audit, claims, figures, report
 from repro.cli.training import bench, plan, probe, run, status, train
 from repro.errors import ReproError
 
@@ -45,8 +45,8 @@ def main() -> None:
 
 for command in (
     plan, run, status, train, probe, bench,
-    aggregate, figures, report, claims, audit, check,
+    aggregate, figures, report, claims, audit,
     show_run, logs, bundle, merge,
-    doctor, selftest, data,
+    doctor, data,
 ):  # fmt: skip
     main.add_command(command)

@@ -1,6 +1,5 @@
-"""What the records say: aggregate, figures, report, claims, audit, check."""
+"""What the records say: aggregate, figures, report, claims, audit."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,26 +116,3 @@ def audit(as_json: bool) -> None:
     context = Context.open("paper")
     found = audit_numbers(context)
     click.echo(audit_json(found) if as_json else audit_text(found, context.registry), nl=False)
-
-
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.tex")
-@click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
-@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
-def check(file: Path, results: Path | None, data_dir: Path | None) -> None:
-    """Compare the numbers that a LaTeX file quotes with the records, and name each that differs.
-
-    Macros of `repro aggregate --format macros`, \\repronum{cell}{field}{number}, and lines that end in
-    `% repro: cell field …` are compared, also in files that it inputs. Exit code 1 where one differs.
-    """
-    from repro.commands.check import check_file
-    from repro.commands.context import Context
-
-    found = check_file(file, lambda preset: Context.open(preset, results, data_dir))
-    for problem in found.problems:
-        click.echo(problem)
-    for notice in found.notices:
-        click.echo(f"repro: {notice}", err=True)
-    click.echo(f"{found.compared} numbers compared, {len(found.problems)} problems", err=True)
-    if found.problems:
-        sys.exit(1)

@@ -1,7 +1,7 @@
 """The interposer from Python: built with the system's compiler, told by tickets, read from its journal.
 
 `interposer.c` says what it does. A ticket is meant for one process: the next worker or scheduler that starts
-takes it. The journal is one file for the whole selftest, in the order in which things happened.
+takes it. The journal is one file for the whole test, in the order in which things happened.
 """
 
 import errno
@@ -131,7 +131,7 @@ class Interposer:
             )
         except FileNotFoundError:
             raise SetupError(
-                f"selftest --chaos compiles a small library and found no {compiler}: install a C compiler"
+                f"the chaos test compiles a small library and found no {compiler}: install a C compiler"
             ) from None
         except subprocess.CalledProcessError as error:
             raise SetupError(f"{compiler} could not compile {source}:\n{error.stderr.strip()}") from None
@@ -165,7 +165,7 @@ class Interposer:
         return len(list((self.control / "tickets" / role).iterdir()))
 
     def say(self, name: str, *fields: object) -> None:
-        """Adds a line of the selftest's own, in its place among the others."""
+        """Adds a line of the test's own, in its place among the others."""
         line = "\t".join([str(os.getpid()), "chaos", name, *map(str, fields)]) + "\n"
         with (self.control / "journal").open("a") as journal:
             journal.write(line)

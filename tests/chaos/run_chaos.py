@@ -1,4 +1,4 @@
-"""The selftest: undisturbed runs, then rounds of a sweep until there were enough faults, then the report."""
+"""A chaos test: undisturbed runs, then rounds of a sweep until there were enough faults, then the report."""
 
 import random
 import shutil
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from repro.commands.chaos.audit import Finding, audit
-from repro.commands.chaos.damage import Damages
-from repro.commands.chaos.faults import Draw, Tally
-from repro.commands.chaos.interposer import Event, Interposer
-from repro.commands.chaos.report import Report
-from repro.commands.chaos.round import Orphans, Round
-from repro.commands.chaos.sweep import SmallDisk, Sweep, Workload, tracebacks, train_alone
+from chaos.audit import Finding, audit
+from chaos.damage import Damages
+from chaos.faults import Draw, Tally
+from chaos.interposer import Event, Interposer
+from chaos.report import Report
+from chaos.round import Orphans, Round
+from chaos.sweep import SmallDisk, Sweep, Workload, tracebacks, train_alone
 from repro.errors import UsageError
 from repro.records import RunRecord
 
@@ -33,7 +33,7 @@ ALL = (
     "scaled-bn-m0.9",
 )
 IDLE_ROUNDS = 5
-"""Rounds in a row without any fault after which a selftest gives up."""
+"""Rounds in a row without any fault after which a chaos test gives up."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ChaosOptions:
     orphan_seconds: float = 10.0
 
     def what_is_trained(self) -> Workload:
-        """Two runs for a short selftest, one a kind of loss for a longer, the whole column for a long one."""
+        """Two runs for a short test, one per kind of loss for a longer one, the whole column for a long one."""
         if self.workload:
             return self.workload
         return Workload(TWO, epochs=12) if self.faults < 50 else Workload(FEW if self.faults < 200 else ALL)
@@ -62,10 +62,10 @@ def run_chaos(
 
     Raises SetupError without a compiler, or where the runs cannot be trained even undisturbed.
     """
-    home = Path(tempfile.mkdtemp(prefix="repro-selftest-"))
+    home = Path(tempfile.mkdtemp(prefix="repro-chaos-"))
     report = None
     try:
-        report = _Selftest(options, home, say).run(reference)
+        report = _ChaosTest(options, home, say).run(reference)
     finally:
         if report is None or not report.findings:
             shutil.rmtree(home)
@@ -94,7 +94,7 @@ def train_reference(workload: Workload, home: Path) -> Reference:
     return Reference(records, frozenset(commits_and_saves), round(saved / len(records)))
 
 
-class _Selftest:
+class _ChaosTest:
     def __init__(self, options: ChaosOptions, home: Path, say: Callable[[str], None]) -> None:
         self.options = options
         self.home = home
@@ -218,7 +218,7 @@ def _when(event: Event) -> str:
 
 
 def _undone(events: Sequence[Event]) -> int:
-    """How often the selftest damaged a record that had been committed."""
+    """How often the test damaged a record that had been committed."""
     committed: set[Path] = set()
     undone = 0
     for event in events:

@@ -1,9 +1,9 @@
-"""What the scheduler itself costs: `scheduling_cost.py [--runs N] [--queued N] [--seconds S] [--project FOLDER]`.
+"""What the scheduler costs: `scheduling_cost.py [--runs N] [--queued N] [--seconds S] [--project FOLDER]`.
 
 Prints JSON: the seconds a run that a sweep of pretended workers takes longer than the same commands one after
 another; the share of a core that a scheduler uses whose workers are all busy, with so many runs queued; with
-`--project` (made by many_records.py) how long it takes from reading its records to the first worker. For
-measuring, not for tests.
+`--project` (made by many_records.py) how long it takes from reading its records to the first worker.
+Needs tests/scheduling on PYTHONPATH.
 """
 
 import argparse

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from repro.commands.chaos.damage import Damages, age, step_of
-from repro.commands.chaos.interposer import Event
-from repro.commands.chaos.sweep import Sweep
+from chaos.damage import Damages, age, step_of
+from chaos.interposer import Event
+from chaos.sweep import Sweep
 from repro.errors import IntegrityError
 from repro.paths import RunPaths
 from repro.records import Attempt, RunRecord, parse_record

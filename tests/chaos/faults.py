@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, TypeVar
 
-from repro.commands.chaos.interposer import Role, Ticket
+from chaos.interposer import Role, Ticket
 from repro.errors import UsageError
 
 PAUSE = "SIGSTOP, then SIGCONT"

@@ -1,4 +1,4 @@
-/* Stands between the processes of a sweep and the C library (LD_PRELOAD), for `repro selftest --chaos`.
+/* Stands between the processes of a sweep and the C library (LD_PRELOAD), for `python -m chaos`.
  *
  * Counts the calls that change files below REPRO_CHAOS_FOLDER, by what they are part of, and at a call that
  * a ticket names it kills the process, tears the write, or lets the call fail. It also keeps a journal of what

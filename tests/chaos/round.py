@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repro.commands.chaos.damage import Damages
-from repro.commands.chaos.faults import (
+from chaos.damage import Damages
+from chaos.faults import (
     DAMAGES,
     FULL_DISK,
     LOCK_DELETED,
@@ -16,8 +16,8 @@ from repro.commands.chaos.faults import (
     Signalled,
     Tally,
 )
-from repro.commands.chaos.interposer import Role
-from repro.commands.chaos.sweep import SmallDisk, Sweep, SweepProcess, scheduler_of
+from chaos.interposer import Role
+from chaos.sweep import SmallDisk, Sweep, SweepProcess, scheduler_of
 from repro.errors import IntegrityError
 
 BETWEEN_FAULTS = (0.4, 0.8, 1.5, 4.0)

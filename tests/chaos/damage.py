@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repro.commands.chaos.faults import Damage, Draw
-from repro.commands.chaos.sweep import Sweep
+from chaos.faults import Damage, Draw
+from chaos.sweep import Sweep
 from repro.records import RunRecord
 from repro.registry import Run
 
@@ -162,6 +162,6 @@ def _tear(file: Path) -> bool:
 
 def _replace(path: Path, content: bytes) -> None:
     """A new file under the name: an attempt has a link to its record, and that is to keep its content."""
-    draft = path.with_name(f".selftest-{os.getpid()}")
+    draft = path.with_name(f".chaos-{os.getpid()}")
     draft.write_bytes(content)
     draft.replace(path)

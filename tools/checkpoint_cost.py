@@ -1,8 +1,7 @@
-"""What checkpoints cost: `checkpoint_cost.py [--network NAME] [--interval S] [--seconds S] [--folder FOLDER]`.
+"""What checkpoints cost: `checkpoint_cost.py [--network NAME] [--interval S] [--seconds S] [--folder DIR]`.
 
 Trains a network of full width on generated images of CIFAR-100's size for so many seconds, with checkpoints
 as a run writes them, and prints JSON: how large they are, how long one takes, and their share of the time.
-For measuring, not for tests.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from repro.training.checkpoint import Arithmetic, CheckpointFolder
 from repro.training.loop import CHECKPOINT_INTERVAL, train_run
 from repro.training.precision import choose_precision
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -44,6 +43,7 @@ class TimedFolder(CheckpointFolder):
 
 
 def measure(network: str, interval: float, seconds: float, folder: Path) -> dict[str, Any]:
+    """Trains into `folder` for `seconds`; exits where no checkpoint was due within them."""
     registry = Registry.load(ROOT / "experiments")
     config = registry.config(
         registry.parse(f"cifar100/{network}/scaled-bn-m1/seed0"), registry.preset("smoke")

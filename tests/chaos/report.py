@@ -1,11 +1,11 @@
-"""What a selftest found, for people and for programs, and what so many faults without harm allow."""
+"""What a chaos test found, for people and for programs, and what so many faults without harm allow."""
 
 import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from repro.commands.chaos.audit import HARMS, Finding
+from chaos.audit import HARMS, Finding
 from repro.errors import IntegrityError
 
 CONFIDENCE = 0.95
@@ -13,10 +13,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Report:
-    """One selftest. `calls` counts kills at each system call of a commit or a checkpoint's write.
+    """One chaos test. `calls` counts kills at each system call of a commit or a checkpoint's write.
 
     `calls_left_out` are those that an undisturbed run makes and at which nobody was killed; `undone` the
-    committed records that the selftest itself damaged, so that they were committed once more.
+    committed records that the test itself damaged, so that they were committed once more.
     """
 
     faults: int

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from repro.commands.chaos.interposer import Interposer
+from chaos.interposer import Interposer
 from repro.commands.context import Context
 from repro.errors import SetupError
 from repro.paths import RunPaths
@@ -65,7 +65,7 @@ class SmallDisk(AbstractContextManager["SmallDisk"]):
         self.folder.mkdir(parents=True)
         if os.geteuid() == 0:
             options = f"size={_TMPFS_BYTES},mode=0700"
-            command = ["mount", "-t", "tmpfs", "-o", options, "repro-selftest", str(self.folder)]
+            command = ["mount", "-t", "tmpfs", "-o", options, "repro-chaos", str(self.folder)]
             try:
                 self.mounted = subprocess.run(command, capture_output=True).returncode == 0
             except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The chaos selftest: a short one finds nothing, and each planted defect is found and named."""
+"""The chaos test: a short one finds nothing, and each planted defect is found and named."""
 
 import json
 import os
@@ -7,19 +7,19 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import defects
 import pytest
 
-from repro.commands.chaos.report import upper_bound
-from repro.commands.chaos.selftest import FEW, ChaosOptions, run_chaos
-from repro.commands.chaos.sweep import Workload, scheduler_of
+from chaos import defects
+from chaos.report import upper_bound
+from chaos.run_chaos import FEW, ChaosOptions, run_chaos
+from chaos.sweep import Workload, scheduler_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
 def harms(tmp_path, monkeypatch):
-    """Runs selftests with a defect planted in every process of the sweep: the harms found, by kind.
+    """Runs chaos tests with a defect planted in every process of the sweep: the harms found, by kind.
 
     Faults strike at random times: one that comes when the defect cannot show itself finds nothing, so other
     seeds follow until one does, five in all.
@@ -45,8 +45,8 @@ def harms(tmp_path, monkeypatch):
 
 def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are():
     done = subprocess.run(
-        [sys.executable, "-m", "repro", "selftest", "--chaos", "--kind", "record*", "--kind", "power cut"],
-        cwd=ROOT,
+        [sys.executable, "-m", "chaos", "--kind", "record*", "--kind", "power cut"],
+        cwd=ROOT / "tests",
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -54,7 +54,7 @@ def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are()
     )
     assert done.returncode == 2
     first, *kinds = done.stderr.splitlines()
-    assert first == "repro: --kind 'power cut' fits no kind of fault; there are:"
+    assert first == "chaos: --kind 'power cut' fits no kind of fault; there are:"
     assert {"  record torn", "  worker killed at a system call of a commit", "  scheduler: SIGKILL"} < set(
         kinds
     )
@@ -62,10 +62,10 @@ def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are()
 
 @pytest.mark.slow
 @pytest.mark.beside
-def test_a_short_selftest_finds_nothing(tmp_path):
+def test_a_short_chaos_test_finds_nothing(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "repro", "selftest", "--chaos", "--faults", "10", "--seed", "7", "--json"],
-        cwd=ROOT,
+        [sys.executable, "-m", "chaos", "--faults", "10", "--seed", "7", "--json"],
+        cwd=ROOT / "tests",
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -77,7 +77,7 @@ def test_a_short_selftest_finds_nothing(tmp_path):
     assert report["faults"] == sum(report["by_kind"].values())
     assert report["training"] >= 2
     assert report["checkpoints_undisturbed"] >= 2
-    assert list(tmp_path.glob("repro-selftest-*")) == [], "nothing is left behind"
+    assert list(tmp_path.glob("repro-chaos-*")) == [], "nothing is left behind"
     living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     assert [pid for pid in living if scheduler_of(pid) is not None] == []
 
@@ -145,15 +145,3 @@ def test_some_harm_bounds_it_as_clopper_and_pearson_do():
     assert upper_bound(1, 100) == pytest.approx(0.04655981, rel=1e-5)
     assert upper_bound(5, 50) == pytest.approx(0.1988330, rel=1e-5)
     assert upper_bound(3, 3) == 1.0
-
-
-def test_a_selftest_that_tests_nothing_says_so():
-    done = subprocess.run(
-        [sys.executable, "-m", "repro", "selftest"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "repro: the only selftest so far is `repro selftest --chaos`\n"

@@ -1,8 +1,8 @@
 """A project with as many records as asked for: `many_records.py FOLDER RECORDS [--seeds N] [--epochs N]`.
 
 FOLDER becomes a project of its own (set REPRO_ROOT to it) whose preset `many` has seeds enough for RECORDS
-runs, `--seeds` more if some are to stay queued, and the paper's 100 epochs a record. For measuring, not
-for tests: 100,000 records are 4 GB.
+runs, `--seeds` more if some are to stay queued, and the paper's 100 epochs per record; 100,000
+records are 4 GB. Needs tests/scheduling on PYTHONPATH.
 """
 
 import argparse
