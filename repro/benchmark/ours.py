@@ -82,7 +82,7 @@ def _advance(steps: Generator[None, None, TrainedRun], seen: _Seen, subject: Sub
 
 
 def measuring_seconds(subject: Subject, precision: Precision) -> float:
-    """What a step spends on the numbers that a record tells of it: loss, accuracy, norms of features and gradients.
+    """What a step spends on the numbers that a record tells of it: loss, accuracy, and norms.
 
     The same work on tensors of the same shapes, many times in a row; on a GPU as one graph, as in a step.
     """

@@ -289,7 +289,7 @@ def check_executor(executor: str) -> Iterator[Finding]:
 
 
 def _requirements() -> list[str]:
-    """What the package needs: by its source tree's `setup.cfg`, which may run uninstalled, else as installed."""
+    """What the package needs: by its source tree's `setup.cfg`, else by its installed metadata."""
     configuration = ConfigParser()
     configuration.read(Path(repro.__file__).parent.parent / "setup.cfg")
     if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":

@@ -66,7 +66,7 @@ class EpochSums:
         images: Tensor,
         labels: Tensor,
     ) -> None:
-        """Adds a batch of `images` (B, 3, H, W); `loss` is its mean, `feature_gradient` ∂loss/∂`features` (B, D).
+        """Adds a batch of `images` (B, 3, H, W): `loss` is its mean, `feature_gradient` (B, D) is ∂`loss`/∂f.
 
         `softmax_gradient` (B, C) is that at the softmax's input, p − y (Eq. 8) under cross-entropy. Both are
         recorded of the loss summed over the batch, hence a factor B for the second.

@@ -48,9 +48,3 @@ def test_the_command_prints_it_and_tells_of_a_wrong_use(two_ways):
     assert done.returncode == 0, done.stderr
     assert "second − first" in done.stdout
     assert subprocess.run(command[:-1], cwd=ROOT, capture_output=True).returncode == 2
-
-
-def test_the_comparison_in_the_docs_is_that_of_the_committed_records():
-    parity = compare(ROOT / "docs" / "bench" / "plain", ROOT / "results")
-    assert len(parity.pairs) == 6
-    assert "\n".join(parity.lines()) in (ROOT / "docs" / "performance.md").read_text()
