@@ -25,7 +25,7 @@ from repro.analysis.effects import (
 )
 from repro.analysis.inference import holm, signed_rank_p
 from repro.analysis.layout import qualified_title
-from repro.analysis.rules import Claim, Mirror, Rules
+from repro.analysis.rules import Claim, Mirror, Rules, Shown
 from repro.errors import SelectionError
 from repro.recipes import Preset
 from repro.registry import Registry, Run
@@ -87,8 +87,8 @@ def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, .
     """Every run that the claims compare; a row that no table has gives none."""
     runs: dict[str, Run] = {}
     for claim in rules.claims:
-        contrasts = (contrast_of(claim), mirror_of(claim), *(contrast for _, contrast in _shown(claim)))
-        for contrast in contrasts:
+        for instead in (None, claim.mirror, *claim.shown):
+            contrast = contrast_of(claim, instead)
             for table in registry.tables:
                 for network in table.networks if table.of_paper else ():
                     for row in contrast.rows:
@@ -162,41 +162,11 @@ def _key(column: ColumnEffect) -> tuple[str, str]:
     return column.dataset, column.network
 
 
-def contrast_of(claim: Claim) -> Contrast:
-    """What a claim compares."""
-    return Contrast(
-        claim.measure, claim.of, claim.of_combined, claim.over, claim.over_combined, claim.diverged
-    )
-
-
-def mirror_of(claim: Claim) -> Contrast:
-    """What a claim's mirrored test compares."""
-    mirror = claim.mirror or Mirror()
-    return Contrast(
-        claim.measure,
-        mirror.of or claim.of,
-        mirror.of_combined or claim.of_combined,
-        mirror.over or claim.over,
-        mirror.over_combined or claim.over_combined,
-        claim.diverged,
-    )
-
-
-def _shown(claim: Claim) -> list[tuple[str, Contrast]]:
-    return [
-        (
-            shown.label,
-            Contrast(
-                shown.measure or claim.measure,
-                shown.of or claim.of,
-                claim.of_combined,
-                shown.over or claim.over,
-                claim.over_combined,
-                claim.diverged,
-            ),
-        )
-        for shown in claim.shown
-    ]
+def contrast_of(claim: Claim, instead: Mirror | Shown | None = None) -> Contrast:
+    """What a claim compares; what its mirror or something shown gives `instead` replaces its own."""
+    changes = {} if instead is None else {key: value for key, value in instead if value}
+    own = ("measure", "of", "of_combined", "over", "over_combined", "diverged")
+    return Contrast(**{field: changes.get(field, getattr(claim, field)) for field in own})
 
 
 def _known(registry: Registry, run_id: str) -> Run | None:
@@ -216,7 +186,7 @@ def _measured(
     generated: bool,
 ) -> ClaimVerdict:
     """The claim with its effects, not tested yet."""
-    contrast, mirror = contrast_of(claim), mirror_of(claim)
+    contrast, mirror = contrast_of(claim), contrast_of(claim, claim.mirror)
     effect = measure_effect(contrast, states, registry, preset, rules.tests)
     mirrored = effect if mirror == contrast else measure_effect(mirror, states, registry, preset, rules.tests)
     whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirrored)]
@@ -236,8 +206,11 @@ def _measured(
         without=None,
         missing=_missing(claim, states, registry, preset, rules),
         shown=tuple(
-            (label, measure_effect(shown, states, registry, preset, rules.tests))
-            for label, shown in _shown(claim)
+            (
+                shown.label,
+                measure_effect(contrast_of(claim, shown), states, registry, preset, rules.tests),
+            )
+            for shown in claim.shown
         ),
         sentence="",
     )
