@@ -82,7 +82,8 @@ class Result(_Part):
     """Percent top-1 on the test images, each counted once, after the last epoch; the best epoch beside it.
 
     `correct_images` has one bit per test image in the data set's order, 1 where it was classified correctly:
-    base64 of the bits packed as `numpy.packbits` does, padded with zeros to whole bytes.
+    packed as `numpy.packbits` does, padded with zeros to whole bytes, in base64 with the URL-safe alphabet,
+    which has no slash that could be taken for a path's.
 
     A run has diverged where the training loss or the logits of the last evaluation are NaN or infinite. It
     has `diverged_in`, the 0-indexed epoch, no accuracy and no `correct_images`.
@@ -107,7 +108,7 @@ class Result(_Part):
             raise ValueError("a run that did not diverge has an accuracy over at least one image")
         if abs(self.accuracy - 100 * self.correct / self.total) > 1e-9:
             raise ValueError("accuracy is not 100 × correct / total")
-        packed = base64.b64decode(self.correct_images, validate=True)
+        packed = base64.b64decode(self.correct_images, altchars=b"-_", validate=True)
         if len(packed) != math.ceil(self.total / 8):
             raise ValueError("correct_images is not one bit per test image")
         if int.from_bytes(packed).bit_count() != self.correct:

@@ -1,6 +1,7 @@
 """Parts of records that were never trained: an environment, and which test images were right."""
 
 import base64
+import math
 
 from repro.records import Environment
 
@@ -22,6 +23,5 @@ PRETENDED = Environment(
 
 
 def correct_images(correct: int, total: int) -> str:
-    """The first `correct` of `total` test images were classified correctly."""
-    bits = "1" * correct + "0" * (8 * -(-total // 8) - correct)
-    return base64.b64encode(int(bits, 2).to_bytes(len(bits) // 8)).decode()
+    """The last `correct` of `total` test images were classified correctly."""
+    return base64.urlsafe_b64encode(((1 << correct) - 1).to_bytes(math.ceil(total / 8))).decode()

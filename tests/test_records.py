@@ -63,7 +63,9 @@ def test_a_record_holds_what_the_figures_and_claims_need(trained):
     assert record.provenance.attempts[-1].outcome == "done"
     assert record.data.generated
     assert all(epoch.feature_norm > 0 and epoch.gradient_times_feature > 0 for epoch in record.curve)
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(record.result.correct_images), dtype=np.uint8))
+    bits = np.unpackbits(
+        np.frombuffer(base64.urlsafe_b64decode(record.result.correct_images), dtype=np.uint8)
+    )
     assert (bits.sum(), len(bits)) == (record.result.correct, record.result.total)
 
 
@@ -140,7 +142,7 @@ def test_the_checksum_is_over_the_text_and_finds_what_json_would_not(text, edit)
         (lambda c: c["result"].update(accuracy=50.0), "accuracy is not 100 × correct / total"),
         (lambda c: c["result"].pop("correct"), "result.correct: Field required"),
         (lambda c: c["result"].update(correct_images="AAAA"), "not one bit per test image"),
-        (lambda c: c["result"].update(correct_images="/////////////w=="), "does not have `correct` bits set"),
+        (lambda c: c["result"].update(correct_images="_____________w=="), "does not have `correct` bits set"),
         (lambda c: c["result"].update(correct_images="?"), "result"),
         (lambda c: c["result"].update(accuracy=None, diverged_in=1), "no accuracy and no correct_images"),
         (lambda c: c["config"].update(seed=-1), "config.seed"),

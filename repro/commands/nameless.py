@@ -1,6 +1,5 @@
 """A record without what names a machine or a person: paths, the host's name, the messages of errors."""
 
-import hashlib
 import re
 import socket
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ def nameless(record: RunRecord, host: str | None = None) -> tuple[RunRecord | No
     """The record as it may be given away, with an empty sentence; or None, and why it may not.
 
     How an attempt failed keeps the kind of error and loses its message. In the other texts of the provenance
-    a path becomes `<path>` and the host's name a hash of it, the same in every record of that host. A path
+    a path becomes `<path>` and the host's name `<host>`; attempts have it as a salted hash already. A path
     anywhere else decides what the record means, so such a record is not changed but kept back.
     """
     host = socket.gethostname() if host is None else host
@@ -40,8 +39,7 @@ def _clean(value: object, host: str) -> object:
         return value
     text = _PATH.sub("<path>", value)
     if len(host) >= _SHORTEST_HOST:
-        hashed = hashlib.sha256(host.encode()).hexdigest()[:8]
-        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", f"host-{hashed}", text)
+        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "<host>", text)
     return text
 
 

@@ -303,7 +303,7 @@ def _latest_accuracy(curve: list[Epoch]) -> float | None:
 
 def _packed(right: torch.Tensor) -> str:
     """One bit per image, base64, as `repro.records.Result` has it."""
-    return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
+    return base64.urlsafe_b64encode(np.packbits(right.numpy()).tobytes()).decode()
 
 
 def _finite(value: float) -> float | None:

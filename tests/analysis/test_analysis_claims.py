@@ -422,7 +422,7 @@ def test_the_mirrored_test_of_claim_2_has_the_rival_that_is_better_in_the_papers
         paper,
         states,
         lambda run: run.cell.row == ours["/".join(run.id.split("/")[:2])],
-        shift=9.0,
+        shift=6.0,
     )
     verdict = judge(made, registry, paper, rules)["beats-margin-losses"]
     for column in verdict.effect.columns:

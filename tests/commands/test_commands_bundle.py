@@ -134,13 +134,13 @@ def test_no_path_host_or_message_of_an_error_leaves_the_machine(record, there, t
         record,
         attempts=attempts,
         device="alices-desktop: CPU",
-        techniques=("cache in /home/alice/.c",),
+        accelerations=("cache in /home/alice/.c",),
     )
     with gzip.open(bundle(there, tmp_path)) as file:
         text = file.read().decode()
     assert "alice" not in text
     assert "failed: SetupError" in text
-    assert "host-" in text
+    assert "<host>: CPU" in text
     assert "cache in <path>" in text
 
 

@@ -285,7 +285,9 @@ def test_which_test_images_were_right_is_recorded_bit_by_bit(registry):
     config = config_of(registry, epochs=1, lr_drops=())
     network, loss = build(config, 32, 10)
     trained = train_run(config, data_of(config), plain())
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(trained.result.correct_images), dtype=np.uint8))
+    bits = np.unpackbits(
+        np.frombuffer(base64.urlsafe_b64decode(trained.result.correct_images), dtype=np.uint8)
+    )
     assert bits.sum() == trained.result.correct
     # The same run again, its evaluation looked at from outside.
     seen = []
