@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="per window; at least two steps")
     parser.add_argument("--processes", type=int, default=2, help="at the same time, one thread each")
     asked = parser.parse_args()
-    print(f"{processor_name()}, {asked.processes} processes with 1 thread each, batch 128")
+    print(f"{processor_name()}, processes at the same time: {asked.processes}, one thread each; batch 128")
     print(f"{asked.rounds} rounds of windows of {asked.seconds:g} s, with and without in turn; medians")
     for doubt in busy_doubts(busy_share(2.0)):
         print(f"not trustworthy: {doubt}")

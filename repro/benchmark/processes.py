@@ -37,7 +37,7 @@ class Program:
 
     `precision` None is the device's own, `threads` None torch's default, as in a script. `techniques` and
     `deterministic` are for our loop. `runs` train in turn in one process; `processes` train at the same
-    time, each for itself. `keeps_freed_memory` is what `repro train` does to malloc and other people's scripts do not.
+    time, each for itself. `keeps_freed_memory` is what `repro train` asks of malloc and a script does not.
     """
 
     kind: str

@@ -104,6 +104,7 @@ class RivalLoop:
             num_workers=usable_cores(),
             pin_memory=self.precision.device.type == "cuda",
             persistent_workers=True,
+            multiprocessing_context="fork",  # Linux's default; this process was spawned and would spawn too
         )
         while True:
             yield from loader
