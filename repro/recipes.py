@@ -4,6 +4,7 @@ Plain validated data without torch; `repro.registry` reads them from TOML, `repr
 """
 
 import itertools
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -198,7 +199,10 @@ def format_axis(value: Scalar) -> str:
     """An axis's value as it stands in a run id: `true`, `15`, `0.5`, `never`."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next axis
 
 
 def parse_axis(text: str) -> tuple[str, Scalar]:

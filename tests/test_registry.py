@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from repro.errors import RegistryError, SelectionError, UsageError
-from repro.recipes import parse_axis
+from repro.recipes import format_axis, parse_axis
 from repro.registry import Registry, Selection
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -179,6 +179,14 @@ def test_a_wrong_axis_says_what_is_allowed(registry, axes, says):
     run = registry.parse(f"cifar100/resnet18/cross-entropy+{axes}/seed0")
     with pytest.raises(UsageError, match=says):
         registry.config(run, registry.preset("paper"))
+
+
+@pytest.mark.parametrize("value", [1e38, 1e6, 1e-7, 0.12345678, 15.0, 1 / 3])
+def test_a_float_axis_comes_back_from_its_run_id_as_it_was(registry, value):
+    """1e+38 would begin another axis, and six digits would train another lr than was asked for."""
+    run = registry.parse(f"cifar100/resnet18/cross-entropy+lr={format_axis(value)}/seed0")
+    assert registry.config(run, registry.preset("paper")).recipe.lr == value
+    assert registry.parse(run.id) == run
 
 
 @pytest.mark.parametrize("text", ["rotation", "=15", "rotation=", "a=b/c", "a=b+c"])

@@ -268,7 +268,7 @@ def _run(state: RunState, preset: Preset) -> RunPart:
         return RunPart(state.run.id, state.run.seed, "", "", reason, "", "", "", "", "", "", command)
     made, result = record.provenance, record.result
     if result.accuracy is None:
-        outcome = f"diverged in epoch {result.diverged_in} (counted from 0)"
+        outcome = f"diverged in epoch {result.diverged_in + 1}"
     else:
         outcome = f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})"
     best = ""

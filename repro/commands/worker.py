@@ -163,8 +163,8 @@ class Worker:
         self._note(done)
         checkpoints.clear()
         reporter.finish(trained)
-        accuracy = trained.result.accuracy
-        text = f"diverged in epoch {trained.result.diverged_in}" if accuracy is None else f"{accuracy:.2f} %"
+        accuracy, diverged_in = trained.result.accuracy, trained.result.diverged_in
+        text = f"{accuracy:.2f} %" if diverged_in is None else f"diverged in epoch {diverged_in + 1}"
         if outcome is CommitOutcome.ALREADY_DONE:
             text += ", but another process committed it first"
         self.say(f"{self.run.id}: {text}")

@@ -83,7 +83,7 @@ def test_every_cell_opens_its_runs_with_the_command_that_repeats_each(states, re
 
 def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
     text = report_of(states, registry, paper)
-    assert "diverged in epoch 3 (counted from 0)" in text
+    assert "diverged in epoch 4" in text
     assert "not whole JSON" in text
     assert "not run yet" in text
     standing = re.sub(r"<[^>]+>", "", re.search(r'<p class="standing">(.*?)</p>', text, re.DOTALL)[1])
