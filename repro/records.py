@@ -178,8 +178,8 @@ class Provenance(Environment):
     """How the record came to be; nothing in here decides whether it counts.
 
     `accelerations` are those that were in use when the run ended: `cuda-graph` and `compile` only where the
-    step was recorded and compiled, `channels-last` only where the network ran in it. `runs_on_device` is the
-    most runs, this one included, that shared the device; `images_per_second` is this run's alone.
+    step was recorded and compiled, `channels-last` only where the network ran in it, `tf32` where fp32 is
+    rounded to it in convolutions. `runs_on_device` is the most runs, this one included, that shared the device; `images_per_second` is this run's alone.
     `energy_joules` is this run's share over all attempts whose steps count, None where one is not known.
     """
 

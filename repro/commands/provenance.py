@@ -99,7 +99,7 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
             precision=precision.name,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
-            accelerations=trained.techniques,
+            accelerations=(*trained.techniques, *(("tf32",) if _uses_tf32(precision) else ())),
             runs_on_device=origin.runs_on_device,
             images_per_second=trained.images_per_second,
             peak_memory_bytes=peak_memory(precision.device),
@@ -121,6 +121,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _uses_tf32(precision: Precision) -> bool:
+    """Whether float32 convolutions round their products to TF32, as torch lets cuDNN do from Ampere on."""
+    if precision.name != "fp32" or precision.device.type != "cuda":
+        return False
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(precision.device) >= (8, 0)
 
 
 def energy_counter(device: torch.device) -> float | None:
