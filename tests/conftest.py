@@ -16,6 +16,21 @@ import torch
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups for `-n 2 --dist loadgroup`: what has the same group runs in one process, one after another.
+
+    A file is a group, so that what its fixtures make is made once. All tests on a real Slurm or Ray are one: each
+    looks for its workers among all processes of the machine. Files with slow tests come first, or the last of
+    them would keep one process busy while the other is done.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        on_a_cluster = item.get_closest_marker("slurm") or item.get_closest_marker("ray")
+        group = "cluster" if on_a_cluster else item.path.relative_to(PROJECT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets: REPRO_SHARED, or `shared` beside the project, and in it `data`."""
