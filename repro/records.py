@@ -115,6 +115,11 @@ class Result(_Part):
             raise ValueError("correct_images does not have `correct` bits set")
         return self
 
+    @property
+    def divergence(self) -> str:
+        """`diverged in epoch 3`, counted from 1; empty for a run that did not diverge."""
+        return "" if self.diverged_in is None else f"diverged in epoch {self.diverged_in + 1}"
+
 
 class LogitHistogram(_Part):
     """Evaluation-mode logits of all test images and classes, in equal bins of [low, high)."""
@@ -179,7 +184,8 @@ class Provenance(Environment):
 
     `accelerations` are those that were in use when the run ended: `cuda-graph` and `compile` only where the
     step was recorded and compiled, `channels-last` only where the network ran in it, `tf32` where fp32 is
-    rounded to it in convolutions. `runs_on_device` is the most runs, this one included, that shared the device; `images_per_second` is this run's alone.
+    rounded to it in convolutions. `runs_on_device` is the most runs, this one included, that shared the
+    device; `images_per_second` is this run's alone.
     `energy_joules` is this run's share over all attempts whose steps count, None where one is not known.
     """
 

@@ -268,7 +268,7 @@ def _run(state: RunState, preset: Preset) -> RunPart:
         return RunPart(state.run.id, state.run.seed, "", "", reason, "", "", "", "", "", "", command)
     made, result = record.provenance, record.result
     if result.accuracy is None:
-        outcome = f"diverged in epoch {result.diverged_in + 1}"
+        outcome = result.divergence
     else:
         outcome = f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})"
     best = ""

@@ -87,7 +87,7 @@ def _parts(state: RunState, record: RunRecord) -> Iterator[Text | RichTable]:
     yield Text(f"{record.run}  (preset {record.preset}; {standing})", style="bold")
     facts = RichTable.grid(padding=(0, 2))
     if result.accuracy is None:
-        facts.add_row("result", f"diverged in epoch {result.diverged_in + 1}")
+        facts.add_row("result", result.divergence)
     else:
         facts.add_row("result", f"{result.accuracy:.2f} % top-1 ({result.correct:,} of {result.total:,})")
         best_epoch = 0 if result.best_epoch is None else result.best_epoch + 1

@@ -163,8 +163,7 @@ class Worker:
         self._note(done)
         checkpoints.clear()
         reporter.finish(trained)
-        accuracy, diverged_in = trained.result.accuracy, trained.result.diverged_in
-        text = f"{accuracy:.2f} %" if diverged_in is None else f"diverged in epoch {diverged_in + 1}"
+        text = trained.result.divergence or f"{trained.result.accuracy:.2f} %"
         if outcome is CommitOutcome.ALREADY_DONE:
             text += ", but another process committed it first"
         self.say(f"{self.run.id}: {text}")
