@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -94,7 +94,7 @@ class ImageFile:
         path = self.root if self.member else os.path.join(self.root, self.name)  # noqa: PTH118 100,000 times
         try:
             if self.member:
-                with _open_zip(path).open(self.member) as stream:
+                with _open_zip(path, os.stat(path).st_mtime_ns).open(self.member) as stream:  # noqa: PTH116
                     return stream.read(limit + 1)
             # Without O_NONBLOCK a pipe that poses as an image would never open.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -104,12 +104,13 @@ class ImageFile:
                 return stream.read(limit + 1)
         except OSError as error:
             raise SetupError(f"cannot read {path}: {error.strerror or error}") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
             raise ValueError(f"damaged in its archive ({error or type(error).__name__})") from None
 
 
-@cache
-def _open_zip(path: str) -> zipfile.ZipFile:
+@lru_cache(maxsize=1)
+def _open_zip(path: str, changed: int) -> zipfile.ZipFile:
+    """One per process and version of the file: reading the directory of 110,000 files takes a second."""
     return zipfile.ZipFile(path)
 
 

@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from small_files_server import SmallFilesServer
 from repro.data import http_get
 from repro.data.crawl import CrawlPolicy, crawl, journal_path
 from repro.data.http_get import RequestLimits, is_public
-from repro.errors import FetchError
+from repro.errors import FetchError, SetupError
 
 PICTURE = b"\xff\xd8 a picture"
 WANTED = frozenset([hashlib.sha256(PICTURE).hexdigest()])
@@ -151,4 +152,11 @@ def test_a_proxy_that_is_down_marks_nothing_dead(proxy, tmp_path):
     proxy.stop()
     with pytest.raises(FetchError, match="is there a network"):
         get("http://pictures.invalid/1.jpg", tmp_path)
+    assert journal_path(tmp_path).read_text() == ""
+
+
+def test_without_httpx_it_is_said_what_to_install(site, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(SetupError, match=r"needs httpx: pip install '\.\[facescrub\]'"):
+        get(site.add("/1.jpg", PICTURE), tmp_path)
     assert journal_path(tmp_path).read_text() == ""

@@ -1,4 +1,4 @@
-"""repro.data.face_tree on trees as the usual download scripts leave them."""
+"""repro.data.facescrub on trees as the usual download scripts leave them."""
 
 import hashlib
 import os

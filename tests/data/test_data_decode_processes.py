@@ -1,4 +1,4 @@
-"""repro.data.decode_pool: the same images on any number of processes, and no process that outlives its use."""
+"""repro.data.decode: the same images on any number of processes, and no process that outlives its use."""
 
 import os
 import signal
