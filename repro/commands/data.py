@@ -1,8 +1,11 @@
 """`repro data`: fetch, prepare, verify and list the data sets."""
 
 import json
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,14 +17,16 @@ from repro.scheduling.durations import format_seconds
 
 def fetch_set(name: str, folder: Path, options: data.FetchOptions) -> None:
     """Downloads the source files of `name`; does nothing where they are."""
-    place = data.fetch(name, folder, options, _progress("fetched"), _say)
+    with _messages_shown():
+        place = data.fetch(name, folder, options, _progress("fetched"))
     _say(f"{name}: source files in {place}")
 
 
 def prepare_set(name: str, folder: Path, options: data.PrepareOptions) -> None:
     """Makes the arrays of `name`."""
     started = time.monotonic()
-    manifest = data.prepare(name, folder, options, _progress("prepared"), _say)
+    with _messages_shown():
+        manifest = data.prepare(name, folder, options, _progress("prepared"))
     seconds = time.monotonic() - started
     place = prepared_folder(folder, manifest.name)
     _say(f"{manifest.name}: {_describe(manifest)}, in {place} ({seconds:.1f} s)")
@@ -62,6 +67,25 @@ def _describe(manifest: Manifest) -> str:
         f"{manifest.train.count:,} training and {manifest.test.count:,} test images "
         f"of {manifest.classes} classes, {manifest.image_size} × {manifest.image_size}"
     )
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
+
+
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    """What `repro.data` logs goes to stderr, as it is."""
+    logger, handler = logging.getLogger("repro.data"), _ToStderr()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 def _say(line: str) -> None:

@@ -16,13 +16,13 @@ from repro.commands.bundle import TOP
 from repro.commands.context import Context
 from repro.commands.nameless import nameless
 from repro.commit import add_record
-from repro.data.archives import Limits, extract
+from repro.data.files import unpack_tar
 from repro.errors import DataCorruptError, IntegrityError, ReproError, UsageError
 from repro.records import RunRecord
 from repro.registry import Run
 from repro.standings import RunState, Standing, assess_run
 
-LIMITS = Limits(members=1_000_000, bytes=100 * 10**9, ratio=30)
+LIMITS = {"max_members": 1_000_000, "max_bytes": 100 * 10**9, "max_ratio": 30}
 LARGEST_RECORD = 10 * 2**20
 """Bytes of the largest file that can be a record; the paper's have about 35,000."""
 
@@ -82,7 +82,9 @@ def merge_bundles(context: Context, files: list[Path], dry_run: bool = False) ->
         with tempfile.TemporaryDirectory(prefix="repro-merge-") as folder:
             target = Path(folder) / TOP
             try:
-                extract(file, target, LIMITS, expected="a file made by `repro bundle`: ask for another copy")
+                unpack_tar(
+                    file, target, **LIMITS, expected="a file made by `repro bundle`: ask for another copy"
+                )
             except DataCorruptError as error:
                 offers.append(Offer(str(file), Fate.REFUSED, str(error).removeprefix(f"{file} ")))
                 continue

@@ -1,4 +1,4 @@
-"""repro.data.class_folders: sets of one's own, prepared by FaceScrub's rule and never called so."""
+"""repro.data.image_folder: sets of one's own, prepared by FaceScrub's rule and never called so."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""repro.data.face_tree on trees as the usual download scripts leave them."""
+"""repro.data.facescrub on trees as the usual download scripts leave them."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import pytest
 from fake_facescrub import FakeFaceScrub
 
 from repro.data.face_lists import FaceLists, read_face_lists
-from repro.data.face_tree import FaceTree, match_tree, tree_files
+from repro.data.facescrub import FaceTree, match_tree, tree_files
 from repro.errors import DataMissingError
 
 FAKE = FakeFaceScrub({"Ada Lovelace": 3, "Kurt Gödel": 2})

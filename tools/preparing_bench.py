@@ -1,6 +1,6 @@
 """Times `repro data prepare` and its peak memory, on real files and on a TinyImageNet of the published size.
 
-    python tests/data/preparing_bench.py WORK [--cifar100 DIR] [--tiny-imagenet DIR] [--lfw DIR]
+    python tools/preparing_bench.py WORK [--cifar100 DIR] [--tiny-imagenet DIR] [--lfw DIR]
 
 WORK gets the full-size copy (110,000 JPEGs, as a folder and as a zip: 0.5 GB) and the prepared arrays (1.4 GB
 a copy). The images of the copy are the real ones of --tiny-imagenet, again and again under new names, else
@@ -9,7 +9,9 @@ sizes of the command and all its children, sampled every 50 ms: a page that they
 """
 
 import hashlib
+import io
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -19,12 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import psutil
-from pictures import jpeg
+from PIL import Image
 
 from repro.manifest import read_manifest
 
-SHOWN = ("set", "source", "images", "classes", "seconds", "peak MiB", "twice the same bytes")
+SHOWN = ("set", "source", "images", "classes", "seconds", "CPU seconds", "peak MiB", "twice the same bytes")
 
 
 @click.command()
@@ -56,26 +59,27 @@ def main(work: Path, cifar100: Path | None, tiny_imagenet: Path | None, lfw: Pat
 
 def measured(name: str, source: Path, options: tuple[str, ...], work: Path) -> tuple[str, ...]:
     """One row: two preparations in fresh folders."""
-    seconds, peaks, hashes, counts = [], [], [], (0, 0)
+    seconds, cpu, peaks, hashes, counts = [], [], [], [], (0, 0)
     for attempt in (1, 2):
         data = work / f"data-{attempt}"
         shutil.rmtree(data, ignore_errors=True)
         command = [sys.executable, "-m", "repro", "data", "prepare", *options, "--from", str(source)]
-        elapsed, peak = timed([*command, "--data-dir", str(data)])
+        elapsed, used, peak = timed([*command, "--data-dir", str(data)])
         seconds.append(elapsed)
+        cpu.append(used)
         peaks.append(peak)
         hashes.append(array_hashes(data))
         counts = shape(data)
     kind = "zip" if source.is_file() else "folder"
-    took = " and ".join(f"{value:.1f}" for value in seconds)
+    took, used = (" and ".join(f"{value:.1f}" for value in both) for both in (seconds, cpu))
     peak = f"{max(peaks) / 2**20:,.0f}"
     same = "yes" if hashes[0] == hashes[1] else "NO"
-    return name, kind, f"{counts[0]:,}", str(counts[1]), took, peak, same
+    return name, kind, f"{counts[0]:,}", str(counts[1]), took, used, peak, same
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the peak of the memory of the command with its children, in bytes."""
-    started, peak = time.monotonic(), 0
+def timed(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, CPU seconds, and the peak of the memory, in bytes, of the command with its children."""
+    started, cpu, peak = time.monotonic(), cpu_of_children(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         family = psutil.Process(process.pid)
         while process.poll() is None:
@@ -83,10 +87,17 @@ def timed(command: list[str]) -> tuple[float, int]:
             time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return time.monotonic() - started, peak
+    return time.monotonic() - started, cpu_of_children() - cpu, peak
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of all child processes that have ended, and of theirs."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def children(process: psutil.Process) -> list[psutil.Process]:
+    """The process's children and theirs; none where it has just ended."""
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
@@ -94,6 +105,7 @@ def children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def proportional(process: psutil.Process) -> int:
+    """Its proportional set size in bytes."""
     try:
         return process.memory_full_info().pss
     except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -101,6 +113,7 @@ def proportional(process: psutil.Process) -> int:
 
 
 def array_hashes(data: Path) -> dict[str, str]:
+    """File → sha256 of every prepared array."""
     return {
         file.name: hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
         for file in sorted(data.rglob("*.npy"))
@@ -141,12 +154,22 @@ def full_size(folder: Path, real: Path | None) -> Path:
 
 
 def pictures(real: Path | None) -> Iterator[bytes]:
+    """JPEGs without end."""
     if real is None:
-        return itertools.cycle([jpeg(seed) for seed in range(2_000)])
+        return itertools.cycle([noise(seed) for seed in range(2_000)])
     return itertools.cycle([path.read_bytes() for path in sorted(real.rglob("*.JPEG"))])
 
 
+def noise(seed: int) -> bytes:
+    """A JPEG of 64 × 64 smooth random pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(stream, "JPEG")
+    return stream.getvalue()
+
+
 def zipped(tree: Path, archive: Path) -> Path:
+    """The tree as an archive, as it is published."""
     if not archive.is_file():
         partial = archive.with_suffix(".part")
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as file:

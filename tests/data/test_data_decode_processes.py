@@ -1,4 +1,4 @@
-"""repro.data.decode_pool: the same images on any number of processes, and no process that outlives its use."""
+"""repro.data.decode: the same images on any number of processes, and no process that outlives its use."""
 
 import os
 import signal
@@ -13,9 +13,7 @@ import psutil
 import pytest
 from pictures import jpeg
 
-from repro.data.decode import DecodeRules, Wanted, decode_batch
-from repro.data.decode_pool import BATCH, image_decoder
-from repro.data.image_files import FolderTree
+from repro.data.decode import BATCH, DecodeRules, ImageDecoder, ImageRequest, decode_batch, folder_files
 from repro.errors import SetupError
 
 RULES = DecodeRules(16)
@@ -30,16 +28,16 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def wanted(folder: Path, count: int = COUNT) -> list[Wanted]:
-    return [Wanted(file) for file in FolderTree(folder).files("")[:count]]
+def wanted(folder: Path, count: int = COUNT) -> list[ImageRequest]:
+    return [ImageRequest(file) for file in folder_files(folder, "")[:count]]
 
 
 def test_two_processes_give_what_one_gives_in_the_same_order(images):
     expected = decode_batch(wanted(images), RULES)
     seen = []
-    with image_decoder(2) as decode:
-        pieces = list(decode(wanted(images), RULES, lambda *call: seen.append(call)))
-        again = list(decode(wanted(images, 10), RULES))
+    with ImageDecoder(2) as decoder:
+        pieces = list(decoder.decode(wanted(images), RULES, lambda *call: seen.append(call)))
+        again = list(decoder.decode(wanted(images, 10), RULES))
     assert np.array_equal(np.concatenate([piece.pixels for piece in pieces]), expected.pixels)
     assert [each for piece in pieces for each in piece.sha256] == expected.sha256
     assert [each for piece in pieces for each in piece.problems] == expected.problems
@@ -50,37 +48,35 @@ def test_two_processes_give_what_one_gives_in_the_same_order(images):
 
 def test_nothing_is_started_for_a_handful_of_images(images):
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    with image_decoder(2) as decode:
-        assert len(next(iter(decode(wanted(images, BATCH), RULES))).problems) == BATCH
+    with ImageDecoder(2) as decoder:
+        assert len(next(iter(decoder.decode(wanted(images, BATCH), RULES))).problems) == BATCH
         assert {child.pid for child in psutil.Process().children(recursive=True)} == before
 
 
 def test_no_images_are_no_pieces():
-    with image_decoder(2) as decode:
-        assert list(decode([], RULES)) == []
+    with ImageDecoder(2) as decoder:
+        assert list(decoder.decode([], RULES)) == []
 
 
 def test_a_file_that_cannot_be_read_is_named_from_another_process_too(images):
     files = wanted(images)
-    gone = Wanted(type(files[0].file)(str(images), "gone.jpg", 1))
-    with pytest.raises(SetupError, match=r"cannot read .*gone\.jpg"), image_decoder(2) as decode:
-        list(decode([*files[: 2 * BATCH], gone], RULES))
+    gone = ImageRequest(type(files[0].file)(str(images), "gone.jpg", 1))
+    with pytest.raises(SetupError, match=r"cannot read .*gone\.jpg"), ImageDecoder(2) as decoder:
+        list(decoder.decode([*files[: 2 * BATCH], gone], RULES))
 
 
 SCRIPT = textwrap.dedent(
     """
     import sys
     from pathlib import Path
-    from repro.data.decode import DecodeRules, Wanted
-    from repro.data.decode_pool import image_decoder
-    from repro.data.image_files import FolderTree
+    from repro.data.decode import DecodeRules, ImageDecoder, ImageRequest, folder_files
     from repro.errors import SetupError
 
     if __name__ == "__main__":
-        files = FolderTree(Path(sys.argv[1])).files("")
+        files = folder_files(Path(sys.argv[1]), "")
         try:
-            with image_decoder(2) as decode:
-                for number, _ in enumerate(decode([Wanted(file) for file in files] * 2000, DecodeRules(16))):
+            with ImageDecoder(2) as decoder:
+                for number, _ in enumerate(decoder.decode([ImageRequest(file) for file in files] * 2000, DecodeRules(16))):
                     if number == 3:
                         print("under way", flush=True)
         except SetupError as error:

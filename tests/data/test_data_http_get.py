@@ -1,24 +1,26 @@
-"""repro.data.public_web: what is public, encrypted connections, and proxies."""
+"""repro.data.http_get: only public addresses, whatever leads elsewhere; encrypted connections, and proxies."""
 
 import hashlib
 import shutil
+import socket
 import ssl
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_server import status
 from small_files_server import SmallFilesServer
 
-from repro.data import public_web
-from repro.data.crawl import crawl
-from repro.data.crawl_queue import Manners
-from repro.data.crawl_store import journal_of
-from repro.data.public_web import RequestLimits, is_public, quoted
-from repro.errors import FetchError
+from repro.data import http_get
+from repro.data.crawl import CrawlPolicy, crawl, journal_path
+from repro.data.http_get import RequestLimits, is_public
+from repro.errors import FetchError, SetupError
 
 PICTURE = b"\xff\xd8 a picture"
 WANTED = frozenset([hashlib.sha256(PICTURE).hexdigest()])
-MANNERS = Manners(host_pause=0, unreachable_pause=0.01, back_off=0.01)
+POLICY = CrawlPolicy(host_pause=0, unreachable_pause=0.01, back_off=0.01)
 
 
 @pytest.mark.parametrize(
@@ -53,20 +55,40 @@ def test_an_address_is_public_or_not_however_it_is_wrapped(address, public):
     assert is_public(address) is public
 
 
-@pytest.mark.parametrize(
-    ("url", "asked_for"),
-    [
-        ("http://a.example/AAAA%252BRichter.jpg", "http://a.example/AAAA%252BRichter.jpg"),
-        (
-            "http://a.example/1.174118%21/a b.jpg?x=1&y=ü#top",
-            "http://a.example/1.174118%21/a%20b.jpg?x=1&y=%C3%BC",
-        ),
-        ("HTTP://bücher.example:8080/x", "http://xn--bcher-kva.example:8080/x"),
-        ("http://a.example", "http://a.example"),
-    ],
-)
-def test_only_what_http_cannot_carry_is_quoted(url, asked_for):
-    assert quoted(url) == asked_for
+@pytest.fixture
+def elsewhere(site: SmallFilesServer, monkeypatch) -> Iterator[SmallFilesServer]:
+    """A second server at the same port of 127.0.0.2, which alone counts as public."""
+    server = SmallFilesServer("127.0.0.2", site.server_address[1])
+    monkeypatch.setattr(http_get, "is_public", lambda address: address == "127.0.0.2")
+    yield server
+    server.stop()
+
+
+def test_a_name_that_resolves_differently_a_moment_later_is_not_followed(
+    site, elsewhere, tmp_path, monkeypatch
+):
+    answers = ["127.0.0.2"]  # and this machine from then on
+    real = socket.getaddrinfo
+
+    def resolve(host, port, *args, flags=0, **options):
+        if host == "rebinding.example" and not flags & socket.AI_NUMERICHOST:
+            host = answers.pop() if answers else "127.0.0.1"
+        return real(host, port, *args, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = elsewhere.add("/1.jpg", PICTURE).replace("127.0.0.2", "rebinding.example")
+    assert get(url, tmp_path, allow_private_addresses=False).found
+    assert (site.requests, answers) == ([], [])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "[::ffff:127.0.0.1]"])
+def test_a_redirect_does_not_lead_to_this_machine(site, elsewhere, tmp_path, host):
+    target = site.add("/1.jpg", PICTURE).replace("127.0.0.1", host)
+    url = elsewhere.add("/away.jpg", b"", status(302, Location=target))
+    outcome = get(url, tmp_path, allow_private_addresses=False)
+    assert outcome.cause == "private-address"
+    assert "is not on the public internet" in outcome.detail
+    assert (site.requests, elsewhere.requests) == ([], ["/away.jpg"])
 
 
 @pytest.fixture
@@ -92,7 +114,7 @@ def encrypted(certificate: Path, site: SmallFilesServer) -> str:
 
 def get(url: str, folder: Path, **limits):
     allowed = RequestLimits(**{"allow_private_addresses": True, **limits})
-    return crawl({url: WANTED}, folder, manners=MANNERS, limits=allowed).outcomes[url]
+    return crawl({url: WANTED}, folder, policy=POLICY, limits=allowed).outcomes[url]
 
 
 def test_a_certificate_that_nobody_vouches_for_is_not_believed(encrypted, tmp_path):
@@ -102,7 +124,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_believed(encrypted, tmp_pa
 
 def test_a_picture_comes_over_an_encrypted_connection(encrypted, certificate, tmp_path, monkeypatch):
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(public_web, "_tls", lambda: trusting)
+    monkeypatch.setattr(http_get, "_tls", lambda: trusting)
     assert get(encrypted, tmp_path).found
 
 
@@ -130,4 +152,11 @@ def test_a_proxy_that_is_down_marks_nothing_dead(proxy, tmp_path):
     proxy.stop()
     with pytest.raises(FetchError, match="is there a network"):
         get("http://pictures.invalid/1.jpg", tmp_path)
-    assert journal_of(tmp_path).read_text() == ""
+    assert journal_path(tmp_path).read_text() == ""
+
+
+def test_without_httpx_it_is_said_what_to_install(site, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(SetupError, match=r"needs httpx: pip install '\.\[facescrub\]'"):
+        get(site.add("/1.jpg", PICTURE), tmp_path)
+    assert journal_path(tmp_path).read_text() == ""
