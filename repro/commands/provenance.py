@@ -132,9 +132,8 @@ def _uses_tf32(precision: Precision) -> bool:
 
 def energy_counter(device: torch.device) -> float | None:
     """Joules that the device has used so far, None where nothing counts them, as on a CPU."""
-    if device.type != "cuda":
-        return None
-    return consumed_joules(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return consumed_joules(f"GPU-{uuid}") if uuid else None
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
