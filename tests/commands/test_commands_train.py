@@ -1,13 +1,17 @@
 """What `repro train` finds out before the first step, on a prepared data set."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
-from smoke_project import ROOT
+from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
+from repro.commands.train import train as train_runs
+from repro.commands.worker import TrainOptions
 from repro.data.arrays import membership
 from repro.data.prepared import Arrays
 from repro.data.writer import prepare_once
@@ -58,6 +62,28 @@ def test_the_sha256_of_what_was_trained_on_is_in_the_record(data, tmp_path, monk
     assert record.data.arrays == {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in data.glob("*.npy")
     }
+
+
+def test_cublas_hears_of_deterministic_mode_before_cuda_is_asked_for(tmp_path, monkeypatch):
+    """It reads its workspace's size once per process: a test run has set it from the start, the command does."""
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    asked = []
+
+    def no_gpu() -> bool:
+        asked.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        return False
+
+    monkeypatch.setattr("torch.cuda.is_available", no_gpu)
+    context = smoke_context(monkeypatch, tmp_path)
+    options = TrainOptions(deterministic=True)
+    try:
+        assert train_runs([], context.registry, context.preset, context.project, options) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert asked
+    assert set(asked) == {":4096:8"}
 
 
 def test_weights_that_overflow_in_the_last_step_are_a_diverged_run(data, tmp_path, monkeypatch):
