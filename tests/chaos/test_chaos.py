@@ -61,7 +61,6 @@ def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are()
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_a_short_chaos_test_finds_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "chaos", "--faults", "10", "--seed", "7", "--json"],
