@@ -66,8 +66,9 @@ check lint "$tools/ruff" check .
 check types "$tools/mypy"
 check "import contracts" "$tools/lint-imports"
 
-# Two processes share the tests, which wait much of the time; with arguments of your own there is one, for --pdb and -x.
-shared=(-n 2 --dist loadgroup --no-loadscope-reorder)
+# Two processes share the tests (tests/conftest.py says how); with arguments of your own there is one, so that
+# --pdb works.
+shared=(-n 2 --no-loadscope-reorder)
 (($# == 0)) || shared=()
 check tests "$tools/python" -m pytest "${shared[@]}" -m "$marks" "$@"
 

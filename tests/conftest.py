@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +18,27 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `-n 2 --dist loadgroup`: what has the same group runs in one process, one after another.
-
-    A file is a group, so that what its fixtures make is made once. All tests on a real Slurm or Ray are one: each
-    looks for its workers among all processes of the machine. Files with slow tests come first, or the last of
-    them would keep one process busy while the other is done.
-    """
+    """Files with slow tests come first: at the end, one process would wait for the other with the last of them."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        on_a_cluster = item.get_closest_marker("slurm") or item.get_closest_marker("ray")
-        group = "cluster" if on_a_cluster else item.path.relative_to(PROJECT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest knows the hook only where pytest-xdist is installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` a file stays in one process: its fixtures are made once, and the chaos tests never meet.
+
+    The tests on a real Slurm and on a real Ray stay together: each starts daemons that want the whole machine.
+    """
+    # --dist loadgroup would do the same, but ignores groups under pytest 9.2: xdist 3.8 writes them into an
+    # attribute that is no longer read.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster" if file.endswith(("_slurm.py", "_ray.py")) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
