@@ -10,7 +10,7 @@ import click
 from repro.cli.options import FOLDER, places
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
 
 
 @click.group()

@@ -8,7 +8,7 @@ import click
 from repro.cli.options import places
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
 
 
 @click.command()

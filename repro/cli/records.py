@@ -9,7 +9,7 @@ import click
 from repro.cli.options import EXISTING, FILE, FOLDER, places, selection
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
 
 
 @click.command("show")
@@ -65,7 +65,7 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     Nothing that is here is replaced. Exit codes: 0 all taken or here already, 1 another recipe's or another
     record of the same run was left out, 4 something could not be believed.
     """
-    from repro.commands.context import Context
+    from repro.cli.context import Context
     from repro.commands.merge import merge_bundles
 
     merged = merge_bundles(Context.open("paper", results, data_dir), list(files), dry_run)

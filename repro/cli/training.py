@@ -10,7 +10,7 @@ from repro.cli.options import FILE, LOG, cluster, devices, places, selection, st
 from repro.machine import keep_freed_memory
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
     from repro.commands.stop import Stop
 
 

@@ -17,7 +17,7 @@ from repro.benchmark.result import BenchResult, Found, Machine, at_once
 from repro.benchmark.roofline import count_kernels, roofline_seconds
 from repro.benchmark.subject import SETS, Subject, make_subject
 from repro.benchmark.windows import measure
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.provenance import device_name, git_state
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import choose_device

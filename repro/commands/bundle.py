@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.nameless import nameless
 from repro.errors import SelectionError, UsageError
 from repro.records import RunRecord

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 import repro
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.cores import memory_bytes, usable_cores
 from repro.data import listing, verify
 from repro.errors import DeviceError, ReproError

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repro.analysis.style import Margins, figure_style, make_page, save_as
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.data.augment import crop_and_flip, rotate
 from repro.data.loader import draw_epoch, subset
 from repro.data.prepared import Arrays, PreparedData

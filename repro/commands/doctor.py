@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from repro.cli.context import Context
 from repro.commands.checkup import (
     Finding,
     check_data,
@@ -15,7 +16,6 @@ from repro.commands.checkup import (
     check_torch,
     read_torch_facts,
 )
-from repro.commands.context import Context
 from repro.errors import SetupError
 
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "error": ("error", "red")}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from repro.cli.context import Context
 from repro.commands.bundle import TOP
-from repro.commands.context import Context
 from repro.commands.nameless import nameless
 from repro.commit import add_record
 from repro.data.files import unpack_tar

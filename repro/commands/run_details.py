@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commit import attempts_of
 from repro.errors import DataMissingError, RecordCorruptError, RecordForeignError, SelectionError
 from repro.recipes import format_axis

@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from repro.commands.context import Context
-from repro.commands.survey import data_sizes, probes_here
+from repro.cli.context import Context
 from repro.errors import DeviceError
 from repro.registry import Run, Selection
 from repro.scheduling.heartbeat import Heartbeat, read_heartbeats
@@ -39,8 +38,8 @@ class Observer:
         traces = read_traces(
             (run for run in self._runs if not self._stamp(run)), context.project, preset.name
         )
-        sizes = data_sizes(context, {run.cell.dataset for run in self._runs})
-        self._survey = Survey.of(self._states(), sizes, probes_here(context), before=self._survey)
+        sizes = context.data_sizes({run.cell.dataset for run in self._runs})
+        self._survey = Survey.of(self._states(), sizes, context.probes(), before=self._survey)
         to_do = self._survey.to_do("keep")
         again = (run for run in to_do if run.id not in traces and self._stamp(run))
         traces |= read_traces(again, context.project, preset.name)

@@ -17,10 +17,10 @@ from repro.benchmark.result import Found, busy_doubts, window_doubts
 from repro.benchmark.rivals import PictureDataset
 from repro.benchmark.subject import Subject, make_subject
 from repro.benchmark.windows import Speed, Window, measure, ratio, run_window, together
+from repro.cli.context import Context
 from repro.commands import bench as bench_command
 from repro.commands.bench import BenchOptions, bench
 from repro.commands.bench_plot import draw_bench
-from repro.commands.context import Context
 from repro.data import synthetic
 from repro.errors import UsageError
 from repro.training.precision import Precision

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
+from repro.cli.context import Context
 from repro.commands.checkup import (
     OLD_CARDS_INDEX,
     check_data,
@@ -20,7 +21,6 @@ from repro.commands.checkup import (
     judge_device,
     read_torch_facts,
 )
-from repro.commands.context import Context
 from repro.errors import DeviceError
 from repro.scheduling.gpus import Gpu
 
