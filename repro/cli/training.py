@@ -59,25 +59,6 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
 
 
 @click.command()
-@places
-@selection
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
-
-    Works from another terminal or machine while schedulers are at work, and without one.
-    """
-    from repro.commands import status as command
-
-    observer = command.Observer(context, selected)
-    if watch:
-        command.watch(observer, as_json)
-    now = observer.look()
-    click.echo(now.to_json() if as_json else now.to_text())
-
-
-@click.command()
 @stoppable
 @places
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID…")
