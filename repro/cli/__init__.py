@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from repro import __version__
-from repro.cli.data_sets import data
-from repro.cli.machine import doctor
+from repro.cli.data import data
+from repro.cli.doctor import doctor
 from repro.cli.results import aggregate, audit, claims, figures, report
 from repro.cli.share import bundle, merge
 from repro.cli.status import logs, show_run, status

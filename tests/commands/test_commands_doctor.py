@@ -12,7 +12,7 @@ from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
 from repro.cli.context import Context
-from repro.commands.checkup import (
+from repro.cli.doctor import (
     OLD_CARDS_INDEX,
     check_data,
     check_executor,
