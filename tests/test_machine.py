@@ -50,7 +50,7 @@ repro.cli.main(["probe", "{RUN}", "--preset", "smoke", "--device", "cpu", "--sec
 BENCH = f"""
 import multiprocessing
 from repro.benchmark.processes import Program, _serve
-from repro.commands.context import Context
+from repro.cli.context import Context
 context = Context.open("smoke")
 config = context.registry.config(context.registry.parse("{RUN}"), context.preset)
 ours, theirs = multiprocessing.Pipe()

@@ -247,7 +247,7 @@ def test_many_records_are_read_by_several_processes_and_come_out_the_same(traine
 import sys
 from pathlib import Path
 from repro import standings
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.registry import Selection
 standings.MANY, standings.usable_cores = 3, lambda: 2
 context = Context.open("smoke", results=Path(sys.argv[1]))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from repro.benchmark.processes import OURS, Program, started
 from repro.benchmark.result import busy_doubts, window_doubts
 from repro.benchmark.windows import measure, ratio
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.machine import busy_share, processor_name
 
 KINDS = ("paper/vgg16", "paper/resnet18", "paper/resnet50", "quick/resnet18")

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from sweep_bench import Bench, cpu_slots
 
-from repro.commands.context import Context
-from repro.commands.survey import make_survey
+from repro.cli.context import Context
 from repro.paths import Project
 from repro.registry import Registry, Run, Selection
 from repro.scheduling.events import Started
@@ -97,7 +96,7 @@ def start(root: Path) -> dict[str, float]:
     bench = Bench(project, registry, context.preset)
     runs: Sequence[Run] = registry.select_runs(Selection(), context.preset)
     began = time.monotonic()
-    survey = make_survey(context, runs)
+    survey = context.survey(runs)
     read = time.monotonic() - began
     first: list[float] = []
 

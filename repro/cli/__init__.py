@@ -9,11 +9,13 @@ from typing import Any
 import click
 
 from repro import __version__
-from repro.cli.data_sets import data
-from repro.cli.machine import doctor
-from repro.cli.records import bundle, logs, merge, show_run
+from repro.cli.bench import bench
+from repro.cli.data import data
+from repro.cli.doctor import doctor
 from repro.cli.results import aggregate, audit, claims, figures, report
-from repro.cli.training import bench, plan, probe, run, status, train
+from repro.cli.share import bundle, merge
+from repro.cli.status import logs, show_run, status
+from repro.cli.training import plan, probe, run, train
 from repro.errors import ReproError
 
 

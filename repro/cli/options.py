@@ -39,7 +39,7 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
     @wraps(command)
     def wrapped(preset: str, results: Path | None, data_dir: Path | None, **options: Any) -> Any:
-        from repro.commands.context import Context
+        from repro.cli.context import Context
 
         return command(Context.open(preset, results, data_dir), **options)
 

@@ -1,16 +1,15 @@
 """What trains and watches: plan, run, status, train, probe, bench."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, LOG, cluster, devices, places, selection, stoppable, techniques, write
+from repro.cli.options import LOG, cluster, devices, places, selection, stoppable, techniques
 from repro.machine import keep_freed_memory
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
     from repro.commands.stop import Stop
 
 
@@ -56,25 +55,6 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
     from repro.commands.run import RunOptions, run_sweep
 
     sys.exit(run_sweep(context, selected, RunOptions(**options)))
-
-
-@click.command()
-@places
-@selection
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
-
-    Works from another terminal or machine while schedulers are at work, and without one.
-    """
-    from repro.commands import status as command
-
-    observer = command.Observer(context, selected)
-    if watch:
-        command.watch(observer, as_json)
-    now = observer.look()
-    click.echo(now.to_json() if as_json else now.to_text())
 
 
 @click.command()
@@ -136,59 +116,3 @@ def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None
     from repro.commands.probe import probe as measure
 
     click.echo(measure(context, run_id, ProbeOptions(**options), stop))
-
-
-@click.command()
-@places
-@click.option(
-    "--network", "networks", multiple=True, default=("resnet18",), show_default=True, help="Repeatable."
-)
-@click.option("--size", "sizes", multiple=True, type=int, default=(32,), show_default=True,
-              help="Pixels, 32 or 64; repeatable.")  # fmt: skip
-@click.option("--loss", "losses", multiple=True, default=("scaled-bn-m1",), show_default=True,
-              help="A table's row; repeatable.")  # fmt: skip
-@click.option("--against", multiple=True, type=click.Choice(["plain", "tuned"]), default=("plain", "tuned"),
-              show_default=True, help="Other loops beside ours; repeatable.")  # fmt: skip
-@click.option("--packed", multiple=True, type=click.IntRange(min=2),
-              help="Also so many runs at once; repeatable.  [default: 2; on a GPU 2 and 4]")  # fmt: skip
-@click.option("--alone", is_flag=True, help="Our loop alone: no other loop, no packing.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.01), default=3.0, show_default=True,
-              help="Of each program's window in a round.")  # fmt: skip
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="CPU threads.  [default: the cores; for plain and tuned torch's own]",
-)
-@click.option("--deterministic", is_flag=True, help="What it costs our loop to be bitwise repeatable.")
-@techniques
-@click.option("--json", "json_file", type=FILE, help="Write everything to a file as JSON too.")
-@click.option("--plot", type=FILE, help="Draw it: a .png or .pdf.")
-def bench(context: "Context", alone: bool, json_file: Path | None, plot: Path | None, **options: Any) -> None:
-    """Measure training here: images per second beside the device's roofline and two other loops. Minutes.
-
-    plain: float32, DataLoader with a worker per core, PIL transforms, `.item()` every step. tuned:
-    channels_last, bf16 and torch.compile. Each has a process of its own, and they run in turn, window by
-    window. Uses prepared data where there are some, else generated ones, and says which.
-
-    On a busy machine, or where a program's windows vary more than 2-fold, the result is marked
-    "not trustworthy", in the JSON file too.
-    """
-    from repro.commands.bench import BenchOptions
-    from repro.commands.bench import bench as measure
-
-    options["packed"] = options["packed"] or None
-    if alone:
-        options |= {"against": (), "packed": ()}
-    result = measure(context, BenchOptions(**options), lambda line: click.echo(line, err=True))
-    click.echo(result.to_text())
-    if json_file:
-        write(json_file, result.to_json())
-    if plot:
-        from repro.commands.bench_plot import draw_bench
-
-        draw_bench(result, plot)

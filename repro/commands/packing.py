@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from repro.commands.context import Context
-from repro.commands.survey import data_sizes, probes_here
+from repro.cli.context import Context
 from repro.cores import usable_cores
 from repro.registry import Run
 from repro.scheduling.gpus import parse_gpus
@@ -116,7 +115,7 @@ def kinds(context: Context, runs: Iterable[Run]) -> list[tuple[Run, Work]]:
     first: dict[tuple[object, ...], Run] = {}
     for run in runs:
         first.setdefault(_column(run), run)
-    sizes = data_sizes(context, {run.cell.dataset for run in first.values()})
+    sizes = context.data_sizes({run.cell.dataset for run in first.values()})
     found = []
     for run in first.values():
         if run.cell.dataset in sizes:
@@ -132,7 +131,7 @@ class Prober:
         self._context = context
         self._precision = precision
         self._threads = context.preset.threads
-        self._results = probes_here(context)
+        self._results = context.probes()
         self._command = ProbeCommand(
             preset=context.preset.name,
             root=context.project.root,

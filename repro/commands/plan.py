@@ -3,9 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.packing import PerGpu, pack, probe_unknown
-from repro.commands.survey import make_survey, probes_here, shares_begun
 from repro.registry import Selection
 from repro.scheduling.durations import parse_duration
 from repro.scheduling.plan import Plan
@@ -28,13 +27,13 @@ def make_plan(context: Context, selected: Selection, options: PlanOptions) -> Pl
     """The plan for the selected runs on the devices of this machine."""
     budget = None if options.budget is None else parse_duration(options.budget)
     runs = context.registry.select_runs(selected, context.preset)
-    survey = make_survey(context, runs)
+    survey = context.survey(runs)
     to_do = survey.to_do(options.stale)
     say = _say if options.probe else None
     packing = pack(context, to_do, options.gpus, options.per_gpu, probing=say)
     if options.probe and options.per_gpu != "auto":
         probe_unknown(context, to_do, packing.slots, survey.measured, _say)
-    survey.measured.take_probes(probes_here(context))
+    survey.measured.take_probes(context.probes())
     return plan_survey(
         survey,
         context.registry,
@@ -42,7 +41,7 @@ def make_plan(context: Context, selected: Selection, options: PlanOptions) -> Pl
         context.project,
         packing.slots,
         stale=options.stale,
-        begun=shares_begun(context, to_do),
+        begun=context.begun(to_do),
         budget=budget,
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
         packing=packing.lines(),

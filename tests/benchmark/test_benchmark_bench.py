@@ -17,10 +17,9 @@ from repro.benchmark.result import Found, busy_doubts, window_doubts
 from repro.benchmark.rivals import PictureDataset
 from repro.benchmark.subject import Subject, make_subject
 from repro.benchmark.windows import Speed, Window, measure, ratio, run_window, together
-from repro.commands import bench as bench_command
-from repro.commands.bench import BenchOptions, bench
-from repro.commands.bench_plot import draw_bench
-from repro.commands.context import Context
+from repro.cli.bench import BenchOptions, draw_bench, measure_all
+from repro.cli.context import Context
+from repro.cores import usable_cores
 from repro.data import synthetic
 from repro.errors import UsageError
 from repro.training.precision import Precision
@@ -52,7 +51,7 @@ def test_a_benchmark_says_everything_in_text_json_and_a_picture(context, tmp_pat
         against=("plain",), packed=(), rounds=2, seconds=0.01, threads=1, precision="fp32", device="cpu"
     )
     said = []
-    result = bench(context, options, said.append)
+    result = measure_all(context, options, said.append)
     assert any(line.endswith("preparing plain") for line in said)
     content = json.loads(result.to_json())
     (found,) = content["found"]
@@ -103,17 +102,17 @@ def stand_ins(monkeypatch):
         asked.update(programs)
         yield {name: StandIn([100.0, 201.0] if name == "plain" else [300.0, 310.0]) for name in programs}
 
-    monkeypatch.setattr(bench_command, "started", start)
-    monkeypatch.setattr(bench_command, "busy_share", lambda seconds: 0.01)
-    monkeypatch.setattr(bench_command, "measure_rates", lambda device, precision: Rates(1e12, 1e10))
+    monkeypatch.setattr(processes, "started", start)
+    monkeypatch.setattr("repro.machine.busy_share", lambda seconds: 0.01)
+    monkeypatch.setattr("repro.benchmark.rates.measure_rates", lambda device, precision: Rates(1e12, 1e10))
     return asked
 
 
 def test_each_program_is_started_as_those_who_use_it_start_it(context, stand_ins):
     """Ours with all threads, and as runs of one thread each; a script with torch's own and the malloc it finds."""
     options = BenchOptions(rounds=2, device="cpu", precision="fp32", deterministic=True)
-    cores = bench_command.usable_cores()
-    bench(context, options, lambda line: None)
+    cores = usable_cores()
+    measure_all(context, options, lambda line: None)
     assert list(stand_ins) == ["ours", "ours, 2 at once", "plain", "tuned"]
     ours, packed = stand_ins["ours"], stand_ins["ours, 2 at once"]
     assert (ours.processes, ours.threads) == (1, cores)
@@ -130,7 +129,7 @@ def test_each_program_is_started_as_those_who_use_it_start_it(context, stand_ins
 def test_windows_that_vary_more_than_twofold_are_marked_in_text_json_and_picture(
     context, stand_ins, tmp_path
 ):
-    result = bench(context, BenchOptions(rounds=2, device="cpu", precision="fp32"), lambda line: None)
+    result = measure_all(context, BenchOptions(rounds=2, device="cpu", precision="fp32"), lambda line: None)
     doubt = "resnet18, 32 px, scaled-bn: the windows of plain vary 2.0-fold"
     for name in ("ours", "ours, 2 at once"):
         assert f"{name} beside plain: 2.27 ×" in result.to_text()
@@ -142,9 +141,9 @@ def test_windows_that_vary_more_than_twofold_are_marked_in_text_json_and_picture
 
 
 def test_a_busy_machine_is_said_at_once_and_marked(context, stand_ins, monkeypatch):
-    monkeypatch.setattr(bench_command, "busy_share", lambda seconds: 0.5)
+    monkeypatch.setattr("repro.machine.busy_share", lambda seconds: 0.5)
     said = []
-    result = bench(context, BenchOptions(rounds=1, device="cpu", precision="fp32"), said.append)
+    result = measure_all(context, BenchOptions(rounds=1, device="cpu", precision="fp32"), said.append)
     doubt = "other programs used 50% of the CPU time before the start; stop them first"
     assert f"not trustworthy: {doubt}" in said
     assert result.doubts() == [doubt]
@@ -205,7 +204,7 @@ def test_a_program_that_cannot_prepare_is_left_out_and_said_but_not_ours(context
 
 def test_a_size_that_no_data_set_has_is_a_usage_error(context):
     with pytest.raises(UsageError, match="--size: expected one of 32, 64, got 48"):
-        bench(context, BenchOptions(sizes=(48,), device="cpu"), lambda line: None)
+        measure_all(context, BenchOptions(sizes=(48,), device="cpu"), lambda line: None)
 
 
 def test_our_loop_counts_the_images_of_the_short_last_batch_as_they_are(context, tmp_path):

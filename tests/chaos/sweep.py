@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from chaos.interposer import Interposer
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.errors import SetupError
 from repro.paths import RunPaths
 from repro.records import RunRecord, read_record
