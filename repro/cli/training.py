@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.options import FILE, LOG, cluster, devices, places, selection, stoppable, techniques, write
-from repro.machine import keep_freed_memory
+from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from repro.commands.context import Context

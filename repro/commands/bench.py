@@ -21,9 +21,8 @@ from repro.commands.context import Context
 from repro.commands.provenance import device_name, git_state
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import choose_device
-from repro.cores import memory_bytes, usable_cores
 from repro.errors import UsageError
-from repro.machine import busy_share
+from repro.system import busy_share, memory_bytes, usable_cores
 from repro.training.loop import build
 from repro.training.precision import Precision, choose_precision
 from repro.training.techniques import Techniques

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 import repro
 from repro.commands.context import Context
-from repro.cores import memory_bytes, usable_cores
 from repro.data import listing, verify
 from repro.errors import DeviceError, ReproError
 from repro.registry import Selection
 from repro.scheduling.gpus import Gpu, GpuReader, read_gpus
+from repro.system import memory_bytes, usable_cores
 
 Level = Literal["ok", "warning", "error"]
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"

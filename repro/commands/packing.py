@@ -10,7 +10,6 @@ from typing import Literal
 
 from repro.commands.context import Context
 from repro.commands.survey import data_sizes, probes_here
-from repro.cores import usable_cores
 from repro.registry import Run
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.packing import choose_copies, next_copies
@@ -19,6 +18,7 @@ from repro.scheduling.probing import Answer, ProbeCommand, ProbeFailedError, mea
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.speeds import Measured
 from repro.signature import speed_hash
+from repro.system import usable_cores
 
 PerGpu = int | Literal["auto"]
 
