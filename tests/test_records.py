@@ -15,11 +15,10 @@ import torch
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
 
 import repro
-from repro.cores import memory_bytes
 from repro.errors import RecordCorruptError, RecordForeignError
-from repro.machine import processor_name
 from repro.records import parse_record, read_record
 from repro.standings import Standing
+from repro.system import memory_bytes, processor_name
 from repro.training.precision import choose_precision
 
 

@@ -1,4 +1,4 @@
-"""What `repro.machine.keep_freed_memory` brings to training on this CPU, and the memory it costs.
+"""What `repro.system.keep_freed_memory` brings to training on this CPU, and the memory it costs.
 
 For each kind of run two programs, with and without it, in turn, window by window; each is two processes at
 the same time with one thread each, as `repro run` trains on two cores.
@@ -14,7 +14,7 @@ from repro.benchmark.processes import OURS, Program, started
 from repro.benchmark.result import busy_doubts, window_doubts
 from repro.benchmark.windows import measure, ratio
 from repro.cli.context import Context
-from repro.machine import busy_share, processor_name
+from repro.system import busy_share, processor_name
 
 KINDS = ("paper/vgg16", "paper/resnet18", "paper/resnet50", "quick/resnet18")
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from repro.benchmark.windows import Window, run_window, together
 from repro.errors import ReproError
-from repro.machine import keep_freed_memory
 from repro.recipes import RunConfig
+from repro.system import keep_freed_memory
 
 OURS, PLAIN, TUNED = "ours", "plain", "tuned"
 

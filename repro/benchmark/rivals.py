@@ -20,7 +20,7 @@ from torchvision import transforms
 
 from repro.benchmark.rates import wait
 from repro.benchmark.subject import Subject
-from repro.cores import usable_cores
+from repro.system import usable_cores
 from repro.training.loop import build
 from repro.training.precision import Precision
 

@@ -114,8 +114,7 @@ def measure_all(context: "Context", options: BenchOptions, say: Callable[[str], 
     from repro.commands.provenance import device_name, git_state
     from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques
     from repro.commands.train import choose_device
-    from repro.cores import memory_bytes, usable_cores
-    from repro.machine import busy_share
+    from repro.system import busy_share, memory_bytes, usable_cores
     from repro.training.precision import choose_precision
 
     busy = busy_share(_BUSY_SECONDS)

@@ -115,8 +115,8 @@ def check_torch(
 
     `read` stands in for `repro.scheduling.gpus.read_gpus`.
     """
-    from repro.cores import usable_cores
     from repro.scheduling.gpus import read_gpus
+    from repro.system import usable_cores
 
     facts = read_facts()
     if isinstance(facts, str):
@@ -253,7 +253,7 @@ def check_driver() -> Iterator[Finding]:
 
 def check_memory() -> Iterator[Finding]:
     """Main memory: a run holds its data set and torch, about 3 GB, TinyImageNet 4."""
-    from repro.cores import memory_bytes
+    from repro.system import memory_bytes
 
     whole = memory_bytes()
     said = f"{whole / 2**30:.1f} GiB of main memory"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.options import LOG, cluster, devices, places, selection, stoppable, techniques
-from repro.machine import keep_freed_memory
+from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from repro.cli.context import Context

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from repro.cli.context import Context
-from repro.cores import usable_cores
 from repro.registry import Run
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.packing import choose_copies, next_copies
@@ -18,6 +17,7 @@ from repro.scheduling.probing import Answer, ProbeCommand, ProbeFailedError, mea
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.speeds import Measured
 from repro.signature import speed_hash
+from repro.system import usable_cores
 
 PerGpu = int | Literal["auto"]
 

@@ -20,14 +20,13 @@ import torch
 
 from repro import __version__
 from repro.commit import make_folder, refusal
-from repro.cores import memory_bytes
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
-from repro.machine import processor_name
 from repro.recipes import Preset, RunConfig
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
 from repro.scheduling.gpus import consumed_joules, driver_version
+from repro.system import memory_bytes, processor_name
 from repro.training.loop import TrainedRun
 from repro.training.precision import Precision
 

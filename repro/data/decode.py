@@ -30,10 +30,10 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from repro.cores import usable_cores
 from repro.data.download import Progress
 from repro.data.prepared import Images
 from repro.errors import SetupError
+from repro.system import usable_cores
 
 BATCH = 128  # images decoded together
 AHEAD = 3  # batches per process that are under way or wait to be taken: bounds the memory

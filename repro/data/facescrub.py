@@ -30,7 +30,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from repro.cores import usable_cores
 from repro.data import DATA_SETS, FetchOptions, PrepareOptions
 from repro.data.crawl import CrawlPolicy, Outcome, crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
@@ -42,6 +41,7 @@ from repro.data.identity_split import Candidate, SplitRule, write_identities
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest
+from repro.system import usable_cores
 
 NAME = "facescrub"
 TITLE = DATA_SETS[NAME].title

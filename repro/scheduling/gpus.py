@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from repro.cores import memory_bytes
 from repro.errors import DeviceError, UsageError
+from repro.system import memory_bytes
 
 
 @dataclass(frozen=True)

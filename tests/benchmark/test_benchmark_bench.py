@@ -19,9 +19,9 @@ from repro.benchmark.subject import Subject, make_subject
 from repro.benchmark.windows import Speed, Window, measure, ratio, run_window, together
 from repro.cli.bench import BenchOptions, draw_bench, measure_all
 from repro.cli.context import Context
-from repro.cores import usable_cores
 from repro.data import synthetic
 from repro.errors import UsageError
+from repro.system import usable_cores
 from repro.training.precision import Precision
 from repro.training.techniques import Techniques
 
@@ -103,7 +103,7 @@ def stand_ins(monkeypatch):
         yield {name: StandIn([100.0, 201.0] if name == "plain" else [300.0, 310.0]) for name in programs}
 
     monkeypatch.setattr(processes, "started", start)
-    monkeypatch.setattr("repro.machine.busy_share", lambda seconds: 0.01)
+    monkeypatch.setattr("repro.system.busy_share", lambda seconds: 0.01)
     monkeypatch.setattr("repro.benchmark.rates.measure_rates", lambda device, precision: Rates(1e12, 1e10))
     return asked
 
@@ -141,7 +141,7 @@ def test_windows_that_vary_more_than_twofold_are_marked_in_text_json_and_picture
 
 
 def test_a_busy_machine_is_said_at_once_and_marked(context, stand_ins, monkeypatch):
-    monkeypatch.setattr("repro.machine.busy_share", lambda seconds: 0.5)
+    monkeypatch.setattr("repro.system.busy_share", lambda seconds: 0.5)
     said = []
     result = measure_all(context, BenchOptions(rounds=1, device="cpu", precision="fp32"), said.append)
     doubt = "other programs used 50% of the CPU time before the start; stop them first"

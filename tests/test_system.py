@@ -1,4 +1,4 @@
-"""What `repro.machine` sets on this host and reads from it; malloc's part in processes of its own."""
+"""What `repro.system` sets on this host and reads from it; malloc's part in processes of its own."""
 
 import ctypes
 import json
@@ -9,7 +9,7 @@ import sys
 import pytest
 from smoke_project import ROOT, RUN, record_of, smoke_context
 
-from repro import machine
+from repro import system
 
 needs_mallinfo2 = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library has no mallinfo2 (glibc has from 2.33)"
@@ -110,7 +110,7 @@ def test_another_c_library_is_left_alone(answer, monkeypatch):
 
     monkeypatch.setattr(os, "confstr", confstr)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("malloc was set"))
-    machine.keep_freed_memory()
+    system.keep_freed_memory()
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,28 @@ def test_another_c_library_is_left_alone(answer, monkeypatch):
 def test_the_busy_share_is_what_all_cores_did_meanwhile_but_idle(first, second, share, tmp_path, monkeypatch):
     stat = tmp_path / "stat"
     stat.write_text(first + "\ncpu0 1 2 3\n")
-    monkeypatch.setattr(machine.time, "sleep", lambda seconds: stat.write_text(second + "\n"))
-    assert machine.busy_share(1.0, stat) == (share if share is None else pytest.approx(share))
+    monkeypatch.setattr(system.time, "sleep", lambda seconds: stat.write_text(second + "\n"))
+    assert system.busy_share(1.0, stat) == (share if share is None else pytest.approx(share))
 
 
 def test_a_host_without_proc_stat_has_no_busy_share(tmp_path):
-    assert machine.busy_share(0.0, tmp_path / "stat") is None
+    assert system.busy_share(0.0, tmp_path / "stat") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "quota"),
+    [
+        ({"cpu.max": "max 100000"}, "0::/\n", None),
+        ({"cpu.max": "100000 100000"}, "0::/\n", 1),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, "0::/a/b\n", 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpuset:/\n1:cpu:/\n", None),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, "1:cpuacct,cpu:/\n", 1),
+        ({}, "", None),
+    ],
+)
+def test_the_tightest_cgroup_quota_limits_the_cores(tmp_path, files, membership, quota):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "membership").write_text(membership)
+    assert system.usable_cores(tmp_path, tmp_path / "membership") == (quota or len(os.sched_getaffinity(0)))
