@@ -23,31 +23,12 @@ from pathlib import Path
 
 from repro.data.download import Progress
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time
-from repro.data.http_get import FetchResult, RequestLimits, can_connect, host_of, http_get
+from repro.data.http_get import CrawlPolicy, FetchResult, RequestLimits, can_connect, host_of, http_get
 from repro.errors import FetchError, SetupError
 
 SYNC_INTERVAL = 1.0  # seconds; what a power cut may cost, a killed process loses nothing
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CrawlPolicy:
-    """How politely, and how long, strangers' servers are asked; times in seconds."""
-
-    connections: int = 32  # at once, over all hosts
-    per_host: int = 2  # at once to one host
-    per_second: float = 40.0  # requests begun, over all hosts
-    host_pause: float = 0.25  # from the beginning of one request to a host to that of the next
-    attempts: int = 3  # for one address, where its faults are temporary
-    back_off: float = 2.0  # first pause of a host after a temporary fault; it doubles with each attempt
-    longest_pause: float = 120.0  # a host that asks for more is given up
-    host_attempts: int = (
-        9  # faults of a host in a row until it is given up; one without a connection counts 3
-    )
-    unreachable_pause: float = 30.0  # after a failed connection: it may be this machine's network
-    unreachable_hosts: int = 40  # in a row, with no contact to any other, that look like having no network
-    redirects: int = 5
 
 
 @dataclass(frozen=True)

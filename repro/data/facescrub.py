@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from repro.data import DATA_SETS, FetchOptions, PrepareOptions
-from repro.data.crawl import CrawlPolicy, Outcome, crawl, picture, read_journal
+from repro.data.crawl import Outcome, crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
 from repro.data.download import Progress
 from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
 from repro.data.files import explain_write_failure
-from repro.data.http_get import RequestLimits
+from repro.data.http_get import CrawlPolicy, RequestLimits
 from repro.data.identity_split import Candidate, SplitRule, write_identities
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError

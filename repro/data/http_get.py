@@ -43,6 +43,23 @@ MOST_ADDRESSES = 4  # of one name, tried one after another
 
 
 @dataclass(frozen=True)
+class CrawlPolicy:
+    """How politely, and how long, strangers' servers are asked; times in seconds."""
+
+    connections: int = 32  # at once, over all hosts
+    per_host: int = 2  # at once to one host
+    per_second: float = 40.0  # requests begun, over all hosts
+    host_pause: float = 0.25  # from the beginning of one request to a host to that of the next
+    attempts: int = 3  # for one address, where its faults are temporary
+    back_off: float = 2.0  # first pause of a host after a temporary fault; it doubles with each attempt
+    longest_pause: float = 120.0  # a host that asks for more is given up
+    host_attempts: int = 9  # faults in a row until a host is given up; one without a connection counts 3
+    unreachable_pause: float = 30.0  # after a failed connection: it may be this machine's network
+    unreachable_hosts: int = 40  # in a row, with no contact to any other, that look like having no network
+    redirects: int = 5
+
+
+@dataclass(frozen=True)
 class RequestLimits:
     """What one request may take; times in seconds."""
 

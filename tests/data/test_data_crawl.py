@@ -28,8 +28,8 @@ from small_files_server import (
     stalls,
 )
 
-from repro.data.crawl import Crawled, CrawlPolicy, crawl, journal_path, picture
-from repro.data.http_get import RequestLimits
+from repro.data.crawl import Crawled, crawl, journal_path, picture
+from repro.data.http_get import CrawlPolicy, RequestLimits
 from repro.errors import FetchError, SetupError
 
 EAGER = CrawlPolicy(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)
@@ -394,7 +394,8 @@ SCRIPT = textwrap.dedent(
     import json, logging, sys
     from pathlib import Path
     from repro.data.crawl import crawl
-    from repro.data.crawl import Crawled, CrawlPolicy, crawl, journal_path, picture
+    from repro.data.crawl import Crawled, crawl, journal_path, picture
+    from repro.data.http_get import CrawlPolicy
     from repro.data.http_get import RequestLimits
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     wanted = {url: frozenset([sha]) for url, sha in json.loads(Path(sys.argv[1]).read_text())}

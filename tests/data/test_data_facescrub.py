@@ -10,7 +10,8 @@ from local_server import status
 from small_files_server import SmallFilesServer, file_of_path, page
 
 from repro.data import FetchOptions, facescrub
-from repro.data.crawl import CrawlPolicy, picture
+from repro.data.crawl import picture
+from repro.data.http_get import CrawlPolicy
 from repro.errors import DataMissingError, FetchError, SetupError
 
 EAGER = CrawlPolicy(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)

@@ -14,8 +14,8 @@ from local_server import status
 from small_files_server import SmallFilesServer
 
 from repro.data import http_get
-from repro.data.crawl import CrawlPolicy, crawl, journal_path
-from repro.data.http_get import RequestLimits, is_public
+from repro.data.crawl import crawl, journal_path
+from repro.data.http_get import CrawlPolicy, RequestLimits, is_public
 from repro.errors import FetchError, SetupError
 
 PICTURE = b"\xff\xd8 a picture"
