@@ -1,7 +1,8 @@
-"""The command line: parse, call one function, print.
+"""The command line, one file per group of commands: options, body and output together.
 
-Nothing but click is imported before a command runs, so that `repro --help` and completion answer at once;
-torch is imported by the commands that train alone. Progress goes to stderr, data to stdout.
+Nothing but click and the standard library is imported before a command runs, so that `repro --help` and
+completion answer at once: a body imports what it needs. torch is imported by the commands that train alone.
+Progress goes to stderr, data to stdout.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, places, techniques, write
+from repro.cli.options import DEVICE, FILE, PRECISION, places, techniques, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ _PANEL_WIDTH = 4.4
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0.01), default=3.0, show_default=True,
               help="Of each program's window in a round.")  # fmt: skip
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
+@DEVICE
+@PRECISION
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, places
+from repro.cli.options import DATA_DIR, FILE, FOLDER, JSON, places
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the data set and --data-dir, and hands the command the data folder."""
 
     @click.argument("name", metavar="SET")
-    @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+    @DATA_DIR
     @wraps(command)
     def wrapped(name: str, data_dir: Path | None, **options: Any) -> Any:
         from repro.paths import Project
@@ -108,8 +108,8 @@ def verify(name: str, folder: Path) -> None:
 
 
 @data.command("list")
-@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@DATA_DIR
+@JSON
 def list_sets(data_dir: Path | None, as_json: bool) -> None:
     """Show every data set: prepared, fetched, missing or corrupt."""
     from tabulate import tabulate

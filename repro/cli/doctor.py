@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.options import places
+from repro.cli.options import JSON, places
 from repro.errors import DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Finding:
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
               help="Whose needs to check.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Do not hash the data sets.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@JSON
 def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> None:
     """Check this machine: Python, torch against the GPU, memory, disk, folders, data sets.
 

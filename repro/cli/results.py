@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from repro.cli.options import FILE, FOLDER, TABLE, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, JSON, TABLE, end_if_damaged, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], Judged, list[s
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@JSON
 def audit(as_json: bool) -> None:
     """Audit the paper by its own printed numbers; needs no record."""
     from repro.analysis.audit import audit_paper

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import EXISTING, FILE, FOLDER, places, selection
+from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
 from repro.errors import DataCorruptError, IntegrityError, ReproError, SelectionError, UsageError
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ def _texts(value: object) -> Iterator[str]:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=EXISTING)
-@click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
-@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+@RESULTS
+@DATA_DIR
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
 def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, dry_run: bool) -> None:
     """Take records in that `repro bundle` packed elsewhere: valid ones of today's recipes, under free names.

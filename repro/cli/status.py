@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import places, selection
+from repro.cli.options import JSON, places, selection
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -40,7 +40,7 @@ _EPOCHS_SHOWN = 12
 @places
 @selection
 @click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@JSON
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
     """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
 

@@ -6,8 +6,15 @@ import sys
 import pytest
 from smoke_project import OTHER, ROOT, RUN, smoke_context, train_here
 
-from repro.commands.parity import compare
 from repro.errors import UsageError
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from parity import compare
+
+    return compare
 
 
 @pytest.fixture
@@ -19,7 +26,7 @@ def two_ways(monkeypatch, tmp_path):
     return tmp_path / "one", tmp_path / "two"
 
 
-def test_pairs_give_a_mean_difference_and_its_interval_and_say_how_each_was_made(two_ways):
+def test_pairs_give_a_mean_difference_and_its_interval_and_say_how_each_was_made(compare, two_ways):
     parity = compare(*two_ways)
     assert [one.run for one, _ in parity.pairs] == sorted([RUN, OTHER])
     text = "\n".join(parity.lines())
@@ -31,7 +38,7 @@ def test_pairs_give_a_mean_difference_and_its_interval_and_say_how_each_was_made
     assert same.lines()[-1].startswith("second − first: +0.00 points, 95 % interval +0.00 to +0.00")
 
 
-def test_runs_of_other_recipes_are_no_pairs(two_ways, tmp_path):
+def test_runs_of_other_recipes_are_no_pairs(compare, two_ways, tmp_path):
     first, second = two_ways
     files = [folder / "smoke" / f"{RUN}.json" for folder in (first, second)]
     other = first / "smoke" / f"{OTHER}.json"
@@ -43,7 +50,7 @@ def test_runs_of_other_recipes_are_no_pairs(two_ways, tmp_path):
 
 
 def test_the_command_prints_it_and_tells_of_a_wrong_use(two_ways):
-    command = [sys.executable, "-m", "repro.commands.parity", *map(str, two_ways)]
+    command = [sys.executable, "tools/parity.py", *map(str, two_ways)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "second − first" in done.stdout

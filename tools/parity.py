@@ -1,4 +1,4 @@
-"""Whether two ways to train the same runs end in the same accuracy: `python -m repro.commands.parity A B`.
+"""Whether two ways to train the same runs end in the same accuracy: `python tools/parity.py A B`.
 
 A and B are results folders, as `--results` takes them. Runs that both have, of one recipe and one data set,
 are compared in pairs: a seed has the same weights, order and augmentation in both, so that only arithmetic
@@ -75,7 +75,7 @@ def _accuracy(record: RunRecord) -> str:
 def main() -> int:
     """Prints the comparison of the two folders named on the command line."""
     if len(sys.argv) != 3:
-        print("usage: python -m repro.commands.parity RESULTS RESULTS", file=sys.stderr)
+        print("usage: python tools/parity.py RESULTS RESULTS", file=sys.stderr)
         return UsageError.exit_code
     try:
         print("\n".join(compare(Path(sys.argv[1]), Path(sys.argv[2])).lines()))
