@@ -11,9 +11,9 @@ from repro.commands.aggregate import extension_runs, weigh_studies
 from repro.commands.context import Context
 from repro.commands.judge import project_rules
 from repro.commit import make_folder, write_whole
+from repro.experiments import AMBIGUITIES
 from repro.registry import Selection
 from repro.standings import RunState, Standing
-from repro.studies import AMBIGUITIES
 
 
 def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]]:
@@ -25,7 +25,7 @@ def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]
     rules = project_rules(context)
     shown = {state.run for state in states}
     needed = claim_runs(rules, context.registry, context.preset)
-    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if context.registry.points else ((), [])
+    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if context.registry.ablations else ((), [])
     text = render_report(
         states,
         list(context.states(run for run in needed if run not in shown)),
