@@ -5,8 +5,9 @@ Plain validated data without torch; `repro.registry` reads them from TOML, `repr
 
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -19,6 +20,26 @@ class Model(BaseModel):
     """Strict and frozen: an unknown key, NaN or infinity is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def known_keys(raw: object, known: Iterable[str]) -> dict[str, Any]:
+    """`raw`, if it is a table of a TOML with no other keys than the known ones; ValueError lists them."""
+    known = tuple(known)
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected a table of keys, got {raw!r}")
+    for key in raw:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(known)}")
+    return raw
+
+
+class TomlModel(Model):
+    """A part of a TOML file: the error for an unknown key lists the known ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, raw: object) -> object:
+        return known_keys(raw, cls.model_fields) if isinstance(raw, dict) else raw
 
 
 class CrossEntropyParameters(Model):
@@ -117,7 +138,7 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
 """Each loss's parameters; a test compares them with the constructors in `repro.losses`."""
 
 
-class Recipe(Model):
+class Recipe(TomlModel):
     """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
 
     data: Literal["real", "generated"]

@@ -6,15 +6,14 @@ Fixed before the runs: whatever is judged carries the file's sha256.
 import hashlib
 import itertools
 import re
-import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from repro.errors import RegistryError
-from repro.experiments import TableName, explain
-from repro.recipes import Model
+from repro.experiments import TableName, read_toml, validate
+from repro.recipes import TomlModel
 
 RULES_FILE = "claims.toml"
 
@@ -32,7 +31,7 @@ Family = Literal["primary", "secondary"]
 Divergence = Literal["chance-accuracy", "largest-effect-against", "undecided-column"]
 
 
-class CellRules(Model):
+class CellRules(TomlModel):
     """When a number of ours counts as the paper's. Rules of which there is one form are named all the same.
 
     `tolerance`: points, the margin that both words are tested against. `level`: of the interval of ours −
@@ -50,7 +49,7 @@ class CellRules(Model):
     wholly_diverged: Literal["off"]
 
 
-class TestRules(Model):
+class TestRules(TomlModel):
     """How the claims are tested together, and the bootstrap behind their intervals.
 
     `alpha`: familywise, by Holm, for each family of claims and each of "supported" and "contradicted".
@@ -92,7 +91,7 @@ class TestRules(Model):
         return next(n for n in itertools.count(1) if family_size * 2.0**-n <= self.alpha)
 
 
-class Shown(Model):
+class Shown(TomlModel):
     """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
 
     label: str
@@ -101,7 +100,7 @@ class Shown(Model):
     measure: Measure | None = None
 
 
-class Mirror(Model):
+class Mirror(TomlModel):
     """What a claim's mirrored test compares instead; what it leaves out is the claim's."""
 
     of: tuple[str, ...] = ()
@@ -110,7 +109,7 @@ class Mirror(Model):
     over_combined: Combination | None = None
 
 
-class Claim(Model):
+class Claim(TomlModel):
     """A claim as a comparison of two sides, each a list of rows (`cross-entropy+bias=false`) of a column.
 
     `family`: the claims that Holm's correction takes together. `of`, `over`: the rows of the two sides;
@@ -163,7 +162,7 @@ class Claim(Model):
         return self
 
 
-class WorkedExample(Model):
+class WorkedExample(TomlModel):
     """The paper's example of Section 3: logits, and what it prints as softmax's last probability."""
 
     logits: tuple[tuple[float, ...], ...] = Field(min_length=2, max_length=2)
@@ -171,7 +170,7 @@ class WorkedExample(Model):
     gain_percent: float
 
 
-class PrintedSplit(Model):
+class PrintedSplit(TomlModel):
     """What the paper says of how a data set was split, beside the counts in the table's file."""
 
     table: TableName
@@ -179,14 +178,14 @@ class PrintedSplit(Model):
     test_share: float = Field(gt=0, lt=1)
 
 
-class Printed(Model):
+class Printed(TomlModel):
     """What the paper prints outside its tables."""
 
     worked_example: WorkedExample
     split: PrintedSplit
 
 
-class Rules(Model):
+class Rules(TomlModel):
     """All of `claims.toml`; `sha256` is of the file's bytes."""
 
     cells: CellRules
@@ -220,17 +219,7 @@ class Rules(Model):
 
 def read_rules(path: Path) -> Rules:
     """The rules in `path`; RegistryError names the key that is missing, unknown or wrong."""
-    try:
-        content = path.read_bytes()
-        raw = tomllib.loads(content.decode())
-    except FileNotFoundError:
-        raise RegistryError(f"{path} does not exist: it holds the rules that results are judged by") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path}: not valid TOML: {error}") from None
-    for key in ("file", "sha256"):
-        if key in raw:
-            raise RegistryError(f"{path}: unknown key {key!r}")
-    try:
-        return Rules.model_validate({**raw, "file": str(path), "sha256": hashlib.sha256(content).hexdigest()})
-    except ValidationError as error:
-        raise RegistryError(f"{path}: {explain(error)}") from None
+    if not path.exists():
+        raise RegistryError(f"{path} does not exist: it holds the rules that results are judged by")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return validate(Rules, read_toml(path), str(path), file=str(path), sha256=sha256)

@@ -200,14 +200,14 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
     from repro.commit import make_folder, write_whole
-    from repro.studies import AMBIGUITIES
+    from repro.experiments import AMBIGUITIES
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
     rules = project_rules(context)
     shown = {state.run for state in states}
     needed = [run for run in claim_runs(rules, registry, preset) if run not in shown]
-    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if registry.points else ((), [])
+    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if registry.ablations else ((), [])
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
     within = folder.is_relative_to(project.root)

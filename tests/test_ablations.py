@@ -1,4 +1,4 @@
-"""The open points of the paper as runs: which cells a study selects, and what its file may say."""
+"""Ablations: what the paper leaves open, as runs; which cells a study selects, and what its file may say."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,9 @@ def test_the_point_vgg_is_four_networks_under_cross_entropy(registry):
 def test_a_study_has_each_baseline_and_each_alternative_once(registry):
     everything = ids(registry, "ambiguities")
     assert len(everything) == len(set(everything))
-    assert set(everything) == {cell for point in registry.points for cell in ids(registry, point.name)}
+    assert set(everything) == {
+        cell for ablation in registry.ablations for cell in ids(registry, ablation.name)
+    }
     assert "cifar100/resnet18/scaled-bn-m1" in everything
     assert "tiny-imagenet/resnet18/scaled-bn-m1+statistics=training-set" in everything
     assert "cifar100/resnet18/affine-bn" in everything
@@ -99,10 +101,12 @@ def test_a_project_without_the_file_has_no_study(tmp_path):
         ('network = "vgg13"', 'network = "vgg14"', r"point 1 \(vgg\): unknown network 'vgg14'; there are: vgg16"),
         ('networks = ["vgg16"]', 'networks = ["vgg13"]', "unknown network 'vgg13'; there are: vgg16, resnet18"),
         ('loss = "affine-bn"', 'loss = "affine"', r"\(affine\): unknown loss 'affine'; there are: cross-entropy"),
-        ("table = 2", "table = 4", r"\(stem\): there is no table 4"),
+        ("table = 2", "table = 4", r"\(stem\): there is no table 4; tables: 1, 2, 3"),
+        ('table = 2\n', "", r"point 3 \(stem\): table: Field required"),
+        ('set = { stem_pool', 'sets = { stem_pool', r"\(stem\): alternative 1: unknown key 'sets'; allowed: label, network, loss, set"),
         ('network = "vgg13"\n', "", "expected a network, a loss or a set, or else result"),
         ('images"\nresult = "best-epoch"', 'images"\nresult = "any-epoch"', "result: Input should be 'last-epoch' or 'best-epoch'"),
-        ("question =", "ask =", "question: Field required"),
+        ("question =", "ask =", r"point 1 \(vgg\): unknown key 'ask'; allowed: name, question, table"),
         ('[[points]]\nname = "vgg"', 'title = "x"\n[[points]]\nname = "vgg"', "unknown key 'title'; allowed: points"),
     ],
 )  # fmt: skip
