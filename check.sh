@@ -66,27 +66,11 @@ check lint "$tools/ruff" check .
 check types "$tools/mypy"
 check "import contracts" "$tools/lint-imports"
 
-# Tests on a real Slurm and a real Ray wait most of the time: they run beside the others, and report after them.
-# So do a few that train for a minute or two, which balances the two.
-beside="" words=""
-if [[ " ${left_out[*]} " != *" slow "* ]] && (($# == 0)); then
-  words=$(mktemp)
-  trap '[[ -z $beside ]] || kill -- "-$beside" 2>/dev/null || true; rm -f "$words"' EXIT
-  # A process group of its own: what runs in the background of a script would ignore Ctrl-C, and the tests send it.
-  set -m
-  "$tools/python" -m pytest -p no:cacheprovider -m "(slurm or ray or beside)${marks:+ and $marks}" >"$words" 2>&1 </dev/null &
-  beside=$!
-  set +m
-  marks+="${marks:+ and }not slurm and not ray and not beside"
-fi
-check tests "$tools/python" -m pytest -m "$marks" "$@"
-if [[ -n $beside ]]; then
-  code=0
-  wait "$beside" || code=$?
-  beside=""
-  cat "$words"
-  check "tests beside the others, Slurm's and Ray's among them" test "$code" = 0
-fi
+# Two processes share the tests (tests/conftest.py says how); with arguments of your own there is one, so that
+# --pdb works.
+shared=(-n 2 --no-loadscope-reorder)
+(($# == 0)) || shared=()
+check tests "$tools/python" -m pytest "${shared[@]}" -m "$marks" "$@"
 
 if ((${#failed[@]})); then
   printf 'check: failed: %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" >&2

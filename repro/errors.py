@@ -47,8 +47,11 @@ class SelectionError(UsageError):
     """A selection (`--table`, `--network`, …) or a run id matches nothing."""
 
 
-class OwnCodeError(UsageError):
-    """A loss or network of the user's own: no such file or name, an error at import, or a wrong answer."""
+class OwnCodeError(UsageError, ValueError):
+    """A loss or network of the user's own: no such file or name, an error at import, or a wrong answer.
+
+    A ValueError so that pydantic adds the key of the TOML that names the code.
+    """
 
 
 class SetupError(ReproError):

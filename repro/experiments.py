@@ -1,30 +1,51 @@
-"""What `experiments/*.toml` say, read and checked: the tables with their rows and networks, and the presets.
+"""`experiments/*.toml` as validated models: tables with their rows and networks, presets, ablations.
 
-Every mistake is a RegistryError that names the file, the key, and what is allowed.
+Every mistake is a RegistryError that names the file, the key and what is allowed. Needs no torch.
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from repro.errors import OwnCodeError, RegistryError, SelectionError
+from repro.errors import RegistryError, SelectionError
 from repro.implementations import NETWORKS, is_file, names
 from repro.parameters import ROW_KEYS, check_network, loss_parameters
 from repro.paths import NAME
-from repro.recipes import Model, Preset, Recipe, Scalar
+from repro.recipes import Model, Preset, Recipe, Scalar, TomlModel, known_keys
+
+_ModelT = TypeVar("_ModelT", bound=Model)
+
+AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and the name of their file
 
 
-class Reported(Model):
+def _name(name: object) -> object:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        allowed = "small letters, digits, dots and dashes, as in scaled-bn-m1"
+        raise ValueError(f"{name!r} cannot be a name; use {allowed}")
+    return name
+
+
+def _table_name(name: object) -> object:
+    if isinstance(name, str) and name.isdigit():
+        raise ValueError(f"write the number {name} without quotes")
+    return name if type(name) is int else _name(name)
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+TableName = Annotated[int | str, BeforeValidator(_table_name)]  # 1, 2, 3: the paper's; all others have names
+
+
+class Reported(TomlModel):
     """What the paper prints for a cell: percent top-1."""
 
     mean: float = Field(ge=0, le=100)
     std: float = Field(ge=0)
 
 
-class ReportedData(Model):
+class ReportedData(TomlModel):
     """What the paper says of a table's data: how many classes, and images of each."""
 
     classes: int = Field(ge=2)
@@ -33,36 +54,87 @@ class ReportedData(Model):
 
 
 class Row(Model):
-    """A loss with its parameters, as a row of a table; a table of the paper reports on every network."""
+    """A loss with its parameters, which are further keys of the row in the TOML."""
 
-    name: str
+    name: Name
     label: str
     loss: str
     parameters: tuple[tuple[str, Scalar], ...] = ()
     reported: dict[str, Reported] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _validate_parameters(cls, raw: object, info: ValidationInfo) -> object:
+        if not isinstance(raw, dict):
+            return raw
+        if not isinstance(raw.get("loss"), str):
+            known = ", ".join(names("losses"))
+            raise ValueError(f"missing key 'loss'; losses: {known}, or your own file: mylosses.py:FocalLoss")
+        schema = loss_parameters(raw["loss"], info.context)
+        known_keys(raw, (*ROW_KEYS, *schema.model_fields))
+        row = {key: raw[key] for key in raw if key in ROW_KEYS}
+        parameters = schema.model_validate({key: raw[key] for key in raw if key not in row})
+        return {**row, "parameters": tuple(parameters.model_dump().items())}
 
-TableName = int | str
-"""1, 2 and 3 are the paper's tables; any other table has a name."""
+
+class Column(TomlModel):
+    """A network of a table: its label, and its `code` (`mynetworks.py:TinyNet`) if it is the user's own."""
+
+    label: str
+    code: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_label(cls, raw: object) -> object:
+        return raw if isinstance(raw, dict | Column) else {"label": raw}
+
+    @model_validator(mode="after")
+    def _is_a_network(self, info: ValidationInfo) -> Self:
+        if self.code is not None and not is_file(self.code):
+            raise ValueError(f"code: expected your own file, as in mynetworks.py:TinyNet, got {self.code!r}")
+        if self.code is not None:
+            check_network(self.code, info.context)
+        return self
 
 
 class Table(Model):
     """A table: rows are losses, columns networks.
 
-    `extends` names the table below whose rows these belong without being its own; such a table has that one's
-    data set and networks. `networks` maps each column's name to its label, `own_networks` those that are the
-    user's own to their code, `mynetworks.py:TinyNet`.
+    `extends` names the table whose data set and networks these further rows share; they are shown below its
+    rows and never counted with them. `like` names the table whose rows (without the reported numbers) and
+    networks this one uses on another data set.
     """
 
-    name: TableName
-    extends: TableName | None = None
-    dataset: str
+    name: TableName = Field(alias="table")
+    dataset: Name
     title: str
-    networks: dict[str, str]
-    own_networks: dict[str, str] = Field(default_factory=dict)
-    rows: tuple[Row, ...]
+    columns: dict[Name, Column] = Field(alias="networks", min_length=1)
+    rows: tuple[Row, ...] = Field(min_length=1)
     reported_data: ReportedData | None = None
+    extends: TableName | None = None
+    like: TableName | None = None
     file: str
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        known = ", ".join(names("networks"))
+        for name, column in self.columns.items():
+            if column.code is None and name not in names("networks"):
+                own = f'{name} = {{ label = "…", code = "mynetworks.py:TinyNet" }}'
+                raise ValueError(f"networks: unknown network {name!r}; there are: {known}; your own: {own}")
+            if column.code is not None and name in NETWORKS:
+                raise ValueError(f"networks.{name}: {name} is one of this package's; yours needs a new name")
+        for number, row in enumerate(self.rows, 1):
+            missing = self.columns.keys() - row.reported.keys() if self.of_paper else ()
+            if missing or row.reported.keys() - self.columns.keys():
+                expected, got = ", ".join(self.columns), ", ".join(row.reported) or "none"
+                raise ValueError(f"row {number} ({row.name}): reported: expected {expected}; got {got}")
+        return self
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The label of each column by its name."""
+        return {name: column.label for name, column in self.columns.items()}
 
     @property
     def of_paper(self) -> bool:
@@ -84,20 +156,75 @@ class Table(Model):
         for row in self.rows:
             if row.name == name:
                 return row
-        raise SelectionError(
-            f"{self.file} has no row {name!r}; it has: {', '.join(r.name for r in self.rows)}"
-        )
+        known = ", ".join(row.name for row in self.rows)
+        raise SelectionError(f"{self.file} has no row {name!r}; it has: {known}")
+
+
+class Alternative(TomlModel):
+    """Another reading of what the paper leaves open: another network, loss or `set`; or another epoch."""
+
+    label: str
+    network: str | None = None
+    loss: str | None = None
+    set: dict[str, Scalar] = Field(default_factory=dict)
+    result: Literal["last-epoch", "best-epoch"] = "last-epoch"
+
+    @property
+    def trains(self) -> bool:
+        """Whether it needs runs of its own; `best-epoch` reads the same runs again."""
+        return self.result == "last-epoch"
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if bool(self.network or self.loss or self.set) != self.trains:
+            raise ValueError("expected a network, a loss or a set, or else result = 'best-epoch' alone")
+        return self
+
+
+class Ablation(TomlModel):
+    """A point that the paper leaves open: the cells it is studied in, as resolved, and its alternatives."""
+
+    name: Name
+    question: str
+    table: TableName
+    networks: tuple[str, ...] = Field(min_length=1)
+    losses: tuple[str, ...] = Field(min_length=1)
+    alternatives: tuple[Alternative, ...] = Field(min_length=1)
+
+
+class _AblationFile(Model):
+    points: tuple[Ablation, ...]
+
+
+class _PresetFile(Model):
+    recipe: Annotated[dict[str, Any], BeforeValidator(lambda raw: known_keys(raw, Recipe.model_fields))]
+    presets: dict[Name, dict[str, Any]]
 
 
 def read_tables(folder: Path) -> tuple[Table, ...]:
     """Every `table*.toml` of `folder`, the paper's first; raises RegistryError."""
     tables: list[Table] = []
-    # The paper's first, for they are not to blame; what is like another table, or extends one, comes last.
-    contents = [(path, read_toml(path)) for path in sorted(folder.glob("table*.toml"))]
-    for path, content in sorted(contents, key=lambda item: _place(item[1])):
-        table = _table(path, content, tables)
+    files = [(read_toml(path), path) for path in sorted(folder.glob("table*.toml"))]
+    # `like` and `extends` name a table read before; the paper's come first, for they are not to blame.
+    files.sort(
+        key=lambda file: ("like" in file[0], "extends" in file[0], isinstance(file[0].get("table"), str))
+    )
+    for raw, path in files:
         for other in tables:
-            _check_apart(path, table, other)
+            if repr(other.name) == repr(raw.get("table")):  # True == 1
+                raise RegistryError(f"{path}: table = {other.name!r} is already in {other.file}")
+        given: dict[str, Any] = {"file": str(path)}
+        if "extends" in raw:
+            other = _other_table(path, "extends", raw, [table for table in tables if table.extends is None])
+            given |= {"dataset": other.dataset, "networks": other.columns, "reported_data": None}
+        if "like" in raw:
+            other = _other_table(path, "like", raw, tables)
+            rows = tuple(row.model_copy(update={"reported": {}}) for row in other.rows)
+            given |= {"rows": rows, "reported_data": None}
+            raw = raw if "networks" in given else {"networks": other.columns, **raw}
+        table = validate(Table, raw, str(path), folder, **given)
+        for other in (table, *tables):
+            _check_distinct(table, other)
         tables.append(table)
     if not tables:
         raise RegistryError(f"{folder}: no table*.toml; a registry needs at least one table")
@@ -106,20 +233,13 @@ def read_tables(folder: Path) -> tuple[Table, ...]:
 
 def read_presets(path: Path) -> dict[str, Preset]:
     """The presets of `presets.toml` by name, each a change of its [recipe]; raises RegistryError."""
-    content = known_keys(str(path), read_toml(path), ("recipe", "presets"), ("recipe", "presets"))
-    fields = tuple(Recipe.model_fields)
-    base = known_keys(f"{path}: [recipe]", content["recipe"], fields)
+    content = validate(_PresetFile, read_toml(path), str(path))
     presets: dict[str, Preset] = {}
-    for name, raw in content["presets"].items():
+    for name, raw in content.presets.items():
         where = f"{path}: [presets.{name}]"
-        known = ("title", "description", "seeds", "threads", "recipe")
-        known_keys(where, raw, known, known[:-1])
-        changes = known_keys(f"{where}: recipe", raw.get("recipe", {}), fields)
-        try:
-            recipe = Recipe.model_validate({**base, **changes})
-            presets[name] = Preset.model_validate({**raw, "name": _name(where, name), "recipe": recipe})
-        except ValidationError as error:
-            raise RegistryError(f"{where}: {explain(error)}") from None
+        changes = raw.get("recipe", {})
+        recipe = {**content.recipe, **changes} if isinstance(changes, dict) else changes
+        presets[name] = validate(Preset, {**raw, "recipe": recipe}, where, name=name)
         if name != "paper" and not presets[name].title:
             raise RegistryError(f"{where}: title: only the preset paper may have an empty title")
     if "paper" not in presets:
@@ -127,13 +247,56 @@ def read_presets(path: Path) -> dict[str, Preset]:
     return presets
 
 
-def explain(error: ValidationError) -> str:
-    """The first thing pydantic found, in one line."""
+def read_ablations(path: Path, tables: Sequence[Table], networks: Sequence[str]) -> tuple[Ablation, ...]:
+    """The ablations of a file, in its order; none where there is no file. `networks` are all there are.
+
+    Raises RegistryError.
+    """
+    if not path.exists():
+        return ()
+    ablations = validate(_AblationFile, read_toml(path), str(path)).points
+    taken = [AMBIGUITIES]
+    for number, ablation in enumerate(ablations, 1):
+        where = f"{path}: point {number} ({ablation.name})"
+        if ablation.name in taken:
+            raise RegistryError(f"{where}: its name must be a new one; taken: {', '.join(taken)}")
+        taken.append(ablation.name)
+        _check_references(where, ablation, tables, networks)
+    return ablations
+
+
+def validate(
+    model: type[_ModelT], raw: dict[str, Any], where: str, folder: Path | None = None, **given: object
+) -> _ModelT:
+    """A TOML's content as a model; RegistryError names the key. `given` are fields that it may not set."""
+    keys = [field.alias or name for name, field in model.model_fields.items()]
+    try:
+        known_keys(raw, [key for key in keys if key not in given])
+        return model.model_validate({**raw, **given}, context=folder)
+    except ValidationError as error:
+        raise RegistryError(f"{where}: {explain(error, raw)}") from None
+    except ValueError as error:
+        raise RegistryError(f"{where}: {error}") from None
+
+
+def explain(error: ValidationError, content: object = None) -> str:
+    """The first mistake in one line; a table in a list of the TOML's `content` goes by number and name."""
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
+    place: list[str] = []
+    for key in first["loc"]:
+        if isinstance(content, list) and isinstance(key, int):
+            content = content[key]
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+        if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
+            name = f" ({content['name']})" if isinstance(content.get("name"), str) else ""
+            place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
+        elif key != "[key]":  # pydantic's mark of a mistake in the key itself
+            place.append(str(key))
+    where = ".".join(place).replace(":.", ": ").removesuffix(":")
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{where}: {message}{got}" if where else message
+    return f"{where}: {message}{got}".removeprefix(": ")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -146,195 +309,53 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RegistryError(f"{path}: not valid TOML: {error}") from None
 
 
-def known_keys(
-    where: str, given: object, allowed: Iterable[str], required: Iterable[str] = ()
-) -> dict[str, Any]:
-    """`given`, if it is a table of allowed keys that has the required ones; RegistryError names the key."""
-    if not isinstance(given, dict):
-        raise RegistryError(f"{where}: expected a table of keys, got {given!r}")
-    allowed = tuple(allowed)
-    for key in given:
-        if key not in allowed:
-            raise RegistryError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
-    for key in required:
-        if key not in given:
-            raise RegistryError(f"{where}: missing key {key!r}")
-    return given
-
-
-def _name(where: str, name: object) -> str:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise RegistryError(
-            f"{where}: {name!r} cannot be a name; use small letters, digits, dots and dashes, "
-            "as in scaled-bn-m1"
-        )
-    return name
-
-
-def _place(content: dict[str, Any]) -> tuple[bool, ...]:
-    return "like" in content, "extends" in content, not isinstance(content.get("table"), int)
-
-
-def _check_apart(path: Path, table: Table, other: Table) -> None:
-    """Two tables may share a data set, never a cell: an id names one run."""
-    if other.name == table.name:
-        raise RegistryError(f"{path}: table = {table.name!r} is already in {other.file}")
-    for network, code in table.own_networks.items():
-        if (there := other.own_networks.get(network, code)) != code:
-            raise RegistryError(
-                f"{path}: networks: {network} is {code} here and {there} in {other.file}; "
-                "a name means one network"
-            )
-    if other.dataset != table.dataset or not table.networks.keys() & other.networks.keys():
-        return
-    for row in table.rows:
-        for known in other.rows:
-            if row.name == known.name:
-                raise RegistryError(
-                    f"{path}: the cells of {table.dataset} are already in {other.file}: "
-                    f"duplicate cells {row.name!r}"
-                )
-            if (row.loss, row.parameters) == (known.loss, known.parameters):
-                raise RegistryError(
-                    f"{path}: duplicate cell: {row.name!r} is the same loss with the same parameters as "
-                    f"{known.name!r} in {other.file}"
-                )
-
-
-def _table(path: Path, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
-    own: tuple[str, ...] = ("table", "dataset", "title")
-    if "extends" in content:
-        own = ("table", "title")
-        known_keys(str(path), content, (*own, "extends", "like", "rows"), own)
-        extended = _another(path, "extends", content, earlier)
-        content = {**content, "dataset": extended.dataset, "networks": _columns(extended)}
-    if "like" in content:
-        known_keys(str(path), content, (*own, "like", "extends", "dataset", "networks"), own)
-        like = _another(path, "like", content, earlier)
-        rows: list[Row] = [row.model_copy(update={"reported": {}}) for row in like.rows]
-        return _checked_table(path, content, _networks(path, content.get("networks", _columns(like))), rows)
-    required = ("table", "dataset", "title", "networks", "rows")
-    known_keys(str(path), content, (*required, "reported_data", "like", "extends"), required)
-    networks = _networks(path, content["networks"])
-    if not isinstance(content["rows"], list) or not content["rows"]:
-        raise RegistryError(f"{path}: rows: expected one [[rows]] for each loss")
-    paper = isinstance(content["table"], int)
-    rows = [_row(path, index, raw, tuple(networks), paper) for index, raw in enumerate(content["rows"], 1)]
-    for index, row in enumerate(rows):
-        for other in rows[:index]:
-            if other.name == row.name:
-                raise RegistryError(f"{path}: duplicate cell: two rows are called {row.name!r}")
-            if (other.loss, other.parameters) == (row.loss, row.parameters):
-                raise RegistryError(
-                    f"{path}: duplicate cell: {other.name!r} and {row.name!r} are the same loss "
-                    "with the same parameters"
-                )
-    return _checked_table(path, content, networks, rows)
-
-
-def _another(path: Path, key: str, content: dict[str, Any], earlier: Sequence[Table]) -> Table:
-    """The table that `like` or `extends` names."""
-    for table in earlier:
-        if table.name == content[key] and (key == "like" or table.extends is None):
+def _other_table(path: Path, key: str, raw: dict[str, Any], tables: Sequence[Table]) -> Table:
+    """The one of the `tables` that `like` or `extends` names."""
+    for table in tables:
+        if table.name == raw[key]:
             return table
-    known = ", ".join(str(table.name) for table in earlier if key == "like" or table.extends is None)
+    known = ", ".join(str(table.name) for table in tables)
     raise RegistryError(
-        f"{path}: {key}: there is no table {content[key]!r} with rows of its own; tables: {known}"
+        f"{path}: {key}: there is no table {raw[key]!r} with rows of its own; tables: {known}"
     )
 
 
-def _columns(table: Table) -> dict[str, Any]:
-    """A table's networks as its TOML has them."""
-    return {
-        name: {"label": label, "code": table.own_networks[name]} if name in table.own_networks else label
-        for name, label in table.networks.items()
-    }
+def _check_distinct(table: Table, other: Table) -> None:
+    """Two tables may share a data set, never a cell: an id names one run. `other` may be the table itself."""
+    shared = table.columns.keys() & other.columns.keys()
+    for network in shared:
+        here, there = (each.columns[network].code or "installed" for each in (table, other))
+        if here != there:
+            what = f"{network} is {here} here and {there} in {other.file}; a name means one network"
+            raise RegistryError(f"{table.file}: networks: {what}")
+    if not shared or other.dataset != table.dataset:
+        return
+    for index, row in enumerate(table.rows):
+        for known in table.rows[:index] if other is table else other.rows:
+            where = f"{table.file}: duplicate cell: {row.name!r} on {table.dataset}"
+            if row.name == known.name:
+                raise RegistryError(f"{where} is already in {other.file}")
+            if (row.loss, row.parameters) == (known.loss, known.parameters):
+                same = f"is the same loss with the same parameters as {known.name!r}"
+                raise RegistryError(f"{where} {same} in {other.file}")
 
 
-def _networks(path: Path, columns: object) -> dict[str, tuple[str, str | None]]:
-    """Each column's label and, where it is the user's own, its code, by name."""
-    if not isinstance(columns, dict) or not columns:
-        raise RegistryError(f'{path}: networks: expected name = "label" for each column')
-    return {_name(f"{path}: networks", key): _network(path, key, value) for key, value in columns.items()}
-
-
-def _network(path: Path, name: str, column: object) -> tuple[str, str | None]:
-    """A column's label, and its code where it is the user's own."""
-    where = f"{path}: networks: {name}"
-    if not isinstance(column, dict):
-        if name not in names("networks"):
-            raise RegistryError(
-                f"{path}: networks: unknown network {name!r}; there are: {', '.join(names('networks'))}; "
-                f'one of your own is {name} = {{ label = "…", code = "mynetworks.py:TinyNet" }}'
-            )
-        return str(column), None
-    keys = ("label", "code")
-    label, code = (known_keys(where, column, keys, keys)[key] for key in keys)
-    if name in NETWORKS or not isinstance(code, str) or not is_file(code):
-        hint = f"{name} is one of this package's" if name in NETWORKS else f"got code = {code!r}"
-        raise RegistryError(
-            f'{where}: expected a new name with a file of your own, as in tiny = {{ label = "Tiny", '
-            f'code = "mynetworks.py:TinyNet" }}; {hint}'
-        )
-    try:
-        check_network(code, path.parent)
-    except OwnCodeError as error:
-        raise RegistryError(f"{where}: {error}") from None
-    return str(label), code
-
-
-def _checked_table(
-    path: Path,
-    content: dict[str, Any],
-    networks: Mapping[str, tuple[str, str | None]],
-    rows: Sequence[Row],
-) -> Table:
-    name = content["table"]
-    if not isinstance(name, int) or isinstance(name, bool):
-        _name(f"{path}: table", name)
-        if str(name).isdigit():
-            raise RegistryError(f"{path}: table: write the number {name} without quotes")
-    try:
-        return Table(
-            name=name,
-            extends=content.get("extends"),
-            dataset=_name(f"{path}: dataset", content["dataset"]),
-            title=content["title"],
-            networks={key: label for key, (label, _) in networks.items()},
-            own_networks={key: code for key, (_, code) in networks.items() if code},
-            rows=tuple(rows),
-            reported_data=content.get("reported_data"),
-            file=str(path),
-        )
-    except ValidationError as error:
-        raise RegistryError(f"{path}: {explain(error)}") from None
-
-
-def _row(path: Path, index: int, raw: object, networks: tuple[str, ...], paper: bool) -> Row:
-    where = f"{path}: row {index}"
-    if isinstance(raw, dict) and isinstance(raw.get("name"), str):
-        where += f" ({raw['name']})"
-    if not isinstance(raw, dict) or not isinstance(raw.get("loss"), str):
-        raise RegistryError(
-            f"{where}: missing key 'loss'; losses: {', '.join(names('losses'))}, "
-            "or a file of your own: mylosses.py:FocalLoss"
-        )
-    try:
-        schema = loss_parameters(raw["loss"], path.parent)
-    except OwnCodeError as error:
-        raise RegistryError(f"{where}: {error}") from None
-    required = ROW_KEYS if paper else ("name", "label", "loss")
-    known_keys(where, raw, (*ROW_KEYS, *schema.model_fields), required)
-    reported = raw.get("reported", {})
-    known_keys(f"{where}: reported", reported, networks, networks if paper else ())
-    try:
-        given = schema.model_validate({key: value for key, value in raw.items() if key not in ROW_KEYS})
-        return Row(
-            name=_name(f"{where}: name", raw["name"]),
-            label=raw["label"],
-            loss=raw["loss"],
-            parameters=tuple(given.model_dump().items()),
-            reported=reported,
-        )
-    except ValidationError as error:
-        raise RegistryError(f"{where}: {explain(error)}") from None
+def _check_references(
+    where: str, ablation: Ablation, tables: Sequence[Table], networks: Sequence[str]
+) -> None:
+    """Everything that an ablation names exists."""
+    table = next((table for table in tables if table.name == ablation.table), None)
+    if table is None:
+        known = ", ".join(str(table.name) for table in tables)
+        raise RegistryError(f"{where}: there is no table {ablation.table!r}; tables: {known}")
+    own = [row.name for row in table.rows]
+    further = [row.name for other in tables if other.extends == table.name for row in other.rows]
+    for what, given, existing in (
+        ("network", ablation.networks, [*table.columns]),
+        ("loss", ablation.losses, own),
+        ("network", [a.network for a in ablation.alternatives if a.network], networks),
+        ("loss", [a.loss for a in ablation.alternatives if a.loss], [*own, *further]),
+    ):
+        for name in given:
+            if name not in existing:
+                raise RegistryError(f"{where}: unknown {what} {name!r}; there are: {', '.join(existing)}")

@@ -116,6 +116,10 @@ class Project:
         """The folder of one preset's attempts, locks and scheduler log."""
         return self.results / preset / ".work"
 
+    def host_salt(self, preset: str) -> Path:
+        """What the names of hosts are hashed with in the preset's records; it never leaves this folder."""
+        return self.work(preset) / "salt"
+
     def live_curves(self, preset: str, run_id: str) -> Path:
         """The folder of a run's curves for TensorBoard, where they are asked for."""
         return self.work(preset) / "tensorboard" / run_id

@@ -4,8 +4,10 @@ Plain validated data without torch; `repro.registry` reads them from TOML, `repr
 """
 
 import itertools
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -18,6 +20,26 @@ class Model(BaseModel):
     """Strict and frozen: an unknown key, NaN or infinity is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def known_keys(raw: object, known: Iterable[str]) -> dict[str, Any]:
+    """`raw`, if it is a table of a TOML with no other keys than the known ones; ValueError lists them."""
+    known = tuple(known)
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected a table of keys, got {raw!r}")
+    for key in raw:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}; allowed: {', '.join(known)}")
+    return raw
+
+
+class TomlModel(Model):
+    """A part of a TOML file: the error for an unknown key lists the known ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, raw: object) -> object:
+        return known_keys(raw, cls.model_fields) if isinstance(raw, dict) else raw
 
 
 class CrossEntropyParameters(Model):
@@ -116,7 +138,7 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
 """Each loss's parameters; a test compares them with the constructors in `repro.losses`."""
 
 
-class Recipe(Model):
+class Recipe(TomlModel):
     """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
 
     data: Literal["real", "generated"]
@@ -198,7 +220,10 @@ def format_axis(value: Scalar) -> str:
     """An axis's value as it stands in a run id: `true`, `15`, `0.5`, `never`."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next axis
 
 
 def parse_axis(text: str) -> tuple[str, Scalar]:

@@ -1,11 +1,13 @@
 """A run's record: one readable JSON file with everything that tables, figures and claims need.
 
 Validated when written and when read: unknown keys, NaN and infinity are errors, and a checksum over the
-content finds a record that was edited or torn. Schema version 1.
+file's own text finds a record that was edited or torn. Schema version 2.
 """
 
+import base64
 import hashlib
 import json
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -18,6 +20,10 @@ from repro.recipes import RunConfig
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
 HISTOGRAM_BINS = 400
+SCHEMA_VERSION: Literal[2] = 2
+
+_CHECKSUM_KEY = ',\n "sha256": "'  # to_json indents by one blank, so that no nested key looks like it
+_CHECKSUM_END = '"\n}\n'
 
 
 class _Part(BaseModel):
@@ -41,6 +47,7 @@ class DataSummary(_Part):
     partial: str | None
     sources: dict[str, str]
     preparation_version: int
+    arrays: dict[str, str] = Field(description="array file → sha256 of the bytes that were trained on")
     classes: int
     train_images: int
     test_images: int
@@ -52,16 +59,20 @@ class Epoch(_Part):
     """One epoch of training; means are over every training image of the epoch, as trained on.
 
     `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included (Eq. 8);
-    `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch.
-    Test figures are None in epochs that were not evaluated; losses None where they were not finite.
+    `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch;
+    `feature_norm` the mean of ‖f_i‖₂; `gradient_times_feature` the mean of the product ‖∂ΣL/∂f_i‖₂ · ‖f_i‖₂,
+    which the two means do not determine. Accuracies in percent. Test figures are None in epochs that were
+    not evaluated, and where the logits were not finite; the others where the loss or they were not finite.
     """
 
     epoch: int
     lr: float
     train_loss: float | None
-    train_accuracy: float
+    train_accuracy: float | None
     gradient_at_logits: float | None
     gradient_at_features: float | None
+    feature_norm: float | None
+    gradient_times_feature: float | None
     test_loss: float | None
     test_accuracy: float | None
     seconds: float
@@ -70,7 +81,12 @@ class Epoch(_Part):
 class Result(_Part):
     """Percent top-1 on the test images, each counted once, after the last epoch; the best epoch beside it.
 
-    A diverged run (loss NaN or infinite) has `diverged_in`, the 0-indexed epoch, and no accuracy.
+    `correct_images` has one bit per test image in the data set's order, 1 where it was classified correctly:
+    packed as `numpy.packbits` does, padded with zeros to whole bytes, in base64 with the URL-safe alphabet,
+    which has no slash that could be taken for a path's.
+
+    A run has diverged where the training loss or the logits of the last evaluation are NaN or infinite. It
+    has `diverged_in`, the 0-indexed epoch, no accuracy and no `correct_images`.
     """
 
     accuracy: float | None
@@ -79,18 +95,30 @@ class Result(_Part):
     test_loss: float | None
     best_accuracy: float | None
     best_epoch: int | None
+    correct_images: str | None
     diverged_in: int | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.diverged_in is None:
-            if self.accuracy is None or self.total <= 0:
-                raise ValueError("a run that did not diverge has an accuracy over at least one image")
-            if abs(self.accuracy - 100 * self.correct / self.total) > 1e-9:
-                raise ValueError("accuracy is not 100 × correct / total")
-        elif self.accuracy is not None:
-            raise ValueError("a diverged run has no accuracy")
+        if self.diverged_in is not None:
+            if self.accuracy is not None or self.correct_images is not None:
+                raise ValueError("a diverged run has no accuracy and no correct_images")
+            return self
+        if self.accuracy is None or self.correct_images is None or self.total <= 0:
+            raise ValueError("a run that did not diverge has an accuracy over at least one image")
+        if abs(self.accuracy - 100 * self.correct / self.total) > 1e-9:
+            raise ValueError("accuracy is not 100 × correct / total")
+        packed = base64.b64decode(self.correct_images, altchars=b"-_", validate=True)
+        if len(packed) != math.ceil(self.total / 8):
+            raise ValueError("correct_images is not one bit per test image")
+        if int.from_bytes(packed).bit_count() != self.correct:
+            raise ValueError("correct_images does not have `correct` bits set")
         return self
+
+    @property
+    def divergence(self) -> str:
+        """`diverged in epoch 3`, counted from 1; empty for a run that did not diverge."""
+        return "" if self.diverged_in is None else f"diverged in epoch {self.diverged_in + 1}"
 
 
 class LogitHistogram(_Part):
@@ -114,34 +142,61 @@ class Probes(_Part):
 
 
 class Attempt(_Part):
-    """One start of the run: when, until when, how and why it ended, the step it started from, and by whom."""
+    """One start of the run: when, until when, how and why it ended, the step it started from, and by whom.
+
+    `energy_joules` is what the device used during it, divided by the runs that shared the device. In a record
+    `host` is a hash, salted per results folder, and `pid` is left out.
+    """
 
     number: int
     started: datetime
     ended: datetime | None
     outcome: str
     resumed_at_step: int
+    energy_joules: float | None = None
     host: str | None = None
     pid: int | None = None
 
 
-class Provenance(_Part):
-    """How the record came to be; nothing in here decides whether it counts."""
+class Environment(_Part):
+    """What a process trains on and with; known before its first step, and the same for all of its runs.
+
+    `device` is the GPU's name or the processor's, `processor` always the latter; sizes are bytes.
+    """
 
     git_commit: str | None
-    git_dirty: bool | None
+    git_dirty: bool | None = Field(description="whether code or experiments differed from the commit")
+    packages: dict[str, str] = Field(description="every installed package → version")
     python: str
-    versions: dict[str, str]
+    system: str = Field(description="operating system's name, as in Debian GNU/Linux 12")
+    kernel: str
+    processor: str
     device: str
+    device_memory_bytes: int
+    compute_capability: str | None
+    cuda: str | None
+    cudnn: str | None
+    driver: str | None
+
+
+class Provenance(Environment):
+    """How the record came to be; nothing in here decides whether it counts.
+
+    `accelerations` are those that were in use when the run ended: `cuda-graph` and `compile` only where the
+    step was recorded and compiled, `channels-last` only where the network ran in it, `tf32` where fp32 is
+    rounded to it in convolutions. `runs_on_device` is the most runs, this one included, that shared the
+    device; `images_per_second` is this run's alone.
+    `energy_joules` is this run's share over all attempts whose steps count, None where one is not known.
+    """
+
     precision: str
     threads: int
     deterministic: bool
-    techniques: tuple[str, ...] = Field(
-        description="what was in use: channels-last, fused-sgd, cuda-graph, …"
-    )
-    co_tenants: int = Field(description="other runs that shared the device")
+    accelerations: tuple[str, ...]
+    runs_on_device: int = Field(ge=1)
     images_per_second: float
     peak_memory_bytes: int
+    energy_joules: float | None
     attempts: tuple[Attempt, ...]
     started: datetime
     ended: datetime
@@ -150,7 +205,7 @@ class Provenance(_Part):
 class RunRecord(_Part):
     """Everything that one finished run leaves behind."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     run: str
     preset: str
     signature: Signature
@@ -162,11 +217,12 @@ class RunRecord(_Part):
     provenance: Provenance
 
     def to_json(self) -> str:
-        """The file's text: indented JSON, its last key a sha256 over all the others."""
+        """The file's text: indented JSON, its last key the sha256 of all the text before that key."""
         content = self.model_dump(mode="json")
-        content["sha256"] = _checksum(content)
         # JSON has no NaN: allow_nan=False turns a slip of the schema into an error instead of bad JSON.
-        return _compact_numbers(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+        text = _compact_numbers(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+        text = text.removesuffix("\n}")
+        return f"{text}{_CHECKSUM_KEY}{_sha256(text)}{_CHECKSUM_END}"
 
     def comparable(self) -> dict[str, object]:
         """The record without timings and provenance: two runs of one recipe on a CPU agree in all of it."""
@@ -185,13 +241,16 @@ def parse_record(text: str, where: str) -> RunRecord:
     if not isinstance(content, dict):
         raise RecordCorruptError(f"{where}: expected a JSON object, got {type(content).__name__}")
     version = content.get("schema_version")
-    if version != 1:
-        raise RecordCorruptError(f"{where}: schema version {version!r}; this program reads version 1")
-    checksum = content.pop("sha256", None)
-    if checksum != _checksum(content):
+    if version != SCHEMA_VERSION:
+        raise RecordCorruptError(
+            f"{where}: schema version {version!r}; this program reads version {SCHEMA_VERSION}"
+        )
+    body, key, end = text.rpartition(_CHECKSUM_KEY)
+    if not key or end != f"{_sha256(body)}{_CHECKSUM_END}":
         raise RecordCorruptError(
             f"{where}: its content does not match its sha256: edited after it was written"
         )
+    del content["sha256"]
     try:
         return RunRecord.model_validate(content)
     except ValidationError as error:
@@ -206,7 +265,7 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
     Raises RecordCorruptError, or RecordForeignError if it is another run's or preset's.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
@@ -220,8 +279,8 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
     return record
 
 
-def _checksum(content: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compact_numbers(text: str) -> str:

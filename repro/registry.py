@@ -22,11 +22,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from repro.errors import SelectionError, UsageError
-from repro.experiments import Reported, Table, TableName, explain, read_presets, read_tables
+from repro.experiments import (
+    AMBIGUITIES,
+    Ablation,
+    Alternative,
+    Reported,
+    Table,
+    TableName,
+    explain,
+    read_ablations,
+    read_presets,
+    read_tables,
+)
 from repro.implementations import names
 from repro.parameters import loss_parameters
 from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
-from repro.studies import AMBIGUITIES, Alternative, Point, read_points
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Selection:
     """Which cells are meant; names may be globs.
 
     An empty field means all, but where neither tables nor data sets are named only the paper's tables are, if
-    there are any; tables that extend another must be named. `studies` takes the cells of open points instead,
+    there are any; tables that extend another must be named. `studies` takes the cells of ablations instead,
     baseline and alternatives, of which the names may leave some out.
     """
 
@@ -80,9 +90,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class Variation:
-    """A cell of an open point as resolved, and as an alternative has it; the same cell where none trains."""
+    """A cell of an ablation as resolved, and as an alternative has it; the same cell where none trains."""
 
-    point: Point
+    ablation: Ablation
     alternative: Alternative
     baseline: Cell
     cell: Cell
@@ -96,18 +106,18 @@ class Registry:
         tables: Sequence[Table],
         presets: Mapping[str, Preset],
         folder: Path | None = None,
-        points: Sequence[Point] = (),
+        ablations: Sequence[Ablation] = (),
     ) -> None:
         self.tables = tuple(tables)
         self.presets = dict(presets)
         self.folder = folder
-        self.points = tuple(points)
+        self.ablations = tuple(ablations)
 
     @classmethod
     def load(cls, folder: Path) -> "Registry":
         """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError."""
         read = cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
-        read.points = read_points(folder / f"{AMBIGUITIES}.toml", read.tables, tuple(read.networks))
+        read.ablations = read_ablations(folder / f"{AMBIGUITIES}.toml", read.tables, tuple(read.networks))
         return read
 
     @cached_property
@@ -118,7 +128,8 @@ class Registry:
     @cached_property
     def networks(self) -> Mapping[str, str]:
         """Every network by the name that ids have → its code's, which differs for one of the user's own."""
-        own = {name: code for table in self.tables for name, code in table.own_networks.items()}
+        columns = [column for table in self.tables for column in table.columns.items()]
+        own = {name: column.code for name, column in columns if column.code is not None}
         return {**{name: name for name in names("networks")}, **own}
 
     def preset(self, name: str) -> Preset:
@@ -136,21 +147,21 @@ class Registry:
         raise SelectionError(f"there is no table {name}; tables: {known}")
 
     def variations(self, *studies: str) -> tuple[Variation, ...]:
-        """Every alternative of the studies' points in each of its cells; `ambiguities` is all points.
+        """Every alternative of the ablations named, in each of its cells; `ambiguities` is all of them.
 
         Raises SelectionError, which lists the known ones.
         """
-        known = [AMBIGUITIES, *(point.name for point in self.points)] if self.points else []
+        known = [AMBIGUITIES, *(ablation.name for ablation in self.ablations)] if self.ablations else []
         for study in studies:
             if study not in known:
                 raise SelectionError(f"there is no study {study!r}; studies: {', '.join(known) or 'none'}")
-        points = [point for point in self.points if {point.name, AMBIGUITIES} & set(studies)]
+        chosen = [each for each in self.ablations if {each.name, AMBIGUITIES} & set(studies)]
         return tuple(
-            Variation(point, alternative, baseline, self._varied(baseline, alternative))
-            for point in points
-            for alternative in point.alternatives
-            for baseline in _cells([self.table(point.table)])
-            if baseline.network in point.networks and baseline.row in point.losses
+            Variation(ablation, alternative, baseline, self._varied(baseline, alternative))
+            for ablation in chosen
+            for alternative in ablation.alternatives
+            for baseline in _cells([self.table(ablation.table)])
+            if baseline.network in ablation.networks and baseline.row in ablation.losses
         )
 
     def _varied(self, cell: Cell, alternative: Alternative) -> Cell:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from repro.cores import usable_cores
 from repro.errors import RecordCorruptError, RecordForeignError
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
+from repro.system import usable_cores
 
 MANY = 500
 """Records that a process of its own is worth starting for."""

@@ -1,15 +1,44 @@
 """Fixtures for every folder of tests: the real data beside the project, where they are."""
 
 import os
+
+# Before CUDA starts: cuBLAS reads it once per process, at the first matrix product of whichever test comes first.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: at the end, one process would wait for the other with the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest knows the hook only where pytest-xdist is installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2` a file stays in one process: its fixtures are made once, and the chaos tests never meet.
+
+    The tests on a real Slurm and on a real Ray stay together: each starts daemons that want the whole machine.
+    """
+    # --dist loadgroup would do the same, but ignores groups under pytest 9.2: xdist 3.8 writes them into an
+    # attribute that is no longer read.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster" if file.endswith(("_slurm.py", "_ray.py")) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

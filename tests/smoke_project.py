@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.train import train
 from repro.commands.worker import TrainOptions
 from repro.records import RunRecord, read_record

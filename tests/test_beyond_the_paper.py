@@ -7,10 +7,8 @@ from smoke_project import OTHER, record_of, smoke_context, train_here
 
 from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
-from repro.commands.aggregate import aggregate_studies, aggregate_tables
-from repro.commands.context import Context
-from repro.commands.judge import judge
-from repro.commands.report import write_report
+from repro.cli.context import Context
+from repro.cli.results import aggregate_studies, aggregate_tables, judge, write_report
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"
@@ -28,14 +26,14 @@ def context(tmp_path_factory) -> Context:
 
 
 def test_claim_6_finds_the_records_of_its_two_controls(context):
-    (claim,) = [each for each in judge(context).claims if each.claim.name == "scaling-alone-does-not-help"]
+    (claim,) = [each for each in judge(context)[0] if each.claim.name == "scaling-alone-does-not-help"]
     (column,) = claim.effect.columns
     accuracy = {run: record_of(context, run).result.accuracy for run in (OTHER, CONTROL, NO_BIAS)}
     assert column.value == pytest.approx(max(accuracy[CONTROL], accuracy[NO_BIAS]) - accuracy[OTHER])
     shown = {label: effect.value for label, effect in claim.shown}
     assert shown["z · 2"] == pytest.approx(accuracy[CONTROL] - accuracy[OTHER])
     assert shown["without a bias"] == pytest.approx(accuracy[NO_BIAS] - accuracy[OTHER])
-    assert claim.word is ClaimWord.UNDECIDED
+    assert claim.word is ClaimWord.INTERIM
     assert "logit-scale-s2: 8 of 9 runs (not run yet: 8)" in claim.missing
     assert "cross-entropy+bias=false: 8 of 9 runs (not run yet: 8)" in claim.missing
 

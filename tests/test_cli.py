@@ -118,8 +118,8 @@ def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tm
     assert train_here(context, RUN) == 0
     alone = record_of(context, RUN)
     assert packed.comparable() == alone.comparable()
-    assert packed.provenance.co_tenants == len(find_slots(1, "cpu")) - 1
-    assert alone.provenance.co_tenants == 0
+    assert packed.provenance.runs_on_device == len(find_slots(1, "cpu"))
+    assert alone.provenance.runs_on_device == 1
 
 
 def test_tables_and_figures_come_from_records_alone(swept, tmp_path):
@@ -244,7 +244,7 @@ def test_runs_can_be_trained_in_the_schedulers_own_process(tmp_path, swept):
     repro(*words, "--executor", "inline", check=0)
     inline = record_of(smoke_context(None, tmp_path), RUN)
     assert inline.comparable() == record_of(smoke_context(None, swept), RUN).comparable()
-    assert inline.provenance.co_tenants == 0
+    assert inline.provenance.runs_on_device == 1
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from smoke_project import ROOT
 from repro import errors
 from repro.analysis.report_verdicts import CELL_SYMBOLS, CLAIM_SYMBOLS
 from repro.cli import main
-from repro.commands.context import Context
-from repro.commands.survey import make_survey
+from repro.cli.context import Context
 from repro.registry import Registry, Selection
 from repro.scheduling.plan import make_plan
 from repro.scheduling.slots import Slot
@@ -109,7 +108,7 @@ def plan_for(card: str) -> str:
     with tempfile.TemporaryDirectory() as empty, pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_ROOT", str(ROOT))
         context = Context.open("paper", Path(empty) / "results", Path(empty) / "data")
-        survey = make_survey(context, context.registry.select_runs(Selection(), context.preset))
+        survey = context.survey(context.registry.select_runs(Selection(), context.preset))
         plan = make_plan(survey, context.registry, context.preset, context.project, (slot,))
     text = plan.to_text()
     return text[text.index("  table") :]

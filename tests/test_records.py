@@ -1,16 +1,25 @@
 """Records: what is written can be read, and whatever is wrong with one is named."""
 
+import base64
+import hashlib
 import json
+import platform
 import re
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
 
+import repro
 from repro.errors import RecordCorruptError, RecordForeignError
 from repro.records import parse_record, read_record
 from repro.standings import Standing
+from repro.system import memory_bytes, processor_name
+from repro.training.precision import choose_precision
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +38,9 @@ def text(trained) -> str:
 
 def with_checksum_of(content: dict) -> str:
     """The record with a checksum that fits, whatever is in it: a program's mistake, not an editor's."""
-    from repro.records import _checksum
-
     content = {key: value for key, value in content.items() if key != "sha256"}
-    return json.dumps({**content, "sha256": _checksum(content)})
+    body = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
 
 def test_a_record_says_the_same_after_reading_as_when_written(text):
@@ -53,6 +61,39 @@ def test_a_record_holds_what_the_figures_and_claims_need(trained):
     assert record.curve[-1].test_accuracy == record.result.accuracy
     assert record.provenance.attempts[-1].outcome == "done"
     assert record.data.generated
+    assert all(epoch.feature_norm > 0 and epoch.gradient_times_feature > 0 for epoch in record.curve)
+    bits = np.unpackbits(
+        np.frombuffer(base64.urlsafe_b64decode(record.result.correct_images), dtype=np.uint8)
+    )
+    assert (bits.sum(), len(bits)) == (record.result.correct, record.result.total)
+
+
+def test_a_record_says_on_what_and_with_what_it_was_made(trained):
+    made = record_of(trained, RUN).provenance
+    assert made.packages["torch"] == torch.__version__.partition("+")[0]
+    assert made.packages["scaled-bn-repro"] == repro.__version__
+    assert len(made.packages) > 20
+    assert made.kernel == f"Linux {platform.release()}"
+    assert made.device == made.processor == processor_name()
+    assert made.device_memory_bytes == memory_bytes()
+    assert (made.cuda, made.cudnn, made.driver, made.compute_capability) == (None,) * 4
+    assert (made.energy_joules, made.runs_on_device) == (None, 1)
+    assert made.precision == choose_precision(torch.device("cpu")).name
+    data = record_of(trained, RUN).data
+    assert {len(sha256) for sha256 in data.arrays.values()} == {64}
+    assert len(data.arrays) == 4
+
+
+def test_a_host_is_named_by_a_hash_that_only_its_results_folder_can_compare(trained, monkeypatch, tmp_path):
+    hosts = {record_of(trained, run).provenance.attempts[-1].host for run in (RUN, OTHER)}
+    assert len(hosts) == 1
+    other = smoke_context(monkeypatch, tmp_path)
+    assert train_here(other, RUN) == 0
+    (host,) = hosts | set()
+    name = socket.gethostname()
+    assert record_of(other, RUN).provenance.attempts[-1].host not in {host, name}
+    assert host != hashlib.sha256(name.encode()).hexdigest()[:12]
+    assert name not in trained.project.run("smoke", RUN).record.read_text()
 
 
 def test_the_json_is_readable_one_value_a_line_but_for_lists_of_numbers(text):
@@ -76,11 +117,33 @@ def test_a_record_edited_by_hand_is_corrupt(text):
 
 
 @pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "\n",
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace('"threads": 1', '"threads":  1'),
+        lambda text: text.replace('\n "sha256"', '\n  "sha256"'),
+        lambda text: text[:-5] + ("0" if text[-5] != "0" else "1") + text[-4:],
+        lambda text: re.sub(',\n "sha256": "[0-9a-f]+"', "", text),
+        lambda text: text.replace("{\n", '{\n "sha256": "00",\n', 1),
+    ],
+)
+def test_the_checksum_is_over_the_text_and_finds_what_json_would_not(text, edit):
+    assert edit(text) != text
+    with pytest.raises(RecordCorruptError, match="does not match its sha256"):
+        parse_record(edit(text), "there.json")
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda c: c.update(surprise=1), "surprise: Extra inputs are not permitted"),
         (lambda c: c["result"].update(accuracy=50.0), "accuracy is not 100 × correct / total"),
         (lambda c: c["result"].pop("correct"), "result.correct: Field required"),
+        (lambda c: c["result"].update(correct_images="AAAA"), "not one bit per test image"),
+        (lambda c: c["result"].update(correct_images="_____________w=="), "does not have `correct` bits set"),
+        (lambda c: c["result"].update(correct_images="?"), "result"),
+        (lambda c: c["result"].update(accuracy=None, diverged_in=1), "no accuracy and no correct_images"),
         (lambda c: c["config"].update(seed=-1), "config.seed"),
     ],
 )
@@ -98,8 +161,8 @@ def test_nan_and_infinity_are_not_numbers_of_a_record(text, bad):
 
 
 def test_a_record_of_a_newer_schema_says_which_version_it_has(text):
-    with pytest.raises(RecordCorruptError, match="schema version 2; this program reads version 1"):
-        parse_record(text.replace('"schema_version": 1', '"schema_version": 2'), "there.json")
+    with pytest.raises(RecordCorruptError, match="schema version 3; this program reads version 2"):
+        parse_record(text.replace('"schema_version": 2', '"schema_version": 3'), "there.json")
 
 
 def test_a_record_under_another_runs_name_is_foreign(trained, tmp_path):
@@ -183,7 +246,7 @@ def test_many_records_are_read_by_several_processes_and_come_out_the_same(traine
 import sys
 from pathlib import Path
 from repro import standings
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.registry import Selection
 standings.MANY, standings.usable_cores = 3, lambda: 2
 context = Context.open("smoke", results=Path(sys.argv[1]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from repro.errors import RegistryError, SelectionError, UsageError
-from repro.recipes import parse_axis
+from repro.recipes import format_axis, parse_axis
 from repro.registry import Registry, Selection
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -181,6 +181,14 @@ def test_a_wrong_axis_says_what_is_allowed(registry, axes, says):
         registry.config(run, registry.preset("paper"))
 
 
+@pytest.mark.parametrize("value", [1e38, 1e6, 1e-7, 0.12345678, 15.0, 1 / 3])
+def test_a_float_axis_comes_back_from_its_run_id_as_it_was(registry, value):
+    """1e+38 would begin another axis, and six digits would train another lr than was asked for."""
+    run = registry.parse(f"cifar100/resnet18/cross-entropy+lr={format_axis(value)}/seed0")
+    assert registry.config(run, registry.preset("paper")).recipe.lr == value
+    assert registry.parse(run.id) == run
+
+
 @pytest.mark.parametrize("text", ["rotation", "=15", "rotation=", "a=b/c", "a=b+c"])
 def test_an_axis_without_a_value_is_refused(text):
     with pytest.raises(UsageError, match="expected axis=value"):
@@ -195,18 +203,18 @@ def test_an_axis_without_a_value_is_refused(text):
         ("table1.toml", 'loss = "pedcc"', 'loss = "pedc"', r"unknown loss 'pedc'; there are: cross-entropy, am-softmax"),
         ("table1.toml", 'loss = "pedcc"\n', "", r"row 4 .*missing key 'loss'; losses: cross-entropy"),
         ("table1.toml", "scale = 7.5", "scale = -1", r"row 2 .*scale: Input should be greater than 0, got -1"),
-        ("table1.toml", 'name = "scaled-bn-m1"', 'name = "scaled-bn-m0.9"', "duplicate cell: two rows are called"),
-        ("table1.toml", "scale = 0.9", "scale = 0.8", "duplicate cell: 'scaled-bn-m0.8' and 'scaled-bn-m0.9'"),
-        ("table1.toml", "vgg16 = { mean = 71.86, std = 0.14 }\n", "", "row 1 .*reported: missing key 'vgg16'"),
+        ("table1.toml", 'name = "scaled-bn-m1"', 'name = "scaled-bn-m0.9"', "duplicate cell: 'scaled-bn-m0.9' on cifar100 is already in .*table1.toml"),
+        ("table1.toml", "scale = 0.9", "scale = 0.8", "duplicate cell: 'scaled-bn-m0.9' .*same parameters as 'scaled-bn-m0.8'"),
+        ("table1.toml", "vgg16 = { mean = 71.86, std = 0.14 }\n", "", "row 1 .*reported: expected vgg16, resnet18, resnet50; got resnet18, resnet50"),
         ("table1.toml", 'resnet18 = "ResNet-18"', 'resnet19 = "ResNet-18"', "unknown network 'resnet19'; there are"),
         ("table1.toml", "mean = 71.86", "mean = 171.86", "mean: Input should be less than or equal to 100"),
         ("table1.toml", 'name = "cross-entropy"', 'name = "../x"', "cannot be a name"),
         ("table1.toml", "table = 1", "table = 2", "table = 2 is already in .*table1.toml"),
-        ("table2.toml", 'dataset = "tiny-imagenet"', 'dataset = "cifar100"', "the cells of cifar100 are already in"),
+        ("table2.toml", 'dataset = "tiny-imagenet"', 'dataset = "cifar100"', "duplicate cell: .* on cifar100 is already in .*table1.toml"),
         ("table1.toml", "table = 1", "table = ", "table1.toml: not valid TOML"),
-        ("presets.toml", "momentum = 0.9", "momentun = 0.9", r"\[recipe\]: unknown key 'momentun'; allowed: .*momentum"),
+        ("presets.toml", "momentum = 0.9", "momentun = 0.9", "presets.toml: recipe: unknown key 'momentun'; allowed: .*momentum"),
         ("presets.toml", "momentum = 0.9\n", "", r"momentum: Field required"),
-        ("presets.toml", "width = 0.25", "width = 0", r"\[presets.quick\]: width: Input should be greater than 0"),
+        ("presets.toml", "width = 0.25", "width = 0", r"\[presets.quick\]: recipe.width: Input should be greater than 0"),
         ("presets.toml", "lr_drops = [30, 60, 90]", "lr_drops = [60, 30]", "lr_drops must be positive and increasing"),
         ("presets.toml", 'title = "QUICK"', 'title = ""', "only the preset paper may have an empty title"),
         ("presets.toml", "[presets.paper]", "[presets.letter]", "only the preset paper|the preset paper is missing"),
@@ -259,8 +267,12 @@ def test_a_table_like_another_has_its_losses_and_networks_and_nothing_reported(r
         ('table = "lfw"', 'table = "LFW"', "'LFW' cannot be a name"),
         ('table = "lfw"', 'table = "3"', "write the number 3 without quotes"),
         ('table = "lfw"', "table = 3", "table = 3 is already in"),
-        ('table = "lfw"', "table = true", "True cannot be a name"),
-        ('dataset = "lfw"', 'dataset = "facescrub"', "the cells of facescrub are already in"),
+        ('table = "lfw"', "table = true", "table: True cannot be a name"),
+        (
+            'dataset = "lfw"',
+            'dataset = "facescrub"',
+            "duplicate cell: 'cross-entropy' on facescrub is already in",
+        ),
     ],
 )
 def test_a_wrong_table_of_ones_own_names_the_file_and_what_is_allowed(folder, old, new, says):
@@ -329,10 +341,14 @@ def test_a_second_table_of_a_data_set_may_share_no_cell_with_the_first(folder):
     registry = Registry.load(folder)
     assert registry.parse("cifar100/resnet18/scaled-bn-m3/seed0").cell.table == "mine"
     mine.write_text(head + rows.format("scaled-bn-m1", 3.0))
-    with pytest.raises(RegistryError, match=r"already in .*table1\.toml: duplicate cells 'scaled-bn-m1'"):
+    with pytest.raises(
+        RegistryError, match=r"duplicate cell: 'scaled-bn-m1' on cifar100 is already in .*table1\.toml"
+    ):
         Registry.load(folder)
     mine.write_text(head + rows.format("scaled-bn-m3", 1.0))
-    with pytest.raises(RegistryError, match=r"'scaled-bn-m3' is the same loss .* as 'scaled-bn-m1' in"):
+    with pytest.raises(
+        RegistryError, match=r"'scaled-bn-m3' on cifar100 is the same loss .* as 'scaled-bn-m1' in"
+    ):
         Registry.load(folder)
 
 
@@ -346,7 +362,7 @@ def test_a_second_table_of_a_data_set_may_share_no_cell_with_the_first(folder):
             'extends = 2\ndataset = "x"',
             "unknown key 'dataset'; allowed: table, title, extends",
         ),
-        ("extends = 2", "extends = 1", "the cells of cifar100 are already in"),
+        ("extends = 2", "extends = 1", "on cifar100 is already in"),
     ],
 )
 def test_a_wrong_extension_names_the_file_and_what_is_allowed(folder, old, new, says):

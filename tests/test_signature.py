@@ -112,3 +112,25 @@ def test_a_field_that_came_later_is_not_part_of_a_recipe_that_leaves_it_alone(
     read_back = RunConfig.model_validate(earlier)
     assert config_hash(read_back) == config_hash(config)
     assert config_hash(config_of(registry, f"{cell}+{field}={departure}")) != config_hash(config)
+
+
+@pytest.mark.parametrize(
+    ("run", "sha256"),
+    [
+        (
+            "cifar100/vgg16/cross-entropy/seed0",
+            "fa3e82aa63f12943e68a9183279b267c80d418f6d6b3063311f2a03670111fbc",
+        ),
+        (
+            "tiny-imagenet/resnet18/scaled-bn-m1/seed1",
+            "d76c49abc4b60071bd8fa452bcb63407ec6d5ef378842105115c1941ac34c9a6",
+        ),
+        (
+            "facescrub/resnet50/pedcc-s7.5-m0.35/seed2",
+            "e8521b56fd665426b5b7bf92a48728e2f574514090c8edabc8051fb8a1c6d2a5",
+        ),
+    ],
+)
+def test_the_recipe_of_a_paper_run_keeps_its_hash_for_ever(registry, run, sha256):
+    """Where it changes, every record of the preset `paper` is void: weeks of a GPU."""
+    assert config_hash(registry.config(registry.parse(run), registry.preset("paper"))) == sha256

@@ -163,8 +163,7 @@ def _outcome(state: RunState) -> CountedRun | Blank:
 def _counted(run_id: str, seed: int, state: RunState, record: RunRecord) -> CountedRun | Blank:
     result = record.result
     if result.accuracy is None:
-        reason = f"diverged in epoch {result.diverged_in} (counted from 0)"
-        return Blank(run_id, seed, "diverged", reason, diverged=True)
+        return Blank(run_id, seed, "diverged", result.divergence, diverged=True)
     return CountedRun(
         id=run_id,
         seed=seed,

@@ -31,8 +31,9 @@ class Reading:
     """The comparison under one reading of the paper's ±: a std with ddof = 1 (as ours is) or ddof = 0.
 
     Points throughout. `reported_std` and `paper_std` are sample stds (ddof = 1) under this reading, the
-    cell's and the one pooled over the table; `low` and `high` bound the difference at the rules' level. The
-    adjusted p are None where the cell is not among those judged.
+    cell's and the one pooled over the table; `low` and `high` bound the difference at the rules' level.
+    `p_beyond` is of a difference beyond the tolerance, `p_equivalence` of one within it; both adjusted p are
+    None where the cell is not among those judged.
     """
 
     ddof: int
@@ -42,9 +43,9 @@ class Reading:
     degrees: float
     low: float
     high: float
-    p_difference: float
+    p_beyond: float
     p_equivalence: float
-    p_difference_adjusted: float | None
+    p_beyond_adjusted: float | None
     p_equivalence_adjusted: float | None
     word: Verdict
 
@@ -106,9 +107,8 @@ class Judged:
         rules = self.rules.cells
         return (
             f"Behind Δ: = reproduced (the {100 * rules.level:g} % interval of the difference lies within "
-            f"± {points(rules.tolerance)}), ≠ off (it excludes 0 and the difference is larger than "
-            f"{points(rules.tolerance)}), ? undecided. Rules: {self.rules.place}, sha256 "
-            f"{self.rules.sha256[:12]}…"
+            f"± {points(rules.tolerance)}), ≠ off (it lies wholly beyond that), ? undecided. "
+            f"Rules: {self.rules.place}, sha256 {self.rules.sha256[:12]}…"
         )
 
 

@@ -2,22 +2,30 @@
 
     RunState … + Rules  → ClaimVerdict …
 
-A claim has one one-sided test, fixed in `experiments/claims.toml`: Wilcoxon's signed-rank test over the
-columns' paired effects, exact, and Holm over all claims. With fewer whole columns than the rules ask for
-there is no test: effect and interval are shown and the verdict is undecided.
+A claim is tested twice, as fixed in `experiments/claims.toml`: whether it is supported, and by the mirrored
+test whether it is contradicted. Both are Wilcoxon's signed-rank test over the columns' paired effects,
+one-sided and exact, each with Holm's correction over the claims of its family. The verdict is given once,
+when every column that the rules name is complete. Until then the claim is interim and has no p.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import log
+from math import inf, log
 
 from repro.analysis.cell_verdict import signed
-from repro.analysis.effects import Contrast, Effect, cell_id, measure_effect
+from repro.analysis.effects import (
+    ColumnEffect,
+    Contrast,
+    Effect,
+    cell_id,
+    measure_effect,
+    verdict_columns,
+)
 from repro.analysis.inference import holm, signed_rank_p
 from repro.analysis.layout import qualified_title
-from repro.analysis.rules import Claim, Rules
+from repro.analysis.rules import Claim, Mirror, Rules, Shown
 from repro.errors import SelectionError
 from repro.recipes import Preset
 from repro.registry import Registry, Run
@@ -30,23 +38,46 @@ class ClaimWord(StrEnum):
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
     UNDECIDED = "undecided"
+    INTERIM = "interim"
+
+
+@dataclass(frozen=True)
+class ClaimTest:
+    """One of a claim's two tests: over how many columns, and its p.
+
+    `p` is None before the verdict is due and where fewer columns than the minimum can be tested; it then
+    counts as 1 in Holm's correction over the family, which gives `p_adjusted`.
+    """
+
+    columns: int
+    p: float | None
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)
 class ClaimVerdict:
     """A claim with its evidence.
 
-    `title` is the statement behind the preset's title; `p` is None where there is no test, and counts as 1 in
-    Holm's correction, which gives `p_adjusted`. `missing` has a sentence for each row with runs to come,
-    `shown` the effects that are shown and not tested, `sentence` the verdict in words.
+    `title` is the statement behind the preset's title; `complete` of the `needed` columns have every run, and
+    `minimum` is the fewest that can decide. `support` and `opposite` are the two tests, `mirror` the effect
+    that the second one is of. `diverged` of the `runs` with a record did so. Where a run of the second
+    side did, `without` is the word without those columns. `missing` has a sentence for each row with runs to
+    come, `shown` the effects that are shown and not tested, `sentence` the verdict in words.
     """
 
     claim: Claim
     title: str
     word: ClaimWord
     effect: Effect
-    p: float | None
-    p_adjusted: float | None
+    mirror: Effect
+    needed: int
+    complete: int
+    minimum: int
+    support: ClaimTest
+    opposite: ClaimTest
+    diverged: int
+    runs: int
+    without: ClaimWord | None
     missing: tuple[str, ...]
     shown: tuple[tuple[str, Effect], ...]
     sentence: str
@@ -56,7 +87,8 @@ def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, .
     """Every run that the claims compare; a row that no table has gives none."""
     runs: dict[str, Run] = {}
     for claim in rules.claims:
-        for contrast in (contrast_of(claim), *(contrast for _, contrast in _shown(claim))):
+        for instead in (None, claim.mirror, *claim.shown):
+            contrast = contrast_of(claim, instead)
             for table in registry.tables:
                 for network in table.networks if table.of_paper else ():
                     for row in contrast.rows:
@@ -75,19 +107,39 @@ def judge_claims(
     for state in states:
         by_cell.setdefault(state.run.cell.id, []).append(state)
     generated = any(state.record.data.generated for state in states if state.counts and state.record)
-    verdicts = [_tested(claim, by_cell, registry, preset, rules, generated) for claim in rules.claims]
-    adjusted = holm([1.0 if verdict.p is None else verdict.p for verdict in verdicts])
-    return tuple(
-        _worded(replace(verdict, p_adjusted=None if verdict.p is None else p), preset, rules)
-        for verdict, p in zip(verdicts, adjusted, strict=True)
-    )
+    verdicts = [_measured(claim, by_cell, registry, preset, rules, generated) for claim in rules.claims]
+    due = [_tested(verdict, verdict.effect.columns, verdict.mirror.columns) for verdict in verdicts]
+    return tuple(_worded(verdict, due, preset, rules) for verdict in _decided(due, rules))
 
 
 def claim_p(claim: Claim, effects: Sequence[float]) -> float:
     """The claim's test: Wilcoxon's exact one-sided p over the columns' effects against the margin."""
+    return signed_rank_p([_beyond(claim, effect) for effect in effects])
+
+
+def _beyond(claim: Claim, effect: float) -> float:
+    """How far an effect is on the claim's side of its margin; of factors in logarithms."""
     sign = 1 if claim.direction == "greater" else -1
     scale = float if claim.measure == "accuracy" else log
-    return signed_rank_p([sign * (scale(effect) - scale(claim.margin)) for effect in effects])
+    return sign * (scale(effect) - scale(claim.margin))
+
+
+def _distances(
+    claim: Claim, columns: Sequence[ColumnEffect], diverged: set[tuple[str, str]], side: int
+) -> list[float]:
+    """What a test ranks: a number per column that can be tested, positive where it speaks for `side`.
+
+    `side` is 1 for the claim and −1 for its opposite; in the columns of `diverged` a run of either test did.
+    """
+    distances = []
+    for column in columns:
+        if _key(column) in diverged and claim.diverged == "undecided-column":
+            continue
+        if _key(column) in diverged and claim.diverged == "largest-effect-against":
+            distances.append(-inf)
+        elif column.value is not None:
+            distances.append(side * _beyond(claim, column.value))
+    return distances
 
 
 def effect_text(effect: Effect, level: float) -> str:
@@ -106,25 +158,15 @@ def _number(value: float, effect: Effect) -> str:
     return signed(value) if effect.unit == "points" else f"{value:.3g}"
 
 
-def contrast_of(claim: Claim) -> Contrast:
-    """What a claim compares."""
-    return Contrast(claim.measure, claim.of, claim.of_combined, claim.over, claim.over_combined)
+def _key(column: ColumnEffect) -> tuple[str, str]:
+    return column.dataset, column.network
 
 
-def _shown(claim: Claim) -> list[tuple[str, Contrast]]:
-    return [
-        (
-            shown.label,
-            Contrast(
-                shown.measure or claim.measure,
-                shown.of or claim.of,
-                claim.of_combined,
-                shown.over or claim.over,
-                claim.over_combined,
-            ),
-        )
-        for shown in claim.shown
-    ]
+def contrast_of(claim: Claim, instead: Mirror | Shown | None = None) -> Contrast:
+    """What a claim compares; what its mirror or something shown gives `instead` replaces its own."""
+    changes = {} if instead is None else {key: value for key, value in instead if value}
+    own = ("measure", "of", "of_combined", "over", "over_combined", "diverged")
+    return Contrast(**{field: changes.get(field, getattr(claim, field)) for field in own})
 
 
 def _known(registry: Registry, run_id: str) -> Run | None:
@@ -135,7 +177,7 @@ def _known(registry: Registry, run_id: str) -> Run | None:
         return None
 
 
-def _tested(
+def _measured(
     claim: Claim,
     states: Mapping[str, Sequence[RunState]],
     registry: Registry,
@@ -143,31 +185,117 @@ def _tested(
     rules: Rules,
     generated: bool,
 ) -> ClaimVerdict:
-    effect = measure_effect(contrast_of(claim), states, registry, preset, rules.tests)
-    enough = effect.whole_columns >= rules.tests.min_columns
-    p = claim_p(claim, [column.value for column in effect.columns]) if enough else None
+    """The claim with its effects, not tested yet."""
+    contrast, mirror = contrast_of(claim), contrast_of(claim, claim.mirror)
+    effect = measure_effect(contrast, states, registry, preset, rules.tests)
+    mirrored = effect if mirror == contrast else measure_effect(mirror, states, registry, preset, rules.tests)
+    whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirrored)]
     return ClaimVerdict(
         claim=claim,
         title=qualified_title(claim.statement, preset, generated),
-        word=ClaimWord.UNDECIDED,
+        word=ClaimWord.INTERIM,
         effect=effect,
-        p=p,
-        p_adjusted=None,
-        missing=_missing(claim, states, registry, preset),
+        mirror=mirrored,
+        needed=len(rules.tests.verdict_columns),
+        complete=len(whole[0] & whole[1]),
+        minimum=rules.minimum_columns(claim),
+        support=ClaimTest(0, None),
+        opposite=ClaimTest(0, None),
+        diverged=sum(column.diverged for column in effect.columns),
+        runs=sum(column.runs for column in effect.columns),
+        without=None,
+        missing=_missing(claim, states, registry, preset, rules),
         shown=tuple(
-            (label, measure_effect(contrast, states, registry, preset, rules.tests))
-            for label, contrast in _shown(claim)
+            (
+                shown.label,
+                measure_effect(contrast_of(claim, shown), states, registry, preset, rules.tests),
+            )
+            for shown in claim.shown
         ),
         sentence="",
     )
 
 
+def _tested(
+    verdict: ClaimVerdict, columns: Sequence[ColumnEffect], mirror: Sequence[ColumnEffect]
+) -> ClaimVerdict:
+    """The claim with both p over these columns, None where the verdict is not due or cannot be given."""
+    diverged = {_key(column) for column in (*columns, *mirror) if column.diverged}
+    tests = []
+    for side, of_side in ((1, columns), (-1, mirror)):
+        distances = _distances(verdict.claim, of_side, diverged, side)
+        testable = verdict.complete == verdict.needed and len(distances) >= verdict.minimum
+        tests.append(ClaimTest(len(distances), signed_rank_p(distances) if testable else None))
+    return replace(verdict, support=tests[0], opposite=tests[1])
+
+
+def _decided(verdicts: Sequence[ClaimVerdict], rules: Rules) -> list[ClaimVerdict]:
+    """The claims with adjusted p, by Holm over each family and each of the two tests, and their words."""
+    adjusted: dict[str, ClaimVerdict] = {}
+    for family in {verdict.claim.family for verdict in verdicts}:
+        of_family = [verdict for verdict in verdicts if verdict.claim.family == family]
+        support, opposite = (
+            holm([1.0 if test.p is None else test.p for test in tests])
+            for tests in zip(*((verdict.support, verdict.opposite) for verdict in of_family), strict=True)
+        )
+        for verdict, p_support, p_opposite in zip(of_family, support, opposite, strict=True):
+            adjusted[verdict.claim.name] = replace(
+                verdict,
+                support=_adjusted(verdict.support, p_support),
+                opposite=_adjusted(verdict.opposite, p_opposite),
+            )
+    found = [adjusted[verdict.claim.name] for verdict in verdicts]
+    return [replace(verdict, word=_word(verdict, rules.tests.alpha)) for verdict in found]
+
+
+def _adjusted(test: ClaimTest, p: float) -> ClaimTest:
+    return replace(test, p_adjusted=None if test.p is None else p)
+
+
+def _word(verdict: ClaimVerdict, alpha: float) -> ClaimWord:
+    if verdict.complete < verdict.needed:
+        return ClaimWord.INTERIM
+    if verdict.support.p_adjusted is not None and verdict.support.p_adjusted <= alpha:
+        return ClaimWord.SUPPORTED
+    if verdict.opposite.p_adjusted is not None and verdict.opposite.p_adjusted <= alpha:
+        return ClaimWord.CONTRADICTED
+    return ClaimWord.UNDECIDED
+
+
+def _without_diverged(
+    verdict: ClaimVerdict, family: Sequence[ClaimVerdict], rules: Rules
+) -> ClaimVerdict | None:
+    """The claim without the columns in which a run of its second side diverged; None where there are none.
+
+    The other claims of `family` keep their p.
+    """
+    gone = {
+        _key(column)
+        for effect in (verdict.effect, verdict.mirror)
+        for column in effect.columns
+        if column.over_diverged
+    }
+    if verdict.claim.diverged != "chance-accuracy" or not gone or verdict.word is ClaimWord.INTERIM:
+        return None
+    columns, mirror = (
+        [column for column in effect.columns if _key(column) not in gone]
+        for effect in (verdict.effect, verdict.mirror)
+    )
+    alone = _tested(verdict, columns, mirror)
+    others = [alone if other.claim == verdict.claim else other for other in family]
+    return next(other for other in _decided(others, rules) if other.claim == verdict.claim)
+
+
 def _missing(
-    claim: Claim, states: Mapping[str, Sequence[RunState]], registry: Registry, preset: Preset
+    claim: Claim,
+    states: Mapping[str, Sequence[RunState]],
+    registry: Registry,
+    preset: Preset,
+    rules: Rules,
 ) -> tuple[str, ...]:
     """A sentence for each row that lacks runs: how many, and why."""
     sentences = []
-    columns = [(table, network) for table in registry.tables if table.of_paper for network in table.networks]
+    columns = verdict_columns(registry, rules.tests)
     expected = len(columns) * len(preset.seeds)
     for row in contrast_of(claim).rows:
         reasons: Counter[str] = Counter()
@@ -188,34 +316,59 @@ def _missing(
     return tuple(sentences)
 
 
-def _worded(verdict: ClaimVerdict, preset: Preset, rules: Rules) -> ClaimVerdict:
-    claim, effect, tests = verdict.claim, verdict.effect, rules.tests
-    word, why = ClaimWord.UNDECIDED, ""
-    if verdict.p is None or verdict.p_adjusted is None:
-        why = f"{effect.whole_columns} of the {tests.min_columns} whole columns that a verdict needs"
-    elif verdict.p_adjusted <= tests.alpha:
-        word, why = ClaimWord.SUPPORTED, _p_text(verdict)
-    elif _on_the_other_side(claim, effect):
-        word, why = ClaimWord.CONTRADICTED, f"the whole interval is on the other side; {_p_text(verdict)}"
-    else:
-        why = _p_text(verdict)
-    sentence = f"{word[0].upper()}{word[1:]}: {why}."
-    if effect.columns:
-        seeds = [len(column.seeds) for column in effect.columns]
+def _worded(
+    verdict: ClaimVerdict, family: Sequence[ClaimVerdict], preset: Preset, rules: Rules
+) -> ClaimVerdict:
+    """The verdict with its sentence: the word and why, diverged runs, the effect, and whose verdict it is."""
+    effect = verdict.effect
+    parts = [f"{verdict.word[0].upper()}{verdict.word[1:]}: {_why(verdict)}."]
+    if verdict.diverged:
+        runs = f"{verdict.diverged} of {verdict.runs} runs diverged"
+        how = {
+            "chance-accuracy": "they count at chance accuracy",
+            "largest-effect-against": "their columns count as the largest effect against what is tested",
+            "undecided-column": "their columns are left out of the test",
+        }[verdict.claim.diverged]
+        parts.append(f"{runs}; {how}.")
+    without = _without_diverged(verdict, family, rules)
+    if without is not None:
+        parts.append(
+            f"Without the columns in which a run of the other side diverged: {without.word}, {_why(without)}."
+        )
+    measured = [column for column in effect.columns if column.seeds]
+    if measured:
+        seeds = [len(column.seeds) for column in measured]
         sizes = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-        columns = f"{len(seeds)} column{'s' if len(seeds) > 1 else ''}"
-        text = effect_text(effect, tests.level)
-        sentence += f" {text[0].upper()}{text[1:]} over {columns}, n = {sizes} each."
+        text = effect_text(effect, rules.tests.level)
+        parts.append(f"{text[0].upper()}{text[1:]} over {_columns(len(seeds))}, n = {sizes} each.")
     if preset.name != "paper":
-        sentence += f" This is about the preset {preset.name}, not about the paper."
-    return replace(verdict, word=word, sentence=sentence)
+        parts.append(f"This is about the preset {preset.name}, not about the paper.")
+    word = None if without is None else without.word
+    return replace(verdict, without=word, sentence=" ".join(parts))
 
 
-def _p_text(verdict: ClaimVerdict) -> str:
-    return f"p = {verdict.p:.4f}, after Holm {verdict.p_adjusted:.4f}"
+def _why(verdict: ClaimVerdict) -> str:
+    """What the word rests on."""
+    support, opposite, minimum = verdict.support, verdict.opposite, verdict.minimum
+    if verdict.complete < verdict.needed:
+        needed = verdict.needed
+        return f"{verdict.complete} of {needed} columns complete; the verdict is given at {needed}"
+    if support.p is None and opposite.p is None:
+        return (
+            f"{_columns(support.columns)} can be tested, and a {verdict.claim.family} claim needs at least "
+            f"{minimum}"
+        )
+    mirrored = f"mirrored test {_p_text(opposite)}"
+    if verdict.word is ClaimWord.CONTRADICTED:
+        return mirrored
+    return _p_text(support) if verdict.word is ClaimWord.SUPPORTED else f"{_p_text(support)}; {mirrored}"
 
 
-def _on_the_other_side(claim: Claim, effect: Effect) -> bool:
-    if effect.low is None or effect.high is None:
-        return False
-    return effect.high < claim.margin if claim.direction == "greater" else effect.low > claim.margin
+def _p_text(test: ClaimTest) -> str:
+    if test.p is None or test.p_adjusted is None:
+        return f"impossible with {_columns(test.columns)}"
+    return f"p = {test.p:.4f}, after Holm {test.p_adjusted:.4f}, over {_columns(test.columns)}"
+
+
+def _columns(count: int) -> str:
+    return f"{count} column" if count == 1 else f"{count} columns"

@@ -1,20 +1,23 @@
 """One side of losses against another, column by column and seed by seed: the size of an effect.
 
-A column is a data set with a network of the paper's tables. Within it the sides are compared at the seeds
-that all their rows share: seed k gives every loss the same initial weights, order and augmentation.
+A column is a data set with a network of the paper's tables, among those at which the verdict is given. Within
+it the sides are compared at the seeds that all their rows share: seed k gives every loss the same initial
+weights, order and augmentation. A diverged run has a value only where the claim counts it at chance accuracy.
 
     accuracy:            x = of − over             in points
     every other measure: x = ln(of) − ln(over)     shown as the factor of / over
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from repro.analysis.inference import bootstrap_interval, paired_correlation
 from repro.analysis.layout import network_label
-from repro.analysis.rules import Combination, Measure, TestRules
+from repro.analysis.rules import Combination, Divergence, Measure, TestRules
+from repro.errors import RegistryError
 from repro.experiments import Table
 from repro.recipes import Preset
 from repro.records import RunRecord
@@ -23,16 +26,25 @@ from repro.standings import RunState
 
 Unit = Literal["points", "factor"]
 
+_BY_EPOCH: dict[Measure, str] = {
+    "late-gradient-times-feature": "gradient_times_feature",
+    "late-gradient-at-features": "gradient_at_features",
+    "late-feature-norm": "feature_norm",
+    "late-gradient-at-logits": "gradient_at_logits",
+}
+"""The field of an epoch that a measure averages over the late epochs."""
+
 
 @dataclass(frozen=True)
 class Contrast:
-    """What is compared with what: rows of either side, how they combine, and the measure."""
+    """What is compared with what: rows of either side, how they combine, the measure, and divergence."""
 
     measure: Measure
     of: tuple[str, ...]
     of_combined: Combination
     over: tuple[str, ...]
     over_combined: Combination
+    diverged: Divergence
 
     @property
     def unit(self) -> Unit:
@@ -47,11 +59,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class ColumnEffect:
-    """A column's effect at its shared seeds, in the effect's unit.
+    """A column's effect at its shared seeds, in the effect's unit; None where no seed has all its values.
 
     `of_value` and `over_value` are the sides' means in the measure's own unit, `of_rows` and `over_rows` what
-    they are made of (one row where the best was taken). `whole`: every run of the preset's seeds is there, be
-    it that it diverged (`diverged` counts those). `reported` is the paper's effect in this column.
+    they are made of (one row where the best was taken). `whole`: every run of the preset's seeds is there.
+    `diverged` of the `runs` with a record did so, `over_diverged` of those on the second side. `reported` is
+    the paper's effect in this column.
     """
 
     label: str
@@ -59,10 +72,12 @@ class ColumnEffect:
     network: str
     seeds: tuple[int, ...]
     whole: bool
+    runs: int
     diverged: int
-    value: float
-    of_value: float
-    over_value: float
+    over_diverged: int
+    value: float | None
+    of_value: float | None
+    over_value: float | None
     of_rows: tuple[str, ...]
     over_rows: tuple[str, ...]
     reported: float | None
@@ -73,8 +88,9 @@ class ColumnEffect:
 class Effect:
     """The mean of the columns' effects (of factors the geometric one) with its bootstrap interval.
 
-    The interval is over seeds, for these columns; None where a column has one seed alone. `reported` is the
-    same of the paper's means over all its columns; `correlation` is of the sides over seeds within columns.
+    Columns without a value are in neither. The interval is over seeds, for these columns; None where a column
+    has one seed alone. `reported` is the same of the paper's means over all its columns; `correlation` is of
+    the sides over seeds within columns.
     """
 
     unit: Unit
@@ -84,11 +100,6 @@ class Effect:
     reported: float | None
     correlation: float | None
     columns: tuple[ColumnEffect, ...]
-
-    @property
-    def whole_columns(self) -> int:
-        """Columns in which no run is still to come."""
-        return sum(column.whole for column in self.columns)
 
 
 def cell_id(table: Table, network: str, row: str) -> str:
@@ -103,22 +114,22 @@ def measure_effect(
     preset: Preset,
     rules: TestRules,
 ) -> Effect:
-    """The effect over every column of the paper's tables that has a seed which all rows share.
+    """The effect over every column of the verdict that has a seed that all rows share, a diverged run, or
+    every run though none can be compared.
 
     `states` are the runs' states by cell id. A column whose records come from different data is left out.
+    Raises RegistryError where a side takes the row that the paper reports the best of, and it reports none.
     """
     found = [
         column
-        for table in registry.tables
-        if table.of_paper
-        for network in table.networks
+        for table, network in verdict_columns(registry, rules)
         if (column := _column(contrast, states, table, network, preset, rules)) is not None
     ]
-    if not found:
-        return Effect(contrast.unit, None, None, None, _reported(contrast, registry), None, ())
-    columns = [column for column, _ in found]
+    columns = tuple(column for column, _ in found)
     log = contrast.unit == "factor"
-    strata = [[math.log(x) if log else x for x in column.by_seed] for column in columns]
+    strata = [[math.log(x) if log else x for x in column.by_seed] for column in columns if column.by_seed]
+    if not strata:
+        return Effect(contrast.unit, None, None, None, _reported(contrast, registry), None, columns)
     value = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
     bounds = bootstrap_interval(strata, rules.level, rules.resamples, rules.seed)
     low, high = bounds or (None, None)
@@ -130,7 +141,18 @@ def measure_effect(
         high=math.exp(high) if log and high is not None else high,
         reported=_reported(contrast, registry),
         correlation=paired_correlation(pairs),
-        columns=tuple(columns),
+        columns=columns,
+    )
+
+
+def verdict_columns(registry: Registry, rules: TestRules) -> tuple[tuple[Table, str], ...]:
+    """The columns at which the verdict is given, as (table, network), in the order of the paper's tables."""
+    return tuple(
+        (table, network)
+        for table in registry.tables
+        if table.of_paper
+        for network in table.networks
+        if f"{table.dataset}/{network}" in rules.verdict_columns
     )
 
 
@@ -138,8 +160,8 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     """A record's value of a measure; None in a run that diverged or did not record it.
 
     accuracy in percent; logit-bulk: half the width of the central 95 % of the logits; weight-norm: the mean
-    of ‖w_k‖₂ over all classes; late-gradient-…: the mean of that gradient norm over the late epochs (`late`:
-    from the recipe's last drop of the learning rate on, or the last epoch alone).
+    of ‖w_k‖₂ over all classes; late-…: the mean of that number of an epoch over the late epochs (`late`: from
+    the recipe's last drop of the learning rate on, or the last epoch alone).
     """
     if record.result.accuracy is None:
         return None
@@ -156,11 +178,8 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     drops = record.config.recipe.lr_drops
     first = drops[-1] if late == "last-lr-drop" and drops else record.curve[-1].epoch
     epochs = [epoch for epoch in record.curve if epoch.epoch >= first]
-    norms_by_epoch = [
-        epoch.gradient_at_logits if measure == "late-gradient-at-logits" else epoch.gradient_at_features
-        for epoch in epochs
-    ]
-    present = [norm for norm in norms_by_epoch if norm is not None]
+    values: list[float | None] = [getattr(epoch, _BY_EPOCH[measure]) for epoch in epochs]
+    present = [value for value in values if value is not None]
     return math.fsum(present) / len(present) if present and len(present) == len(epochs) else None
 
 
@@ -175,7 +194,7 @@ def _column(
     values: dict[str, dict[int, float]] = {}
     data: set[str] = set()
     recorded: set[tuple[str, int]] = set()
-    diverged = 0
+    diverged: Counter[str] = Counter()
     for row in contrast.rows:
         values[row] = {}
         for state in states.get(cell_id(table, network, row), ()):
@@ -183,27 +202,36 @@ def _column(
                 continue
             recorded.add((row, state.run.seed))
             value = measured(state.record, contrast.measure, rules.late)
-            diverged += state.record.result.accuracy is None
+            if state.record.result.accuracy is None:
+                diverged[row] += 1
+                if contrast.diverged == "chance-accuracy":
+                    value = 100 / state.record.data.classes
             # A factor of nothing has no logarithm: a norm of exactly 0 cannot be compared so.
             if value is not None and (value > 0 or contrast.unit == "points"):
                 values[row][state.run.seed] = value
                 data.add(state.record.signature.data)
     seeds = sorted(set.intersection(*(set(of_row) for of_row in values.values())))
-    if not seeds or len(data) > 1:
+    whole = all((row, seed) in recorded for row in contrast.rows for seed in preset.seeds)
+    if len(data) > 1 or not (seeds or diverged or whole):
         return None
-    of_rows, of = _combined(contrast.of, contrast.of_combined, values, seeds)
-    over_rows, over = _combined(contrast.over, contrast.over_combined, values, seeds)
+    of_rows = _chosen(contrast.of, contrast.of_combined, values, seeds, table, network)
+    over_rows = _chosen(contrast.over, contrast.over_combined, values, seeds, table, network)
+    of, over = (
+        [_mean([values[row][seed] for row in rows]) for seed in seeds] for rows in (of_rows, over_rows)
+    )
     by_seed = [a - b if contrast.unit == "points" else a / b for a, b in zip(of, over, strict=True)]
     column = ColumnEffect(
         label=f"{network_label(table, network)} on {table.title}",
         dataset=table.dataset,
         network=network,
         seeds=tuple(seeds),
-        whole=all((row, seed) in recorded for row in contrast.rows for seed in preset.seeds),
-        diverged=diverged,
-        value=_mean(by_seed) if contrast.unit == "points" else math.exp(_mean([*map(math.log, by_seed)])),
-        of_value=_mean(of),
-        over_value=_mean(over),
+        whole=whole,
+        runs=len(recorded),
+        diverged=diverged.total(),
+        over_diverged=sum(diverged[row] for row in contrast.over),
+        value=_average(by_seed, contrast.unit) if seeds else None,
+        of_value=_mean(of) if seeds else None,
+        over_value=_mean(over) if seeds else None,
         of_rows=of_rows,
         over_rows=over_rows,
         reported=_reported_in(contrast, table, network),
@@ -212,13 +240,31 @@ def _column(
     return column, list(zip(of, over, strict=True))
 
 
-def _combined(
-    rows: Sequence[str], how: Combination, values: Mapping[str, Mapping[int, float]], seeds: Sequence[int]
-) -> tuple[tuple[str, ...], list[float]]:
-    """A side's rows and its value at each seed."""
+def _chosen(
+    rows: Sequence[str],
+    how: Combination,
+    values: Mapping[str, Mapping[int, float]],
+    seeds: Sequence[int],
+    table: Table,
+    network: str,
+) -> tuple[str, ...]:
+    """The rows that a side's value is the mean of: all, or the best one by our means or by the paper's."""
+    if how == "mean" or not seeds:
+        return tuple(rows)
     if how == "best":
-        rows = [max(rows, key=lambda row: _mean([values[row][seed] for seed in seeds]))]
-    return tuple(rows), [_mean([values[row][seed] for row in rows]) for seed in seeds]
+        return (max(rows, key=lambda row: _mean([values[row][seed] for seed in seeds])),)
+    reported = _reported_means(table, network)
+    if unknown := [row for row in rows if row not in reported]:
+        raise RegistryError(
+            f"{table.file}: reports no mean of {', '.join(unknown)} on {network}; "
+            "best-reported needs one of every row"
+        )
+    return (max(rows, key=lambda row: reported[row]),)
+
+
+def _average(by_seed: Sequence[float], unit: Unit) -> float:
+    """The mean over seeds; of factors the geometric one."""
+    return _mean(by_seed) if unit == "points" else math.exp(_mean([*map(math.log, by_seed)]))
 
 
 def reported_effects(contrast: Contrast, registry: Registry) -> tuple[float, ...]:
@@ -236,14 +282,19 @@ def reported_effects(contrast: Contrast, registry: Registry) -> tuple[float, ...
 def _reported_in(contrast: Contrast, table: Table, network: str) -> float | None:
     if contrast.measure != "accuracy":
         return None
-    reported = {row.name: row.reported[network].mean for row in table.rows if network in row.reported}
+    reported = _reported_means(table, network)
     if any(row not in reported for row in contrast.rows):
         return None
     sides = [
-        (max if how == "best" else _mean)([reported[row] for row in rows])
+        (_mean if how == "mean" else max)([reported[row] for row in rows])
         for rows, how in ((contrast.of, contrast.of_combined), (contrast.over, contrast.over_combined))
     ]
     return sides[0] - sides[1]
+
+
+def _reported_means(table: Table, network: str) -> dict[str, float]:
+    """The paper's means of a column by row."""
+    return {row.name: row.reported[network].mean for row in table.rows if network in row.reported}
 
 
 def _reported(contrast: Contrast, registry: Registry) -> float | None:

@@ -50,6 +50,13 @@ class Estimate:
         """
         return min(1.0, 2 * self._tail(tolerance - abs(self.difference)))
 
+    def p_beyond(self, tolerance: float) -> float:
+        """Twice the one-sided p of "the true difference is within ± `tolerance`".
+
+        It is the α whose 1 − α interval just lies beyond ± tolerance; 1 where the difference itself does not.
+        """
+        return min(1.0, 2 * self._tail(abs(self.difference) - tolerance))
+
     def _tail(self, distance: float) -> float:
         if self.standard_error == 0:
             return 0.0 if distance > 0 else 0.5

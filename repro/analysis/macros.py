@@ -4,7 +4,7 @@ r"""Every number of a table as a LaTeX macro, so that a paper quotes the records
     … reaches \reproCifarOneZeroZeroResnetOneEightScaledBnMOneMean{} \% …
 
 A name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a capital
-and each digit spelled out, since TeX allows letters alone. `repro.analysis.quotes` reads them back.
+and each digit spelled out, since TeX allows letters alone.
 """
 
 import re
@@ -40,8 +40,6 @@ def to_macros(summaries: Sequence[CellSummary], preset: Preset, judged: Judged |
     r"""A \newcommand a number, in the summaries' order; a cell without a mean has a comment that says why."""
     lines = [
         f"% Numbers of the preset {preset.name}, made by `repro aggregate --format macros`; do not edit.",
-        "% `repro check FILE.tex` compares them with the records again.",
-        r"\providecommand{\repronum}[3]{#3}% {cell}{field}{number}: a number that repro check compares",
     ]
     for summary in summaries:
         cell = summary.cell.id

@@ -80,7 +80,7 @@ def move_text(move: Move, registry: Registry) -> MoveText:
     elif move.nearer is not None and move.direction is not Direction.PAST:
         verdict += f", by {abs(move.nearer):.2f}"
     return MoveText(
-        point=variation.point.name,
+        point=variation.ablation.name,
         cell=_place(variation.baseline, registry),
         baseline=_mean(baseline.mean, baseline.std, baseline.n, baseline.expected)
         or f"—: {short_blank(baseline)}",
@@ -110,12 +110,12 @@ def open_cells(moves: Sequence[Move], registry: Registry) -> tuple[OpenCell, ...
     groups: dict[tuple[str, Cell], list[Move]] = {}
     for move in moves:
         if move.difference is not None:
-            groups.setdefault((move.variation.point.name, move.variation.baseline), []).append(move)
+            groups.setdefault((move.variation.ablation.name, move.variation.baseline), []).append(move)
     cells = []
     for (name, _), group in groups.items():
         texts = tuple(move_text(move, registry) for move in group)
         first = texts[0]
-        question = group[0].variation.point.question
+        question = group[0].variation.ablation.question
         cells.append(OpenCell(name, question, first.cell, first.baseline, first.paper, texts))
     return tuple(cells)
 
@@ -123,7 +123,7 @@ def open_cells(moves: Sequence[Move], registry: Registry) -> tuple[OpenCell, ...
 def open_points_markdown(moves: Sequence[Move], registry: Registry, preset: Preset) -> str:
     """GitHub's markdown, ending in a line feed."""
     rows = [tuple(map(escape, move_text(move, registry).columns)) for move in moves]
-    questions = {move.variation.point.name: move.variation.point.question for move in moves}
+    questions = {move.variation.ablation.name: move.variation.ablation.question for move in moves}
     parts = [
         f"### {escape(open_points_title(moves, preset))}",
         *([escape(preset_sentence(preset))] if preset.heading else []),
@@ -152,7 +152,7 @@ def open_points_csv(moves: Sequence[Move], preset: Preset) -> str:
 
 def open_points_json(moves: Sequence[Move], preset: Preset) -> str:
     """Every move with its question, numbers at full precision."""
-    content = [{**_values(move, preset), "question": move.variation.point.question} for move in moves]
+    content = [{**_values(move, preset), "question": move.variation.ablation.question} for move in moves]
     return json.dumps({"preset": preset.name, "level": LEVEL, "moves": content}, indent=1) + "\n"
 
 
@@ -161,7 +161,7 @@ def _values(move: Move, preset: Preset) -> dict[str, str | int | float | None]:
     low, high = move.interval or (None, None)
     return {
         "preset": preset.name,
-        "point": variation.point.name,
+        "point": variation.ablation.name,
         "cell": variation.baseline.id,
         "alternative": variation.alternative.label,
         "alternative_cell": variation.cell.id,

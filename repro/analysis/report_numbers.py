@@ -28,8 +28,8 @@ def cost_rows(records: Sequence[RunRecord]) -> tuple[CostRow, ...]:
     for record in records:
         made = record.provenance
         device = f"{made.device}, {made.precision}"
-        if made.co_tenants:
-            device += f", shared with {made.co_tenants} more"
+        if made.runs_on_device > 1:
+            device += f", shared with {made.runs_on_device - 1} more"
         groups.setdefault((record.data.title, record.config.network, device), []).append(record)
     return tuple(
         CostRow(

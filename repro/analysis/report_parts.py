@@ -268,13 +268,13 @@ def _run(state: RunState, preset: Preset) -> RunPart:
         return RunPart(state.run.id, state.run.seed, "", "", reason, "", "", "", "", "", "", command)
     made, result = record.provenance, record.result
     if result.accuracy is None:
-        outcome = f"diverged in epoch {result.diverged_in} (counted from 0)"
+        outcome = result.divergence
     else:
         outcome = f"{result.accuracy:.2f} % ({result.correct:,} of {result.total:,})"
     best = ""
     if result.best_accuracy is not None and result.best_epoch is not None:
         best = f"{result.best_accuracy:.2f} % after epoch {result.best_epoch + 1}"
-    shared = f", shared with {made.co_tenants} more" if made.co_tenants else ""
+    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
     dirty = " with local changes" if made.git_dirty else ""
     attempts = "; ".join(
         f"{attempt.number}: {attempt.outcome}"

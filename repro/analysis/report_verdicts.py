@@ -67,6 +67,7 @@ CLAIM_SYMBOLS = {
     ClaimWord.SUPPORTED: ("good", "●"),
     ClaimWord.CONTRADICTED: ("bad", "▲"),
     ClaimWord.UNDECIDED: ("open", "◐"),
+    ClaimWord.INTERIM: ("open", "○"),
 }
 
 
@@ -84,7 +85,7 @@ def claim_part(verdict: ClaimVerdict, rules: Rules) -> ClaimPart:
         statement=verdict.claim.statement,
         verdict=VerdictPart(kind, symbol, str(verdict.word), verdict.sentence),
         caution=verdict.claim.caution,
-        plot=_forest(effect, verdict.claim.statement) if effect.columns else None,
+        plot=_forest(effect, verdict.claim.statement) if effect.value is not None else None,
         columns=tuple(column_text(column, effect) for column in effect.columns),
         shown=tuple(f"{label}: {effect_text(of, level)}" for label, of in verdict.shown),
         missing=verdict.missing,
@@ -121,14 +122,15 @@ def _forest(effect: Effect, statement: str) -> Markup:
         return math.log(value) if log else value
 
     neutral = 0.0
-    values = [scale(column.value) for column in effect.columns]
-    values += [scale(column.reported) for column in effect.columns if column.reported is not None and not log]
+    drawn = [(column, column.value) for column in effect.columns if column.value is not None]
+    values = [scale(value) for _, value in drawn]
+    values += [column.reported for column, _ in drawn if column.reported is not None and not log]
     values += [scale(value) for value in (effect.low, effect.high, effect.value) if value is not None]
     low, high = min(*values, neutral), max(*values, neutral)
     room = 0.08 * (high - low) or 1.0
     low, high = low - room, high + room
     width, left, right, row = 440, 195, 20, 18
-    height = row * (len(effect.columns) + 1) + 26
+    height = row * (len(drawn) + 1) + 26
 
     def x(value: float) -> float:
         return left + (width - left - right) * (value - low) / (high - low)
@@ -138,7 +140,7 @@ def _forest(effect: Effect, statement: str) -> Markup:
         f'viewBox="0 0 {width} {height}">',
         f'<path class="grid" d="M{x(neutral):.1f} 4V{height - 20}"/>',
     ]
-    for index, column in enumerate(effect.columns):
+    for index, (column, of_column) in enumerate(drawn):
         y = row * index + 12
         parts.append(
             f'<text class="tick" x="{left - 8}" y="{y + 3}" text-anchor="end">{escape(column.label)}</text>'
@@ -148,8 +150,8 @@ def _forest(effect: Effect, statement: str) -> Markup:
                 f'<path class="of-paper" d="M{x(column.reported):.1f} {y - 5}v10">'
                 "<title>the paper</title></path>"
             )
-        parts.append(f'<circle class="dot" cx="{x(scale(column.value)):.1f}" cy="{y}" r="4"/>')
-    y = row * len(effect.columns) + 12
+        parts.append(f'<circle class="dot" cx="{x(scale(of_column)):.1f}" cy="{y}" r="4"/>')
+    y = row * len(drawn) + 12
     if effect.value is not None:
         parts.append(f'<text class="tick strong" x="{left - 8}" y="{y + 3}" text-anchor="end">mean</text>')
         if effect.low is not None and effect.high is not None:

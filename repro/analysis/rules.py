@@ -4,46 +4,94 @@ Fixed before the runs: whatever is judged carries the file's sha256.
 """
 
 import hashlib
-import tomllib
+import itertools
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from repro.errors import RegistryError
-from repro.experiments import TableName, explain
-from repro.recipes import Model
+from repro.experiments import TableName, read_toml, validate
+from repro.recipes import TomlModel
 
 RULES_FILE = "claims.toml"
 
 Measure = Literal[
-    "accuracy", "logit-bulk", "weight-norm", "late-gradient-at-features", "late-gradient-at-logits"
+    "accuracy",
+    "logit-bulk",
+    "weight-norm",
+    "late-gradient-times-feature",
+    "late-gradient-at-features",
+    "late-feature-norm",
+    "late-gradient-at-logits",
 ]
-Combination = Literal["mean", "best"]
+Combination = Literal["mean", "best", "best-reported"]
+Family = Literal["primary", "secondary"]
+Divergence = Literal["chance-accuracy", "largest-effect-against", "undecided-column"]
 
 
-class CellRules(Model):
-    """When a number of ours counts as the paper's: `tolerance` in points."""
+class CellRules(TomlModel):
+    """When a number of ours counts as the paper's. Rules of which there is one form are named all the same.
+
+    `tolerance`: points, the margin that both words are tested against. `level`: of the interval of ours −
+    paper's. `reproduced` and `off`: the whole interval within ± tolerance, or beyond it on one side.
+    `false_discovery_rate`: of Benjamini and Hochberg over all the paper's cells, for each of the two.
+    `partly_diverged`, `wholly_diverged`: the word for a cell of which some or all runs diverged.
+    """
 
     tolerance: float = Field(gt=0)
     level: float = Field(gt=0.5, lt=1)
+    reproduced: Literal["interval-within"]
+    off: Literal["interval-beyond"]
     false_discovery_rate: float = Field(gt=0, lt=0.5)
+    partly_diverged: Literal["undecided"]
+    wholly_diverged: Literal["off"]
 
 
-class TestRules(Model):
-    """How the claims are tested together, and the bootstrap behind their intervals."""
+class TestRules(TomlModel):
+    """How the claims are tested together, and the bootstrap behind their intervals.
+
+    `alpha`: familywise, by Holm, for each family of claims and each of "supported" and "contradicted".
+    `level`, `resamples`, `seed`: of the bootstrap intervals. `late`: which epochs are late in training.
+    `columns`: sets of columns (`cifar100/vgg16`) by name, and `verdict_at` the set whose completion gives the
+    one verdict.
+    """
 
     __test__ = False  # not a test class, whatever its name
 
-    level: float = Field(gt=0.5, lt=1)
     alpha: float = Field(gt=0, lt=0.5)
-    min_columns: int = Field(ge=1)
+    level: float = Field(gt=0.5, lt=1)
     resamples: int = Field(ge=100)
     seed: int = Field(ge=0)
     late: Literal["last-lr-drop", "last-epoch"]
+    verdict_at: str
+    columns: dict[str, tuple[str, ...]]
+
+    @model_validator(mode="after")
+    def _columns_are_named(self) -> Self:
+        for name, columns in self.columns.items():
+            if not columns or len(set(columns)) < len(columns):
+                raise ValueError(f"columns.{name}: expected one or more columns, each once")
+            for column in columns:
+                if not re.fullmatch(r"[^/\s]+/[^/\s]+", column):
+                    raise ValueError(f"columns.{name}: expected dataset/network, got {column!r}")
+        if self.verdict_at not in self.columns:
+            known = ", ".join(self.columns)
+            raise ValueError(f"verdict_at: there are no columns {self.verdict_at!r}; there are: {known}")
+        return self
+
+    @property
+    def verdict_columns(self) -> tuple[str, ...]:
+        """The columns at which the verdict is given, as `dataset/network`."""
+        return self.columns[self.verdict_at]
+
+    def minimum_columns(self, family_size: int) -> int:
+        """The fewest columns that can decide one of `family_size` claims: smallest n with size · 2⁻ⁿ ≤ α."""
+        return next(n for n in itertools.count(1) if family_size * 2.0**-n <= self.alpha)
 
 
-class Shown(Model):
+class Shown(TomlModel):
     """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
 
     label: str
@@ -52,10 +100,27 @@ class Shown(Model):
     measure: Measure | None = None
 
 
-class Claim(Model):
-    """A claim as a comparison of two sides, each a list of rows (`cross-entropy+bias=false`) of a column."""
+class Mirror(TomlModel):
+    """What a claim's mirrored test compares instead; what it leaves out is the claim's."""
+
+    of: tuple[str, ...] = ()
+    of_combined: Combination | None = None
+    over: tuple[str, ...] = ()
+    over_combined: Combination | None = None
+
+
+class Claim(TomlModel):
+    """A claim as a comparison of two sides, each a list of rows (`cross-entropy+bias=false`) of a column.
+
+    `family`: the claims that Holm's correction takes together. `of`, `over`: the rows of the two sides;
+    `…_combined`: how several rows become one value, `best` by our own means of the column, `best-reported` by
+    the paper's. `direction`, `margin`: which side of which effect (points, or a factor) the claim is on.
+    `diverged`: how a diverged run counts. `mirror`: what the test for "contradicted" compares, where it is
+    not the same with the direction turned. `caution`: a sentence for the reader. `shown`: not tested.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9-]+$")
+    family: Family
     statement: str
     measure: Measure
     of: tuple[str, ...] = Field(min_length=1)
@@ -64,6 +129,8 @@ class Claim(Model):
     over_combined: Combination
     direction: Literal["greater", "less"]
     margin: float
+    diverged: Divergence
+    mirror: Mirror | None = None
     caution: str = ""
     shown: tuple[Shown, ...] = ()
 
@@ -73,8 +140,29 @@ class Claim(Model):
             raise ValueError("margin: a factor is compared with a positive margin, 1 where nothing changes")
         return self
 
+    @model_validator(mode="after")
+    def _chance_is_an_accuracy(self) -> Self:
+        if self.diverged == "chance-accuracy" and self.measure != "accuracy":
+            raise ValueError(f"diverged: chance-accuracy is for the measure accuracy, not for {self.measure}")
+        return self
 
-class WorkedExample(Model):
+    @model_validator(mode="after")
+    def _mirror_is_not_chosen_by_results(self) -> Self:
+        mirror = self.mirror or Mirror()
+        if self.mirror == Mirror():
+            raise ValueError("mirror: it changes nothing; leave it out")
+        for side, how in (
+            ("of_combined", mirror.of_combined or self.of_combined),
+            ("over_combined", mirror.over_combined or self.over_combined),
+        ):
+            if how == "best":
+                raise ValueError(
+                    f"mirror: {side} is best, by our own results; expected mean or best-reported"
+                )
+        return self
+
+
+class WorkedExample(TomlModel):
     """The paper's example of Section 3: logits, and what it prints as softmax's last probability."""
 
     logits: tuple[tuple[float, ...], ...] = Field(min_length=2, max_length=2)
@@ -82,7 +170,7 @@ class WorkedExample(Model):
     gain_percent: float
 
 
-class PrintedSplit(Model):
+class PrintedSplit(TomlModel):
     """What the paper says of how a data set was split, beside the counts in the table's file."""
 
     table: TableName
@@ -90,14 +178,14 @@ class PrintedSplit(Model):
     test_share: float = Field(gt=0, lt=1)
 
 
-class Printed(Model):
+class Printed(TomlModel):
     """What the paper prints outside its tables."""
 
     worked_example: WorkedExample
     split: PrintedSplit
 
 
-class Rules(Model):
+class Rules(TomlModel):
     """All of `claims.toml`; `sha256` is of the file's bytes."""
 
     cells: CellRules
@@ -114,6 +202,10 @@ class Rules(Model):
             raise ValueError(f"claims: two have one name; there are: {', '.join(names)}")
         return self
 
+    def minimum_columns(self, claim: Claim) -> int:
+        """The fewest columns that can decide a claim, given how many claims its family has."""
+        return self.tests.minimum_columns(sum(other.family == claim.family for other in self.claims))
+
     @property
     def place(self) -> str:
         """`experiments/claims.toml`: the file without the folders above the project."""
@@ -127,17 +219,7 @@ class Rules(Model):
 
 def read_rules(path: Path) -> Rules:
     """The rules in `path`; RegistryError names the key that is missing, unknown or wrong."""
-    try:
-        content = path.read_bytes()
-        raw = tomllib.loads(content.decode())
-    except FileNotFoundError:
-        raise RegistryError(f"{path} does not exist: it holds the rules that results are judged by") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RegistryError(f"{path}: not valid TOML: {error}") from None
-    for key in ("file", "sha256"):
-        if key in raw:
-            raise RegistryError(f"{path}: unknown key {key!r}")
-    try:
-        return Rules.model_validate({**raw, "file": str(path), "sha256": hashlib.sha256(content).hexdigest()})
-    except ValidationError as error:
-        raise RegistryError(f"{path}: {explain(error)}") from None
+    if not path.exists():
+        raise RegistryError(f"{path} does not exist: it holds the rules that results are judged by")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return validate(Rules, read_toml(path), str(path), file=str(path), sha256=sha256)

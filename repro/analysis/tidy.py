@@ -17,8 +17,8 @@ CellValue = str | int | float | list[int] | list[float] | list[float | None] | N
 READING_FIELDS = (
     "low",
     "high",
-    "p_difference",
-    "p_difference_adjusted",
+    "p_beyond",
+    "p_beyond_adjusted",
     "p_equivalence",
     "p_equivalence_adjusted",
 )

@@ -43,6 +43,9 @@ def claims_text(
 
 def column_text(column: ColumnEffect, effect: Effect) -> str:
     """A column's effect, both sides' values, and its n."""
+    diverged = f"{column.diverged} run{'s' if column.diverged > 1 else ''} diverged"
+    if column.value is None:
+        return f"{column.label}: {diverged if column.diverged else 'nothing to compare'}"
     number = signed(column.value) if effect.unit == "points" else f"{column.value:.3g}"
     digits = ".2f" if effect.unit == "points" else ".3g"
     text = f"{column.label}: {number} ({column.of_value:{digits}} against {column.over_value:{digits}}, "
@@ -50,7 +53,7 @@ def column_text(column: ColumnEffect, effect: Effect) -> str:
     if column.reported is not None:
         text += f"; the paper {signed(column.reported)}"
     if column.diverged:
-        text += f"; {column.diverged} runs diverged"
+        text += f"; {diverged}"
     return text
 
 

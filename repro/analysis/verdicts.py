@@ -3,8 +3,8 @@
     CellSummary … + Rules  → CellVerdict …
 
 reproduced      the interval of ours − paper's lies within ± the tolerance
-off             that interval excludes 0, and the difference is larger than the tolerance
-undecided       neither: a wide interval is never a pass
+off             that interval lies wholly beyond the tolerance, on one side; or all runs diverged
+undecided       neither: a wide interval is never a pass; also where some runs diverged
 incomplete      seeds are still to come; `so_far` has what the interval says of those that are there
 not comparable  another preset, other classes or another split than the paper's
 
@@ -74,8 +74,10 @@ def _measured(
     elif missing:
         word, reason = Verdict.INCOMPLETE, f"{summary.expected - len(missing)} of {summary.expected} runs"
     elif summary.n == 0:
-        word, reason = Verdict.OFF, f"all {summary.diverged} runs diverged; the paper's trained"
+        word = Verdict(rules.cells.wholly_diverged)
+        reason = f"all {summary.diverged} runs diverged; the paper's trained"
     elif summary.diverged:
+        word = Verdict(rules.cells.partly_diverged)
         reason = f"{summary.diverged} of {summary.expected} runs diverged and are not in the mean"
     readings: tuple[Reading, ...] = ()
     if summary.difference is not None and ours.std is not None:
@@ -140,18 +142,18 @@ def _reading(
         degrees=estimate.degrees,
         low=low,
         high=high,
-        p_difference=estimate.p_difference,
+        p_beyond=estimate.p_beyond(rules.tolerance),
         p_equivalence=estimate.p_equivalence(rules.tolerance),
-        p_difference_adjusted=None,
+        p_beyond_adjusted=None,
         p_equivalence_adjusted=None,
-        word=_by_interval(difference, low, high, rules.tolerance),
+        word=_by_interval(low, high, rules.tolerance),
     )
 
 
-def _by_interval(difference: float, low: float, high: float, tolerance: float) -> Verdict:
+def _by_interval(low: float, high: float, tolerance: float) -> Verdict:
     if -tolerance <= low and high <= tolerance:
         return Verdict.REPRODUCED
-    if (low > 0 or high < 0) and abs(difference) > tolerance:
+    if low > tolerance or high < -tolerance:
         return Verdict.OFF
     return Verdict.UNDECIDED
 
@@ -164,7 +166,7 @@ def _corrected(verdicts: Sequence[CellVerdict], family: int, rules: CellRules) -
     adjusted: dict[Cell, list[Reading]] = {verdict.cell: [] for verdict in judged}
     for place in (0, 1):
         readings = [verdict.readings[place] for verdict in judged]
-        different = benjamini_hochberg([*(reading.p_difference for reading in readings), *absent])
+        different = benjamini_hochberg([*(reading.p_beyond for reading in readings), *absent])
         equivalent = benjamini_hochberg([*(reading.p_equivalence for reading in readings), *absent])
         for verdict, reading, p_different, p_equivalent in zip(
             judged, readings, different, equivalent, strict=False
@@ -173,7 +175,7 @@ def _corrected(verdicts: Sequence[CellVerdict], family: int, rules: CellRules) -
             adjusted[verdict.cell].append(
                 replace(
                     reading,
-                    p_difference_adjusted=p_different,
+                    p_beyond_adjusted=p_different,
                     p_equivalence_adjusted=p_equivalent,
                     word=reading.word if p_of_word <= rules.false_discovery_rate else Verdict.UNDECIDED,
                 )
@@ -196,7 +198,8 @@ def _worded(verdict: CellVerdict, rules: Rules, family: int) -> CellVerdict:
         reason = _why(verdict, common, rules.cells, family)
         verdict = replace(verdict, word=common, reason=reason)
     elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
-        verdict = replace(verdict, so_far=common)
+        diverged = Verdict(rules.cells.partly_diverged)
+        verdict = replace(verdict, so_far=diverged if verdict.diverged else common)
     return replace(verdict, sentence=verdict_sentence(verdict, rules.cells))
 
 
@@ -204,16 +207,9 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
     """Why a judged cell is neither reproduced nor off; empty where it is one of them."""
     if word is not Verdict.UNDECIDED:
         return ""
-    assert verdict.difference is not None
-    before = {
-        _by_interval(verdict.difference, reading.low, reading.high, rules.tolerance)
-        for reading in verdict.readings
-    }
+    before = {_by_interval(reading.low, reading.high, rules.tolerance) for reading in verdict.readings}
     if before == {Verdict.UNDECIDED}:
-        low, high = verdict.interval or (0.0, 0.0)
-        if low <= 0 <= high:
-            return f"the interval holds both 0 and differences beyond ± {rules.tolerance:g}"
-        return f"the interval excludes 0 and does not show on which side of ± {rules.tolerance:g} it is"
+        return f"the interval holds differences within ± {rules.tolerance:g} and beyond"
     if len(before) > 1:
         return "it depends on how the paper computed its ±"
     return f"not after the correction over {family} cells"

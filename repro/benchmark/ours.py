@@ -82,7 +82,7 @@ def _advance(steps: Generator[None, None, TrainedRun], seen: _Seen, subject: Sub
 
 
 def measuring_seconds(subject: Subject, precision: Precision) -> float:
-    """What a step spends on the numbers that a record tells of it: loss, accuracy, two gradient norms.
+    """What a step spends on the numbers that a record tells of it: loss, accuracy, and norms.
 
     The same work on tensors of the same shapes, many times in a row; on a GPU as one graph, as in a step.
     """
@@ -92,13 +92,15 @@ def measuring_seconds(subject: Subject, precision: Precision) -> float:
     loss.to(device).train()
     logits = torch.randn(batch, manifest.classes, device=device)
     labels = torch.randint(manifest.classes, (batch,), device=device)
-    gradient = torch.randn(batch, loss.feature_dim, device=device)
+    features, gradient = (torch.randn(batch, loss.feature_dim, device=device) for _ in range(2))
+    images = torch.randn(batch, 3, manifest.image_size, manifest.image_size, device=device)
     value = torch.ones((), device=device)
     sums = EpochSums(device)
 
     def work() -> None:
         for _ in range(_MEASURED):
-            sums.add(value, logits, loss.softmax_gradient(logits, labels), gradient, labels)
+            at_softmax = loss.softmax_gradient(logits, labels)
+            sums.add(value, logits, at_softmax, features, gradient, images, labels)
 
     do = work
     if device.type == "cuda":

@@ -1,18 +1,47 @@
 """What a benchmark found, as JSON and as text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from repro.benchmark.windows import Speed, ratio
+from repro.benchmark.processes import OURS, PLAIN, TUNED
+from repro.benchmark.windows import MAX_SPREAD, Speed, ratio
 
-OURS, PLAIN, TUNED = "ours", "plain", "tuned"
+MAX_BUSY = 0.2
+"""Share of the CPU time used by other programs before the start, above which no speed is trusted."""
+
+
+def at_once(runs: int) -> str:
+    """What our loop is called with several runs on the device at the same time."""
+    return f"{OURS}, {runs} at once"
+
+
+def busy_doubts(busy: float | None) -> list[str]:
+    """Why nothing measured on a machine is trusted that other programs keep busy to this share."""
+    if busy is None:
+        return ["the kernel does not say whether other programs use the machine (/proc/stat)"]
+    if busy > MAX_BUSY:
+        return [f"other programs used {busy:.0%} of the CPU time before the start; stop them first"]
+    return []
+
+
+def window_doubts(speeds: Mapping[str, Speed]) -> list[str]:
+    """The programs whose windows vary too much to be trusted."""
+    return [
+        f"the windows of {name} vary {speed.spread:.1f}-fold"
+        for name, speed in speeds.items()
+        if speed.spread > MAX_SPREAD
+    ]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured; rates in FLOP and bytes a second, `load` as the kernel counts it, before."""
+    """Where it was measured; rates in FLOP and bytes per second.
+
+    `load` is the kernel's load average before the start, `busy` the share of the CPU time, 0 to 1, that
+    other programs used just then (None where the kernel does not count it).
+    """
 
     device: str
     device_kind: str
@@ -23,17 +52,22 @@ class Machine:
     matmul: float
     copy: float
     load: float
+    busy: float | None
     commit: str | None
     versions: dict[str, str]
+
+    def doubts(self) -> list[str]:
+        """Why no speed measured here is to be trusted; empty on a quiet machine."""
+        return busy_doubts(self.busy)
 
 
 @dataclass(frozen=True)
 class Found:
     """One network at one image size with one loss.
 
-    `speeds` and `preparing` (seconds to the first step done) by program; `packed` maps a number of runs at
-    once to their images a second together. `roofline` is in images a second; `measuring` and `step` are
-    seconds. `notes` are what the loop said, as of a technique that it left out.
+    `speeds` and `preparing` (seconds to the first step done) by program, several runs at once among them.
+    `roofline` is in images per second; `measuring` is in seconds. `notes` are what the loop said, as of a
+    technique that it left out, and which program could not be measured.
     """
 
     name: str
@@ -50,26 +84,36 @@ class Found:
     roofline: float
     speeds: dict[str, Speed]
     preparing: dict[str, float]
-    packed: dict[int, float]
     packed_how: str
     measuring: float
     notes: tuple[str, ...]
 
     @property
     def ours(self) -> float:
-        """The best that this project's loop reached on the device, alone or packed, images a second."""
-        return max(self.speeds[OURS].median, *self.packed.values(), 0.0)
+        """The best that this project's loop reached on the device, alone or packed, images per second."""
+        return max(self.speeds[name].median for name in self._alone_and_packed())
 
-    def against(self, rival: str) -> float | None:
-        """The median over the rounds of ours beside a rival in the same round; None where it did not run."""
+    def against(self, rival: str) -> dict[str, float]:
+        """Ours, alone and packed, as a multiple of a rival: the median of the quotients within a round.
+
+        Empty where the rival did not run.
+        """
         if rival not in self.speeds:
-            return None
-        return ratio(self.speeds[OURS].windows, self.speeds[rival].windows)
+            return {}
+        theirs = self.speeds[rival].windows
+        return {name: ratio(self.speeds[name].windows, theirs) for name in self._alone_and_packed()}
+
+    def doubts(self) -> list[str]:
+        """Programs whose windows vary too much to be trusted."""
+        return [f"{self.name}: {doubt}" for doubt in window_doubts(self.speeds)]
+
+    def _alone_and_packed(self) -> list[str]:
+        return [name for name in self.speeds if name == OURS or name.endswith("at once")]
 
     @property
     def measuring_share(self) -> float:
         """What measuring takes of a step."""
-        return self.measuring / (self.speeds[OURS].milliseconds_a_step / 1000)
+        return self.measuring / (self.speeds[OURS].milliseconds_per_step / 1000)
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -79,19 +123,17 @@ class Found:
         ]
         for name, speed in self.speeds.items():
             spread = f"{min(speed.windows):,.0f} – {max(speed.windows):,.0f}"
+            how = f"; {self.packed_how}" if name.endswith("at once") else ""
             lines.append(
                 f"  {name:<18} {speed.median:>10,.0f} images/s  (windows {spread}; "
-                f"{speed.milliseconds_a_step:.2f} ms a step; first step after {self.preparing[name]:.1f} s)"
-            )
-        for copies, speed_of_all in self.packed.items():
-            lines.append(
-                f"  {f'ours, {copies} at once':<18} {speed_of_all:>10,.0f} images/s  ({self.packed_how})"
+                f"{speed.milliseconds_per_step:.2f} ms per step; first step after "
+                f"{self.preparing[name]:.1f} s{how})"
             )
         lines.append(f"  {'roofline':<18} {self.roofline:>10,.0f} images/s, kernel by kernel")
         lines.append(f"  of the roofline: {self.ours / self.roofline:.2f}")
         for rival in (PLAIN, TUNED):
-            if (times := self.against(rival)) is not None:
-                lines.append(f"  ours beside {rival}: {times:.2f} ×")
+            for name, times in self.against(rival).items():
+                lines.append(f"  {name} beside {rival}: {times:.2f} ×")
         lines.append(
             f"  measuring gradient norms, loss and accuracy: {1e6 * self.measuring:,.0f} µs a step, "
             f"{100 * self.measuring_share:.2f} %"
@@ -115,20 +157,30 @@ class BenchResult:
     def to_text(self) -> str:
         """For a person."""
         machine = self.machine
+        busy = "" if machine.busy is None else f", {machine.busy:.0%} busy"
         versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
         head = [
             self.command,
             f"{machine.device} ({machine.cores} cores, {machine.threads} threads, {machine.precision})",
             versions,
             f"measured: {machine.matmul / 1e12:.2f} TFLOP/s in a matrix product, {machine.copy / 1e9:.1f} "
-            f"GB/s in a copy; load before: {machine.load:.1f}",
-            f"{self.rounds} rounds of windows of {self.seconds:g} s, interleaved; medians",
+            f"GB/s in a copy; before: load {machine.load:.1f}{busy}",
+            f"{self.rounds} rounds of windows of {self.seconds:g} s, in turn, a process per program; medians",
         ]
-        return "\n".join([*head, *_joined(found.lines() for found in self.found)])
+        doubts = [[f"not trustworthy: {doubt}" for doubt in self.doubts()]] if self.doubts() else []
+        return "\n".join([*head, *_joined([*(found.lines() for found in self.found), *doubts])])
+
+    def doubts(self) -> list[str]:
+        """Why this measurement should not be quoted; empty where nothing speaks against it."""
+        return [*self.machine.doubts(), *(doubt for found in self.found for doubt in found.doubts())]
 
     def to_json(self) -> str:
         """Everything, with the ratios worked out."""
-        content: dict[str, Any] = {**asdict(self), "found": [_with_ratios(found) for found in self.found]}
+        content: dict[str, Any] = {
+            "not_trustworthy": self.doubts(),
+            **asdict(self),
+            "found": [_with_ratios(found) for found in self.found],
+        }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -140,8 +192,7 @@ def _with_ratios(found: Found) -> dict[str, Any]:
         **content,
         "images_per_second": found.ours,
         "fraction_of_roofline": found.ours / found.roofline,
-        "against_plain": found.against(PLAIN),
-        "against_tuned": found.against(TUNED),
+        "against": {rival: found.against(rival) for rival in (PLAIN, TUNED)},
         "measuring_share": found.measuring_share,
     }
 

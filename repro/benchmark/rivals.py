@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,7 +20,7 @@ from torchvision import transforms
 
 from repro.benchmark.rates import wait
 from repro.benchmark.subject import Subject
-from repro.cores import usable_cores
+from repro.system import usable_cores
 from repro.training.loop import build
 from repro.training.precision import Precision
 
@@ -29,7 +30,9 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, subject: Subject) -> None:
         manifest = subject.data.manifest
-        self._arrays = subject.data.train
+        # A copy of pixels in the layout of torchvision's CIFAR100, (N, H, W, 3): PIL reads it as it is.
+        self._images = np.ascontiguousarray(subject.data.train.images.transpose(0, 2, 3, 1))
+        self._labels = subject.data.train.labels
         self._transform = transforms.Compose(
             [
                 transforms.RandomCrop(manifest.image_size, padding=subject.config.recipe.crop_padding),
@@ -40,11 +43,10 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         )
 
     def __len__(self) -> int:
-        return len(self._arrays.labels)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self._arrays.images[index].transpose(1, 2, 0))
-        return self._transform(image), int(self._arrays.labels[index])
+        return self._transform(Image.fromarray(self._images[index])), int(self._labels[index])
 
 
 @dataclass
@@ -102,6 +104,7 @@ class RivalLoop:
             num_workers=usable_cores(),
             pin_memory=self.precision.device.type == "cuda",
             persistent_workers=True,
+            multiprocessing_context="fork",  # Linux's default; this process was spawned and would spawn too
         )
         while True:
             yield from loader

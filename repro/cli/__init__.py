@@ -1,7 +1,8 @@
-"""The command line: parse, call one function, print.
+"""The command line, one file per group of commands: options, body and output together.
 
-Nothing but click is imported before a command runs, so that `repro --help` and completion answer at once;
-torch is imported by the commands that train alone. Progress goes to stderr, data to stdout.
+Nothing but click and the standard library is imported before a command runs, so that `repro --help` and
+completion answer at once: a body imports what it needs. torch is imported by the commands that train alone.
+Progress goes to stderr, data to stdout.
 """
 
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import click
 
 from repro import __version__
-from repro.cli.data_sets import data
-from repro.cli.machine import doctor, selftest
-from repro.cli.records import bundle, logs, merge, show_run
-from repro.cli.results import aggregate, audit, check, claims, figures, report
-from repro.cli.training import bench, plan, probe, run, status, train
+from repro.cli.bench import bench
+from repro.cli.data import data
+from repro.cli.doctor import doctor
+from repro.cli.results import aggregate, audit, claims, figures, report
+from repro.cli.share import bundle, merge
+from repro.cli.status import logs, show_run, status
+from repro.cli.training import plan, probe, run, train
 from repro.errors import ReproError
 
 
@@ -45,8 +48,8 @@ def main() -> None:
 
 for command in (
     plan, run, status, train, probe, bench,
-    aggregate, figures, report, claims, audit, check,
+    aggregate, figures, report, claims, audit,
     show_run, logs, bundle, merge,
-    doctor, selftest, data,
+    doctor, data,
 ):  # fmt: skip
     main.add_command(command)

@@ -29,17 +29,59 @@ class TableType(click.ParamType):
 TABLE = TableType()
 
 
+def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Adds several options, listed by --help in this order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+RESULTS = click.option(
+    "--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]"
+)
+DATA_DIR = click.option(
+    "--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]"
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+DEVICE = click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
+PRECISION = click.option(
+    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
+)
+DETERMINISTIC = click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+STALE = click.option(
+    "--stale",
+    type=click.Choice(["keep", "rerun"]),
+    default="keep",
+    show_default=True,
+    help="Whether to redo records of older code.",
+)
+LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
+
+_TECHNIQUES = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+techniques = all_of(
+    click.option(
+        "--with", "switch_on", type=_TECHNIQUES, multiple=True, help="Use a technique.  [default: by device]"
+    ),
+    click.option("--without", "switch_off", type=_TECHNIQUES, multiple=True, help="Do without a technique."),
+)
+"""What makes a run faster and is no part of its recipe."""
+
+
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
     @click.option(
         "--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …"
     )
-    @click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
-    @click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
+    @RESULTS
+    @DATA_DIR
     @wraps(command)
     def wrapped(preset: str, results: Path | None, data_dir: Path | None, **options: Any) -> Any:
-        from repro.commands.context import Context
+        from repro.cli.context import Context
 
         return command(Context.open(preset, results, data_dir), **options)
 
@@ -87,24 +129,6 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def techniques(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --with and --without: what makes a run faster and is no part of its recipe."""
-    names = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
-
-    @click.option(
-        "--with", "switch_on", type=names, multiple=True, help="Use a technique.  [default: by device]"
-    )
-    @click.option("--without", "switch_off", type=names, multiple=True, help="Do without a technique.")
-    @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        return command(*args, **options)
-
-    return wrapped
-
-
-LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
-
-
 def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
     """A number of at least 1, or `auto`."""
     if value == "auto":
@@ -114,22 +138,22 @@ def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> 
     return int(value)
 
 
-def devices(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what `plan` and `run` share: --gpus, --per-gpu, --stale and --budget."""
-
-    @click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]")
-    @click.option("--per-gpu", default="1", show_default=True, metavar="N|auto", callback=_per_gpu,
-                  help="Runs a GPU; auto measures how many pay (on a CPU too).")  # fmt: skip
-    @click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
-                  help="Whether to redo records of older code.")  # fmt: skip
-    @click.option(
+devices = all_of(
+    click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]"),
+    click.option(
+        "--per-gpu",
+        default="1",
+        show_default=True,
+        metavar="N|auto",
+        callback=_per_gpu,
+        help="Runs a GPU; auto measures how many pay (on a CPU too).",
+    ),
+    STALE,
+    click.option(
         "--budget", metavar="TIME", help="As in 30m, 20h, 1d2h: what fits, then stop.  [default: none]"
-    )
-    @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        return command(*args, **options)
-
-    return wrapped
+    ),
+)
+"""What `plan` and `run` share."""
 
 
 def cluster(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,17 +1,27 @@
-"""What the records say: aggregate, figures, report, claims, audit, check."""
+"""What the records say: aggregate, figures, report, claims, audit."""
 
-import sys
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from repro.cli.options import FOLDER, TABLE, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, JSON, TABLE, end_if_damaged, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
-    from repro.commands.aggregate import AnyFormat
-    from repro.commands.context import Context
+    from repro.analysis.cell_verdict import Judged
+    from repro.analysis.claims import ClaimVerdict
+    from repro.analysis.open_points import Move
+    from repro.analysis.rules import Rules
+    from repro.analysis.tables import TableFormat
+    from repro.cli.context import Context
+    from repro.experiments import TableName
+    from repro.registry import Run
+    from repro.standings import RunState
+
+    AnyFormat = TableFormat | Literal["parquet"]
 
 
 @click.command()
@@ -24,11 +34,11 @@ if TYPE_CHECKING:
               help="Losses beyond the paper also where none has a record yet.")  # fmt: skip
 @click.option("--study", "studies", multiple=True, metavar="NAME",
               help="`ambiguities` or a point of it: where alternatives move a cell.")  # fmt: skip
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="A file instead of stdout.")
+@click.option("--output", type=FILE, help="A file instead of stdout.")
 def aggregate(
     context: "Context",
     form: "AnyFormat",
-    tables: tuple[int | str, ...],
+    tables: "tuple[TableName, ...]",
     studies: tuple[str, ...],
     extended: bool,
     output: Path | None,
@@ -39,8 +49,6 @@ def aggregate(
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
-    from repro.commands.aggregate import aggregate_studies, aggregate_tables
-
     if form == "parquet" and output is None:
         raise UsageError("Parquet is no text to print: name a file with --output")
     if tables and studies:
@@ -58,35 +66,185 @@ def aggregate(
     end_if_damaged(damaged)
 
 
+def aggregate_tables(
+    context: "Context", tables: "Sequence[TableName]", form: "AnyFormat", extended: bool = False
+) -> tuple[str | bytes, list[str]]:
+    """The tables' text (Parquet: bytes), and a sentence for each record that is not valid.
+
+    Losses that extend a table are in it once one of their runs has a record, with `extended` before that too.
+    Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
+    """
+    from repro.analysis.aggregate import integrity_errors, summarise
+    from repro.analysis.cell_verdict import Judged
+    from repro.analysis.tables import render_tables
+    from repro.analysis.verdicts import judge_cells
+
+    registry, preset = context.registry, context.preset
+    asked = dict.fromkeys(context.runs(tables=tuple(tables)))
+    shown = dict.fromkeys(run.cell.table for run in asked)
+    beyond = [run for name in shown for run in extension_runs(context, name, extended) if run not in asked]
+    asked |= dict.fromkeys(beyond)
+    further = [run for run in context.runs() if run not in asked]
+    damaged: list[str] = []
+
+    def noting(states: "Iterable[RunState]") -> "Iterator[RunState]":
+        for state in states:
+            if state.run in asked:
+                damaged.extend(map(str, integrity_errors([state])))
+            yield state
+
+    every = summarise(noting(context.states([*asked, *further], whole=False)), registry, preset)
+    rules = optional_rules(context)
+    judged = Judged(judge_cells(every, registry, preset, rules), rules) if rules else None
+    cells = {run.cell for run in asked}
+    summaries = [summary for summary in every if summary.cell in cells]
+    if form == "parquet":
+        from repro.analysis.parquet import to_parquet
+
+        return to_parquet(summaries, registry, preset, judged), damaged
+    supplied = context.project.supplied_results
+    return render_tables(summaries, registry, preset, form, judged=judged, supplied=supplied), damaged
+
+
+def extension_runs(context: "Context", table: "TableName", every: bool = False) -> "list[Run]":
+    """The runs of the losses that extend a table and have a record, of `every` such loss if asked."""
+    registry, preset = context.registry, context.preset
+    names = tuple(extension.name for extension in registry.extensions(table))
+    runs = context.runs(tables=names) if names else ()
+    have = {run.cell.row for run in runs if context.project.run(preset.name, run.id).record.exists()}
+    return [run for run in runs if every or run.cell.row in have]
+
+
+def aggregate_studies(context: "Context", studies: Sequence[str], form: "AnyFormat") -> tuple[str, list[str]]:
+    """The table of open points as text, and a sentence for each record that is not valid.
+
+    Raises UsageError for a format other than Markdown, CSV and JSON.
+    """
+    from repro.analysis import open_points_text
+
+    moves, damaged = weigh_studies(context, studies)
+    match form:
+        case "markdown":
+            return open_points_text.open_points_markdown(moves, context.registry, context.preset), damaged
+        case "csv":
+            return open_points_text.open_points_csv(moves, context.preset), damaged
+        case "json":
+            return open_points_text.open_points_json(moves, context.preset), damaged
+    raise UsageError(f"--study comes as markdown, csv or json, not as {form}")
+
+
+def weigh_studies(context: "Context", studies: Sequence[str]) -> "tuple[tuple[Move, ...], list[str]]":
+    """Every alternative of the studies' points, and a sentence for each record that is not valid."""
+    from repro.analysis.aggregate import integrity_errors, summarise
+    from repro.analysis.open_points import weigh
+
+    registry, preset = context.registry, context.preset
+    states = list(context.states(context.runs(studies=tuple(studies))))
+    summaries = {summary.cell: summary for summary in summarise(states, registry, preset)}
+    return weigh(registry.variations(*studies), summaries), [str(error) for error in integrity_errors(states)]
+
+
+def optional_rules(context: "Context") -> "Rules | None":
+    """The project's rules; None where it has none, as one with tables of its own alone may."""
+    from repro.analysis.rules import RULES_FILE, read_rules
+
+    path = context.project.experiments / RULES_FILE
+    return read_rules(path) if path.exists() else None
+
+
+def project_rules(context: "Context") -> "Rules":
+    """The project's rules; raises RegistryError."""
+    from repro.analysis.rules import RULES_FILE, read_rules
+
+    return read_rules(context.project.experiments / RULES_FILE)
+
+
 @click.command()
 @places
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
 def figures(context: "Context", output: Path | None) -> None:
     """Draw Figures 2 and 3, the training curves and the gradient norms from the records, as PNG and PDF."""
-    from repro.commands.aggregate import make_figures
+    from repro.analysis.figures import draw_figures
 
-    written, notices = make_figures(context, output)
-    for path in written:
+    registry, preset = context.registry, context.preset
+    states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
+    folder = output or context.project.preset_figures(preset.name)
+    drawing = draw_figures(states, registry, preset, folder, optional_rules(context))
+    for path in drawing.files:
         click.echo(path)
-    for notice in notices:
+    for notice in drawing.notices:
         click.echo(f"repro: {notice}", err=True)
 
 
 @click.command()
 @places
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="The file.  [default: the preset's results folder, report.html]")  # fmt: skip
+@click.option("--output", type=FILE, help="The file.  [default: the preset's results folder, report.html]")
 def report(context: "Context", output: Path | None) -> None:
     """Write one HTML file with the tables, every run behind them, the figures, cost, and what is open.
 
     It needs no network and nothing beside it. A damaged record is never averaged; it is named, and the exit
     code is 4.
     """
-    from repro.commands.report import write_report
-
     path, damaged = write_report(context, output)
     click.echo(path)
     end_if_damaged(damaged)
+
+
+def write_report(context: "Context", output: Path | None) -> tuple[Path, list[str]]:
+    """Writes the page, whole: its path, and a sentence for each record that is not valid.
+
+    The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
+    """
+    from repro import __version__
+    from repro.analysis.aggregate import integrity_errors
+    from repro.analysis.claims import claim_runs
+    from repro.analysis.report import Origin, render_report
+    from repro.commit import make_folder, write_whole
+    from repro.experiments import AMBIGUITIES
+
+    project, registry, preset = context.project, context.registry, context.preset
+    states = _reported_states(context)
+    rules = project_rules(context)
+    shown = {state.run for state in states}
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown]
+    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if registry.ablations else ((), [])
+    folder = project.preset_results(preset.name)
+    # The page goes to other people: a folder within the project is named without this machine's path.
+    within = folder.is_relative_to(project.root)
+    origin = Origin(
+        version=__version__,
+        commit=_commit(project.root),
+        results=str(folder.relative_to(project.root)) if within else folder.name,
+        supplied=project.supplied_results,
+    )
+    text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, moves)
+    path = output or folder / "report.html"
+    make_folder(path.parent)
+    write_whole(path, text.encode())
+    return path, list(dict.fromkeys([*map(str, integrity_errors(states)), *damaged]))
+
+
+def _reported_states(context: "Context") -> "list[RunState]":
+    from repro.standings import Standing
+
+    states: list[RunState] = []
+    for table in context.registry.tables:
+        if table.extends is not None:
+            continue
+        runs = context.runs(tables=(table.name,))
+        found = list(context.states([*runs, *extension_runs(context, table.name)]))
+        if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
+            states += found
+    return states
+
+
+def _commit(root: Path) -> str | None:
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 @click.command()
@@ -98,45 +256,39 @@ def claims(context: "Context", as_json: bool) -> None:
     The rules are experiments/claims.toml; docs/statistics.md has the formulas.
     """
     from repro.analysis.verdict_text import claims_text, judgement_json
-    from repro.commands.judge import judge
 
-    judged = judge(context)
-    write = judgement_json if as_json else claims_text
-    click.echo(write(judged.claims, judged.cells, context.preset, judged.rules), nl=False)
-    end_if_damaged(judged.damaged)
+    claimed, judged, damaged = judge(context)
+    text = judgement_json if as_json else claims_text
+    click.echo(text(claimed, judged.cells, context.preset, judged.rules), nl=False)
+    end_if_damaged(damaged)
+
+
+def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], Judged, list[str]]":
+    """The verdicts on the paper's claims and cells, and a sentence for each record that is not valid."""
+    from repro.analysis.aggregate import integrity_errors, summarise
+    from repro.analysis.cell_verdict import Judged
+    from repro.analysis.claims import claim_runs, judge_claims
+    from repro.analysis.verdicts import judge_cells
+
+    rules = project_rules(context)
+    registry, preset = context.registry, context.preset
+    of_tables = dict.fromkeys(context.runs())
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in of_tables]
+    states = list(context.states([*of_tables, *needed]))
+    summaries = summarise([state for state in states if state.run in of_tables], registry, preset)
+    cells = judge_cells(summaries, registry, preset, rules)
+    claimed = judge_claims(states, registry, preset, rules)
+    return claimed, Judged(cells, rules), [str(error) for error in integrity_errors(states)]
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@JSON
 def audit(as_json: bool) -> None:
     """Audit the paper by its own printed numbers; needs no record."""
+    from repro.analysis.audit import audit_paper
     from repro.analysis.verdict_text import audit_json, audit_text
-    from repro.commands.context import Context
-    from repro.commands.judge import audit as audit_numbers
+    from repro.cli.context import Context
 
     context = Context.open("paper")
-    found = audit_numbers(context)
+    found = audit_paper(context.registry, project_rules(context))
     click.echo(audit_json(found) if as_json else audit_text(found, context.registry), nl=False)
-
-
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.tex")
-@click.option("--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]")
-@click.option("--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]")
-def check(file: Path, results: Path | None, data_dir: Path | None) -> None:
-    """Compare the numbers that a LaTeX file quotes with the records, and name each that differs.
-
-    Macros of `repro aggregate --format macros`, \\repronum{cell}{field}{number}, and lines that end in
-    `% repro: cell field …` are compared, also in files that it inputs. Exit code 1 where one differs.
-    """
-    from repro.commands.check import check_file
-    from repro.commands.context import Context
-
-    found = check_file(file, lambda preset: Context.open(preset, results, data_dir))
-    for problem in found.problems:
-        click.echo(problem)
-    for notice in found.notices:
-        click.echo(f"repro: {notice}", err=True)
-    click.echo(f"{found.compared} numbers compared, {len(found.problems)} problems", err=True)
-    if found.problems:
-        sys.exit(1)

@@ -1,32 +1,79 @@
-"""What trains and watches: plan, run, status, train, probe, bench."""
+"""What trains: plan, run, train, probe."""
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.options import FILE, LOG, cluster, devices, places, selection, stoppable, techniques, write
+from repro.cli.options import (
+    DETERMINISTIC,
+    DEVICE,
+    JSON,
+    LOG,
+    PRECISION,
+    STALE,
+    cluster,
+    devices,
+    places,
+    selection,
+    stoppable,
+    techniques,
+)
+from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
-    from repro.commands.context import Context
+    from repro.cli.context import Context
     from repro.commands.stop import Stop
+    from repro.registry import Selection
+    from repro.scheduling.train_command import StalePolicy
 
 
 @click.command()
 @places
 @selection
 @devices
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@JSON
 @click.option("--probe", is_flag=True, help="Measure, for seconds each, what no record knows the speed of.")
-def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> None:
+def plan(
+    context: "Context",
+    selected: "Selection",
+    gpus: str | None,
+    per_gpu: "int | Literal['auto']",
+    stale: "StalePolicy",
+    budget: str | None,
+    probe: bool,
+    as_json: bool,
+) -> None:
     """Show cells and runs: done, stale, to do, and about how long the rest takes.
 
     Speeds are those of records made on this device, else of short probes, else of a table.
     """
-    from repro.commands.plan import PlanOptions, make_plan
+    from repro.commands.packing import pack, probe_unknown
+    from repro.scheduling.durations import parse_duration
+    from repro.scheduling.plan import make_plan
 
-    made = make_plan(context, selected, PlanOptions(**options))
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    seconds = None if budget is None else parse_duration(budget)
+    survey = context.survey(context.registry.select_runs(selected, context.preset))
+    to_do = survey.to_do(stale)
+    packing = pack(context, to_do, gpus, per_gpu, probing=say if probe else None)
+    if probe and per_gpu != "auto":
+        probe_unknown(context, to_do, packing.slots, survey.measured, say)
+    survey.measured.take_probes(context.probes())
+    made = make_plan(
+        survey,
+        context.registry,
+        context.preset,
+        context.project,
+        packing.slots,
+        stale=stale,
+        begun=context.begun(to_do),
+        budget=seconds,
+        without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
+        packing=packing.lines(),
+    )
     click.echo(made.to_json() if as_json else made.to_text())
 
 
@@ -34,10 +81,8 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
 @places
 @selection
 @devices
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
-@click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+@PRECISION
+@DETERMINISTIC
 @techniques
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
               help="At least so long between checkpoints.  [default: 60]")  # fmt: skip
@@ -46,7 +91,7 @@ def plan(context: "Context", selected: Any, as_json: bool, **options: Any) -> No
               help="A process a group of runs; all in this one; a cluster's jobs.")  # fmt: skip
 @cluster
 @LOG
-def run(context: "Context", selected: Any, **options: Any) -> None:
+def run(context: "Context", selected: "Selection", **options: Any) -> None:
     """Train what is missing, on every device found.
 
     Finished runs are skipped. Ctrl-C lets the runs in progress finish; a second one makes them write a
@@ -58,40 +103,18 @@ def run(context: "Context", selected: Any, **options: Any) -> None:
 
 
 @click.command()
-@places
-@selection
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(context: "Context", selected: Any, watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
-
-    Works from another terminal or machine while schedulers are at work, and without one.
-    """
-    from repro.commands import status as command
-
-    observer = command.Observer(context, selected)
-    if watch:
-        command.watch(observer, as_json)
-    now = observer.look()
-    click.echo(now.to_json() if as_json else now.to_text())
-
-
-@click.command()
 @stoppable
 @places
 @click.argument("run_ids", nargs=-1, required=True, metavar="RUN_ID…")
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
+@DEVICE
+@PRECISION
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
-@click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+@DETERMINISTIC
 @techniques
 @click.option(
     "--co-tenants", type=click.IntRange(min=0), default=0, help="Other runs on this device; recorded."
 )
-@click.option("--stale", type=click.Choice(["keep", "rerun"]), default="keep", show_default=True,
-              help="Whether to redo records of older code.")  # fmt: skip
+@STALE
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds.")  # fmt: skip
 @LOG
@@ -101,6 +124,7 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
     This is what every executor launches; pasting its line repeats a run. An id is
     dataset/network/loss[+axis=value]/seedK, as in cifar100/resnet18/scaled-bn-m1/seed0.
     """
+    keep_freed_memory()  # before torch is imported
     from repro.commands.train import train as train_runs
     from repro.commands.worker import TrainOptions
 
@@ -120,65 +144,15 @@ def train(context: "Context", run_ids: tuple[str, ...], stale: str, stop: "Stop"
 @stoppable
 @places
 @click.argument("run_id", metavar="RUN_ID")
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
+@DEVICE
+@PRECISION
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
 @click.option("--wait", is_flag=True, help="Say `ready`, then wait for a line before measuring.")
 def probe(context: "Context", run_id: str, stop: "Stop", **options: Any) -> None:
     """Measure how fast a run would train here and the memory it takes, on generated data; writes nothing."""
+    keep_freed_memory()  # before torch is imported
     from repro.commands.probe import ProbeOptions
     from repro.commands.probe import probe as measure
 
     click.echo(measure(context, run_id, ProbeOptions(**options), stop))
-
-
-@click.command()
-@places
-@click.option(
-    "--network", "networks", multiple=True, default=("resnet18",), show_default=True, help="Repeatable."
-)
-@click.option("--size", "sizes", multiple=True, type=int, default=(32,), show_default=True,
-              help="Pixels, 32 or 64; repeatable.")  # fmt: skip
-@click.option("--loss", "losses", multiple=True, default=("scaled-bn-m1",), show_default=True,
-              help="A table's row; repeatable.")  # fmt: skip
-@click.option("--against", multiple=True, type=click.Choice(["plain", "tuned"]), default=("plain", "tuned"),
-              show_default=True, help="Other loops beside ours; repeatable.")  # fmt: skip
-@click.option("--packed", multiple=True, type=click.IntRange(min=2),
-              help="Also so many runs at once; repeatable.  [default: 2; on a GPU 2 and 4]")  # fmt: skip
-@click.option("--alone", is_flag=True, help="Our loop alone: no other loop, no packing.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0.01), default=3.0, show_default=True,
-              help="Of each program's window in a round.")  # fmt: skip
-@click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-@click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
-)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the cores]")
-@click.option("--deterministic", is_flag=True, help="What it costs to be bitwise repeatable.")
-@techniques
-@click.option("--json", "json_file", type=FILE, help="Write everything to a file as JSON too.")
-@click.option("--plot", type=FILE, help="Draw it: a .png or .pdf.")
-def bench(context: "Context", alone: bool, json_file: Path | None, plot: Path | None, **options: Any) -> None:
-    """Measure training here: images a second beside the device's roofline and two other loops. Minutes.
-
-    plain: float32, DataLoader with a worker a core, PIL transforms, `.item()` every step. tuned:
-    channels_last, bf16 and torch.compile. All run in turn, window by window. Uses prepared data where there
-    are some, else generated ones, and says which.
-    """
-    from repro.commands.bench import BenchOptions
-    from repro.commands.bench import bench as measure
-
-    options["packed"] = options["packed"] or None
-    if alone:
-        options |= {"against": (), "packed": ()}
-    result = measure(context, BenchOptions(**options), lambda line: click.echo(line, err=True))
-    click.echo(result.to_text())
-    if json_file:
-        write(json_file, result.to_json())
-    if plot:
-        from repro.commands.bench_plot import draw_bench
-
-        draw_bench(result, plot)

@@ -1,1 +1,1 @@
-"""Commands that join several parts of the package."""
+"""What trains and schedules: the bodies of `repro run`, `train` and `probe`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.errors import UsageError
 from repro.scheduling.executors.base import Executor
 from repro.scheduling.slots import Slot, remote_slots

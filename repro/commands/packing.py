@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from repro.commands.context import Context
-from repro.commands.survey import data_sizes, probes_here
-from repro.cores import usable_cores
+from repro.cli.context import Context
 from repro.registry import Run
 from repro.scheduling.gpus import parse_gpus
 from repro.scheduling.packing import choose_copies, next_copies
@@ -19,6 +17,7 @@ from repro.scheduling.probing import Answer, ProbeCommand, ProbeFailedError, mea
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.speeds import Measured
 from repro.signature import speed_hash
+from repro.system import usable_cores
 
 PerGpu = int | Literal["auto"]
 
@@ -116,7 +115,7 @@ def kinds(context: Context, runs: Iterable[Run]) -> list[tuple[Run, Work]]:
     first: dict[tuple[object, ...], Run] = {}
     for run in runs:
         first.setdefault(_column(run), run)
-    sizes = data_sizes(context, {run.cell.dataset for run in first.values()})
+    sizes = context.data_sizes({run.cell.dataset for run in first.values()})
     found = []
     for run in first.values():
         if run.cell.dataset in sizes:
@@ -132,7 +131,7 @@ class Prober:
         self._context = context
         self._precision = precision
         self._threads = context.preset.threads
-        self._results = probes_here(context)
+        self._results = context.probes()
         self._command = ProbeCommand(
             preset=context.preset.name,
             root=context.project.root,

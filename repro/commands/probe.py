@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.provenance import device_name, peak_memory
 from repro.commands.stop import Stop
-from repro.commands.survey import data_sizes
 from repro.commands.techniques import choose_techniques
 from repro.commands.train import choose_device
 from repro.data import synthetic
@@ -59,7 +58,7 @@ def probe(context: Context, run_id: str, options: ProbeOptions, stop: Stop) -> s
     precision = choose_precision(device, options.precision)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     recipe = config.recipe
-    size = data_sizes(context, [config.dataset])[config.dataset].image_size
+    size = context.data_sizes([config.dataset])[config.dataset].image_size
     assert recipe.images_per_class is not None
     data = synthetic.generate(config.dataset, size, classes, recipe.images_per_class, 1)
     sizes = [stop - start for start, stop in batch_bounds(len(data.train.labels), recipe.batch_size)]
@@ -133,7 +132,7 @@ class _Window:
 def _shortened(config: RunConfig, context: Context) -> tuple[RunConfig, int]:
     """The run on generated data, a short epoch again and again without evaluation; and its classes."""
     recipe = config.recipe
-    sizes = data_sizes(context, [config.dataset])
+    sizes = context.data_sizes([config.dataset])
     if config.dataset not in sizes:
         raise DataMissingError(f"the size of {config.dataset} is not known before it is prepared")
     classes = recipe.classes or sizes[config.dataset].classes

@@ -1,21 +1,32 @@
-"""A run's record from what training left, and how it came to be: device, versions, attempts, checkout."""
+"""A run's record from what training left, and how it came to be: device, packages, attempts, checkout.
 
+`describe_environment` asks for everything that does not depend on the run. Call it before the first step:
+what cannot be found out must not cost a finished run.
+"""
+
+import contextlib
+import hashlib
+import os
 import platform
 import resource
+import secrets
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
 
+from repro import __version__
+from repro.commit import make_folder, refusal
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
-from repro.machine import processor_name
 from repro.recipes import Preset, RunConfig
-from repro.records import Attempt, DataSummary, Provenance, RunRecord, Signature
+from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
+from repro.scheduling.gpus import consumed_joules, driver_version
+from repro.system import memory_bytes, processor_name
 from repro.training.loop import TrainedRun
 from repro.training.precision import Precision
 
@@ -28,16 +39,38 @@ class Origin:
     config: RunConfig
     preset: Preset
     signature: Signature
-    root: Path
-    co_tenants: int
+    environment: Environment
+    runs_on_device: int
     attempts: tuple[Attempt, ...]
+
+
+def describe_environment(root: Path, device: torch.device) -> Environment:
+    """What this process trains on and with; `root` is the project's folder."""
+    commit, dirty = git_state(root)
+    cuda = device.type == "cuda"
+    properties = torch.cuda.get_device_properties(device) if cuda else None
+    return Environment(
+        git_commit=commit,
+        git_dirty=dirty,
+        packages=_packages(),
+        python=platform.python_version(),
+        system=_system(),
+        kernel=f"{platform.system()} {platform.release()}",
+        processor=processor_name(),
+        device=device_name(device),
+        device_memory_bytes=properties.total_memory if properties else memory_bytes(),
+        compute_capability=f"{properties.major}.{properties.minor}" if properties else None,
+        cuda=torch.version.cuda if cuda else None,
+        cudnn=str(torch.backends.cudnn.version()) if cuda else None,
+        driver=driver_version() if cuda else None,
+    )
 
 
 def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precision: Precision) -> RunRecord:
     """The record of a run that this process has just finished."""
     manifest = data.manifest
     train_arrays, test_arrays = subset(data, origin.config.recipe)
-    commit, dirty = git_state(origin.root)
+    arrays = [array for split in (manifest.train, manifest.test) for array in (split.images, split.labels)]
     return RunRecord(
         run=origin.run.id,
         preset=origin.preset.name,
@@ -50,6 +83,7 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
             partial=manifest.partial,
             sources=manifest.sources,
             preparation_version=manifest.preparation_version,
+            arrays={array.file: array.sha256 for array in arrays},
             classes=manifest.classes,
             train_images=len(train_arrays.labels),
             test_images=len(test_arrays.labels),
@@ -60,18 +94,15 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
         curve=trained.curve,
         probes=trained.probes,
         provenance=Provenance(
-            git_commit=commit,
-            git_dirty=dirty,
-            python=platform.python_version(),
-            versions={name: version(name) for name in ("torch", "numpy", "scaled-bn-repro")},
-            device=device_name(precision.device),
+            **dict(origin.environment),
             precision=precision.name,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
-            techniques=trained.techniques,
-            co_tenants=origin.co_tenants,
+            accelerations=(*trained.techniques, *(("tf32",) if _uses_tf32(precision) else ())),
+            runs_on_device=origin.runs_on_device,
             images_per_second=trained.images_per_second,
             peak_memory_bytes=peak_memory(precision.device),
+            energy_joules=_energy(origin.attempts),
             attempts=origin.attempts,
             started=min(attempt.started for attempt in origin.attempts),
             ended=origin.attempts[-1].ended or datetime.now(UTC),
@@ -91,6 +122,19 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _uses_tf32(precision: Precision) -> bool:
+    """Whether float32 convolutions round their products to TF32, as torch lets cuDNN do from Ampere on."""
+    if precision.name != "fp32" or precision.device.type != "cuda":
+        return False
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(precision.device) >= (8, 0)
+
+
+def energy_counter(device: torch.device) -> float | None:
+    """Joules that the device has used so far, None where nothing counts them, as on a CPU."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return consumed_joules(f"GPU-{uuid}") if uuid else None
+
+
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether code or experiments differ from it; (None, None) without git."""
     try:
@@ -99,6 +143,64 @@ def git_state(root: Path) -> tuple[str | None, bool | None]:
     except (OSError, subprocess.SubprocessError):
         return None, None
     return commit, bool(changed)
+
+
+def host_salt(file: Path) -> bytes:
+    """The salt of a results folder's host names, made where it is missing; SetupError if that is refused.
+
+    It stays beside the attempts: with it, equal hashes in one results folder mean one host, and nobody can
+    look up a host by hashing guesses of its name.
+    """
+    make_folder(file.parent)
+    # Linked under its name whole: of two processes that make it at once, both read the first one's.
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        if not file.exists():
+            fresh.write_bytes(secrets.token_bytes(16))
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, file)
+            fresh.unlink()
+        return file.read_bytes()
+    except OSError as error:
+        raise refusal(f"cannot make {file}", error) from None
+
+
+def anonymous(attempt: Attempt, salt: bytes) -> Attempt:
+    """The attempt as a record may tell it to others: no pid, the host only as a salted hash."""
+    hashed = attempt.host and hashlib.sha256(salt + attempt.host.encode()).hexdigest()[:12]
+    return attempt.model_copy(update={"host": hashed, "pid": None})
+
+
+def _energy(attempts: tuple[Attempt, ...]) -> float | None:
+    """The sum over the last attempt and those whose steps it went on from; None where one is not known."""
+    joules = 0.0
+    for attempt in reversed(attempts):
+        if attempt.energy_joules is None:
+            return None
+        joules += attempt.energy_joules
+        if attempt.resumed_at_step == 0:
+            break
+    return joules
+
+
+def _packages() -> dict[str, str]:
+    """Every installed distribution → version, by name."""
+    found = {}
+    for each in distributions():
+        # A folder whose metadata are gone is no reason not to train; what it raises differs between Pythons.
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            if each.name and each.version:
+                found[each.name.lower()] = each.version
+    # From the source: a tree that was never installed has no metadata, and an editable one may have old ones.
+    found["scaled-bn-repro"] = __version__
+    return dict(sorted(found.items()))
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from repro.cli.context import Context
 from repro.commands.cluster import ClusterOptions, open_cluster
-from repro.commands.context import Context
 from repro.commands.live_curves import require_tensorboard
 from repro.commands.packing import Packing, PerGpu, pack, tenants
-from repro.commands.survey import make_survey, probes_here, shares_begun
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import read_manifest
 from repro.registry import Run, Selection
@@ -72,7 +71,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     if not runs:
         return SetupError.exit_code
 
-    survey = make_survey(context, runs)
+    survey = context.survey(runs)
     to_do = survey.to_do(options.stale)
     if remote is None:
         packing = pack(context, to_do, options.gpus, options.per_gpu, options.precision, probing=_say)
@@ -81,7 +80,7 @@ def run_sweep(context: Context, selected: Selection, options: RunOptions) -> int
     slots = packing.slots
     for line in packing.lines():
         _say(line)
-    survey.measured.take_probes(probes_here(context))
+    survey.measured.take_probes(context.probes())
     states, unfit = _fitting(context, survey, slots, to_do, options.precision)
     to_do = [run for run in to_do if run not in unfit]
     if seconds is not None:
@@ -189,7 +188,7 @@ def _spend(
     context: Context, survey: Survey, slots: Sequence[Slot], to_do: Sequence[Run], seconds: float
 ) -> Budget:
     """What the budget buys of the runs to do."""
-    estimator = _estimator(context, survey, slots, shares_begun(context, to_do))
+    estimator = _estimator(context, survey, slots, context.begun(to_do))
     return spend(seconds, to_do, estimator.estimate)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from repro.commands.live_curves import require_tensorboard
+from repro.commands.provenance import describe_environment, host_salt
 from repro.commands.stop import Stop
 from repro.commands.techniques import choose_techniques, images_to_train, unmeasured
 from repro.commands.worker import DeviceBrokenError, TrainOptions, Worker
@@ -46,26 +47,19 @@ def train(
     stop = stop or Stop()
     if options.log:
         require_tensorboard()
+    if options.deterministic:
+        use_deterministic_algorithms()
     runs = [registry.parse(run_id) for run_id in run_ids]
     configs = [registry.config(run, preset) for run in runs]
     threads = options.threads or preset.threads
     torch.set_num_threads(threads)
     device = choose_device(options.device)
     precision = choose_precision(device, options.precision)
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
-    techniques = choose_techniques(
-        device,
-        sum(images_to_train(config, project.data) for config in configs),
-        options.switch_on,
-        options.switch_off,
-        options.deterministic,
-    )
-    if unknown := unmeasured(device, techniques):
-        say(f"{', '.join(unknown)}: checked against the plain step here, but their speed was never measured")
-    failed = 0
+    # Everything that a record needs is found out before the first step: a run must not be lost to it.
+    environment = describe_environment(project.root, device)
+    salt = host_salt(project.host_salt(preset.name))
+    failed, told = 0, ""
     data: dict[str, PreparedData] = {}
     for run, config in zip(runs, configs, strict=True):
         if stop.now or stop.after_run:
@@ -73,11 +67,33 @@ def train(
         paths = project.run(preset.name, run.id)
         try:
             with run_lock(paths):
+                techniques = choose_techniques(
+                    device,
+                    images_to_train(config, project.data),
+                    options.switch_on,
+                    options.switch_off,
+                    options.deterministic,
+                )
+                if (unknown := ", ".join(unmeasured(device, techniques))) and unknown != told:
+                    say(f"{unknown}: checked against the plain step here, but their speed was never measured")
+                    told = unknown
                 # One data set at a time stays open: a group shares it, and the next needs the memory.
                 if config.dataset not in data:
                     data = {config.dataset: open_for_training(config, project.data)}
                 worker = Worker(
-                    run, config, preset, project, paths, options, precision, techniques, threads, say, stop
+                    run=run,
+                    config=config,
+                    preset=preset,
+                    project=project,
+                    paths=paths,
+                    options=options,
+                    precision=precision,
+                    techniques=techniques,
+                    threads=threads,
+                    environment=environment,
+                    salt=salt,
+                    say=say,
+                    stop=stop,
                 )
                 worker.train(data[config.dataset])
         except RunBusyError:
@@ -94,6 +110,15 @@ def train(
             say(f"{run.id}: failed: {failure}")
             _give_memory_back(device)
     return 1 if failed else 0
+
+
+def use_deterministic_algorithms() -> None:
+    """Has torch take only kernels that repeat to the bit; call it before the first matrix product.
+
+    cuBLAS reads its workspace's size once, at the process's first product: set later it changes nothing.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def choose_device(asked: str | None) -> torch.device:

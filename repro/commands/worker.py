@@ -1,7 +1,6 @@
 """One run in a worker: from its newest checkpoint to its record."""
 
 import contextlib
-import hashlib
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 
 from repro.commands.live_curves import LiveCurves
-from repro.commands.provenance import Origin, make_record
+from repro.commands.provenance import Origin, anonymous, energy_counter, make_record
 from repro.commands.stop import Stop
 from repro.commit import (
     CommitOutcome,
@@ -39,7 +38,7 @@ from repro.errors import (
 )
 from repro.paths import Project, RunPaths
 from repro.recipes import Preset, RunConfig
-from repro.records import Attempt, RunRecord, Signature
+from repro.records import Attempt, Environment, RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.standings import RunState, Standing, assess_run
@@ -87,6 +86,8 @@ class Worker:
     precision: Precision
     techniques: Techniques
     threads: int
+    environment: Environment
+    salt: bytes
     say: Callable[[str], None]
     stop: Stop
 
@@ -111,6 +112,7 @@ class Worker:
         )
         note = self._patiently(self._begin, "starting", (NoSpaceError,))
         folder = self.paths.attempts / str(note.number)
+        energy = energy_counter(self.precision.device)
         checkpoints = CheckpointFolder(self.paths.attempts, folder, signature, self._say)
         reporter = _Reporter(self.run.id, note.number, self.paths.progress, self._live_curves(note.number))
         try:
@@ -135,34 +137,44 @@ class Worker:
                 except CheckpointUnfitError as error:
                     assert start is not None
                     checkpoints.pass_over(start.path, str(error))
-            done = _ended(note, "done")
+            done = self._ended(note, "done", energy)
             origin = Origin(
                 run=self.run,
                 config=self.config,
                 preset=self.preset,
                 signature=signature,
-                root=self.project.root,
-                co_tenants=self.options.co_tenants,
-                attempts=tuple(map(_for_record, (*attempts_of(self.paths, before=note.number), done))),
+                environment=self.environment,
+                runs_on_device=self.options.co_tenants + 1,
+                attempts=tuple(
+                    anonymous(attempt, self.salt)
+                    for attempt in (*attempts_of(self.paths, before=note.number), done)
+                ),
             )
             record = make_record(origin, data, trained, precision)
             outcome = self._commit(record, folder)
         except RunInterruptedError:
-            self._note(_ended(note, "interrupted"))
+            self._note(self._ended(note, "interrupted", energy))
             raise
         except ReproError as error:
-            self._note(_ended(note, f"failed: {type(error).__name__}: {error}"))
+            self._note(self._ended(note, f"failed: {type(error).__name__}: {error}", energy))
             raise
         except Exception as error:  # noqa: BLE001 - a bug in one run must not stop the group; it is kept whole
-            self._fail(note, folder, error)
+            self._fail(self._ended(note, f"failed: {_reason(error)}", energy), folder, error)
         self._note(done)
         checkpoints.clear()
         reporter.finish(trained)
-        accuracy = trained.result.accuracy
-        text = f"diverged in epoch {trained.result.diverged_in}" if accuracy is None else f"{accuracy:.2f} %"
+        text = trained.result.divergence or f"{trained.result.accuracy:.2f} %"
         if outcome is CommitOutcome.ALREADY_DONE:
             text += ", but another process committed it first"
         self.say(f"{self.run.id}: {text}")
+
+    def _ended(self, note: Attempt, outcome: str, energy: float | None) -> Attempt:
+        """The attempt as it ended now; `energy` is what the device's counter said at its beginning."""
+        after = energy_counter(self.precision.device)
+        used = None
+        if energy is not None and after is not None:
+            used = (after - energy) / (self.options.co_tenants + 1)
+        return note.model_copy(update={"ended": datetime.now(UTC), "outcome": outcome, "energy_joules": used})
 
     def _live_curves(self, attempt: int) -> LiveCurves | None:
         if self.options.log is None:
@@ -274,15 +286,14 @@ class Worker:
             self._say(f"attempt {note.number}, {note.outcome}, could not be noted: {error}")
 
     def _fail(self, note: Attempt, folder: Path, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
         where = folder / "error.txt"
         try:
             write_whole(where, traceback.format_exc().encode())
         except SetupError as refusal:
             self._say(f"{traceback.format_exc()}{refusal}")
-        self._note(_ended(note, f"failed: {reason}"))
+        self._note(note)
         kind = DeviceBrokenError if "CUDA error" in str(error) else RunFailedError
-        raise kind(f"{reason} (traceback in {where})") from None
+        raise kind(f"{_reason(error)} (traceback in {where})") from None
 
     def _say(self, line: str) -> None:
         self.say(f"{self.run.id}: {line}")
@@ -335,19 +346,9 @@ class _Reporter:
             write_whole(self.path, json.dumps({**content, "time": time.time()}).encode())
 
 
-def _ended(note: Attempt, outcome: str) -> Attempt:
-    return note.model_copy(update={"ended": datetime.now(UTC), "outcome": outcome})
-
-
 def _word(value: object) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
-
-
-def _for_record(attempt: Attempt) -> Attempt:
-    """The attempt as a record may tell it to others: the host only as a hash, and no pid."""
-    hashed = attempt.host and hashlib.sha256(attempt.host.encode()).hexdigest()[:12]
-    return attempt.model_copy(update={"host": hashed, "pid": None})
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

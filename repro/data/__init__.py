@@ -3,86 +3,68 @@
 Importing this package imports neither numpy nor torch: planning reads it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import importlib
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repro.errors import DataCorruptError, DataMissingError, UsageError
 from repro.paths import NAME
 
 if TYPE_CHECKING:
-    from repro.data.download import Notify, Progress
+    from repro.data.download import Progress
     from repro.manifest import Manifest
 
-OWN_IMAGE_SIZE = 64
-"""Pixels a side of a folder-a-class set of one's own."""
+OWN_IMAGE_SIZE = 64  # pixels per side of a set of the user's own
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """What `repro data fetch` may be told; each set says in `fetch_takes` which of it means something."""
+    """Options of `repro data fetch`; each set lists in `fetch_takes` those that apply to it."""
 
-    url: str | None = None
-    """A mirror."""
-    lists: Path | None = None
-    """The folder of the publishers' lists of addresses."""
-    retry_dead: bool = False
-    """Ask once more for addresses that brought nothing."""
-    allow_private_addresses: bool = False
-    """Fetch from this machine and its network too, not from public addresses only."""
+    url: str | None = None  # a mirror
+    lists: Path | None = None  # folder of the publishers' lists of addresses
+    retry_dead: bool = False  # request addresses again that brought nothing
+    allow_private_addresses: bool = False  # fetch from this machine and its network too
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `repro data prepare` may be told; each set says in `prepare_takes` which of it means something."""
+    """Options of `repro data prepare`; each set lists in `prepare_takes` those that apply to it."""
 
-    source: Path | None = None
-    """Where the files lie, if not in a place where they are looked for."""
-    lists: Path | None = None
-    """The folder of the publishers' lists, which say who is where in the images."""
-    name: str | None = None
-    """What the prepared set is called, if not as its source."""
+    source: Path | None = None  # where the files are, if not in the usual places
+    lists: Path | None = None  # folder of the publishers' lists, which say who is where in the images
+    name: str | None = None  # what the prepared set is called, if not as its source
     title: str | None = None
     allow_partial: bool = False
-    min_images: int | None = None
-    """A class with fewer is left out."""
-    crop: float | None = None
-    """The side of the central square that is kept, as a fraction of the image's shorter side."""
-
-
-if TYPE_CHECKING:
-    Fetch = Callable[[Path, FetchOptions, Progress | None, Notify | None], Path]
-    Prepare = Callable[[Path, PrepareOptions, Progress | None, Notify | None], Manifest]
-    Located = Callable[[Path], Path | None]
+    min_images: int | None = None  # a class with fewer is left out
+    crop: float | None = None  # side of the central square that is kept, per shorter side of the image
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set.
+    """One data set; a count is None where it is whatever is found.
 
-    A count is None where it is whatever is found; `fetch` is None for a set of one's own, from a folder.
+    `module`, in this package, has `prepare` and, for a known set, `fetch` and `located`.
     """
 
     name: str
     title: str
     image_size: int
-    classes: int | None
-    train_count: int | None
-    test_count: int | None
-    source: str
-    """Where the data come from, in a sentence."""
-    prepare: "Prepare"
-    fetch: "Fetch | None" = None
+    module: str
+    classes: int | None = None
+    train_count: int | None = None
+    test_count: int | None = None
     paper_counts: tuple[int, int, int] | None = None
     """Training images, test images and classes as the paper counts them, where the set is as found: only for
     an estimate of time before the data are here."""
-    fetch_needs: str = ""
-    """What `repro data fetch` needs besides a network, in a phrase with its option."""
-    located: "Located | None" = None
-    """Where its source files lie below a data folder, by name alone, or None."""
+    fetch_needs: str = ""  # what `repro data fetch` needs besides a network, with its option
     fetch_takes: frozenset[str] = frozenset({"url"})
     prepare_takes: frozenset[str] = frozenset()
+
+    def implementation(self) -> Any:
+        """The module, imported; numpy comes with it."""
+        return importlib.import_module(f"repro.data.{self.module}")
 
 
 @dataclass(frozen=True)
@@ -101,83 +83,6 @@ class DataSetState:
     detail: str
 
 
-def _fetch_cifar100(
-    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
-) -> Path:
-    from repro.data import cifar100
-
-    return cifar100.fetch(data_dir, progress, notify, options.url)
-
-
-def _prepare_cifar100(
-    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
-) -> "Manifest":
-    from repro.data import cifar100
-
-    return cifar100.prepare(data_dir, progress, notify, options.source)
-
-
-def _fetch_tiny_imagenet(
-    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
-) -> Path:
-    from repro.data import tiny_imagenet
-
-    return tiny_imagenet.fetch(data_dir, progress, notify, options.url)
-
-
-def _prepare_tiny_imagenet(
-    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
-) -> "Manifest":
-    from repro.data import tiny_imagenet
-
-    return tiny_imagenet.prepare(data_dir, options, progress, notify)
-
-
-def _located_tiny_imagenet(data_dir: Path) -> Path | None:
-    from repro.data import tiny_imagenet
-
-    return tiny_imagenet.located(data_dir)
-
-
-def _prepare_own(name: str) -> "Prepare":
-    def prepare_class_folders(
-        data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
-    ) -> "Manifest":
-        from repro.data import class_folders
-
-        return class_folders.prepare(name, data_dir, options, progress, notify)
-
-    return prepare_class_folders
-
-
-def _fetch_facescrub(
-    data_dir: Path, options: FetchOptions, progress: "Progress | None", notify: "Notify | None"
-) -> Path:
-    from repro.data import facescrub
-
-    return facescrub.fetch(data_dir, options, progress, notify)
-
-
-def _prepare_facescrub(
-    data_dir: Path, options: PrepareOptions, progress: "Progress | None", notify: "Notify | None"
-) -> "Manifest":
-    from repro.data import facescrub
-
-    return facescrub.prepare(data_dir, options, progress, notify)
-
-
-def _located_facescrub(data_dir: Path) -> Path | None:
-    from repro.data import facescrub
-
-    return facescrub.located(data_dir)
-
-
-def _located_cifar100(data_dir: Path) -> Path | None:
-    from repro.data import cifar100
-
-    return cifar100.located(data_dir)
-
-
 DATA_SETS: dict[str, DataSet] = {
     each.name: each
     for each in (
@@ -188,10 +93,7 @@ DATA_SETS: dict[str, DataSet] = {
             classes=100,
             train_count=50_000,
             test_count=10_000,
-            source="Alex Krizhevsky's page at the University of Toronto, one archive of 169 MB.",
-            fetch=_fetch_cifar100,
-            prepare=_prepare_cifar100,
-            located=_located_cifar100,
+            module="cifar100",
             prepare_takes=frozenset({"source"}),
         ),
         DataSet(
@@ -201,26 +103,16 @@ DATA_SETS: dict[str, DataSet] = {
             classes=200,
             train_count=100_000,
             test_count=10_000,
-            source="Stanford's course CS231n, one archive of 248 MB; its validation split is the test set.",
-            fetch=_fetch_tiny_imagenet,
-            prepare=_prepare_tiny_imagenet,
-            located=_located_tiny_imagenet,
+            module="tiny_imagenet",
             prepare_takes=frozenset({"source", "name", "title", "allow_partial"}),
         ),
         DataSet(
             name="facescrub",
             title="FaceScrub",
             image_size=64,
-            classes=None,
-            train_count=None,
-            test_count=None,
-            source="Lists of addresses that its publishers hand out on request. Many are dead, so the "
-            "classes (361 in the paper) and images are as found.",
-            fetch=_fetch_facescrub,
-            prepare=_prepare_facescrub,
+            module="facescrub",
             paper_counts=(361 * 90, 361 * 10, 361),
             fetch_needs="the lists that its publishers send on request (--lists DIR)",
-            located=_located_facescrub,
             fetch_takes=frozenset({"lists", "retry_dead", "allow_private_addresses"}),
             prepare_takes=frozenset({"source", "lists", "name", "title", "min_images"}),
         ),
@@ -228,16 +120,8 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
-def data_set(name: str) -> DataSet:
-    """The data set called `name`. Raises UsageError naming the known ones."""
-    try:
-        return DATA_SETS[name]
-    except KeyError:
-        raise UsageError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}") from None
-
-
 def described(name: str) -> DataSet:
-    """The data set called `name`; any name that is not a known set's is a folder-a-class set of one's own.
+    """The data set called `name`; any other name is that of a set of the user's own, with a folder per class.
 
     Raises UsageError for what cannot be a name.
     """
@@ -247,48 +131,33 @@ def described(name: str) -> DataSet:
         raise UsageError(
             f"{name!r} cannot be a data set's name; use small letters, digits, dots and dashes, as in lfw"
         )
-    return DataSet(
-        name=name,
-        title=name,
-        image_size=OWN_IMAGE_SIZE,
-        classes=None,
-        train_count=None,
-        test_count=None,
-        source="A set of one's own, prepared from files on this machine.",
-        prepare=_prepare_own(name),
-        prepare_takes=frozenset({"source", "title", "min_images", "crop"}),
-    )
+    takes = frozenset({"source", "title", "min_images", "crop"})
+    return DataSet(name, name, OWN_IMAGE_SIZE, "image_folder", prepare_takes=takes)
 
 
 def fetch(
-    name: str,
-    data_dir: Path,
-    options: FetchOptions | None = None,
-    progress: "Progress | None" = None,
-    notify: "Notify | None" = None,
+    name: str, data_dir: Path, options: FetchOptions | None = None, progress: "Progress | None" = None
 ) -> Path:
     """The place of the source files of `name` below `data_dir`, downloaded where they are not there yet.
 
     Raises UsageError, FetchError, DataCorruptError, SetupError, or DataMissingError where something is needed
     beforehand.
     """
-    chosen = data_set(name)
-    assert chosen.fetch is not None, "every known set can be fetched"
+    if name not in DATA_SETS:
+        raise UsageError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}")
+    chosen = DATA_SETS[name]
     options = options or FetchOptions()
     _check_options("fetch", name, options, FetchOptions(), chosen.fetch_takes)
-    return chosen.fetch(data_dir, options, progress, notify)
+    place: Path = chosen.implementation().fetch(data_dir, options, progress)
+    return place
 
 
 def prepare(
-    name: str,
-    data_dir: Path,
-    options: PrepareOptions | None = None,
-    progress: "Progress | None" = None,
-    notify: "Notify | None" = None,
+    name: str, data_dir: Path, options: PrepareOptions | None = None, progress: "Progress | None" = None
 ) -> "Manifest":
     """Make the arrays of `name` from its source files; whole ones of the same kind that are there stay.
 
-    A name that is not a known set's needs `options.source`, a folder with a folder a class.
+    A name that is not a known set's needs `options.source`, a folder with a folder per class.
 
     Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing.
     """
@@ -296,7 +165,7 @@ def prepare(
     if name not in DATA_SETS and options.source is None:
         raise UsageError(
             f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
-            "--from FOLDER with a folder of images a class"
+            "--from FOLDER with a folder of images per class"
         )
     chosen = described(name)
     _check_options("prepare", name, options, PrepareOptions(), chosen.prepare_takes)
@@ -309,7 +178,9 @@ def prepare(
             raise UsageError(
                 f"--title {options.title!r}: only {known.name} itself may be called {known.title}"
             )
-    return chosen.prepare(data_dir, options, progress, notify)
+    named = replace(options, name=options.name or name)
+    manifest: Manifest = chosen.implementation().prepare(data_dir, named, progress)
+    return manifest
 
 
 def verify(name: str, data_dir: Path, progress: "Progress | None" = None) -> "Manifest":
@@ -354,7 +225,7 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
     except DataCorruptError as error:
         return DataSetState(chosen.name, chosen.title, "corrupt", None, None, _bytes(folder), str(error))
     except DataMissingError as error:
-        found = chosen.located(data_dir) if chosen.located is not None else None
+        found = chosen.implementation().located(data_dir) if chosen.name in DATA_SETS else None
         if found is not None:
             detail = f"source in {found}; `repro data prepare {chosen.name}` makes the arrays"
             return DataSetState(chosen.name, chosen.title, "fetched", None, None, _bytes(found), detail)

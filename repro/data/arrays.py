@@ -23,8 +23,8 @@ from repro.manifest import ArrayFile, Manifest, prepared_folder, read_manifest
 def open_prepared(data_dir: Path, name: str) -> PreparedData:
     """The prepared set `name`, its images memory-mapped read-only.
 
-    Shapes, types, file sizes and the labels' range are checked against the manifest; bytes are not hashed
-    (`verify_prepared` does).
+    Shapes, types, file sizes and the labels' range are checked against the manifest; bytes are not hashed:
+    `verify_prepared` does that, and every worker before it trains.
 
     Raises DataMissingError, or DataCorruptError naming the file.
     """

@@ -1,268 +1,367 @@
-"""Fetching many small files from many strangers' servers: politely, in parallel, and never one twice.
+"""Download many small files from many strangers' servers: politely, in parallel, and never one twice.
 
-What is kept, and where, is in `repro.data.crawl_store`. One thread decides what is asked for and writes the
-journal; the others each carry out one request at a time. A fault of an address is an outcome, never an
-error. Errors are what keeps the crawl from going on at all: no network, a full disk. They end it, and
-everything is kept.
+    <folder>/images/ab/abcd…   a picture under its own sha256: no name or address of a list becomes a path
+    <folder>/fetched.jsonl     the journal, one line of JSON per address: cause ("found", or why not), detail,
+                               sha256 and size of what came
+
+A fault of an address is an outcome, never an error. Errors are what keeps the crawl from continuing at all:
+no network, a full disk. They end it, everything is kept, and the same call resumes.
 """
 
+import asyncio
+import itertools
+import json
+import logging
+import os
 import shutil
-import threading
 import time
+from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from urllib.parse import urlsplit
 
-from repro.data.ask import Answer, ask
-from repro.data.crawl_queue import CrawlQueue, Manners, Task
-from repro.data.crawl_store import Journal, Outcome, journal_of, picture, pictures_on_disk
-from repro.data.download import Notify, Progress, explain_write_failure, one_at_a_time
-from repro.data.public_web import BadAddressError, Line, RequestLimits, connect, host_of
-from repro.errors import FetchError
+from repro.data.download import Progress
+from repro.data.files import explain_write_failure, file_hash, one_at_a_time
+from repro.data.http_get import CrawlPolicy, FetchResult, RequestLimits, can_connect, host_of, http_get
+from repro.errors import FetchError, SetupError
 
-TICK = 0.5
-"""Seconds after which overdue requests are looked for."""
-GOODBYE = 5.0
-"""Seconds that the threads get to end when the crawl is interrupted."""
+SYNC_INTERVAL = 1.0  # seconds; what a power cut may cost, a killed process loses nothing
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an address: "found", or one word for why not, and the words for a report."""
+
+    cause: str
+    detail: str = ""
+    sha256: str = ""
+    size: int = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether the picture came and is the published one."""
+        return self.cause == "found"
 
 
 @dataclass(frozen=True)
 class Crawled:
-    """What there is after a crawl."""
+    """What there is after a crawl; an address whose picture was there already may have no outcome."""
 
-    on_disk: frozenset[str]
-    """The sha256 of each picture."""
-    outcomes: Mapping[str, Outcome]
-    """By address; one that was not needed, as its picture is there, may have none."""
+    on_disk: frozenset[str]  # sha256 of each picture
+    outcomes: Mapping[str, Outcome]  # by address
 
 
 def crawl(
     wanted: Mapping[str, frozenset[str]],
     folder: Path,
     *,
-    manners: Manners | None = None,
+    policy: CrawlPolicy | None = None,
     limits: RequestLimits | None = None,
     retry_failed: bool = False,
     progress: Progress | None = None,
-    notify: Notify | None = None,
 ) -> Crawled:
-    """Ask for each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
+    """Request each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
 
-    An address that is settled is not asked for again, unless `retry_failed` and it brought nothing.
-    `progress` counts addresses.
+    A settled address is not requested again, unless `retry_failed` and it brought nothing. `progress` counts
+    addresses.
 
     Raises FetchError where there is no network or the folder cannot be written, SetupError where this
-    machine is at its limits. What was fetched and noted stays, and the same call goes on from there.
+    machine is at its limits. What was fetched and noted stays, and the same call resumes from there.
     """
-    with one_at_a_time(folder / ".crawl.lock", "downloading the same pictures", notify):
+    with one_at_a_time(folder / ".crawl.lock", "downloading the same pictures"):
         partial = folder / ".partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)  # a killed process's; its lock is ours now
             partial.mkdir(parents=True)
+            with _Journal(folder) as journal:
+                run = _Crawl(
+                    wanted, folder, journal, policy or CrawlPolicy(), limits or RequestLimits(), progress
+                )
+                try:
+                    asyncio.run(run.run(retry_failed))
+                except KeyboardInterrupt:
+                    so_far = f"{run.done:,} of {len(wanted):,} addresses are settled"
+                    _log.info("stopped: %s, and the same command resumes from there", so_far)
+                    raise
         except OSError as error:
-            raise FetchError(explain_write_failure(partial, error)) from error
-        journal = Journal(journal_of(folder))
-        try:
-            run = _Crawl(
-                wanted, folder, journal, manners or Manners(), limits or RequestLimits(), retry_failed
-            )
-            run.progress = progress
-            try:
-                run.run(partial)
-            except KeyboardInterrupt:
-                if notify is not None:
-                    so_far = f"{run.done:,} of {run.total:,} addresses are settled"
-                    notify(f"stopped: {so_far}, and the same command goes on from there")
-                raise
+            raise FetchError(explain_write_failure(Path(error.filename or folder), error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            journal.close()
         return Crawled(frozenset(run.on_disk), journal.outcomes)
 
 
+def picture(folder: Path, sha256: str) -> Path:
+    """Where the picture with this sha256 lies below a crawl's folder."""
+    return folder / "images" / sha256[:2] / sha256
+
+
+def journal_path(folder: Path) -> Path:
+    """Where the journal of a crawl lies."""
+    return folder / "fetched.jsonl"
+
+
+def read_journal(folder: Path) -> dict[str, Outcome]:
+    """Address → outcome, as far as the journal in `folder` is whole; empty where there is none.
+
+    Raises SetupError where it cannot be read.
+    """
+    path = journal_path(folder)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
+    outcomes = {}
+    for line in lines[:-1]:  # after the last line's end there is nothing, or a torn line
+        try:
+            entry = json.loads(line)
+            outcomes[str(entry["address"])] = Outcome(
+                str(entry["cause"]), str(entry["detail"]), str(entry["sha256"]), int(entry["size"])
+            )
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged: its address counts as not requested yet
+    return outcomes
+
+
+class _Journal:
+    """The outcomes in `folder`; opened, a line that a power cut tore is cut off."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outcomes = read_journal(folder)
+        # Unbuffered: on a full disk closing must have nothing left to write.
+        self._stream = journal_path(folder).open("ab", buffering=0)
+        whole = journal_path(folder).read_bytes().rfind(b"\n") + 1
+        self._stream.truncate(whole)
+        self._synced = time.monotonic()
+
+    def add(self, address: str, outcome: Outcome) -> None:
+        """Append one outcome; the last of an address counts."""
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"address": address, **asdict(outcome), "at": at}, ensure_ascii=False)
+        self._stream.write(line.encode() + b"\n")
+        if time.monotonic() - self._synced > SYNC_INTERVAL:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+        self.outcomes[address] = outcome
+
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._stream:
+            os.fsync(self._stream.fileno())
+
+
+@dataclass
+class _Task:
+    """An address of the list on its way; `url` differs from `address` once it was redirected."""
+
+    address: str
+    url: str
+    attempts: int = 0
+    hops: int = 0
+
+
+@dataclass
+class _Host:
+    name: str
+    waiting: deque[_Task] = field(default_factory=deque)
+    workers: int = 0
+    faults: int = 0  # in a row
+    next_at: float = 0.0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of the workers at a time may begin
+
+
 class _Crawl:
-    """The state of one crawl; all of it belongs to the thread that made it."""
+    """The state of one crawl: up to `per_host` coroutines per host, each with one request at a time."""
 
     def __init__(
         self,
         wanted: Mapping[str, frozenset[str]],
         folder: Path,
-        journal: Journal,
-        manners: Manners,
+        journal: _Journal,
+        policy: CrawlPolicy,
         limits: RequestLimits,
-        retry_failed: bool,
+        progress: Progress | None,
     ) -> None:
-        self.wanted = wanted
-        self.folder = folder
-        self.journal = journal
-        self.manners = manners
-        self.limits = limits
-        self.progress: Progress | None = None
-        self.on_disk = pictures_on_disk(folder, journal.outcomes, frozenset().union(*wanted.values()))
-        self.queue = CrawlQueue(manners, self._plan(retry_failed))
-        self.total = len(wanted)
-        self.done = self.total - self.queue.waiting
+        self.wanted, self.folder, self.journal = wanted, folder, journal
+        self.policy, self.limits, self.progress = policy, limits, progress
+        self.on_disk = self._pictures_on_disk()
+        self.hosts: dict[str, _Host] = {}
+        self.done = 0
+        self.active = 0  # requests under way
+        self.next_at = 0.0
+        self.parts = itertools.count()
+        self.gate = asyncio.Lock()
+        self.connections = asyncio.Semaphore(policy.connections)
         # Outcomes that say nothing until something else shows that there is a network.
         self.held: list[tuple[str, Outcome]] = []
         self.unreachable: dict[str, str] = {}
 
-    def _plan(self, retry_failed: bool) -> list[Task]:
-        tasks = []
-        for address, pictures in self.wanted.items():
-            outcome = self.journal.outcomes.get(address)
-            if outcome and outcome.cause == "private-address" and self.limits.allow_private_addresses:
-                outcome = None
-            if pictures <= self.on_disk or (outcome and not outcome.found and not retry_failed):
-                continue
-            if outcome and outcome.found and outcome.sha256 in self.on_disk:
-                continue  # one of several pictures that the lists expect there
-            if (host := host_of(address)) is not None:
-                tasks.append(Task(address, address, host))
-            elif outcome is None:
-                self.journal.add(address, Outcome("not-http", "not an address of http or https"))
-        return tasks
+    def _pictures_on_disk(self) -> set[str]:
+        """The sha256 of the wanted pictures that are there whole: as long as noted, else with that sha256."""
+        wanted = frozenset().union(*self.wanted.values())
+        sizes = {outcome.sha256: outcome.size for outcome in self.journal.outcomes.values() if outcome.found}
+        found = set()
+        for path in (self.folder / "images").glob("[0-9a-f][0-9a-f]/*"):
+            if path.name in wanted:
+                size = sizes.get(path.name)
+                if path.name == file_hash(path, "sha256") if size is None else path.stat().st_size == size:
+                    found.add(path.name)
+        return found
 
-    def run(self, partial: Path) -> None:
-        """Settle every task."""
-        todo: SimpleQueue[tuple[Task, Line] | None] = SimpleQueue()
-        done: SimpleQueue[tuple[Task, Line, Answer | Exception]] = SimpleQueue()
-        threads = [
-            threading.Thread(target=self._work, args=(todo, done, partial / str(number)), daemon=True)
-            for number in range(min(self.manners.connections, self.queue.waiting))
-        ]
-        lines: set[Line] = set()
-        self._show()
+    async def run(self, retry_failed: bool) -> None:
+        """Settle every address."""
+        tasks = [task for address in self.wanted if (task := self._task(address, retry_failed))]
+        self.done = len(self.wanted) - len(tasks)
+        self._count(0)
         try:
-            for thread in threads:
-                thread.start()
-            while self.queue.waiting or self.queue.active:
-                if self._looks_cut_off() and not self.queue.active:
-                    self._check_network()
-                wait = None
-                if not self._looks_cut_off():
-                    self._begin(todo, lines)
-                    wait = self.queue.wait(time.monotonic())
-                self._cut_overdue(lines)
-                pause = TICK if wait is None else min(TICK, wait + 0.001)
-                if not self.queue.active:  # nothing can come
-                    time.sleep(pause if self.queue.waiting else 0)
-                    continue
-                with suppress(Empty):
-                    task, line, answer = done.get(timeout=pause)
-                    lines.discard(line)
-                    self._handle(task, answer)
+            async with asyncio.TaskGroup() as self.group:
+                for task in tasks:
+                    self._enqueue(task)
             if self.held:
-                self._check_network()
-        finally:
-            for line in lines:
-                line.cut()
-            for _ in threads:
-                todo.put(None)
-            until = time.monotonic() + GOODBYE
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join(max(0.0, until - time.monotonic()))
-            self._keep_last(done)
+                await self._check_network()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
 
-    def _work(
-        self,
-        todo: "SimpleQueue[tuple[Task, Line] | None]",
-        done: "SimpleQueue[tuple[Task, Line, Answer | Exception]]",
-        part: Path,
-    ) -> None:
-        """One thread: a request at a time, until there is None."""
-        while (job := todo.get()) is not None:
-            task, line = job
-            answer: Answer | Exception
+    def _task(self, address: str, retry_failed: bool) -> _Task | None:
+        """What is left to do for an address."""
+        outcome = self.journal.outcomes.get(address)
+        if outcome and outcome.cause == "private-address" and self.limits.allow_private_addresses:
+            outcome = None
+        if self.wanted[address] <= self.on_disk or (outcome and not outcome.found and not retry_failed):
+            return None
+        if outcome and outcome.found and outcome.sha256 in self.on_disk:
+            return None  # one of several pictures that the lists expect there
+        if host_of(address) is not None:
+            return _Task(address, address)
+        if outcome is None:
+            self.journal.add(address, Outcome("not-http", "not an address of http or https"))
+        return None
+
+    def _enqueue(self, task: _Task) -> _Host:
+        name = host_of(task.url)
+        assert name is not None  # looked at before
+        host = self.hosts.setdefault(name, _Host(name))
+        host.waiting.append(task)
+        if host.workers < min(self.policy.per_host, len(host.waiting)):
+            host.workers += 1
+            self.group.create_task(self._serve(host))
+        return host
+
+    async def _serve(self, host: _Host) -> None:
+        """One of a host's workers: a request at a time, until nothing waits for it."""
+        while (task := await self._begin(host)) is not None:
+            part = self.folder / ".partial" / str(next(self.parts))
             try:
-                answer = ask(task.url, self.wanted[task.address], part, self.limits, line)
-                if answer.kind == "found":
-                    self._place(part, answer.sha256)
-            except Exception as error:  # noqa: BLE001 - the deciding thread raises it
-                answer = error
-            done.put((task, line, answer))
+                result = await http_get(task.url, self.wanted[task.address], part, self.limits)
+                self._handle(host, task, result, part)
+            finally:
+                self.active -= 1
+                self.connections.release()
+                part.unlink(missing_ok=True)
+        host.workers -= 1
 
-    def _place(self, part: Path, sha256: str) -> None:
-        target = picture(self.folder, sha256)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
-        except OSError as error:
-            raise FetchError(explain_write_failure(target, error)) from error
+    async def _begin(self, host: _Host) -> _Task | None:
+        """The next task of a host, once it may be requested; None where nothing waits."""
+        async with host.turn:
+            while host.waiting:
+                if (rest := host.next_at - time.monotonic()) > 0:
+                    await asyncio.sleep(rest)
+                    continue
+                await self.connections.acquire()
+                await self._wait_for_pace()
+                # While this waited, the host may have been given up, or asked for a pause.
+                if host.waiting and host.next_at <= time.monotonic():
+                    task = host.waiting.popleft()
+                    if not self.wanted[task.address] <= self.on_disk:
+                        task.attempts += 1
+                        self.active += 1
+                        host.next_at = time.monotonic() + self.policy.host_pause
+                        return task
+                    self._count()  # another address had the picture
+                self.connections.release()
+        return None
 
-    def _begin(self, todo: "SimpleQueue[tuple[Task, Line] | None]", lines: set[Line]) -> None:
-        while (task := self.queue.take(time.monotonic())) is not None:
-            if self.wanted[task.address] <= self.on_disk:  # another address had it
-                self.queue.settle(task, connected=True)
-                self._count()
-                continue
-            line = Line(self.limits)
-            lines.add(line)
-            todo.put((task, line))
+    async def _wait_for_pace(self) -> None:
+        """Wait until another request may begin: by the rate over all hosts, while there is a network."""
+        async with self.gate:
+            while self._looks_cut_off():
+                if self.active:  # one of these may still show that there is a network
+                    await asyncio.sleep(0.02)
+                else:
+                    await self._check_network()
+            begin = max(time.monotonic(), self.next_at)
+            self.next_at = begin + 1 / self.policy.per_second
+            await asyncio.sleep(begin - time.monotonic())
 
-    def _cut_overdue(self, lines: set[Line]) -> None:
-        now = time.monotonic()
-        for line in lines:
-            if now > line.deadline:
-                line.cut()
-
-    def _handle(self, task: Task, answer: Answer | Exception) -> None:
-        """What follows from an answer: an outcome, another attempt, another address, a host given up."""
-        if isinstance(answer, Exception):
-            raise answer
-        if answer.contact:
+    def _handle(self, host: _Host, task: _Task, result: FetchResult, part: Path) -> None:
+        """What follows from a result: an outcome, another attempt, another address, a host given up."""
+        policy = self.policy
+        if result.contact:
             self._settle_held()
-        match answer.kind:
+        no_connection = not result.contact or (result.kind == "failed" and result.cause == "no-connection")
+        weight = policy.host_attempts // 3 if no_connection else int(result.kind == "retry")
+        host.faults = host.faults + weight if weight else 0
+        match result.kind:
             case "found":
-                self.queue.settle(task, connected=True)
-                self.on_disk.add(answer.sha256)
-                self._note(task, _outcome(answer, task), contact=True)
-            case "elsewhere":
-                self._redirect(task, answer)
-            case "never":
-                self.queue.settle(task, connected=answer.contact and answer.cause != "no-connection")
-                self._note(task, _outcome(answer, task), answer.contact)
-            case "again":
-                if not self.queue.again(task, time.monotonic(), answer.pause, answer.contact):
-                    self._note(task, _outcome(answer, task), answer.contact)
-        if self.queue.is_silent(task.host):
-            self._give_up(task.host, answer)
-        if not answer.contact:
-            self.unreachable[task.host] = answer.detail
+                target = picture(self.folder, result.sha256)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
+                self.on_disk.add(result.sha256)
+                self._note(task, result)
+            case "redirect" if task.hops >= policy.redirects:
+                detail = f"redirected more than {policy.redirects} times"
+                self._note(task, FetchResult("failed", "redirect", detail))
+            case "redirect":
+                other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))
+                if other.faults >= policy.host_attempts:
+                    self._give_up(other, FetchResult("failed", "no-connection", result.detail))
+            case "failed":
+                self._note(task, result)
+            case "retry":
+                pause = policy.unreachable_pause if not result.contact else result.pause
+                if pause is None:
+                    pause = min(policy.back_off * 2 ** (task.attempts - 1), policy.longest_pause)
+                elif pause > policy.longest_pause:
+                    host.faults = policy.host_attempts
+                host.next_at = max(host.next_at, time.monotonic() + pause)
+                if task.attempts < policy.attempts:
+                    self._enqueue(task)
+                else:
+                    self._note(task, result)
+        if host.faults >= policy.host_attempts:
+            self._give_up(host, result)
+        if not result.contact:
+            self.unreachable[host.name] = result.detail
 
-    def _redirect(self, task: Task, answer: Answer) -> None:
-        host = host_of(answer.location)
-        if host is None or task.hops >= self.manners.redirects:
-            self.queue.settle(task, connected=True)
-            outcome = Outcome("redirect", f"redirected more than {self.manners.redirects} times")
-            self._note(task, outcome, contact=True)
-            return
-        self.queue.move(task, answer.location, host)
-        if self.queue.is_silent(host):
-            self._give_up(host, answer)
+    def _give_up(self, host: _Host, result: FetchResult) -> None:
+        detail = f"its host was given up: {result.detail}"
+        while host.waiting:
+            task = host.waiting.popleft()
+            self._note(task, FetchResult("failed", result.cause, detail, contact=result.contact))
 
-    def _give_up(self, host: str, answer: Answer) -> None:
-        cause = answer.cause if answer.kind != "elsewhere" else "no-connection"
-        for task in self.queue.give_up(host):
-            self._note(task, Outcome(cause, f"its host was given up: {answer.detail}"), answer.contact)
-
-    def _note(self, task: Task, outcome: Outcome, contact: bool) -> None:
-        if contact:
+    def _note(self, task: _Task, result: FetchResult) -> None:
+        detail = result.detail
+        if result.kind == "retry":
+            detail += f" ({task.attempts} attempts)"
+        if task.url != task.address:
+            detail = f"{detail} at {task.url}".strip()
+        outcome = Outcome(result.cause, detail, result.sha256, result.size)
+        if result.contact:
             self.journal.add(task.address, outcome)
         else:
             self.held.append((task.address, outcome))
         self._count()
 
-    def _count(self) -> None:
-        self.done += 1
-        self._show()
-
-    def _show(self) -> None:
+    def _count(self, settled: int = 1) -> None:
+        self.done += settled
         if self.progress is not None:
-            self.progress(self.done, self.total, "files")
+            self.progress(self.done, len(self.wanted), "files")
 
     def _settle_held(self) -> None:
         """There is a network: what could not be reached is gone."""
@@ -273,52 +372,24 @@ class _Crawl:
 
     def _looks_cut_off(self) -> bool:
         """Whether so many hosts in a row could not be reached that it may be this machine's network."""
-        return len(self.unreachable) >= max(1, min(self.manners.unreachable_hosts, self.queue.hosts))
+        return len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts)))
 
-    def _check_network(self) -> None:
-        if not self._reaches_a_known_host():
+    async def _check_network(self) -> None:
+        if not await self._reaches_a_known_host():
             host, reason = next(reversed(self.unreachable.items()))
             raise FetchError(
                 f"{len(self.unreachable):,} hosts in a row cannot be reached (the last: {host}: {reason}): "
-                "is there a network? Nothing was noted as dead for it, and the same command goes on from here"
+                "is there a network? Nothing was noted as dead for it, and the same command resumes from here"
             )
         self._settle_held()
 
-    def _reaches_a_known_host(self) -> bool:
-        """Whether a connection to a host that answered before still comes about; three are tried."""
-        tried: set[str] = set()
-        for address, outcome in reversed(self.journal.outcomes.items()):
-            host = host_of(address)
-            if (
-                outcome.cause in ("not-http", "no-such-host", "no-connection")
-                or host is None
-                or host in tried
-            ):
-                continue
-            if len(tried) == 3:
-                return False
-            tried.add(host)
-            name, port = urlsplit(f"//{host}").hostname or "", int(host.rpartition(":")[2])
-            with suppress(OSError, BadAddressError, UnicodeError):
-                connect((name, port), 5.0, self.limits.allow_private_addresses).close()
+    async def _reaches_a_known_host(self) -> bool:
+        """Whether one of the last three hosts that answered still takes a connection."""
+        silent = ("not-http", "no-such-host", "no-connection")
+        outcomes = reversed(self.journal.outcomes.items())
+        answered = (host_of(address) for address, outcome in outcomes if outcome.cause not in silent)
+        hosts = dict.fromkeys(host for host in answered if host is not None)
+        for host in itertools.islice(hosts, 3):
+            if await can_connect(host, self.limits):
                 return True
         return False
-
-    def _keep_last(self, done: "SimpleQueue[tuple[Task, Line, Answer | Exception]]") -> None:
-        """Note what came in while the crawl was being ended, so that it is not asked for again."""
-        with suppress(Empty):
-            while True:
-                task, line, answer = done.get_nowait()
-                if isinstance(answer, Exception) or line.was_cut or not answer.contact:
-                    continue
-                if answer.kind in ("found", "never"):
-                    self.journal.add(task.address, _outcome(answer, task))
-
-
-def _outcome(answer: Answer, task: Task) -> Outcome:
-    detail = answer.detail
-    if answer.kind == "again":
-        detail += f" ({task.attempts} attempts)"
-    if task.url != task.address:
-        detail = f"{detail} at {task.url}".strip()
-    return Outcome(answer.cause, detail, answer.sha256, answer.size)

@@ -1,31 +1,46 @@
-"""From the bytes of an image file to an array of the set's size, or to the reason why not.
+"""Image files → arrays of the set's size, or the reason why not, on every core.
 
-What is accepted is judged by the content alone: a name's ending says nothing. The result is RGB; grey images
-get three equal channels, transparency is dropped, and an orientation in the metadata is not applied, as boxes
-and labels refer to the pixels as stored. Needs numpy and Pillow, never torch.
+What is accepted is judged by the content alone: a file name's ending says nothing. The result is RGB; grey
+images get three equal channels, transparency is dropped, and an orientation in the metadata is not applied,
+as boxes and labels refer to the pixels as stored. The processes import numpy and Pillow, never torch.
 """
 
 import hashlib
+import multiprocessing
+import os
+import signal
+import stat
 import struct
+import threading
 import warnings
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from repro.data.image_files import ImageFile
+from repro.data.download import Progress
 from repro.data.prepared import Images
+from repro.errors import SetupError
+from repro.system import usable_cores
+
+BATCH = 128  # images decoded together
+AHEAD = 3  # batches per process that are under way or wait to be taken: bounds the memory
+MIN_INSIDE = 0.5  # how much of a box's area must lie in the image; the part outside is cut off
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels, the last two exclusive; rounded to whole pixels."""
-
-MIN_INSIDE = 0.5
-"""How much of a box's area must lie in the image; the part outside is cut off."""
 
 _ADMITTED_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _KINDS = (
@@ -59,13 +74,96 @@ class DecodeRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One image to decode, with the part of it that is wanted, where that is not its central square."""
+class ImageFile:
+    """One file of a source, small enough to be handed to another process.
+
+    `name` is its path below the folder `root`, unique and with slashes. In a zip, `root` is the archive and
+    `member` the file's whole name there. `size` is in bytes, as listed.
+    """
+
+    root: str
+    name: str
+    size: int
+    member: str = ""
+
+    def read(self, limit: int) -> bytes:
+        """The content, but of a file longer than `limit` only `limit` + 1 bytes.
+
+        Raises SetupError where it cannot be read, ValueError saying why it is not whole.
+        """
+        path = self.root if self.member else os.path.join(self.root, self.name)  # noqa: PTH118 100,000 times
+        try:
+            if self.member:
+                with _open_zip(path, os.stat(path).st_mtime_ns).open(self.member) as stream:  # noqa: PTH116
+                    return stream.read(limit + 1)
+            # Without O_NONBLOCK a pipe that poses as an image would never open.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(descriptor, "rb") as stream:  # noqa: PTH123 of a descriptor
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise ValueError("not a plain file")
+                return stream.read(limit + 1)
+        except OSError as error:
+            raise SetupError(f"cannot read {path}: {error.strerror or error}") from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+            raise ValueError(f"damaged in its archive ({error or type(error).__name__})") from None
+
+
+@lru_cache(maxsize=1)
+def _open_zip(path: str, changed: int) -> zipfile.ZipFile:
+    """One per process and version of the file: reading the directory of 110,000 files takes a second."""
+    return zipfile.ZipFile(path)
+
+
+def folder_files(root: Path, folder: str) -> list[ImageFile]:
+    """The plain files in `root`/`folder` ("" for `root`), without those in folders below, sorted by name.
+
+    What a file manager leaves behind (`.DS_Store`, `Thumbs.db`, `desktop.ini`, `._*`) is skipped.
+
+    Raises SetupError where the folder cannot be read.
+    """
+    found = []
+    try:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if not is_os_metadata(entry.name) and not entry.is_dir():
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    found.append(ImageFile(str(root), name, entry.stat().st_size))
+    except OSError as error:
+        raise SetupError(
+            f"cannot read {error.filename or root / folder}: {error.strerror or error}"
+        ) from None
+    return sorted(found, key=lambda file: file.name)
+
+
+def is_os_metadata(name: str) -> bool:
+    """Whether a file manager left the file `name`."""
+    return name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
+
+
+def image_digest(names: Sequence[str], hashes: Sequence[str]) -> str:
+    """The sha256 over each image's name and the sha256 of its file, in order: the same for folder and zip."""
+    return _digest(zip(names, hashes, strict=True))
+
+
+def listing_digest(files: Iterable[ImageFile]) -> str:
+    """The sha256 over each file's name and size, sorted: tells that a source changed without reading it."""
+    return _digest(sorted((file.name, file.size) for file in files))
+
+
+def _digest(pairs: Iterable[tuple[str, object]]) -> str:
+    digest = hashlib.sha256()
+    for name, value in pairs:
+        digest.update(f"{name}\0{value}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One image to decode, and the part of it to take, where that is not its central square."""
 
     file: ImageFile
     box: Box | None = None
-    sha256: str | None = None
-    """What the file must hash to, where that is known."""
+    sha256: str | None = None  # what the file must hash to, where that is known
 
 
 @dataclass(frozen=True)
@@ -80,15 +178,15 @@ class Decoded:
     problems: list[str | None]
 
 
-def decode_batch(wanted: Sequence[Wanted], rules: DecodeRules) -> Decoded:
+def decode_batch(requests: Sequence[ImageRequest], rules: DecodeRules) -> Decoded:
     """Reads and decodes each image. Raises SetupError for a file that cannot be read at all."""
-    pixels = np.zeros((len(wanted), 3, rules.size, rules.size), dtype=np.uint8)
+    pixels = np.zeros((len(requests), 3, rules.size, rules.size), dtype=np.uint8)
     hashes: list[str] = []
     problems: list[str | None] = []
     with warnings.catch_warnings():
         # Pillow warns of what is checked or dropped here anyway: size, metadata, transparency.
         warnings.simplefilter("ignore")
-        for index, each in enumerate(wanted):
+        for index, each in enumerate(requests):
             content = b""
             problem = None
             try:
@@ -178,3 +276,81 @@ def _kind(content: bytes) -> str:
         if content.startswith(magic):
             return kind
     return "not an image"
+
+
+class ImageDecoder:
+    """Decodes sequences of images on one set of processes, which have ended when the block is left.
+
+    What comes back does not depend on how many `processes` there are (default: one per usable core).
+    """
+
+    def __init__(self, processes: int | None = None) -> None:
+        self._processes = processes or usable_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "ImageDecoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def decode(
+        self, requests: Sequence[ImageRequest], rules: DecodeRules, progress: Progress | None = None
+    ) -> Iterator[Decoded]:
+        """The images in pieces, in order.
+
+        Raises SetupError for a file that cannot be read, or where a process died.
+        """
+        bounds = pairwise([*range(0, len(requests), BATCH), len(requests)])
+        batches = (requests[start:end] for start, end in bounds)
+        alone = self._processes == 1 or (len(requests) <= BATCH and self._pool is None)
+        here = (decode_batch(batch, rules) for batch in batches)
+        done = 0
+        for piece in here if alone else self._decode_ahead(batches, rules):
+            done += len(piece.problems)
+            if progress is not None:
+                progress(done, len(requests), "images")
+            yield piece
+
+    def _decode_ahead(
+        self, batches: Iterator[Sequence[ImageRequest]], rules: DecodeRules
+    ) -> Iterator[Decoded]:
+        pending: deque[Future[Decoded]] = deque()
+        try:
+            for batch in batches:
+                pending.append(self._submit(batch, rules))
+                # Executor.map would queue every batch, and keep every result until it is taken.
+                if len(pending) >= AHEAD * self._processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise SetupError(
+                "a process that decoded images died (killed, or out of memory?): nothing was kept; "
+                "start the same command again"
+            ) from None
+
+    def _submit(self, batch: Sequence[ImageRequest], rules: DecodeRules) -> Future[Decoded]:
+        if self._pool is None:
+            # Fresh interpreters: nothing of this process, whatever threads it has, is copied into them.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start_worker)
+        # The first calls start one process each: blocked, Ctrl-C cannot reach it before it ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(decode_batch, batch, rules)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in the pool's processes only
+    parent.join()
+    os._exit(1)

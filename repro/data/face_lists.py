@@ -1,7 +1,7 @@
 """FaceScrub's two published lists: which face is where, row by row.
 
 A row is `name, image_id, face_id, url, bbox, sha256`, separated by tabs; the first row may be a header.
-Rows that cannot be used (they occur in every copy) are set aside with their reason and the rest is read:
+Rows that cannot be used (they occur in every copy) are refused with their reason and the rest is read:
 what a list says is never trusted, and no name or address in it ever becomes a path.
 """
 
@@ -15,8 +15,7 @@ from repro.errors import DataCorruptError, DataMissingError, SetupError
 
 LISTS = ("facescrub_actors.txt", "facescrub_actresses.txt")
 PAGE = "http://vintage.winklerbros.net/facescrub.html"
-LARGEST_LIST = 256 << 20
-"""Bytes; the published ones have 10 MB each."""
+LARGEST_LIST = 256 << 20  # bytes; the published ones have 10 MB each
 LONGEST_NAME = 100
 
 Box = tuple[int, int, int, int]
@@ -26,8 +25,8 @@ Box = tuple[int, int, int, int]
 class Face:
     """One face: a person, and a box in a picture that was published at an address in 2014.
 
-    `image_id` is that of the picture, which may show one person more than once; name, image_id and face_id
-    together are unique.
+    `image_id` is that of the picture, which may show one person more than once. `box` is x1, y1, x2, y2 in
+    pixels: the face is rows y1..y2 − 1, columns x1..x2 − 1, and may reach out of the picture.
     """
 
     name: str
@@ -35,10 +34,7 @@ class Face:
     face_id: int
     url: str
     box: Box
-    """x1, y1, x2, y2 in pixels from the top left; the face is rows y1..y2 − 1, columns x1..x2 − 1. May reach
-    out of the picture."""
-    sha256: str
-    """Of the picture's file."""
+    sha256: str  # of the picture's file
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -58,13 +54,12 @@ class RefusedRow:
 
 @dataclass(frozen=True)
 class FaceLists:
-    """Both lists together, in their order; `sources` maps each file's name to its sha256."""
+    """Both lists together, in their order."""
 
     faces: tuple[Face, ...]
     refused: tuple[RefusedRow, ...]
-    addresses: dict[str, tuple[str, ...]]
-    """sha256 of a picture → every address that a row gives for it; rows refused as duplicates count too."""
-    sources: dict[str, str]
+    addresses: dict[str, tuple[str, ...]]  # sha256 of a picture → its addresses; duplicate rows' too
+    sources: dict[str, str]  # file → its sha256
 
     @property
     def rows(self) -> int:
@@ -91,18 +86,18 @@ def read_face_lists(folder: Path) -> FaceLists:
     refused: list[RefusedRow] = []
     sources = {}
     for name in LISTS:
-        content = _content(folder / name)
+        content = _read(folder / name)
         sources[name] = hashlib.sha256(content).hexdigest()
         before = len(faces)
         for line, text in _rows(content):
             try:
-                face = _face(text)
+                face = _parse(text)
                 addresses.setdefault(face.sha256, {})[face.url] = None
                 # The published lists do that: the same pixels must not get into both splits.
                 if face.key in faces or (face.name, face.sha256, face.box) in seen:
                     raise _RowError("duplicate", "the same face is listed above")
             except _RowError as error:
-                refused.append(RefusedRow(name, line, error.cause, str(error)))
+                refused.append(RefusedRow(name, line, *error.args))
                 continue
             faces[face.key] = face
             seen.add((face.name, face.sha256, face.box))
@@ -116,12 +111,10 @@ def read_face_lists(folder: Path) -> FaceLists:
 
 
 class _RowError(Exception):
-    def __init__(self, cause: str, reason: str) -> None:
-        super().__init__(reason)
-        self.cause = cause
+    """A row's cause and reason."""
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             content = stream.read(LARGEST_LIST + 1)
@@ -136,41 +129,31 @@ def _rows(content: bytes) -> Iterator[tuple[int, str]]:
     """Each row's line number and text; the header and empty lines are no rows."""
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
-            text = line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError:
-            text = line.removesuffix(b"\r").decode("latin-1")
+            text = line.decode()
+        except UnicodeDecodeError:  # some copies have names in Latin-1
+            text = line.decode("latin-1")
         if text.strip() and not (number == 1 and text.split("\t")[0].strip().lower() == "name"):
             yield number, text
 
 
-def _face(text: str) -> Face:
+def _parse(text: str) -> Face:
     fields = [field.strip() for field in text.split("\t")]
     if len(fields) != 6:
         raise _RowError("truncated", f"{len(fields)} fields, expected 6")
     name, image_id, face_id, url, box, sha256 = fields
     if not name or not name.isprintable() or len(name) > LONGEST_NAME:
-        raise _RowError(
-            "name", f"the name {name[:LONGEST_NAME]!r} is empty, too long or has control characters"
-        )
+        shown = name[:LONGEST_NAME]
+        raise _RowError("name", f"the name {shown!r} is empty, too long or has control characters")
     if not url.isprintable():
         raise _RowError("address", f"the address {url!r} has control characters")
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise _RowError("sha256", f"expected 64 hexadecimal digits as sha256, got {sha256[:80]!r}")
-    return Face(name, _number(image_id), _number(face_id), url, _box(box), sha256.lower())
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", text):
-        raise _RowError("number", f"expected a number as id, got {text[:40]!r}")
-    return int(text)
-
-
-def _box(text: str) -> Box:
-    if not re.fullmatch(r"-?[0-9]{1,7}(,-?[0-9]{1,7}){3}", text):
-        raise _RowError("box", f"expected a box x1,y1,x2,y2, got {text[:60]!r}")
-    x1, y1, x2, y2 = map(int, text.split(","))
-    if x2 <= x1 or y2 <= y1:
-        raise _RowError("box", f"the box {text} is empty")
-    if x2 <= 0 or y2 <= 0:
-        raise _RowError("box", f"the box {text} lies outside of every picture")
-    return x1, y1, x2, y2
+    for number in (image_id, face_id):
+        if not re.fullmatch(r"[0-9]{1,12}", number):
+            raise _RowError("number", f"expected a number as id, got {number[:40]!r}")
+    if not re.fullmatch(r"-?[0-9]{1,7}(,-?[0-9]{1,7}){3}", box):
+        raise _RowError("box", f"expected a box x1,y1,x2,y2, got {box[:60]!r}")
+    x1, y1, x2, y2 = map(int, box.split(","))
+    if x2 <= x1 or y2 <= y1 or x2 <= 0 or y2 <= 0:
+        raise _RowError("box", f"the box {box} is empty or lies outside of every picture")
+    return Face(name, int(image_id), int(face_id), url, (x1, y1, x2, y2), sha256.lower())

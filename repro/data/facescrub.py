@@ -7,42 +7,77 @@
 
 A face is cut out by its listed box and resized; which identities count and how they are split is
 `repro.data.identity_split`. The paper's 361 classes are not asserted: what was found is what the set has.
+
+A folder tree that another program downloaded is taken as well. Two kinds of files count, wherever they lie:
+
+- a whole picture, known by its bytes alone: its sha256 is that of a row, whatever the file is called;
+- a face that was cut out already, below a folder `face` or `faces`, known by its name as the usual scripts
+  give it: `Name_Surname_<image id>_<face id>.…`, or below a folder `Name_Surname`: `<image id>_<face id>.…`
+  or the sha1 of the address, of which such a script keeps the first row's face only.
+
+Where both are there, the whole picture counts: its bytes are the published ones, and the box is the list's.
 """
 
+import hashlib
+import logging
+import os
+import re
 import shutil
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from repro.data import DATA_SETS, FetchOptions, PrepareOptions
-from repro.data.crawl import crawl
-from repro.data.crawl_queue import Manners
-from repro.data.crawl_store import Outcome, journal_of, picture, read_journal
-from repro.data.decode import DecodeRules, Wanted
-from repro.data.download import Notify, Progress, explain_write_failure
-from repro.data.face_lists import LISTS, FaceLists, read_face_lists
-from repro.data.face_tree import FaceFile, match_tree, tree_files
-from repro.data.identities import Candidate, write_identities
-from repro.data.identity_split import SplitRule
-from repro.data.image_digest import listing_digest
-from repro.data.image_files import PlainFile
-from repro.data.public_web import RequestLimits
+from repro.data.crawl import Outcome, crawl, picture, read_journal
+from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
+from repro.data.download import Progress
+from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
+from repro.data.files import explain_write_failure
+from repro.data.http_get import CrawlPolicy, RequestLimits
+from repro.data.identity_split import Candidate, SplitRule, write_identities
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, FetchError, UsageError
+from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest
+from repro.system import usable_cores
 
 NAME = "facescrub"
 TITLE = DATA_SETS[NAME].title
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
-"""What the web of 2014 has under any name; of an animation the first picture counts."""
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")  # of 2014's web; the first picture of an animation counts
+LARGEST_FILE = 64 << 20  # bytes of a file in a downloaded tree
+FACE_FOLDERS = frozenset({"face", "faces"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FaceFile:
+    """Where a face is: in `box` of the image in `file`, all of it where there is no box.
+
+    `sha256` is the file's: that of the list for a whole picture.
+    """
+
+    face: Face
+    file: ImageFile
+    box: Box | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FaceTree:
+    """What a tree has of the lists, in their order; `others` are files that are no face of them."""
+
+    found: tuple[FaceFile, ...]
+    others: int
 
 
 def fetch(
     data_dir: Path,
     options: FetchOptions,
     progress: Progress | None = None,
-    notify: Notify | None = None,
-    manners: Manners | None = None,
+    policy: CrawlPolicy | None = None,
 ) -> Path:
     """The folder of the pictures, after each address of the lists was asked for once.
 
@@ -51,34 +86,28 @@ def fetch(
     Raises DataMissingError without lists, FetchError without a network, SetupError.
     """
     listed = _listed(data_dir, options.lists)
-    say = notify or _silent
     folder = _raw(data_dir)
     wanted: dict[str, set[str]] = {}
     for sha256, addresses in listed.addresses.items():
         for address in addresses:
             wanted.setdefault(address, set()).add(sha256)
-    say(f"{_rows_note(listed)} at {len(wanted):,} addresses")
+    _log.info("%s at %s addresses", _rows_note(listed), f"{len(wanted):,}")
     crawled = crawl(
         {address: frozenset(pictures) for address, pictures in wanted.items()},
         folder,
-        manners=manners,
+        policy=policy,
         limits=RequestLimits(allow_private_addresses=options.allow_private_addresses),
         retry_failed=options.retry_dead,
         progress=progress,
-        notify=notify,
     )
-    missing = list(_missing(listed, crawled.on_disk, crawled.outcomes))
-    found = sum(face.sha256 in crawled.on_disk for face in listed.faces)
+    missing = _missing(listed, crawled.on_disk, crawled.outcomes)
     report = folder / "missing.tsv"
     _write_report(report, listed, missing)
-    causes = Counter(cause for cause, *_ in missing)
-    say(f"{found:,} faces found{_missing_note(listed, found, causes)}; {report} lists what is missing")
+    _log.info("%s; %s lists what is missing", _found_note(listed, crawled.on_disk, missing), report)
     return folder
 
 
-def prepare(
-    data_dir: Path, options: PrepareOptions, progress: Progress | None = None, notify: Notify | None = None
-) -> Manifest:
+def prepare(data_dir: Path, options: PrepareOptions, progress: Progress | None = None) -> Manifest:
     """Write the prepared set from the pictures that `fetch` got or, where it is named, from another's tree.
 
     Raises UsageError for another rule than the paper's under the paper's name, DataMissingError without
@@ -105,7 +134,9 @@ def prepare(
 
     def make(writer: PreparedWriter) -> Manifest:
         if options.source is None:
-            faces, note = found, _fetched_note(data_dir, listed, found)
+            faces, on_disk = found, frozenset(each.sha256 for each in found)
+            missing = _missing(listed, on_disk, read_journal(_raw(data_dir)))
+            note = _found_note(listed, on_disk, missing)
         else:
             tree = match_tree(options.source, files, listed, progress)
             faces, note = tree.found, _tree_note(listed, tree.found, tree.others)
@@ -127,7 +158,66 @@ def prepare(
         lists_same = listed.sources.items() <= there.sources.items()
         return lists_same and (there.title, there.settings, there.listing) == (title, settings, listing)
 
-    return prepare_once(data_dir, name, title, make, wanted=same, progress=progress, notify=notify)
+    return prepare_once(data_dir, name, title, make, wanted=same, progress=progress)
+
+
+def tree_files(root: Path) -> list[ImageFile]:
+    """Every file below `root` in an order that is the same everywhere, but hidden ones and hidden folders.
+
+    Links to folders are not followed.
+
+    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    if not root.is_dir():
+        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
+    files = []
+    for folder, folders, _ in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.isprintable())
+        below = Path(folder).relative_to(root).as_posix()
+        files += [
+            file
+            for file in folder_files(root, "" if below == "." else below)
+            if file.name.isprintable() and not PurePosixPath(file.name).name.startswith(".")
+        ]
+    return files
+
+
+def match_tree(
+    root: Path, files: Sequence[ImageFile], lists: FaceLists, progress: Progress | None = None
+) -> FaceTree:
+    """Find the faces of `lists` among the `files` below `root`; `progress` counts files.
+
+    Raises DataMissingError where there is none, SetupError where a file cannot be read.
+    """
+    by_picture: dict[str, list[Face]] = {}
+    for face in lists.faces:
+        by_picture.setdefault(face.sha256, []).append(face)
+    names = _Names(lists)
+    whole: dict[tuple[str, int, int], FaceFile] = {}
+    cut_out: dict[tuple[str, int, int], FaceFile] = {}
+    others = 0
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for done, (file, sha256) in enumerate(zip(files, threads.map(_sha256, files), strict=True), start=1):
+            if sha256 in by_picture:
+                for face in by_picture[sha256]:
+                    whole.setdefault(face.key, FaceFile(face, file, face.box, sha256))
+            elif sha256 and (named := names.face_of(PurePosixPath(file.name))):
+                cut_out.setdefault(named.key, FaceFile(named, file, None, sha256))
+            else:
+                others += 1
+            if progress is not None:
+                progress(done, len(files), "files")
+    either = {**cut_out, **whole}
+    if not either:
+        raise DataMissingError(
+            f"none of the {len(files):,} files below {root} is a face of the lists: expected pictures as "
+            "they were published, or cut-out faces named as in faces/Name_Surname/Name_Surname_1_2.jpeg"
+        )
+    return FaceTree(tuple(either[face.key] for face in lists.faces if face.key in either), others)
 
 
 def located(data_dir: Path) -> Path | None:
@@ -164,7 +254,7 @@ def _fetched(data_dir: Path, listed: FaceLists) -> tuple[FaceFile, ...]:
     for face in listed.faces:
         path = picture(_raw(data_dir), face.sha256)
         if path.is_file():
-            file = PlainFile(str(images), path.relative_to(images).as_posix(), path.stat().st_size)
+            file = ImageFile(str(images), path.relative_to(images).as_posix(), path.stat().st_size)
             found.append(FaceFile(face, file, face.box, face.sha256))
     if not found:
         raise DataMissingError(
@@ -176,24 +266,23 @@ def _fetched(data_dir: Path, listed: FaceLists) -> tuple[FaceFile, ...]:
 
 def _candidate(each: FaceFile) -> Candidate:
     face = each.face
-    wanted = Wanted(each.file, each.box, each.sha256)
-    return Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", wanted)
+    request = ImageRequest(each.file, each.box, each.sha256)
+    return Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
 
 
 def _missing(
     listed: FaceLists, on_disk: frozenset[str], outcomes: Mapping[str, Outcome]
-) -> Iterator[tuple[str, str, str, str, str, str]]:
+) -> list[tuple[str, ...]]:
     """Cause, name, ids, address and detail of each address of each face that is not there."""
+    rows: list[tuple[str, ...]] = []
     for face in listed.faces:
-        if face.sha256 in on_disk:
-            continue
-        for address in listed.addresses[face.sha256]:
+        for address in listed.addresses[face.sha256] if face.sha256 not in on_disk else ():
             outcome = outcomes.get(address, Outcome("not-asked", "not asked for yet"))
-            if outcome.found:
-                # The address had another of the pictures that the lists expect there.
+            if outcome.found:  # another of the pictures that the lists expect there
                 outcome = Outcome("mismatch", f"{outcome.size:,} bytes with sha256 {outcome.sha256}")
-            ids = str(face.image_id), str(face.face_id)
-            yield outcome.cause, face.name, *ids, address, outcome.detail
+            ids = (str(face.image_id), str(face.face_id))
+            rows.append((outcome.cause, face.name, *ids, address, outcome.detail))
+    return rows
 
 
 def _write_report(path: Path, listed: FaceLists, missing: Sequence[tuple[str, ...]]) -> None:
@@ -218,11 +307,12 @@ def _rows_note(listed: FaceLists) -> str:
     return f"the lists have {listed.rows:,} rows{unusable}: {len(listed.faces):,} faces"
 
 
-def _fetched_note(data_dir: Path, listed: FaceLists, found: Sequence[FaceFile]) -> str:
-    on_disk = frozenset(each.sha256 for each in found)
-    outcomes = read_journal(journal_of(_raw(data_dir)))
-    causes = Counter(cause for cause, *_ in _missing(listed, on_disk, outcomes))
-    return f"{len(found):,} faces found{_missing_note(listed, len(found), causes)}"
+def _found_note(listed: FaceLists, on_disk: frozenset[str], missing: Sequence[tuple[str, ...]]) -> str:
+    """`8 faces found, 12 missing (by address: gone 8, mismatch 5)`."""
+    found = sum(face.sha256 in on_disk for face in listed.faces)
+    causes = _counted(Counter(cause for cause, *_ in missing))
+    lost = f", {len(listed.faces) - found:,} missing (by address: {causes})" if missing else ""
+    return f"{found:,} faces found{lost}"
 
 
 def _tree_note(listed: FaceLists, found: Sequence[FaceFile], others: int) -> str:
@@ -234,16 +324,44 @@ def _tree_note(listed: FaceLists, found: Sequence[FaceFile], others: int) -> str
     )
 
 
-def _missing_note(listed: FaceLists, found: int, causes: Counter[str]) -> str:
-    """`, 12 missing (by address: gone 8, mismatch 5)`, or nothing."""
-    missing = len(listed.faces) - found
-    return f", {missing:,} missing (by address: {_counted(causes)})" if missing else ""
-
-
 def _counted(causes: Counter[str]) -> str:
     """`gone 12, mismatch 3`; the most frequent first."""
     return ", ".join(f"{cause} {count:,}" for cause, count in causes.most_common())
 
 
-def _silent(message: str) -> None:
-    """What `notify` is where nobody listens."""
+class _Names:
+    """The lists' faces by what download scripts call their files."""
+
+    def __init__(self, lists: FaceLists) -> None:
+        self.by_ids = {(_folder(face.name), face.image_id, face.face_id): face for face in lists.faces}
+        self.by_address: dict[tuple[str, str], Face] = {}
+        for face in lists.faces:
+            digest = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
+            self.by_address.setdefault((_folder(face.name), digest), face)
+
+    def face_of(self, path: PurePosixPath) -> Face | None:
+        """The face that a cut-out file shows by its path below the tree's top."""
+        folders = path.parts[:-1]
+        if not FACE_FOLDERS.intersection(folders):
+            return None
+        ids = re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem)
+        for person in ([ids[1]] if ids and ids[1] else []) + [*reversed(folders)]:
+            folder = _folder(person)
+            if ids and (face := self.by_ids.get((folder, int(ids[2]), int(ids[3])))):
+                return face
+            if face := self.by_address.get((folder, path.stem)):
+                return face
+        return None
+
+
+def _folder(name: str) -> str:
+    return unicodedata.normalize("NFC", name).replace(" ", "_")
+
+
+def _sha256(file: ImageFile) -> str:
+    """The file's sha256; empty for what is no plain file, or larger than any picture here."""
+    try:
+        content = file.read(LARGEST_FILE)
+    except ValueError:
+        return ""
+    return hashlib.sha256(content).hexdigest() if len(content) <= LARGEST_FILE else ""

@@ -5,7 +5,7 @@ for it, and moved to the device together.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -161,6 +161,13 @@ class Feed:
         else:
             self._draws.copy_(draws)
         self.position.fill_(position)
+
+    def in_format(self, memory_format: torch.memory_format) -> "Feed":
+        """A feed of the same batches, from the first on, in another memory format."""
+        other = Feed(self._split, self._padding, replace(self._normalised, memory_format=memory_format))
+        assert self._draws is not None
+        other.begin(self._draws)
+        return other
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:
         """The next `size` images, augmented and normalised (B, 3, H, W) float32, and their labels (B,)."""

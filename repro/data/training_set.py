@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 def open_for_training(config: RunConfig, data_dir: Path) -> "PreparedData":
-    """The arrays to train `config` on; DataMissingError or DataCorruptError say what to do."""
+    """The arrays to train `config` on; DataMissingError or DataCorruptError say what to do.
+
+    Prepared arrays are hashed: what is trained on is what the manifest says, to the bit.
+    """
     if config.recipe.data == "generated":
         return synthetic.generate(*_generated(config))
-    from repro.data.arrays import open_prepared  # numpy is not for planning
+    from repro.data.arrays import open_prepared, verify_prepared  # numpy is not for planning
 
+    verify_prepared(data_dir, config.dataset)
     return open_prepared(data_dir, config.dataset)
 
 

@@ -8,21 +8,26 @@ and on disk: a folder that looks finished is finished, and an older one stays un
 import hashlib
 import io
 import itertools
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from repro.commit import fsync_folder
 from repro.data.arrays import check_images, check_labels, verify_prepared
-from repro.data.download import Notify, Progress, explain_write_failure, one_at_a_time
+from repro.data.download import Progress
+from repro.data.files import explain_write_failure, one_at_a_time
 from repro.data.prepared import Images, Labels
 from repro.data.statistics import ChannelSums
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, prepared_folder
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_once(
@@ -33,7 +38,6 @@ def prepare_once(
     *,
     wanted: Callable[[Manifest], bool] = lambda manifest: True,
     progress: Progress | None = None,
-    notify: Notify | None = None,
 ) -> Manifest:
     """The manifest of the set `name`: whole arrays of the `wanted` kind stay, else `make` writes them.
 
@@ -42,11 +46,15 @@ def prepare_once(
     Raises what `make` raises, and SetupError where the folder cannot be written.
     """
     # Looked at without the lock first: whole arrays may lie in a folder that cannot be written.
-    if manifest := _whole(data_dir, name, title, wanted, progress, notify):
+    manifest, problem = _whole(data_dir, name, wanted, progress)
+    if manifest:
         return manifest
+    if problem:
+        _log.info("preparing %s again: %s", title, problem)
     target = prepared_folder(data_dir, name)
-    with one_at_a_time(target.with_name(".prepared.lock"), f"preparing {title}", notify):
-        if manifest := _whole(data_dir, name, title, wanted, None, None):
+    with one_at_a_time(target.with_name(".prepared.lock"), f"preparing {title}"):
+        manifest, _ = _whole(data_dir, name, wanted, None)
+        if manifest:
             return manifest
         with _open_writer(target, name, title) as writer:
             return make(writer)
@@ -96,19 +104,10 @@ class PreparedWriter:
         with stream:
             yield lambda images: self._append(stream, np.ascontiguousarray(images).data)
 
-    def finish(
-        self,
-        *,
-        class_names: Sequence[str],
-        sources: Mapping[str, str],
-        partial: str | None = None,
-        notes: Sequence[str] = (),
-        tools: Mapping[str, str] | None = None,
-        settings: Mapping[str, str] | None = None,
-        left_out: Mapping[str, str] | None = None,
-        listing: str | None = None,
-    ) -> Manifest:
+    def finish(self, class_names: Sequence[str], sources: Mapping[str, str], **facts: Any) -> Manifest:
         """Write the manifest and put the folder in its place, replacing an older one whole.
+
+        `facts` are further fields of the manifest: partial, notes, tools, settings, left_out, listing.
 
         Raises ValueError for labels beyond the class names or splits of different sizes, SetupError where it
         cannot be written.
@@ -123,8 +122,6 @@ class PreparedWriter:
             preparation_version=PREPARATION_VERSION,
             name=self._name,
             title=self._title,
-            partial=partial,
-            notes=tuple(notes),
             sources=dict(sources),
             image_size=train.images.shape[-1],
             class_names=tuple(class_names),
@@ -132,10 +129,7 @@ class PreparedWriter:
             test=test,
             mean=mean,
             std=std,
-            tools=dict(tools or {}),
-            settings=dict(settings or {}),
-            left_out=dict(left_out or {}),
-            listing=listing,
+            **facts,
         )
         self._write(self.folder / "manifest.json", [manifest.to_json().encode()])
         kept = {"manifest.json", *(file.file for s in (train, test) for file in (s.images, s.labels))}
@@ -234,24 +228,15 @@ def _old(target: Path) -> Path:
 
 
 def _whole(
-    data_dir: Path,
-    name: str,
-    title: str,
-    wanted: Callable[[Manifest], bool],
-    progress: Progress | None,
-    notify: Notify | None,
-) -> Manifest | None:
-    """The manifest of the arrays that are there, whole and of the wanted kind."""
+    data_dir: Path, name: str, wanted: Callable[[Manifest], bool], progress: Progress | None
+) -> tuple[Manifest | None, str]:
+    """The manifest of the arrays that are there, whole and of the wanted kind, or what is wrong with them."""
     try:
         found = verify_prepared(data_dir, name, progress)
     except DataMissingError:
-        return None  # never prepared, or by another version
+        return None, ""  # never prepared, or by another version
     except DataCorruptError as error:
-        if notify is not None:
-            notify(f"preparing {title} again: {error}")
-        return None
+        return None, str(error)
     if wanted(found):
-        return found
-    if notify is not None:
-        notify(f"preparing {title} again: what is there was made of another source or with other options")
-    return None
+        return found, ""
+    return None, "what is there was made of another source or with other options"

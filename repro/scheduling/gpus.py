@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from repro.cores import memory_bytes
 from repro.errors import DeviceError, UsageError
+from repro.system import memory_bytes
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Gpu:
 
 
 GpuReader = Callable[[], Sequence[Gpu]]
+Answer = TypeVar("Answer")
 
 
 def read_gpus() -> tuple[Gpu, ...]:
@@ -44,6 +46,39 @@ def read_gpus() -> tuple[Gpu, ...]:
         return tuple(_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount()))
     except pynvml.NVMLError as error:
         raise DeviceError(f"a GPU cannot be read ({error}): see what `nvidia-smi` says") from None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None where there is no driver."""
+    return _ask(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))
+
+
+def consumed_joules(uuid: str) -> float | None:
+    """Energy that the GPU `uuid` has used since its driver was loaded, by its own counter (from Volta on).
+
+    None where NVML has no such counter for it.
+    """
+    return _ask(
+        lambda nvml: nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByUUID(uuid)) / 1000
+    )
+
+
+def _ask(question: Callable[[Any], Answer]) -> Answer | None:
+    """NVML's answer to what is good to know and not needed; None where it has none."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return question(pynvml)
+    except pynvml.NVMLError:
+        return None
     finally:
         pynvml.nvmlShutdown()
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from repro.cores import memory_bytes, usable_cores
 from repro.errors import DeviceError, UsageError
-from repro.machine import processor_name
 from repro.scheduling.gpus import Gpu, GpuReader, list_gpus, read_gpus, visible_gpus
+from repro.system import memory_bytes, processor_name, usable_cores
 
 
 @dataclass(frozen=True)

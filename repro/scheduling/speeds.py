@@ -71,7 +71,7 @@ class Measured:
         if size is not None and provenance.images_per_second > 0:
             work = Work.of(record.config.network, size, record.config.recipe)
             made = self._recorded.setdefault((provenance.device, work), [])
-            made.append((provenance.images_per_second, provenance.co_tenants + 1))
+            made.append((provenance.images_per_second, provenance.runs_on_device))
 
     def speed(self, slot: Slot, work: Work) -> Speed | None:
         """What was measured for this work on a device of the slot's name: by records, else by probes.

@@ -5,6 +5,7 @@ device inside an epoch, except to write a checkpoint. `training` is the same a s
 process can train several runs at once.
 """
 
+import base64
 import math
 import time
 from collections.abc import Callable, Generator
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,7 +28,7 @@ from repro.records import Epoch, Probes, Result
 from repro.training.capture import Capture, CudaCapture, prepare
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder
 from repro.training.metrics import EpochSums, evaluate, plain_features
-from repro.training.optim import make_optimizer, set_lr
+from repro.training.optim import make_optimizer, momentum_buffers, set_lr
 from repro.training.precision import Precision
 from repro.training.probes import take_probes
 from repro.training.randomness import derive_seed, generator
@@ -69,10 +71,12 @@ def build(config: RunConfig, image_size: int, classes: int) -> tuple[nn.Module, 
     The two draw from generators of their own: seed k gives every loss the same network.
     """
     recipe = config.recipe
+    # The CPU's generator alone: torch.manual_seed would reseed every GPU's too, beside which others train.
+    cpu = torch.default_generator
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "network"))
+        cpu.manual_seed(derive_seed(config.seed, "network"))
         network = models.build(config.network, image_size, recipe.width, recipe.stem_pool, config.folder)
-        torch.manual_seed(derive_seed(config.seed, "loss"))
+        cpu.manual_seed(derive_seed(config.seed, "loss"))
         features: int = network.feature_dim  # type: ignore[assignment]  # nn.Module's attributes have no types
         loss = losses.build(config.loss, features, classes, config.folder, **config.loss_parameters)
     loss.full_batch = recipe.batch_size
@@ -113,9 +117,10 @@ def training(
 
     `start` was made in the same arithmetic. `should_stop` is asked before every step and every batch of an
     evaluation; once it says yes a checkpoint is written and RunInterruptedError raised. A loss that is not
-    finite ends the run as diverged after its epoch. Raises CheckpointUnfitError if `start` is not of this
-    run. A technique that fails or differs from the plain step is left out, and `say` hears why. All that is
-    done on a GPU goes to the stream that is current.
+    finite ends the run as diverged after its epoch, and so do logits of the last evaluation that are not.
+    Raises CheckpointUnfitError if `start` is not of this run. A technique that fails or differs from the
+    plain step is left out, and `say` hears why; running out of memory is an error. All that is done on a GPU
+    goes to the stream that is current.
     """
     recipe, device = config.recipe, precision.device
     train_arrays, test_arrays = subset(data, recipe)
@@ -179,6 +184,9 @@ def training(
         epoch = state.epoch
         lr = recipe.lr_at(epoch)
         set_lr(optimizer, lr)
+        if recipe.momentum_reset and epoch in recipe.lr_drops and state.step == 0:
+            for buffer in momentum_buffers(optimizer):
+                buffer.zero_()
         feed.begin(draws, bounds[state.step][0] if state.step < steps else train.count)
         clock.start()
         while state.step < steps:
@@ -190,10 +198,13 @@ def training(
                 save()
                 clock.start()
             tell("training")
-            if drops_out:
-                torch.manual_seed(derive_seed(config.seed, "dropout", epoch * steps + state.step))
             begin, end = bounds[state.step]
-            take_step(end - begin)
+            if drops_out:
+                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                    torch.manual_seed(derive_seed(config.seed, "dropout", epoch * steps + state.step))
+                    take_step(end - begin)
+            else:
+                take_step(end - begin)
             state.sums.count += end - begin
             clock.images += end - begin
             state.step += 1
@@ -203,31 +214,35 @@ def training(
         means = state.sums.read()
         state.epoch_seconds += clock.stop()
 
-        finite = math.isfinite(means.loss)
+        diverged = not math.isfinite(means.loss)
         is_last = epoch + 1 == recipe.epochs
         tested = None
-        if finite and (is_last or (epoch + 1) % recipe.evaluate_every == 0):
+        if not diverged and (is_last or (epoch + 1) % recipe.evaluate_every == 0):
             loss.recompute_statistics(
                 partial(plain_features, network, train, normalised, precision, between_test_batches)
             )
             tested = evaluate(
                 network, loss, test, normalised, precision, between_test_batches, keep_logits=is_last
             )
-            final = tested if is_last else None
+            if is_last:
+                diverged = not tested.finite
+                final = None if diverged else tested
         state.curve.append(
             Epoch(
                 epoch=epoch,
                 lr=lr,
-                train_loss=means.loss if finite else None,
-                train_accuracy=means.accuracy,
+                train_loss=_finite(means.loss),
+                train_accuracy=means.accuracy if math.isfinite(means.loss) else None,
                 gradient_at_logits=_finite(means.gradient_at_logits),
                 gradient_at_features=_finite(means.gradient_at_features),
+                feature_norm=_finite(means.feature_norm),
+                gradient_times_feature=_finite(means.gradient_times_feature),
                 test_loss=tested.loss if tested else None,
                 test_accuracy=tested.accuracy if tested else None,
                 seconds=state.epoch_seconds,
             )
         )
-        if not finite:
+        if diverged:
             break
         state.begin_epoch(epoch + 1)
 
@@ -243,6 +258,7 @@ def training(
         test_loss=final.loss if final else None,
         best_accuracy=best.test_accuracy if best else None,
         best_epoch=best.epoch if best else None,
+        correct_images=_packed(final.right) if final else None,
         diverged_in=None if final else state.curve[-1].epoch,
     )
     probes = Probes(logits=None, weight_norms=None)
@@ -283,6 +299,11 @@ def _generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
 
 def _latest_accuracy(curve: list[Epoch]) -> float | None:
     return next((e.test_accuracy for e in reversed(curve) if e.test_accuracy is not None), None)
+
+
+def _packed(right: torch.Tensor) -> str:
+    """One bit per image, base64, as `repro.records.Result` has it."""
+    return base64.urlsafe_b64encode(np.packbits(right.numpy()).tobytes()).decode()
 
 
 def _finite(value: float) -> float | None:

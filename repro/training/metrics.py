@@ -25,34 +25,66 @@ class EpochMeans:
     accuracy: float
     gradient_at_logits: float
     gradient_at_features: float
+    feature_norm: float
+    gradient_times_feature: float
 
 
 class EpochSums:
-    """Sums over the images of an epoch so far: loss, correct, two gradient norms; float64, on the device.
+    """Sums over the images of an epoch so far, by the names in `NAMES`; float64, on the device.
 
     `values` stays one tensor; `count`, how many images are in it, is kept on the host by who adds batches.
+    `inputs` tells which batches were read: Σ (label + 1) · ‖image‖₂; a recorded step is checked by it.
     """
 
+    NAMES = (
+        "loss",
+        "correct",
+        "gradient_at_logits",
+        "gradient_at_features",
+        "feature_norm",
+        "gradient_times_feature",
+        "inputs",
+    )
+
     def __init__(self, device: torch.device) -> None:
-        self.values = torch.zeros(4, dtype=torch.float64, device=device)
+        self.values = torch.zeros(len(self.NAMES), dtype=torch.float64, device=device)
         self.count = 0
+
+    @classmethod
+    def named(cls, values: Tensor) -> dict[str, float]:
+        """The values of such a tensor by name; waits for the device."""
+        return dict(zip(cls.NAMES, values.tolist(), strict=True))
 
     @torch.no_grad()
     def add(
-        self, loss: Tensor, logits: Tensor, softmax_gradient: Tensor, feature_gradient: Tensor, labels: Tensor
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        softmax_gradient: Tensor,
+        features: Tensor,
+        feature_gradient: Tensor,
+        images: Tensor,
+        labels: Tensor,
     ) -> None:
-        """Adds a batch. `loss` is the batch mean; `feature_gradient` (B, D) is ∂loss/∂features.
+        """Adds a batch of `images` (B, 3, H, W): `loss` is its mean, `feature_gradient` (B, D) is ∂`loss`/∂f.
 
         `softmax_gradient` (B, C) is that at the softmax's input, p − y (Eq. 8) under cross-entropy. Both are
         recorded of the loss summed over the batch, hence a factor B for the second.
         """
         batch = labels.shape[0]
+        # The product image by image: the mean of the products is not the product of the means.
+        norms = torch.linalg.vector_norm(features.float(), dim=1).double()
+        gradients = torch.linalg.vector_norm(feature_gradient.float(), dim=1).double() * batch
+        read = torch.linalg.vector_norm(images, dim=(1, 2, 3)).double() * (labels + 1)
         self.values += torch.stack(
             [
                 loss.double() * batch,
                 (logits.argmax(dim=1) == labels).sum().double(),
                 torch.linalg.vector_norm(softmax_gradient.float(), dim=1).sum().double(),
-                torch.linalg.vector_norm(feature_gradient.float(), dim=1).sum().double() * batch,
+                gradients.sum(),
+                norms.sum(),
+                (gradients * norms).sum(),
+                read.sum(),
             ]
         )
 
@@ -63,8 +95,9 @@ class EpochSums:
 
     def read(self) -> EpochMeans:
         """The means; waits for the device."""
-        loss, correct, at_logits, at_features = (self.values / self.count).tolist()
-        return EpochMeans(loss, 100.0 * correct, at_logits, at_features)
+        means = self.named(self.values / self.count)
+        del means["inputs"]
+        return EpochMeans(accuracy=100.0 * means.pop("correct"), **means)
 
     def state(self) -> dict[str, Tensor | int]:
         """For a checkpoint."""
@@ -82,18 +115,30 @@ class EpochSums:
 class Evaluation:
     """Top-1 over every test image, counted once; `loss` is the margin-free mean, None if not finite.
 
-    `logits` (N, C) float32 on the CPU, where they were asked for.
+    `right` (N,) bool on the CPU says which images were classified correctly. `finite`: no logit was NaN or
+    infinite; where one was, the argmax says nothing and accuracy is None. `logits` (N, C) float32 on the CPU,
+    where they were asked for.
     """
 
-    correct: int
-    total: int
+    right: Tensor
     loss: float | None
+    finite: bool
     logits: Tensor | None
 
     @property
-    def accuracy(self) -> float:
+    def total(self) -> int:
+        """How many test images."""
+        return self.right.shape[0]
+
+    @property
+    def correct(self) -> int:
+        """How many of them were classified correctly."""
+        return int(self.right.sum())
+
+    @property
+    def accuracy(self) -> float | None:
         """Percent top-1."""
-        return 100 * self.correct / self.total
+        return 100 * self.correct / self.total if self.finite else None
 
 
 @torch.no_grad()
@@ -132,7 +177,9 @@ def evaluate(
     """
     network.eval()
     loss.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
+    total_loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    finite = torch.ones((), dtype=torch.bool, device=split.labels.device)
+    right: list[Tensor] = []
     kept: list[Tensor] = []
     for images, labels in evaluation_batches(split, EVALUATION_BATCH, normalised):
         before_batch()
@@ -140,17 +187,17 @@ def evaluate(
             features = network(images)
         batch_loss, logits = loss(features, labels)
         assert batch_loss is not None
-        correct = (logits.argmax(dim=1) == labels).sum().double()
-        sums += torch.stack([batch_loss.double() * labels.shape[0], correct])
+        total_loss += batch_loss.double() * labels.shape[0]
+        finite &= torch.isfinite(logits).all()
+        right.append(logits.argmax(dim=1) == labels)
         if keep_logits:
             kept.append(logits.float())
     network.train()
     loss.train()
-    total_loss, correct_images = sums.tolist()
-    mean = total_loss / split.count
+    mean = float(total_loss) / split.count
     return Evaluation(
-        correct=int(correct_images),
-        total=split.count,
+        right=torch.cat(right).cpu(),
         loss=mean if math.isfinite(mean) else None,
+        finite=bool(finite),
         logits=torch.cat(kept).cpu() if keep_logits else None,
     )

@@ -54,7 +54,8 @@ class TrainingStep:
             self.scaler.update()
         assert gradient is not None
         logits = logits.detach()
-        self.sums.add(value.detach(), logits, self.loss.softmax_gradient(logits, labels), gradient, labels)
+        at_softmax = self.loss.softmax_gradient(logits, labels)
+        self.sums.add(value.detach(), logits, at_softmax, features.detach(), gradient, images, labels)
 
     def weights(self) -> list[Tensor]:
         """The trained parameters of both modules."""
@@ -79,5 +80,14 @@ def _call(module: nn.Module, *inputs: Tensor) -> Any:
 
 @cache
 def compiled_call() -> Callable[..., Any]:
-    """`_call` through torch.compile, one a process: modules of one kind share what was compiled."""
-    return torch.compile(_call, dynamic=False)
+    """`_call` through torch.compile, one per process: modules of one kind share what was compiled.
+
+    A module that cannot be compiled whole raises an error when it is called, rather than run uncompiled in
+    part; and so does one too many.
+    """
+    from torch._dynamo import config  # slow to import, and seldom needed
+
+    # Every loss of a column, for each of its batch sizes: beyond the default of 8 nothing more is compiled.
+    # The name is that of torch 2.6, which later ones still take.
+    config.cache_size_limit = 256
+    return torch.compile(_call, dynamic=False, fullgraph=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from pretended_environment import PRETENDED, correct_images
 
 from repro.paths import Project
 from repro.recipes import Preset
@@ -149,6 +150,7 @@ def make_record(
             test_loss=1.2,
             best_accuracy=best,
             best_epoch=best_epoch,
+            correct_images=correct_images(correct, test_images),
         )
         probes = _probes(config.loss, dict(config.loss_parameters), classes, test_images, random)
     else:
@@ -159,6 +161,7 @@ def make_record(
             test_loss=None,
             best_accuracy=best,
             best_epoch=best_epoch,
+            correct_images=None,
             diverged_in=diverged_in,
         )
         probes = Probes(logits=None, weight_norms=None)
@@ -175,6 +178,7 @@ def make_record(
             partial=partial,
             sources={"cifar-100-python.tar.gz": "a" * 64},
             preparation_version=1,
+            arrays={"train-images.npy": "b" * 64},
             classes=classes,
             train_images=500 * classes,
             test_images=test_images,
@@ -185,18 +189,15 @@ def make_record(
         curve=curve,
         probes=probes,
         provenance=Provenance(
-            git_commit="0" * 40,
-            git_dirty=False,
-            python="3.11.2",
-            versions={"torch": "2.6.0"},
-            device=device,
+            **{**dict(PRETENDED), "device": device},
             precision=precision,
             threads=1,
             deterministic=False,
-            techniques=("channels_last",),
-            co_tenants=0,
+            accelerations=("channels-last",),
+            runs_on_device=1,
             images_per_second=2400.0,
             peak_memory_bytes=2 * 2**30,
+            energy_joules=None,
             attempts=(
                 Attempt(number=1, started=STARTED, ended=ended, outcome="finished", resumed_at_step=0),
             ),
@@ -253,14 +254,17 @@ def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epo
         if loss == "scaled-bn":
             logits = 0.12 / scale + 0.95 * remaining
         logits *= float(np.exp(random.normal(0, 0.01)))
+        length = {"cross-entropy": 14.0, "scaled-bn": 9.0}.get(loss, 11.0)
         epochs.append(
             Epoch(
                 epoch=epoch,
                 lr=recipe.lr_at(epoch),
                 train_loss=None if hot else 4.6 * remaining,
-                train_accuracy=min(100.0, 100 * share),
+                train_accuracy=None if hot else min(100.0, 100 * share),
                 gradient_at_logits=None if hot else logits,
                 gradient_at_features=None if hot else logits * features,
+                feature_norm=None if hot else length,
+                gradient_times_feature=None if hot else 0.9 * logits * features * length,
                 test_loss=None if hot or not evaluated else 1.2,
                 test_accuracy=None if hot or not evaluated else test,
                 seconds=41.0,

@@ -158,7 +158,7 @@ def test_a_diverged_run_is_named_and_never_averaged(runs, registry, paper, proje
     write_record(project, make_record(registry, paper, runs[1], diverged_in=3))
     summary = summary_of(runs, registry, paper, project)
     assert (summary.n, summary.expected, summary.diverged, summary.mean) == (2, 3, 1, 72.5)
-    assert [blank.reason for blank in summary.blanks] == ["diverged in epoch 3 (counted from 0)"]
+    assert [blank.reason for blank in summary.blanks] == ["diverged in epoch 4"]
 
 
 def test_mixed_devices_and_precisions_are_noted(runs, registry, paper, project):

@@ -57,7 +57,7 @@ import pathlib
 import matplotlib
 from matplotlib import rcParams
 experiments, tests, folder = map(pathlib.Path, sys.argv[1:])
-sys.path.insert(0, str(tests))
+sys.path[:0] = [str(tests), str(tests.parent)]
 before = rcParams.copy()
 from repro.analysis.figures import draw_figures
 from repro.registry import Registry

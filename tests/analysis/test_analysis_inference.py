@@ -71,6 +71,14 @@ def test_p_of_equivalence_is_the_level_whose_interval_just_fits_the_tolerance(di
     assert max(-low, high) == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("difference", [1.31, -1.62])
+def test_p_of_a_difference_beyond_the_tolerance_is_the_level_whose_interval_just_reaches_it(difference):
+    estimate = Estimate(difference, 0.2, 60)
+    low, high = estimate.interval(1 - estimate.p_beyond(1.0))
+    assert max(low, -high) == pytest.approx(1.0, abs=1e-9)
+    assert Estimate(0.9, 0.001, 60).p_beyond(1.0) == 1.0
+
+
 def test_p_of_difference_is_the_level_whose_interval_just_reaches_zero():
     estimate = Estimate(-0.5, 0.2, 60)
     assert estimate.interval(1 - estimate.p_difference)[1] == pytest.approx(0.0, abs=1e-9)

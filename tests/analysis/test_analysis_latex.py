@@ -42,7 +42,7 @@ First line of a loss: mean $\pm$ sample standard deviation (ddof = 1; none at n 
 Data: 100 classes, 50,000 training and 10,000 test images.\par
 Runs counted: 7 of 12, made on NVIDIA GeForce GTX 1080 Ti, float32 (7).\par
 $^{1}$ older code (what trains has changed since).\par
-Not counted: diverged in epoch 3 (counted from 0) --- Cross-entropy Loss on ResNet-18 (seed 1).\par
+Not counted: diverged in epoch 4 --- Cross-entropy Loss on ResNet-18 (seed 1).\par
 Not counted: not run yet --- Cross-entropy Loss on ResNet-18 (seed 2); Our Loss (m = 1) on ResNet-18 """
         r"""(seeds 0, 1, 2).\par
 \end{minipage}

@@ -136,7 +136,7 @@ def test_csv_and_json_hold_the_same_numbers_in_full(registry):
         assert row["difference"] == ("" if move.difference is None else repr(move.difference))
         assert entry["difference"] == move.difference
         assert entry["alternative_cell"] == row["alternative_cell"] == move.variation.cell.id
-        assert entry["question"] == move.variation.point.question
+        assert entry["question"] == move.variation.ablation.question
 
 
 def test_a_diverged_run_is_said_and_not_averaged(registry):

@@ -77,7 +77,7 @@ The records lie in the project's own results folder: some may have come with it.
 
 Not counted:
 
-- diverged in epoch 3 (counted from 0) — Cross-entropy Loss on ResNet-18 (seed 1)
+- diverged in epoch 4 — Cross-entropy Loss on ResNet-18 (seed 1)
 - not run yet — Cross-entropy Loss on ResNet-18 (seed 2); Our Loss (m = 1) on ResNet-18 (seeds 0, 1, 2)
 """
     )
@@ -87,8 +87,8 @@ def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
     assert render_tables(summaries, registry, quick, "csv") == (
         "preset,table,dataset,network,loss,label,axes,n,expected,diverged,mean,std,reported_mean,"
         "reported_std,difference,seeds,accuracies,best_accuracies,not_counted,notes,verdict,so_far,"
-        "low_ddof1,high_ddof1,p_difference_ddof1,p_difference_adjusted_ddof1,p_equivalence_ddof1,"
-        "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_difference_ddof0,p_difference_adjusted_ddof0,"
+        "low_ddof1,high_ddof1,p_beyond_ddof1,p_beyond_adjusted_ddof1,p_equivalence_ddof1,"
+        "p_equivalence_adjusted_ddof1,low_ddof0,high_ddof0,p_beyond_ddof0,p_beyond_adjusted_ddof0,"
         "p_equivalence_ddof0,p_equivalence_adjusted_ddof0\n"
         "quick,1,cifar100,vgg16,cross-entropy,Cross-entropy Loss,,3,3,0,71.9,0.19999999999999574,71.86,0.14,"
         "0.04000000000000625,0 1 2,71.7 71.9 72.1,71.7 71.9 72.1,,,,,,,,,,,,,,,,\n"
@@ -97,7 +97,7 @@ def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
         "older code (what trains has changed since),,,,,,,,,,,,,,\n"
         "quick,1,cifar100,resnet18,cross-entropy,Cross-entropy Loss,,1,3,1,75.0,,75.1,0.34,"
         "-0.09999999999999432,0,75.0,75.0,"
-        "seed 1: diverged in epoch 3 (counted from 0); seed 2: not run yet,,,,,,,,,,,,,,,\n"
+        "seed 1: diverged in epoch 4; seed 2: not run yet,,,,,,,,,,,,,,,\n"
         "quick,1,cifar100,resnet18,scaled-bn-m1,Our Loss (m = 1),,0,3,0,,,76.08,0.3,,,,,"
         "seed 0: not run yet; seed 1: not run yet; seed 2: not run yet,,,,,,,,,,,,,,,\n"
     )
@@ -269,7 +269,7 @@ def test_a_cell_that_only_diverged_says_so(registry, quick):
     states = [done(make_record(registry, quick, run, diverged_in=2), registry) for run in runs]
     text = render_tables(summarise(states, registry, quick), registry, quick)
     assert "| —: 3 of 3 diverged " in text
-    assert "- diverged in epoch 2 (counted from 0) — Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
+    assert "- diverged in epoch 3 — Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
 
 
 def test_the_papers_preset_has_no_title_of_its_own(registry, paper):

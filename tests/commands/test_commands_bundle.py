@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
 
-from repro.commands.bundle import write_bundle
-from repro.commands.merge import Fate, merge_bundles
-from repro.commands.nameless import nameless
+from repro.cli.share import Fate, anonymise, merge_bundles, write_bundle
 from repro.errors import SelectionError
 from repro.records import Attempt, RunRecord
 from repro.registry import Selection
@@ -56,7 +54,8 @@ def put(context, record: RunRecord, run_id: str = RUN, **changes) -> Path:
 
 
 def bundle(context, tmp_path, name="records.tar.gz", **selection) -> Path:
-    return write_bundle(context, Selection(**selection), tmp_path / name).file
+    write_bundle(context, Selection(**selection), tmp_path / name)
+    return tmp_path / name
 
 
 def pack(path: Path, **members: bytes) -> Path:
@@ -114,10 +113,10 @@ def test_a_damaged_record_and_one_of_another_recipe_stay_behind(record, there, t
     torn = put(there, record, OTHER)
     torn.write_text(torn.read_text()[:-100])
     put(there, record, THIRD)
-    made = write_bundle(there, Selection(), tmp_path / "b.tar.gz")
-    assert (made.packed, made.damaged) == (2, True)
-    assert len(made.left_out) == 1
-    assert "torn or cut short" in made.left_out[0]
+    packed, left_out, damaged = write_bundle(there, Selection(), tmp_path / "b.tar.gz")
+    assert (packed, damaged) == (2, True)
+    assert len(left_out) == 1
+    assert "torn or cut short" in left_out[0]
     changed = there.preset.model_copy(update={"recipe": there.preset.recipe.model_copy(update={"epochs": 4})})
     with pytest.raises(SelectionError):
         write_bundle(replace(there, preset=changed), Selection(), tmp_path / "c.tar.gz")
@@ -134,23 +133,23 @@ def test_no_path_host_or_message_of_an_error_leaves_the_machine(record, there, t
         record,
         attempts=attempts,
         device="alices-desktop: CPU",
-        techniques=("cache in /home/alice/.c",),
+        accelerations=("cache in /home/alice/.c",),
     )
     with gzip.open(bundle(there, tmp_path)) as file:
         text = file.read().decode()
     assert "alice" not in text
     assert "failed: SetupError" in text
-    assert "host-" in text
+    assert "<host>: CPU" in text
     assert "cache in <path>" in text
 
 
 def test_a_record_whose_meaning_holds_a_path_is_kept_back(record):
     data = record.data.model_copy(update={"partial": "without /home/alice/list.txt"})
-    kept, reason = nameless(record.model_copy(update={"data": data}))
+    kept, reason = anonymise(record.model_copy(update={"data": data}))
     assert kept is None
     assert "/home/alice/list.txt" in reason
     url = record.data.model_copy(update={"sources": {"https://example.org/a/b.tar": "0" * 64}})
-    assert nameless(record.model_copy(update={"data": url}))[0] is not None
+    assert anonymise(record.model_copy(update={"data": url}))[0] is not None
 
 
 def test_merging_twice_finds_everything_here_and_changes_nothing(record, there, here, tmp_path):

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
-from repro.commands.checkup import (
+from repro.cli.context import Context
+from repro.cli.doctor import (
     OLD_CARDS_INDEX,
     check_data,
     check_executor,
@@ -20,7 +21,6 @@ from repro.commands.checkup import (
     judge_device,
     read_torch_facts,
 )
-from repro.commands.context import Context
 from repro.errors import DeviceError
 from repro.scheduling.gpus import Gpu
 

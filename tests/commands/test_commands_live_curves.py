@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
 
-from repro.commands.context import Context
+from repro.cli.context import Context
 from repro.commands.live_curves import LiveCurves, require_tensorboard
 from repro.errors import RunInterruptedError, SetupError
 from repro.signature import code_hash, training_modules

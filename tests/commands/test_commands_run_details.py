@@ -103,7 +103,8 @@ def test_a_record_names_no_host_and_no_process(results):
     host = socket.gethostname()
     context = smoke_context(None, results)
     (attempt,) = record_of(context, RUN).provenance.attempts
-    assert (attempt.host, attempt.pid) == (hashlib.sha256(host.encode()).hexdigest()[:12], None)
+    salt = context.project.host_salt("smoke").read_bytes()
+    assert (attempt.host, attempt.pid) == (hashlib.sha256(salt + host.encode()).hexdigest()[:12], None)
     # What stays on this machine keeps both, so that a lock that is never freed can be traced.
     (kept,) = attempts_of(context.project.run("smoke", RUN))
     assert (kept.host, kept.pid) == (host, os.getpid())

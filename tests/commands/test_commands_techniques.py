@@ -82,8 +82,8 @@ def test_a_record_says_which_techniques_were_in_use(monkeypatch, tmp_path):
     vgg = RUN.replace("resnet18", "vgg16")
     assert train_here(context, RUN, vgg, precision="fp32", switch_off=("fused-sgd",)) == 0
     # The narrow ResNet cannot be trained in NHWC on a CPU.
-    assert record_of(context, RUN).provenance.techniques == ("resident-data",)
-    assert record_of(context, vgg).provenance.techniques == ("resident-data", "channels-last")
+    assert record_of(context, RUN).provenance.accelerations == ("resident-data",)
+    assert record_of(context, vgg).provenance.accelerations == ("resident-data", "channels-last")
 
 
 def interrupted(context, *runs, after, **options):
@@ -113,7 +113,7 @@ def test_a_run_goes_on_with_the_techniques_it_began_with(monkeypatch, tmp_path):
     assert code == 75
     assert train_here(context, RUN, precision="fp32") == 0
     record = record_of(context, RUN)
-    assert record.provenance.techniques == ("resident-data",)
+    assert record.provenance.accelerations == ("resident-data",)
     assert record.provenance.attempts[-1].resumed_at_step > 0
 
 
@@ -144,4 +144,4 @@ def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler
         "goes on without cuda-graph and compile: an attempt before ended in a CUDA error" in line
         for line in said
     )
-    assert record_of(context, RUN).provenance.techniques == ("resident-data", "fused-sgd")
+    assert record_of(context, RUN).provenance.accelerations == ("resident-data", "fused-sgd")

@@ -1,5 +1,6 @@
 """Fixtures of the data tests: a local server, a small full disk."""
 
+import logging
 import os
 import subprocess
 import threading
@@ -17,6 +18,20 @@ def _without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever proxy this machine has, the tests' servers are reached directly."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("REPRO_CIFAR100_URL", raising=False)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What `repro.data` logs, message by message."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("repro.data")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield messages
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data.archives import Limits
 from repro.data.cifar100 import Source
 
 CLASSES = 5
@@ -97,8 +96,8 @@ def source(contents: dict[str, bytes], packed: bytes, url: str = "http://127.0.0
         archive="cifar-100-python.tar.gz",
         archive_md5=md5(packed),
         folder="cifar-100-python",
-        files={name: md5(content) for name, content in contents.items()},
-        limits=Limits(members=16, bytes=10_000_000),
+        files={name: md5(contents[name]) for name in ("meta", "train", "test")},
+        max_bytes=10_000_000,
     )
 
 

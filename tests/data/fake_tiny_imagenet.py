@@ -6,9 +6,7 @@ import zipfile
 from fake_cifar100 import md5
 from pictures import jpeg
 
-from repro.data.archives import Limits
 from repro.data.tiny_imagenet import Source
-from repro.data.tiny_imagenet_files import Expected
 
 # Not sorted: the order of the labels is that of the file.
 CLASSES = ("n00000007", "n00000003", "n00000005")
@@ -17,7 +15,6 @@ WORDS = {
     "n00000005": "bullfrog",
     "n00000007": "European fire salamander",
 }
-EXPECTED = Expected(classes=3, train_per_class=4, test_per_class=2)
 
 
 def train_name(wnid: str, number: int) -> str:
@@ -63,6 +60,9 @@ def source(packed: bytes, url: str = "http://127.0.0.1:9/none") -> Source:
         archive="tiny-imagenet-200.zip",
         archive_md5=md5(packed),
         folder="tiny-imagenet-200",
-        expected=EXPECTED,
-        limits=Limits(members=100, bytes=1_000_000),
+        classes=3,
+        train_per_class=4,
+        test_per_class=2,
+        max_members=100,
+        max_bytes=1_100_000,
     )

@@ -153,16 +153,15 @@ def test_the_pieces_that_images_come_in_leave_no_trace(tmp_path, piece):
     assert write(tmp_path / "one", piece=piece) == write(tmp_path / "two", piece=7)
 
 
-def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path):
+def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path, said):
     first = write(tmp_path, seed=1)
 
     def never(writer):
         raise AssertionError("made again")
 
     assert prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: there == first) == first
-    said = []
     with pytest.raises(AssertionError, match="made again"):
-        prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: False, notify=said.append)
+        prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: False)
     assert said == ["preparing Set again: what is there was made of another source or with other options"]
     assert verify_prepared(tmp_path, "set") == first
 

@@ -10,7 +10,7 @@ from PIL import Image
 from smoke_project import ROOT
 
 from repro.cli import main
-from repro.commands.contact_sheet import draw_contact_sheet
+from repro.cli.data import draw_contact_sheet
 from repro.data.loader import Normalisation, draw_epoch, to_device, training_batch
 from repro.data.synthetic import generate
 from repro.errors import UsageError

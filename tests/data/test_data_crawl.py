@@ -28,13 +28,11 @@ from small_files_server import (
     stalls,
 )
 
-from repro.data.crawl import Crawled, crawl
-from repro.data.crawl_queue import Manners
-from repro.data.crawl_store import journal_of, picture
-from repro.data.public_web import RequestLimits
+from repro.data.crawl import Crawled, crawl, journal_path, picture
+from repro.data.http_get import CrawlPolicy, RequestLimits
 from repro.errors import FetchError, SetupError
 
-EAGER = Manners(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)
+EAGER = CrawlPolicy(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)
 HERE = RequestLimits(allow_private_addresses=True)
 
 
@@ -53,7 +51,7 @@ def publish(site: SmallFilesServer, number: int, *answers) -> tuple[str, frozens
 
 
 def get(wanted, folder: Path, **options) -> Crawled:
-    return crawl(dict(wanted), folder, **{"manners": EAGER, "limits": HERE, **options})
+    return crawl(dict(wanted), folder, **{"policy": EAGER, "limits": HERE, **options})
 
 
 @pytest.fixture
@@ -95,10 +93,12 @@ def test_every_picture_lies_under_its_own_sha256(site, tmp_path):
         ([status(500)], "server-error", "500 Internal Server Error (3 attempts)", 3),
         ([status(429)], "busy", "429 Too Many Requests (3 attempts)", 3),
         ([cut_short], "cut", "the connection ended after 251 of 502 bytes (3 attempts)", 3),
-        ([hang_up], "cut", "the connection was cut (3 attempts)", 3),
+        ([hang_up], "cut", "no whole answer came (3 attempts)", 3),
         ([nonsense], "cut", "no whole answer came (3 attempts)", 3),
         ([status(302, Location="file:///etc/passwd")], "redirect", "302 Found to file:///etc/passwd", 1),
         ([status(302, Location="ftp://127.0.0.1/x")], "redirect", "302 Found to ftp://127.0.0.1/x", 1),
+        ([status(302, Location="http://[::1")], "redirect", "302 Found to http://[::1", 1),
+        ([status(302, Location="http://a..b/x")], "not-http", "http://a..b/x", 1),
         ([status(301)], "redirect", "redirected more than 5 times", 6),
     ],
 )
@@ -107,7 +107,9 @@ def test_a_dead_address_is_counted_by_its_cause_and_asked_for_no_oftener_than_th
 ):
     dead, good = publish(site, 1, *answers), publish(site, 2)
     crawled = get([dead, good], tmp_path)
-    assert (crawled.outcomes[dead[0]].cause, crawled.outcomes[dead[0]].detail) == (cause, detail)
+    outcome = crawled.outcomes[dead[0]]
+    assert outcome.cause == cause
+    assert outcome.detail.endswith(detail)
     assert crawled.on_disk == good[1]
     assert site.times() == {"/1.jpg": requests, "/2.jpg": 1}
 
@@ -137,14 +139,14 @@ def test_passing_faults_are_tried_again(site, tmp_path):
 
 def test_a_pause_that_the_server_asks_for_is_kept_by_all_its_addresses(site, tmp_path):
     wanted = [publish(site, 1, status(429, Retry_After=1), file_of_path), publish(site, 2)]
-    assert causes(get(wanted, tmp_path, manners=Manners(per_host=1, host_pause=0))) == ["found"] * 2
+    assert causes(get(wanted, tmp_path, policy=CrawlPolicy(per_host=1, host_pause=0))) == ["found"] * 2
     assert site.requests[0] == "/1.jpg"
     assert site.begun[1] - site.begun[0] >= 1
 
 
 def test_a_host_that_asks_for_an_hour_is_not_asked_again(site, tmp_path):
     wanted = [publish(site, number, status(429, Retry_After=3600)) for number in range(20)]
-    crawled = get(wanted, tmp_path, manners=Manners(per_host=1, host_pause=0))
+    crawled = get(wanted, tmp_path, policy=CrawlPolicy(per_host=1, host_pause=0))
     assert causes(crawled) == ["busy"] * 20
     assert len(site.requests) == 1
     assert crawled.outcomes[wanted[5][0]].detail == "its host was given up: 429 Too Many Requests"
@@ -152,16 +154,16 @@ def test_a_host_that_asks_for_an_hour_is_not_asked_again(site, tmp_path):
 
 def test_a_host_that_only_fails_is_given_up(site, tmp_path):
     wanted = [publish(site, number, status(503)) for number in range(50)]
-    crawled = get(wanted, tmp_path, manners=Manners(per_host=1, host_pause=0, back_off=0.001))
+    crawled = get(wanted, tmp_path, policy=CrawlPolicy(per_host=1, host_pause=0, back_off=0.001))
     assert causes(crawled) == ["server-error"] * 50
-    assert len(site.requests) == Manners().host_attempts
+    assert len(site.requests) == CrawlPolicy().host_attempts
 
 
 @pytest.mark.parametrize("slow", [stalls, drips, header_drips])
 def test_a_server_that_is_too_slow_does_not_hold_the_crawl_up(site, tmp_path, slow):
     wanted = [publish(site, 1, slow), publish(site, 2)]
     limits = RequestLimits(timeout=1.0, longest=1.5, allow_private_addresses=True)
-    crawled = get(wanted, tmp_path, limits=limits, manners=Manners(attempts=1, host_pause=0))
+    crawled = get(wanted, tmp_path, limits=limits, policy=CrawlPolicy(attempts=1, host_pause=0))
     assert [crawled.outcomes[url].cause for url, _ in wanted] == ["too-slow", "found"]
 
 
@@ -181,7 +183,7 @@ def test_a_redirect_is_followed_to_another_host_within_that_hosts_limit(site, tm
         for number in range(6):
             other.add(f"/to/{number}", content(number), after(0.05))
             site.answers[f"/{number}.jpg"] = [status(302, Location=f"{other.base}/to/{number}")]
-        crawled = get(wanted, tmp_path, manners=Manners(per_host=2, host_pause=0, per_second=1e6))
+        crawled = get(wanted, tmp_path, policy=CrawlPolicy(per_host=2, host_pause=0, per_second=1e6))
         assert causes(crawled) == ["found"] * 6
         assert other.most_at_once <= 2
         assert crawled.outcomes[wanted[0][0]].detail == f"at {other.base}/to/0"
@@ -202,7 +204,7 @@ def test_a_slow_host_does_not_hold_up_the_fast_ones_and_no_host_is_crowded(tmp_p
                 slow.gate.set()
 
         crawled = get(
-            wanted, tmp_path, manners=Manners(per_host=2, host_pause=0, per_second=1e6), progress=progress
+            wanted, tmp_path, policy=CrawlPolicy(per_host=2, host_pause=0, per_second=1e6), progress=progress
         )
         assert causes(crawled) == ["found"] * 72
         assert slow.most_at_once == 2
@@ -231,14 +233,14 @@ def test_only_http_and_https_are_ever_asked_for(site, tmp_path, url):
     assert len(crawled.on_disk) == 1
 
 
-@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "münchen..example"])
+@pytest.mark.parametrize("host", ["a..b", "0177.0.0.1", "x" * 64 + ".example", "münchen..example"])
 def test_a_host_that_cannot_be_a_name_is_no_error(site, tmp_path, host):
     url = f"http://{host}/1.jpg"
     crawled = get([(url, frozenset([sha(b"")])), publish(site, 1)], tmp_path)
     assert crawled.outcomes[url].cause == "not-http"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::ffff:127.0.0.1]", "127.1", "2130706433", "0x7f000001"])
 def test_this_machine_is_not_asked_unless_that_is_allowed(site, tmp_path, host):
     url, wanted = publish(site, 1)
     url = url.replace("127.0.0.1", host)
@@ -246,10 +248,9 @@ def test_this_machine_is_not_asked_unless_that_is_allowed(site, tmp_path, host):
     assert site.requests == []
 
 
-@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "localhost"])
-def test_a_name_that_leads_to_this_machine_does_not_get_there(site, tmp_path, host):
+def test_a_name_that_leads_to_this_machine_does_not_get_there(site, tmp_path):
     url, wanted = publish(site, 1)
-    url = url.replace("127.0.0.1", host)
+    url = url.replace("127.0.0.1", "localhost")
     with pytest.raises(
         FetchError, match=r"leads to .*, which is not on the public internet\): is there a net"
     ):
@@ -288,7 +289,7 @@ def test_dead_addresses_are_asked_for_again_where_that_is_wanted(site, tmp_path)
 def test_a_picture_that_another_address_had_is_not_asked_for(site, tmp_path):
     (url, wanted) = publish(site, 1)
     copy = site.add("/copy.jpg", content(1))
-    crawled = get([(url, wanted), (copy, wanted)], tmp_path, manners=Manners(connections=1, host_pause=0))
+    crawled = get([(url, wanted), (copy, wanted)], tmp_path, policy=CrawlPolicy(connections=1, host_pause=0))
     assert crawled.on_disk == wanted
     assert site.requests == ["/1.jpg"]
 
@@ -314,8 +315,8 @@ def test_a_picture_that_vanished_or_was_cut_is_fetched_again(site, tmp_path):
 
 def test_a_torn_journal_loses_its_last_line_only(site, tmp_path):
     wanted = [publish(site, number, status(404)) for number in (1, 2, 3)]
-    get(wanted, tmp_path, manners=Manners(connections=1, host_pause=0))
-    journal = journal_of(tmp_path)
+    get(wanted, tmp_path, policy=CrawlPolicy(connections=1, host_pause=0))
+    journal = journal_path(tmp_path)
     journal.write_bytes(journal.read_bytes()[:-20])
     get(wanted, tmp_path)
     assert site.times() == {"/1.jpg": 1, "/2.jpg": 1, "/3.jpg": 2}
@@ -327,7 +328,7 @@ def test_no_network_at_all_is_one_clear_line_and_marks_nothing_dead(vanished, tm
     with pytest.raises(FetchError, match=r"is there a network\? Nothing was noted as dead") as caught:
         crawl(wanted, tmp_path)
     assert (caught.value.exit_code, "\n" in str(caught.value)) == (3, False)
-    assert journal_of(tmp_path).read_text() == ""
+    assert journal_path(tmp_path).read_text() == ""
 
 
 def test_a_network_that_goes_away_stops_the_crawl_and_marks_nothing_dead(vanished, site, tmp_path):
@@ -337,7 +338,7 @@ def test_a_network_that_goes_away_stops_the_crawl_and_marks_nothing_dead(vanishe
     lost = {f"http://host-{number}.invalid/1.jpg": frozenset([sha(b"")]) for number in range(100)}
     with pytest.raises(FetchError, match=r"\d\d hosts in a row cannot be reached"):
         get([*good, *lost.items()], tmp_path)
-    assert len(journal_of(tmp_path).read_text().splitlines()) == 5
+    assert len(journal_path(tmp_path).read_text().splitlines()) == 5
 
 
 def test_hosts_that_vanished_are_dead_where_others_answer_even_if_late(vanished, site, tmp_path):
@@ -372,7 +373,7 @@ def test_a_full_disk_stops_with_one_clear_line_and_loses_nothing(site, small_dis
         data = os.urandom(100_000)
         wanted.append((site.add(f"/{number}.jpg", data), frozenset([sha(data)])))
     with pytest.raises(FetchError, match=r"no space left for .*: free some on that disk") as caught:
-        get(wanted, small_disk, manners=Manners(connections=2, host_pause=0))
+        get(wanted, small_disk, policy=CrawlPolicy(connections=2, host_pause=0))
     assert "\n" not in str(caught.value)
     kept = {path.name for path in small_disk.glob("images/*/*")}
     assert len(kept) >= 5
@@ -390,15 +391,16 @@ def test_a_folder_without_write_permission_is_named(site, read_only):
 
 SCRIPT = textwrap.dedent(
     """
-    import json, sys
+    import json, logging, sys
     from pathlib import Path
     from repro.data.crawl import crawl
-    from repro.data.crawl_queue import Manners
-    from repro.data.public_web import RequestLimits
+    from repro.data.crawl import Crawled, crawl, journal_path, picture
+    from repro.data.http_get import CrawlPolicy
+    from repro.data.http_get import RequestLimits
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     wanted = {url: frozenset([sha]) for url, sha in json.loads(Path(sys.argv[1]).read_text())}
     crawl(wanted, Path(sys.argv[2]), limits=RequestLimits(allow_private_addresses=True),
-          manners=Manners(connections=4, per_host=4, host_pause=0, per_second=1e6),
-          notify=lambda line: print(line, flush=True))
+          policy=CrawlPolicy(connections=4, per_host=4, host_pause=0, per_second=1e6))
     print("done", flush=True)
     """
 )
@@ -415,13 +417,15 @@ def test_a_crawl_that_is_ended_and_started_again_asks_for_nothing_twice(site, tm
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_sigint
     ) as first:
         # Thirty are settled; four more are under way, at servers that say nothing.
-        _until(lambda: journal_of(folder).is_file() and journal_of(folder).read_bytes().count(b"\n") == 30)
+        _until(
+            lambda: journal_path(folder).is_file() and journal_path(folder).read_bytes().count(b"\n") == 30
+        )
         _until(lambda: len(site.requests) == 34)
         under_way = set(site.requests) - set(site.answered)
         first.send_signal(how)
         out, err = first.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert out == "stopped: 30 of 60 addresses are settled, and the same command goes on from there\n"
+        assert out == "stopped: 30 of 60 addresses are settled, and the same command resumes from there\n"
         assert "KeyboardInterrupt" in err
         assert not (folder / ".partial").exists()
     site.gate.set()

@@ -7,8 +7,15 @@ import pytest
 from pictures import encoded, jpeg, picture, png_bomb
 from PIL import Image
 
-from repro.data.decode import DecodeRules, Wanted, decode, decode_batch, decoder_versions
-from repro.data.image_files import FolderTree, PlainFile
+from repro.data.decode import (
+    DecodeRules,
+    ImageFile,
+    ImageRequest,
+    decode,
+    decode_batch,
+    decoder_versions,
+    folder_files,
+)
 from repro.errors import SetupError
 
 RULES = DecodeRules(64)
@@ -124,9 +131,9 @@ def test_an_exact_set_takes_no_other_size_nor_format():
 def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path):
     with (tmp_path / "a.jpg").open("wb") as stream:
         stream.truncate(1 << 40)
-    file = PlainFile(str(tmp_path), "a.jpg", 1 << 40)
+    file = ImageFile(str(tmp_path), "a.jpg", 1 << 40)
     assert len(file.read(1000)) == 1001
-    assert decode_batch([Wanted(file)], DecodeRules(64, max_bytes=1000)).problems == [
+    assert decode_batch([ImageRequest(file)], DecodeRules(64, max_bytes=1000)).problems == [
         "longer than 1,000 bytes"
     ]
 
@@ -135,7 +142,7 @@ def test_a_batch_keeps_its_order_and_leaves_the_pixels_of_a_problem_black(tmp_pa
     contents = {"a.jpg": jpeg(1), "b.jpg": b"", "c.jpg": jpeg(2)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    decoded = decode_batch([Wanted(file) for file in FolderTree(tmp_path).files("")], RULES)
+    decoded = decode_batch([ImageRequest(file) for file in folder_files(tmp_path, "")], RULES)
     assert decoded.problems == [None, "empty", None]
     assert np.array_equal(decoded.pixels[2], decode(contents["c.jpg"], RULES))
     assert not decoded.pixels[1].any()
@@ -144,22 +151,21 @@ def test_a_batch_keeps_its_order_and_leaves_the_pixels_of_a_problem_black(tmp_pa
 
 def test_a_pipe_that_poses_as_an_image_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    assert decode_batch([Wanted(PlainFile(str(tmp_path), "a.jpg", 0))], RULES).problems == [
+    assert decode_batch([ImageRequest(ImageFile(str(tmp_path), "a.jpg", 0))], RULES).problems == [
         "not a plain file"
     ]
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(SetupError, match=r"cannot read .*gone\.jpg: No such file"):
-        decode_batch([Wanted(PlainFile(str(tmp_path), "gone.jpg", 0))], RULES)
+        decode_batch([ImageRequest(ImageFile(str(tmp_path), "gone.jpg", 0))], RULES)
 
 
 def test_what_file_managers_leave_behind_is_passed_over(tmp_path):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._a.jpg", "b.jpg", "a.jpg"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    assert [file.name for file in FolderTree(tmp_path).files("")] == ["a.jpg", "b.jpg"]
-    assert FolderTree(tmp_path).files("no-such-folder") == []
+    assert [file.name for file in folder_files(tmp_path, "")] == ["a.jpg", "b.jpg"]
 
 
 def test_the_versions_that_decide_the_bytes_are_named():

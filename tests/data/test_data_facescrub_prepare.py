@@ -13,9 +13,9 @@ from fake_facescrub import ACTORS, COLOURS, FakeFaceScrub, FakePicture
 from local_server import status
 from small_files_server import SmallFilesServer, page
 
-from repro.data import PrepareOptions, decode_pool, facescrub
+from repro.data import PrepareOptions, decode, facescrub
 from repro.data.arrays import open_prepared, verify_prepared
-from repro.data.crawl_store import picture
+from repro.data.crawl import picture
 from repro.errors import DataMissingError, UsageError
 from repro.manifest import Manifest, prepared_folder
 
@@ -27,7 +27,7 @@ BASE = "http://pictures.example"
 def _decoded_here() -> Iterator[None]:
     """In this process: starting others takes longer than decoding so few."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_pool, "BATCH", 1000)
+        patch.setattr(decode, "BATCH", 1000)
         yield
 
 

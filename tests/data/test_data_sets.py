@@ -56,10 +56,10 @@ def test_cifar100_is_prepared_from_a_place_elsewhere(tmp_path):
     folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
     (tmp_path / "packed.tar.gz").write_bytes(PACKED)
     for number, place in enumerate((folder, folder.parent, tmp_path / "packed.tar.gz")):
-        manifest = cifar100.prepare(tmp_path / str(number), place=place, source=SOURCE)
+        manifest = cifar100.prepare(tmp_path / str(number), data.PrepareOptions(source=place), source=SOURCE)
         assert manifest.train.count == 20
     with pytest.raises(DataMissingError, match="CIFAR-100 is not on disk"):
-        cifar100.prepare(tmp_path / "empty", place=tmp_path, source=SOURCE)
+        cifar100.prepare(tmp_path / "empty", data.PrepareOptions(source=tmp_path), source=SOURCE)
 
 
 def test_importing_the_package_imports_neither_numpy_nor_torch():
@@ -70,7 +70,7 @@ def test_importing_the_package_imports_neither_numpy_nor_torch():
 
 def test_nothing_of_the_data_but_training_needs_torch():
     script = (
-        "import sys, repro.data.cifar100, repro.data.tiny_imagenet, repro.data.class_folders, pathlib; "
+        "import sys, repro.data.cifar100, repro.data.tiny_imagenet, repro.data.image_folder, pathlib; "
         "repro.data.listing(pathlib.Path('none')); "
         "print('torch' in sys.modules)"
     )
@@ -106,7 +106,7 @@ def test_the_real_set_is_prepared_by_name(real_cifar100, tmp_path):
     (tmp_path / "cifar-100-python").symlink_to(real_cifar100 / "cifar-100-python")
     assert data.fetch("cifar100", tmp_path) == tmp_path / "cifar-100-python"
     manifest = data.prepare("cifar100", tmp_path)
-    known = data.data_set("cifar100")
+    known = data.described("cifar100")
     assert (manifest.classes, manifest.train.count) == (known.classes, known.train_count)
     assert (manifest.test.count, manifest.image_size) == (known.test_count, known.image_size)
     assert state(tmp_path).state == "prepared"

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from repro.errors import UsageError
 from repro.losses import LOSSES, build, parameters
+from repro.losses.base import ClassificationLoss
 from repro.recipes import LOSS_PARAMETERS, PEDCCParameters
 
 BATCH, DIM, CLASSES = 8, 12, 5
@@ -25,6 +26,7 @@ VALUES = {
     "label-smoothing": {},
 }
 each_loss = pytest.mark.parametrize("kind", list(LOSSES))
+CHECKED = "scaled-bn"  # what the base class does for every loss is tested on this one
 each_margin = pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
 
 
@@ -190,37 +192,41 @@ def test_the_other_losses_train_on_a_batch_of_one(kind):
 
 
 @each_loss
-@pytest.mark.parametrize("shape", [(BATCH, DIM + 1), (DIM,), (BATCH, DIM, 1), (0, DIM)])
-def test_features_of_another_shape_are_refused_with_both_shapes(kind, shape):
+def test_no_loss_has_checks_or_precision_of_its_own(kind):
+    """So what is tested on `CHECKED` alone holds for every loss."""
     loss, _, _ = example(kind)
+    for method in ("forward", "logits", "check_labels", "_check_features", "_check_labels_shape"):
+        assert getattr(type(loss), method) is getattr(ClassificationLoss, method), method
+
+
+@pytest.mark.parametrize("shape", [(BATCH, DIM + 1), (DIM,), (BATCH, DIM, 1), (0, DIM)])
+def test_features_of_another_shape_are_refused_with_both_shapes(shape):
+    loss, _, _ = example(CHECKED)
     with pytest.raises(ValueError, match=r"features: expected .* got") as error:
         loss(torch.zeros(shape))
     assert str(DIM) in str(error.value) or "batch of at least" in str(error.value)
 
 
-@each_loss
-def test_features_of_whole_numbers_are_refused(kind):
-    loss, features, labels = example(kind)
+def test_features_of_whole_numbers_are_refused():
+    loss, features, labels = example(CHECKED)
     with pytest.raises(ValueError, match=r"features: expected floating point .* got torch\.int64"):
         loss(features.long(), labels)
 
 
-@each_loss
 @pytest.mark.parametrize(
     "labels",
     [torch.zeros(BATCH + 1, dtype=torch.int64), torch.zeros(BATCH, 1, dtype=torch.int64), torch.zeros(BATCH)],
     ids=["too many", "two dimensions", "float"],
 )
-def test_labels_of_another_shape_or_dtype_are_refused(kind, labels):
-    loss, features, _ = example(kind)
+def test_labels_of_another_shape_or_dtype_are_refused(labels):
+    loss, features, _ = example(CHECKED)
     with pytest.raises(ValueError, match=rf"labels: expected torch.int64 of shape \({BATCH},\), got"):
         loss(features, labels)
 
 
-@each_loss
 @pytest.mark.parametrize("stray", [-1, -100, CLASSES])
-def test_check_labels_names_a_label_out_of_range(kind, stray):
-    loss, _, labels = example(kind)
+def test_check_labels_names_a_label_out_of_range(stray):
+    loss, _, labels = example(CHECKED)
     loss.check_labels(labels)
     labels[3] = stray
     with pytest.raises(ValueError, match=rf"expected classes 0 … {CLASSES - 1}, got values from .*{stray}"):
@@ -228,7 +234,7 @@ def test_check_labels_names_a_label_out_of_range(kind, stray):
 
 
 def test_check_labels_refuses_none_at_all():
-    loss, _, labels = example("cross-entropy")
+    loss, _, labels = example(CHECKED)
     with pytest.raises(ValueError, match="at least one"):
         loss.check_labels(labels[:0])
 
@@ -250,11 +256,10 @@ def test_a_feature_of_zeros_has_a_finite_loss_and_finite_weight_gradients(kind):
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
 
-@each_loss
-def test_autocast_around_the_call_leaves_loss_and_logits_float32(kind):
+def test_autocast_around_the_call_leaves_loss_and_logits_float32():
     """And unchanged to the bit: nothing inside runs in half precision."""
-    outside, features, labels = example(kind)
-    inside, _, _ = example(kind)
+    outside, features, labels = example(CHECKED)
+    inside, _, _ = example(CHECKED)
     value, logits = outside(features, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast_value, cast_logits = inside(features, labels)
@@ -263,11 +268,10 @@ def test_autocast_around_the_call_leaves_loss_and_logits_float32(kind):
     assert torch.equal(cast_logits, logits)
 
 
-@each_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_features_are_widened_first(kind, dtype):
-    loss, features, labels = example(kind)
-    same, _, _ = example(kind)
+def test_half_precision_features_are_widened_first(dtype):
+    loss, features, labels = example(CHECKED)
+    same, _, _ = example(CHECKED)
     narrow = features.to(dtype)
     value, logits = loss(narrow, labels)
     assert value.dtype == logits.dtype == torch.float32

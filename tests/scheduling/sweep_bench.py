@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pretended_environment import PRETENDED, correct_images
+
 from repro.commit import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
 from repro.paths import Project
 from repro.recipes import Preset
@@ -175,9 +177,11 @@ def make_record(
         epoch=0,
         lr=0.1,
         train_loss=1.0 if done else None,
-        train_accuracy=50.0,
+        train_accuracy=50.0 if done else None,
         gradient_at_logits=None,
         gradient_at_features=None,
+        feature_norm=None,
+        gradient_times_feature=None,
         test_loss=1.0 if done else None,
         test_accuracy=accuracy,
         seconds=seconds,
@@ -196,6 +200,7 @@ def make_record(
             partial=None,
             sources={},
             preparation_version=1,
+            arrays={},
             classes=10,
             train_images=160,
             test_images=80,
@@ -209,23 +214,21 @@ def make_record(
             test_loss=1.0 if done else None,
             best_accuracy=accuracy,
             best_epoch=0 if done else None,
+            correct_images=correct_images(round(10 * accuracy), 1000) if done else None,
             diverged_in=None if done else 0,
         ),
         curve=(epoch,),
         probes=Probes(logits=None, weight_norms=None),
         provenance=Provenance(
-            git_commit=None,
-            git_dirty=None,
-            python="3.11",
-            versions={},
-            device=device,
+            **{**dict(PRETENDED), "device": device},
             precision="fp32",
             threads=1,
             deterministic=False,
-            techniques=(),
-            co_tenants=co_tenants,
+            accelerations=(),
+            runs_on_device=co_tenants + 1,
             images_per_second=images_per_second,
             peak_memory_bytes=0,
+            energy_joules=None,
             attempts=(),
             started=now,
             ended=now,

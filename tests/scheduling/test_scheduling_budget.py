@@ -126,7 +126,6 @@ def test_a_budget_that_is_enough_changes_nothing(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.beside
 def test_repro_run_ends_with_its_budget_and_goes_on_until_all_is_done(tmp_path):
     """Real training; the bound on time is generous, for a busy machine."""
     words = [sys.executable, "-m", "repro", "run", "--preset", "smoke", "--results", str(tmp_path)]

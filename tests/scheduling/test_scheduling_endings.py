@@ -8,8 +8,8 @@ from another_machine import another_machine
 from sweep_bench import PRESET, Bench, cpu_slots, wait_for
 
 from repro import commit
+from repro.cli.context import Context
 from repro.commands.cluster import ClusterOptions, open_cluster
-from repro.commands.context import Context
 from repro.commands.run import RunOptions, run_sweep
 from repro.errors import SetupError, UsageError
 from repro.registry import Selection

@@ -1,16 +1,14 @@
 """Slots: which devices are found, and how many workers they take."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from repro.cores import usable_cores
 from repro.errors import DeviceError, UsageError
-from repro.machine import processor_name
 from repro.scheduling.gpus import Gpu, parse_gpus, read_gpus
 from repro.scheduling.slots import find_slots
+from repro.system import processor_name, usable_cores
 
 H200 = Gpu(0, "NVIDIA H200", "GPU-aaaa-0000", 150_754_820_096)
 OLD = Gpu(1, "NVIDIA GeForce GTX 1080 Ti", "GPU-bbbb-1111", 11_811_160_064)
@@ -119,25 +117,6 @@ def test_a_machine_without_a_driver_has_no_gpus():
     else:
         pynvml.nvmlShutdown()
         assert all(gpu.uuid.startswith("GPU-") for gpu in read_gpus())
-
-
-@pytest.mark.parametrize(
-    ("files", "membership", "quota"),
-    [
-        ({"cpu.max": "max 100000"}, "0::/\n", None),
-        ({"cpu.max": "100000 100000"}, "0::/\n", 1),
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, "0::/a/b\n", 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpuset:/\n1:cpu:/\n", None),
-        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, "1:cpuacct,cpu:/\n", 1),
-        ({}, "", None),
-    ],
-)
-def test_the_tightest_cgroup_quota_limits_the_cores(tmp_path, files, membership, quota):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    (tmp_path / "membership").write_text(membership)
-    assert usable_cores(tmp_path, tmp_path / "membership") == (quota or len(os.sched_getaffinity(0)))
 
 
 def test_scheduling_never_imports_torch():

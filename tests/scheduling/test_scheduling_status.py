@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sweep_bench import HERE, PRESET, ROOT, Bench, make_record, wait_for
 
-from repro.commands.context import Context
-from repro.commands.status import Observer
+from repro.cli.context import Context
+from repro.cli.status import Observer
 from repro.commit import begin_attempt, note_attempt, run_lock, write_whole
 from repro.records import Attempt
 from repro.registry import Selection

@@ -1,5 +1,6 @@
 """Training one run: the recipe, pairing by seed, resuming, divergence."""
 
+import base64
 import math
 
 import numpy as np
@@ -208,9 +209,10 @@ def test_seed_k_gives_every_loss_the_same_network(registry):
     assert all(not torch.equal(other.state_dict()[name], first[name]) for name in weights)
 
 
-def test_the_recipe_is_an_independent_sgd_to_float_precision(registry):
+@pytest.mark.parametrize("momentum_reset", [False, True])
+def test_the_recipe_is_an_independent_sgd_to_float_precision(registry, momentum_reset):
     """A slow loop with the textbook update, hand-written schedule and per-image crops gives the same curve."""
-    config = config_of(registry, "cross-entropy", network="vgg16", epochs=3)
+    config = config_of(registry, "cross-entropy", network="vgg16", epochs=3, momentum_reset=momentum_reset)
     recipe = config.recipe
     data = data_of(config)
     trained = train_run(config, data, plain())
@@ -227,6 +229,8 @@ def test_the_recipe_is_an_independent_sgd_to_float_precision(registry):
     curve = []
     for epoch in range(3):
         lr = 0.1 * 0.1 ** sum(epoch >= drop for drop in recipe.lr_drops)
+        if momentum_reset and epoch in recipe.lr_drops:
+            velocity = [torch.zeros_like(p) for p in parameters]
         order = torch.randperm(len(labels), generator=generator(0, "order", epoch))
         corners = torch.randint(0, 9, (len(labels), 2), generator=generator(0, "crop", epoch))
         flips = torch.rand(len(labels), generator=generator(0, "flip", epoch)) < 0.5
@@ -258,8 +262,62 @@ def test_a_loss_that_is_not_finite_is_recorded_as_diverged(registry):
     assert trained.result.diverged_in is not None
     assert trained.result.accuracy is None
     assert trained.curve[-1].train_loss is None
+    assert trained.curve[-1].train_accuracy is None
     assert len(trained.curve) == trained.result.diverged_in + 1
     assert trained.probes.logits is None
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_logits_that_are_not_finite_are_a_diverged_run_and_no_accuracy(registry, epochs):
+    """The last epoch's loss is finite, its last step ruins the weights: argmax of NaN would be class 0."""
+    config = config_of(registry, lr=1e38, lr_drops=(), epochs=epochs, batch_size=512, evaluate_every=1)
+    trained = train_run(config, data_of(config), plain())
+    assert trained.curve[0].train_loss is not None
+    assert [epoch.test_accuracy for epoch in trained.curve] == [None] * len(trained.curve)
+    assert [epoch.test_loss for epoch in trained.curve] == [None] * len(trained.curve)
+    result = trained.result
+    assert (result.accuracy, result.best_accuracy, result.correct_images) == (None, None, None)
+    assert result.diverged_in == epochs - 1
+    assert trained.probes.logits is None
+
+
+def test_which_test_images_were_right_is_recorded_bit_by_bit(registry):
+    config = config_of(registry, epochs=1, lr_drops=())
+    network, loss = build(config, 32, 10)
+    trained = train_run(config, data_of(config), plain())
+    bits = np.unpackbits(
+        np.frombuffer(base64.urlsafe_b64decode(trained.result.correct_images), dtype=np.uint8)
+    )
+    assert bits.sum() == trained.result.correct
+    # The same run again, its evaluation looked at from outside.
+    seen = []
+
+    class Watched(type(loss)):
+        def forward(self, features, labels=None):
+            value, logits = super().forward(features, labels)
+            if not self.training:
+                seen.append(logits.argmax(dim=1) == labels)
+            return value, logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repro.training.loop.build", lambda *arguments: (network, loss))
+        loss.__class__ = Watched
+        loss.full_batch = config.recipe.batch_size
+        train_run(config, data_of(config), plain())
+    expected = torch.cat(seen).numpy()
+    assert bits[: len(expected)].astype(bool).tolist() == expected.tolist()
+
+
+def test_a_run_that_drops_its_momentum_with_the_lr_resumes_to_the_bit(registry, tmp_path):
+    """Before a drop, right at it, and behind it."""
+    config = config_of(registry, momentum_reset=True)
+    data = data_of(config)
+    straight = train_run(config, data, plain())
+    for step in (4, 5, 6):
+        start = stopped_at(
+            config, data, plain(), tmp_path / f"{step}", lambda p, at=step: p.epoch * p.steps + p.step == at
+        )
+        assert comparable(train_run(config, data, plain(), start=start)) == comparable(straight)
 
 
 def test_evaluation_counts_every_image_once_and_only_when_due(registry):
@@ -292,9 +350,13 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in(registry):
     torch.nn.functional.cross_entropy(softmax_input, labels, reduction="sum").backward()
     expected = (torch.softmax(softmax_input, 1) - y).norm(dim=1).mean().item()
     assert trained.curve[0].gradient_at_logits == pytest.approx(expected, rel=1e-5)
-    assert trained.curve[0].gradient_at_features == pytest.approx(
-        features.grad.norm(dim=1).mean().item(), rel=1e-4
-    )
+    gradients, norms = features.grad.norm(dim=1), features.detach().norm(dim=1)
+    assert trained.curve[0].gradient_at_features == pytest.approx(gradients.mean().item(), rel=1e-4)
+    assert trained.curve[0].feature_norm == pytest.approx(norms.mean().item(), rel=1e-5)
+    product = (gradients * norms).mean().item()
+    assert trained.curve[0].gradient_times_feature == pytest.approx(product, rel=1e-4)
+    # The means alone would not give it.
+    assert product != pytest.approx((gradients.mean() * norms.mean()).item(), rel=1e-3)
 
 
 def test_nothing_is_left_of_the_global_generator(registry):

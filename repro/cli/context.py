@@ -1,0 +1,116 @@
+"""What most commands start from: the project's folders, the registry, a preset, what its runs have so far."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repro.data.training_set import fingerprint
+from repro.paths import Project
+from repro.recipes import Preset, RunConfig
+from repro.registry import Registry, Run, Selection
+from repro.standings import RunState, assess, assess_many
+
+if TYPE_CHECKING:
+    from repro.scheduling.estimate import DataSize
+    from repro.scheduling.probes import ProbeResult
+    from repro.scheduling.survey import Survey
+
+
+@dataclass(frozen=True)
+class Context:
+    """One project, its registry, and the preset asked for."""
+
+    project: Project
+    registry: Registry
+    preset: Preset
+
+    @classmethod
+    def open(cls, preset: str, results: Path | None = None, data: Path | None = None) -> "Context":
+        """Finds the project, reads its registry and picks the preset; see `Project.find`."""
+        project = Project.find(results=results, data=data)
+        registry = Registry.load(project.experiments)
+        return cls(project, registry, registry.preset(preset))
+
+    def runs(self, **selection: Any) -> tuple[Run, ...]:
+        """The preset's runs that `Selection(**selection)` names; raises SelectionError."""
+        return self.registry.select_runs(Selection(**selection), self.preset)
+
+    def fingerprints(self, runs: Iterable[Run]) -> dict[str, str | None]:
+        """The fingerprint of each run's data set; None where the data are not at hand."""
+        first = {run.cell.dataset: run for run in reversed(list(runs))}
+        return {
+            dataset: fingerprint(self.registry.config(run, self.preset), self.project.data)
+            for dataset, run in first.items()
+        }
+
+    def config_for(self, dataset: str, seed: int) -> RunConfig:
+        """The configuration of any one run on `dataset`, for what all runs on it share: data and recipe.
+
+        Raises SelectionError for a data set without a table.
+        """
+        run = self.runs(datasets=(dataset,), seeds=(seed,))[0]
+        return self.registry.config(run, self.preset)
+
+    def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
+        """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
+
+        That is quicker where there are many.
+        """
+        runs = list(runs)
+        look = assess if whole else assess_many
+        yield from look(runs, self.registry, self.preset, self.project, self.fingerprints(runs))
+
+    def survey(self, runs: Sequence[Run]) -> "Survey":
+        """What a sweep over `runs` starts from; reads each record once."""
+        from repro.scheduling.survey import Survey
+
+        sizes = self.data_sizes(run.cell.dataset for run in runs)
+        return Survey.of(self.states(runs, whole=False), sizes, self.probes())
+
+    def probes(self) -> "list[ProbeResult]":
+        """The probes that measured today's loop and networks: code changes to be faster."""
+        from repro.errors import UsageError
+        from repro.scheduling.probes import read_probes
+        from repro.signature import speed_hash
+
+        today: dict[str, str | None] = {}
+        found = read_probes(self.project.probes(self.preset.name))
+        for network in {probe.work.network for probe in found}:
+            try:
+                today[network] = speed_hash(network, self.project.experiments)
+            except UsageError:
+                today[network] = None  # a network that is no longer here
+        return [probe for probe in found if probe.code == today[probe.work.network]]
+
+    def begun(self, runs: Iterable[Run]) -> dict[str, float]:
+        """The share, 0 to 1, that a checkpoint holds of each run that has one, by run id."""
+        from repro.scheduling.traces import read_traces
+
+        traces = read_traces(runs, self.project, self.preset.name)
+        return {run: trace.begun for run, trace in traces.items() if trace.begun}
+
+    def data_sizes(self, names: Iterable[str]) -> "dict[str, DataSize]":
+        """The size of each data set: as prepared here, else as registered, else as the paper counts it."""
+        from repro.data import described
+        from repro.errors import DataMissingError
+        from repro.manifest import read_manifest
+        from repro.scheduling.estimate import DataSize
+
+        sizes = {}
+        for name in dict.fromkeys(names):
+            try:
+                manifest = read_manifest(self.project.data, name)
+            except DataMissingError:
+                known = described(name)
+                if known.train_count and known.test_count and known.classes:
+                    sizes[name] = DataSize(
+                        known.train_count, known.test_count, known.classes, known.image_size
+                    )
+                elif known.paper_counts:
+                    sizes[name] = DataSize(*known.paper_counts, known.image_size)
+            else:
+                sizes[name] = DataSize(
+                    manifest.train.count, manifest.test.count, manifest.classes, manifest.image_size
+                )
+        return sizes

@@ -1,0 +1,318 @@
+"""What there is of a sweep and of each run: status, show, logs. Changes nothing."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from repro.cli.options import JSON, places, selection
+from repro.errors import (
+    DataMissingError,
+    DeviceError,
+    RecordCorruptError,
+    RecordForeignError,
+    SelectionError,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from repro.cli.context import Context
+    from repro.records import RunRecord
+    from repro.registry import Run, Selection
+    from repro.scheduling.heartbeat import Heartbeat
+    from repro.scheduling.slots import Slot
+    from repro.scheduling.status import Status
+    from repro.scheduling.survey import Survey
+    from repro.standings import RunState
+
+INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
+_CLEAR = "\x1b[H\x1b[J"
+_EPOCHS_SHOWN = 12
+
+
+@click.command()
+@places
+@selection
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@JSON
+def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
+    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
+
+    Works from another terminal or machine while schedulers are at work, and without one.
+    """
+    observer = Observer(context, selected)
+    in_place = sys.stdout.isatty() and not as_json
+    while True:
+        started = time.monotonic()
+        now = observer.look()
+        text = now.to_json() if as_json else now.to_text()
+        if not watch:
+            click.echo(text)
+            return
+        print(f"{_CLEAR}{text}" if in_place else f"{text}\n", flush=True)
+        time.sleep(max(INTERVAL, 10 * (time.monotonic() - started)))
+
+
+class Observer:
+    """Looks again and again; records that have not changed since are not read twice."""
+
+    def __init__(self, context: "Context", selected: "Selection") -> None:
+        self._context = context
+        self._runs = context.registry.select_runs(selected, context.preset)
+        self._survey: Survey | None = None
+        self._known: dict[str, tuple[tuple[int, ...], RunState]] = {}
+
+    def look(self) -> "Status":
+        """How things stand now."""
+        from repro.scheduling.heartbeat import read_heartbeats
+        from repro.scheduling.plan import make_plan
+        from repro.scheduling.status import make_status
+        from repro.scheduling.survey import Survey
+        from repro.scheduling.traces import read_traces
+
+        context, project, preset = self._context, self._context.project, self._context.preset
+        # Before the records: a run that ends in between is then seen as done, not as interrupted.
+        traces = read_traces((run for run in self._runs if not self._stamp(run)), project, preset.name)
+        sizes = context.data_sizes(run.cell.dataset for run in self._runs)
+        self._survey = Survey.of(self._states(), sizes, context.probes(), before=self._survey)
+        to_do = self._survey.to_do("keep")
+        again = (run for run in to_do if run.id not in traces and self._stamp(run))
+        traces |= read_traces(again, project, preset.name)
+        schedulers = read_heartbeats(project.schedulers(preset.name))
+        plan = None
+        if slots := _slots(context, schedulers):
+            begun = {run.id: traces[run.id].begun for run in to_do if run.id in traces}
+            plan = make_plan(self._survey, context.registry, preset, project, slots, begun=begun)
+        return make_status(
+            self._survey,
+            traces,
+            schedulers,
+            preset.recipe,
+            plan,
+            preset.heading or preset.description,
+            project.preset_results(preset.name),
+        )
+
+    def _states(self) -> "Iterator[RunState]":
+        """Those of unchanged records from memory, the others read again."""
+        from dataclasses import replace
+
+        known, changed = [], []
+        stamps = {}
+        for run in self._runs:
+            stamp = self._stamp(run)
+            before = self._known.get(run.id)
+            if stamp is not None and before is not None and before[0] == stamp:
+                known.append(before[1])
+            else:
+                changed.append(run)
+                stamps[run.id] = stamp
+        yield from known
+        for state in self._context.states(changed, whole=False):
+            if (stamp := stamps[state.run.id]) is not None:
+                self._known[state.run.id] = (stamp, replace(state, record=None))
+            yield state
+
+    def _stamp(self, run: "Run") -> tuple[int, ...] | None:
+        try:
+            found = self._context.project.run(self._context.preset.name, run.id).record.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _slots(context: "Context", schedulers: "Sequence[Heartbeat]") -> "tuple[Slot, ...]":
+    """Those of the schedulers at work, else this machine's; none where its driver does not answer."""
+    from repro.scheduling.slots import Slot, find_slots
+
+    at_work = [
+        Slot(
+            device="cuda" if slot.kind == "cuda" else "cpu",
+            index=slot.index,
+            name=slot.device,
+            uuid=None,
+            memory_bytes=0,
+            co_tenants=slot.co_tenants,
+            environment={},
+        )
+        for scheduler in schedulers
+        for slot in scheduler.slots
+    ]
+    if at_work:
+        return tuple(at_work)
+    try:
+        return find_slots(context.preset.threads)
+    except DeviceError:
+        return ()
+
+
+@click.command("show")
+@places
+@click.argument("run_id", metavar="RUN_ID")
+@click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
+def show_run(context: "Context", run_id: str, as_json: bool) -> None:
+    """Show one run: result, data, configuration, device, attempts and curve."""
+    from rich.console import Console, Group
+
+    from repro.standings import Standing
+
+    run = context.registry.parse(run_id)
+    (state,) = context.states([run])
+    if state.standing is Standing.CORRUPT:
+        raise RecordCorruptError(state.reason)
+    if state.standing is Standing.FOREIGN:
+        raise RecordForeignError(state.reason)
+    path = context.project.run(context.preset.name, run.id).record
+    if state.record is None:
+        raise DataMissingError(
+            f"{run.id} has no record at {path}: {state.reason}. "
+            f"`repro train {run.id} --preset {context.preset.name}` makes it"
+        )
+    if as_json:
+        click.echo(path.read_text(encoding="utf-8").rstrip("\n"))
+        return
+    console = Console(width=100, highlight=False)
+    with console.capture() as capture:
+        console.print(Group(*_parts(state, state.record)))
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
+    from rich.table import Table
+    from rich.text import Text
+
+    from repro.recipes import format_axis
+
+    result, made, data = record.result, record.provenance, record.data
+    standing = state.reason or str(state.standing)
+    yield Text(f"{record.run}  (preset {record.preset}; {standing})", style="bold")
+    facts = Table.grid(padding=(0, 2))
+    if result.accuracy is None:
+        facts.add_row("result", result.divergence)
+    else:
+        facts.add_row("result", f"{result.accuracy:.2f} % top-1 ({result.correct:,} of {result.total:,})")
+        best_epoch = 0 if result.best_epoch is None else result.best_epoch + 1
+        facts.add_row("best", f"{result.best_accuracy:.2f} % after epoch {best_epoch}, never the result")
+    partial = f"; partial: {data.partial}" if data.partial else ""
+    facts.add_row(
+        "data",
+        f"{data.title}, {data.classes} classes, {data.train_images:,} training and "
+        f"{data.test_images:,} test images{partial}",
+    )
+    parameters = ", ".join(
+        f"{key} {format_axis(value)}" for key, value in record.config.loss_parameters.items()
+    )
+    facts.add_row("loss", f"{record.config.loss}{f' ({parameters})' if parameters else ''}")
+    recipe = record.config.recipe.model_dump(exclude_none=True)
+    facts.add_row("recipe", ", ".join(f"{key} {_plain(value)}" for key, value in recipe.items()))
+    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
+    facts.add_row("device", f"{made.device}, {made.precision}{shared}; {', '.join(made.accelerations)}")
+    facts.add_row(
+        "speed", f"{made.images_per_second:,.0f} images/s, {made.peak_memory_bytes / 2**30:.1f} GiB at most"
+    )
+    if made.energy_joules is not None:
+        facts.add_row("energy", f"{made.energy_joules / 1000:,.1f} kJ")
+    facts.add_row(
+        "code", f"commit {made.git_commit or 'unknown'}{' with local changes' if made.git_dirty else ''}"
+    )
+    tools = {"Python": made.python, **{name: made.packages.get(name) for name in ("torch", "numpy")}}
+    tools |= {"CUDA": made.cuda, "cuDNN": made.cudnn, "driver": made.driver}
+    facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in tools.items() if version))
+    facts.add_row("system", f"{made.system}, {made.kernel}, {made.processor}")
+    for attempt in made.attempts:
+        resumed = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
+        facts.add_row(
+            f"attempt {attempt.number}", f"{attempt.started:%Y-%m-%d %H:%M} UTC, {attempt.outcome}{resumed}"
+        )
+    yield facts
+    yield Text("")
+    curve = Table(box=None, padding=(0, 2), header_style="bold")
+    for heading in ("epoch", "lr", "train loss", "train %", "test %", "‖p − y‖", "‖∂L/∂f‖", "seconds"):
+        curve.add_column(heading, justify="right")
+    for row in _curve_rows(record):
+        curve.add_row(*row)
+    yield curve
+    yield Text("")
+    yield Text(f"repeat: repro train {record.run} --preset {record.preset}")
+
+
+def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
+    """At most a dozen epochs, evenly spread, the last among them."""
+    count = len(record.curve)
+    shown = min(_EPOCHS_SHOWN, count)
+    for index in sorted({round((place + 1) * count / shown) - 1 for place in range(shown)}):
+        epoch = record.curve[index]
+        yield (
+            str(epoch.epoch + 1),
+            f"{epoch.lr:g}",
+            _number(epoch.train_loss, 3),
+            _number(epoch.train_accuracy, 2),
+            _number(epoch.test_accuracy, 2),
+            _number(epoch.gradient_at_logits, 3),
+            _number(epoch.gradient_at_features, 3),
+            f"{epoch.seconds:.1f}",
+        )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(value: object) -> str:
+    from repro.recipes import format_axis
+
+    if isinstance(value, list | tuple):
+        return "/".join(_plain(item) for item in value)
+    return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
+
+
+@click.command()
+@places
+@click.argument("run_id", metavar="RUN_ID")
+@click.option(
+    "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Of each log, from its end."
+)
+def logs(context: "Context", run_id: str, lines: int) -> None:
+    """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
+    from repro.commit import attempts_of
+
+    run = context.registry.parse(run_id)
+    paths = context.project.run(context.preset.name, run.id)
+    attempts = attempts_of(paths)
+    found = _logs(context.project.work(context.preset.name) / "logs", run.id)
+    if not attempts and not found:
+        raise SelectionError(f"{run.id}: nothing was started under {paths.work} yet")
+    for attempt in attempts:
+        until = f"{attempt.ended:%Y-%m-%d %H:%M:%S}" if attempt.ended else "…"
+        began = f"attempt {attempt.number}: {attempt.started:%Y-%m-%d %H:%M:%S} to {until} UTC"
+        start = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
+        click.echo(f"{began}, {attempt.outcome}{start}")
+        trace = paths.attempts / str(attempt.number) / "error.txt"
+        if trace.is_file():
+            _echo_indented(trace.read_text(errors="replace").splitlines())
+    for log in found:
+        click.echo(f"\n{log}:")
+        content = log.read_text(errors="replace").splitlines()
+        if len(content) > lines:
+            click.echo(f"    … {len(content) - lines} lines before")
+        _echo_indented(content[-lines:])
+
+
+def _logs(folder: Path, run_id: str) -> list[Path]:
+    """The workers' logs that name the run, oldest first."""
+    named = re.compile(rf"(?<![\w/+.=-]){re.escape(run_id)}(?![\w/+=-])")
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.glob("*.log")) if named.search(path.read_text(errors="replace"))]
+
+
+def _echo_indented(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(f"    {line}")

@@ -1,0 +1,249 @@
+"""One round: a sweep from an empty folder to its last record, with faults as long as they are wanted."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chaos.damage import Damages
+from chaos.faults import (
+    DAMAGES,
+    FULL_DISK,
+    LOCK_DELETED,
+    SECOND,
+    Draw,
+    Signalled,
+    Tally,
+)
+from chaos.interposer import Role
+from chaos.sweep import SmallDisk, Sweep, SweepProcess, scheduler_of
+from repro.errors import IntegrityError
+
+BETWEEN_FAULTS = (0.4, 0.8, 1.5, 4.0)
+"""Mean seconds between what happens to a sweep, one of them drawn for each: under the quickest hardly a run
+comes to its commit, and under the slowest most do."""
+STUCK_AFTER = 240.0
+"""Seconds without a sign of life after which a sweep counts as stuck; its longest silence is an import."""
+QUIET_SWEEPS = 8
+"""Undisturbed sweeps that a round may need to its end; runs out of attempts start afresh with each."""
+POLL = 0.05
+
+
+@dataclass
+class Orphans:
+    """Looks for what outlives a scheduler by more than `patience` seconds."""
+
+    sweep: Sweep
+    patience: float
+    found: list[str] = field(default_factory=list)
+    _until: dict[int, float] = field(default_factory=dict)
+
+    def ended(self, scheduler: int) -> None:
+        """The clock starts."""
+        self._until[scheduler] = time.monotonic() + self.patience
+
+    def look(self) -> bool:
+        """Notes and ends every process whose time is up; whether some still have time."""
+        for scheduler, until in list(self._until.items()):
+            alive = self.sweep.processes(scheduler)
+            if not alive:
+                del self._until[scheduler]
+            elif time.monotonic() >= until:
+                del self._until[scheduler]
+                self.found += [
+                    f"process {process.pid} alive {self.patience:g} s after its scheduler's end"
+                    for process in alive
+                ]
+                self.sweep.kill(alive)
+        return bool(self._until)
+
+
+@dataclass
+class Round:
+    """Plays one round; what it leaves is for the audit."""
+
+    sweep: Sweep
+    disk: SmallDisk
+    damages: Damages
+    draw: Draw
+    tally: Tally
+    orphans: Orphans
+    number_of_schedulers: Callable[[], int]
+    stuck: list[str] = field(default_factory=list)
+    exits: list[int] = field(default_factory=list)
+    locks_deleted: set[Path] = field(default_factory=set)
+    _workers: set[int] = field(default_factory=set)
+    _training: set[int] = field(default_factory=set)
+    _next: Signalled | str | None = None
+    _later: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+    _sign_of_life: float = 0.0
+
+    def play(self) -> None:
+        """Until every run has a record that can be believed, or undisturbed sweeps do not get there."""
+        quiet = 0
+        self._damage()
+        while not self._complete():
+            quiet += self.tally.enough
+            if quiet > QUIET_SWEEPS or self.stuck:
+                break
+            self._sweep()
+            if self.tally.enough or self.draw.chance(0.7):
+                self._settle()
+                self._damage()
+        self._settle()
+
+    def _complete(self) -> bool:
+        for run in self.sweep.runs:
+            try:
+                if self.sweep.record(run) is None:
+                    return False
+            except IntegrityError:
+                return False
+            if self.sweep.paths(run).record.read_bytes() in self.damages.superseded:
+                return False
+        return True
+
+    def _settle(self) -> None:
+        """Waits until nothing of the sweep is alive, or has been found to live too long."""
+        while self.orphans.look():
+            time.sleep(POLL)
+        self._read_journal()
+
+    def _damage(self) -> None:
+        if any(self.draw.wants(kind) for kind in DAMAGES):
+            for _ in range(self.draw.random.randint(0, 5)):
+                kind = self.draw.damage()
+                # A finished run whose record is taken from it trains again from its first step: that is dear.
+                finished = kind is not None and kind.startswith("record") and self.draw.chance(0.3)
+                if kind and not self.tally.enough and self.damages.do(kind, finished):
+                    self.tally.add(kind)
+
+    def _sweep(self) -> None:
+        """One scheduler, at times two, from start to end."""
+        self._lay_tickets()
+        self._start()
+        second = None
+        if not self.tally.enough and self.draw.wants(SECOND) and self.draw.chance(0.25):
+            second = time.monotonic() + self.draw.seconds(0, 4)
+        mean = self.draw.random.choice(BETWEEN_FAULTS)
+        next_fault = time.monotonic() + self.draw.after(mean)
+        running = {process.scheduler for process in self.sweep.running()}
+        while running:
+            time.sleep(POLL)
+            now = time.monotonic()
+            self._read_journal()
+            self.orphans.look()
+            for due, action in [entry for entry in self._later if entry[0] <= now]:
+                self._later.remove((due, action))
+                action()
+            if not self.tally.enough and now >= next_fault:
+                self._strike()
+                next_fault = now + self.draw.after(mean)
+            if second is not None and now >= second:
+                second = None
+                running.add(self._start())
+                self.tally.add(SECOND)
+            if now - self._sign_of_life > STUCK_AFTER:
+                self.stuck.append(f"no sign of life for {STUCK_AFTER:g} s from scheduler {sorted(running)}")
+                self.sweep.kill(self.sweep.processes())
+            alive = {process.scheduler for process in self.sweep.running()}
+            for scheduler in running - alive:
+                self.exits.append(self.sweep.schedulers[scheduler].returncode)
+                self.orphans.ended(scheduler)
+            running = alive
+        for _, action in self._later:
+            action()
+        self._later.clear()
+        self.sweep.interposer.withdraw()
+
+    def _start(self) -> int:
+        number = self.number_of_schedulers()
+        self.sweep.start(number)
+        self._sign_of_life = time.monotonic()
+        return number
+
+    def _lay_tickets(self) -> None:
+        for _ in range(self.draw.random.randint(1, 3)):
+            self._lay_ticket("worker")
+        if self.draw.chance(0.25):
+            self._lay_ticket("scheduler")
+
+    def _lay_ticket(self, role: Role) -> None:
+        if not self.tally.enough and (ticket := self.draw.ticket(role)):
+            self.sweep.interposer.put(ticket)
+
+    def _read_journal(self) -> None:
+        for event in self.sweep.interposer.news():
+            self._sign_of_life = time.monotonic()
+            if event.name == "start" and event.role == "worker":
+                self._workers.add(event.pid)
+            elif event.name == "saved":
+                # Its first checkpoint is written before its first step; an attempt begins seconds before.
+                self._training.add(event.pid)
+            elif event.name == "fault":
+                self.tally.add(event.fault())
+            elif event.name == "ticket" and self.draw.chance(0.6):
+                self._lay_ticket("worker")
+
+    def _strike(self) -> None:
+        """Does what is drawn; while there is nothing to do it to, the same is tried again later.
+
+        Drawing anew would favour schedulers, since a worker spends half of its life before it trains.
+        """
+        self._next = self._next or self.draw.live(self.disk.mounted)
+        if self._next is not None and self._strike_with(self._next):
+            self._next = None
+
+    def _strike_with(self, kind: Signalled | str) -> bool:
+        if kind == FULL_DISK:
+            self.disk.fill()
+            self._afterwards(self.draw.seconds(0.2, 2.0), self.disk.free)
+            self.tally.add(FULL_DISK)
+            return True
+        if kind == LOCK_DELETED:
+            return self._delete_lock()
+        assert isinstance(kind, Signalled)
+        victim = self._victim(kind)
+        if victim is None or not victim.send(kind.signals[0]):
+            return False
+        self.tally.add(kind.name)
+        if len(kind.signals) > 1:
+            self._afterwards(
+                self.draw.seconds(0.05, 0.6), lambda: self._send_if_same(victim, kind.signals[1])
+            )
+        return True
+
+    def _send_if_same(self, process: SweepProcess, number: signal.Signals) -> None:
+        # The number may be another process's by now.
+        if scheduler_of(process.pid) == process.scheduler:
+            process.send(number)
+
+    def _victim(self, kind: Signalled) -> SweepProcess | None:
+        schedulers = self.sweep.running()
+        if kind.role == "scheduler":
+            return self.draw.random.choice(schedulers) if schedulers else None
+        # Mostly in training: half of a worker's life is its imports, where there is little to break.
+        among = self._training if self.draw.chance(0.9) else self._workers
+        workers = [process for process in self.sweep.processes() if process.pid in among]
+        return self.draw.random.choice(workers) if workers else None
+
+    def _delete_lock(self) -> bool:
+        held = _locked_inodes()
+        locks = [lock for lock in sorted(self.sweep.results.rglob("lock")) if lock.stat().st_ino in held]
+        if not locks:
+            return False
+        lock = self.draw.random.choice(locks)
+        lock.unlink()
+        self.locks_deleted.add(lock)
+        self.tally.add(LOCK_DELETED)
+        return True
+
+    def _afterwards(self, seconds: float, action: Callable[[], object]) -> None:
+        self._later.append((time.monotonic() + seconds, action))
+
+
+def _locked_inodes() -> set[int]:
+    """The inodes of all files on which a process has a lock."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return {int(line.split()[-3].rpartition(":")[2]) for line in lines if "->" not in line}

@@ -1,0 +1,58 @@
+"""A source tree that was never installed, as it lies on a machine without a network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from smoke_project import ROOT, RUN
+
+from repro.records import read_record
+
+
+@pytest.fixture
+def uninstalled(tmp_path) -> dict[str, str]:
+    """An environment with every package of this one, but for this project's own installation."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+        if not entry.name.startswith(("scaled_bn_repro", "__editable__", "distutils-precedence")):
+            (site / entry.name).symlink_to(entry)
+    tree = tmp_path / "tree"  # without the egg-info that an editable installation leaves in the checkout
+    for folder in ("repro", "experiments"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", tree)
+    return {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{site}", "REPRO_ROOT": str(tree)}
+
+
+def repro_without_site_packages(environment: dict[str, str], *words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-S", "-m", "repro", *map(str, words)]
+    where = environment["REPRO_ROOT"]
+    return subprocess.run(command, env=environment, cwd=where, capture_output=True, text=True)
+
+
+def test_a_run_trains_and_leaves_a_record(uninstalled, tmp_path):
+    """What a record needs is asked for before the first step, and the project's version is in its source."""
+    probe = "from importlib.metadata import version; version('scaled-bn-repro')"
+    command = [sys.executable, "-S", "-P", "-c", probe]
+    asked = subprocess.run(command, env=uninstalled, capture_output=True, text=True)
+    assert "PackageNotFoundError" in asked.stderr
+    done = repro_without_site_packages(
+        uninstalled, "train", RUN, "--preset", "smoke", "--device", "cpu", "--results", tmp_path / "results"
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").rglob("seed0.json")
+    record = read_record(path, RUN, "smoke")
+    assert record is not None
+    assert record.provenance.packages["scaled-bn-repro"]
+    assert record.provenance.packages["torch"]
+
+
+def test_doctor_knows_what_the_project_needs(uninstalled):
+    done = repro_without_site_packages(uninstalled, "doctor", "--quick", "--preset", "smoke", "--json")
+    findings = {finding["matter"]: finding for finding in json.loads(done.stdout)}
+    assert findings["packages"]["level"] == "ok", done.stdout + done.stderr
