@@ -1,7 +1,6 @@
 """What each run's record is worth today: done, of older code, of another recipe, damaged or missing."""
 
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -11,10 +10,6 @@ from repro.recipes import Preset, RunConfig
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.system import usable_cores
-
-MANY = 500
-"""Records that a process of its own is worth starting for."""
 
 
 class Standing(StrEnum):
@@ -50,62 +45,18 @@ def assess(
     preset: Preset,
     project: Project,
     fingerprints: Mapping[str, str | None],
+    whole: bool = True,
 ) -> Iterator[RunState]:
     """The state of each run, in order, one at a time: 100,000 records do not fit into memory at once.
 
     `fingerprints` gives each data set's fingerprint, None where the data are not at hand: records are
-    then believed for their data and marked "data unchecked".
+    then believed for their data and marked "data unchecked". Records are checked whole either way; not `whole`,
+    they come without their curves and probes.
     """
     for run in runs:
         config = registry.config(run, preset)
-        yield assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
-
-
-def assess_many(
-    runs: Iterable[Run],
-    registry: Registry,
-    preset: Preset,
-    project: Project,
-    fingerprints: Mapping[str, str | None],
-) -> Iterator[RunState]:
-    """As `assess`, with the records' curves and probes left out; on every core where the runs are many.
-
-    A record is checked whole all the same. The processes are forks: call it before there are threads.
-    """
-    runs = list(runs)
-    workers = min(usable_cores(), len(runs) // MANY)
-
-    def part(some: Sequence[Run]) -> list[RunState]:
-        return [_trimmed(state) for state in assess(some, registry, preset, project, fingerprints)]
-
-    parts = [runs[start : start + MANY] for start in range(0, len(runs), MANY)]
-    if workers < 2:
-        for some in parts:
-            yield from part(some)
-        return
-    from concurrent.futures import ProcessPoolExecutor  # slow to import, and seldom needed
-    from multiprocessing import get_context
-
-    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_become, initargs=(part,))
-    try:
-        for states in pool.map(_part, parts):
-            yield from states
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_Part = Callable[[Sequence[Run]], list[RunState]]
-_work: list[_Part] = []
-
-
-def _become(part: _Part) -> None:
-    """Begins a worker of the pool; Ctrl-C is for the process that waits for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _work[:] = [part]
-
-
-def _part(runs: Sequence[Run]) -> list[RunState]:
-    return _work[0](runs)
+        state = assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
+        yield state if whole else _trimmed(state)
 
 
 def _trimmed(state: RunState) -> RunState:

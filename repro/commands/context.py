@@ -8,7 +8,7 @@ from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, assess, assess_many
+from repro.standings import RunState, assess
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Context:
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
         """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
 
-        That is quicker where there are many.
+        Then many of them fit into memory.
         """
         runs = list(runs)
-        look = assess if whole else assess_many
-        yield from look(runs, self.registry, self.preset, self.project, self.fingerprints(runs))
+        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs), whole)
