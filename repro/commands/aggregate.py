@@ -12,8 +12,8 @@ from repro.commands.context import Context
 from repro.commands.judge import judge_summaries, optional_rules
 from repro.errors import UsageError
 from repro.experiments import TableName
+from repro.record_state import RunState
 from repro.registry import Run, Selection
-from repro.standings import RunState
 
 AnyFormat = TableFormat | Literal["parquet"]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from repro.commands.context import Context
 from repro.commands.nameless import nameless
 from repro.errors import SelectionError, UsageError
+from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Selection
-from repro.standings import RunState, Standing
 
 TOP = "records"
 
@@ -50,7 +50,7 @@ def write_bundle(context: Context, selected: Selection, file: Path) -> Bundled:
         for state in context.states(sorted(runs, key=lambda run: run.id)):
             record, reason = _share(state)
             if record is None:
-                damaged |= state.standing in (Standing.CORRUPT, Standing.FOREIGN)
+                damaged |= state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
                 left_out.extend([f"{state.run.id}: {reason}"] if reason else [])
                 continue
             packed += 1
@@ -75,7 +75,7 @@ def write_bundle(context: Context, selected: Selection, file: Path) -> Bundled:
 
 def _share(state: RunState) -> tuple[RunRecord | None, str]:
     """The record as it may leave this machine, or why it stays."""
-    if state.standing is Standing.MISSING:
+    if state.record_state is RecordState.MISSING:
         return None, ""
     if not state.counts or state.record is None:
         return None, state.reason

@@ -7,8 +7,8 @@ from pathlib import Path
 from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
+from repro.record_state import RunState, assess
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, assess
 
 
 @dataclass(frozen=True)

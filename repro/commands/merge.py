@@ -18,9 +18,9 @@ from repro.commands.nameless import nameless
 from repro.commit import add_record
 from repro.data.files import unpack_tar
 from repro.errors import DataCorruptError, IntegrityError, ReproError, UsageError
+from repro.record_state import RecordState, RunState, assess_run
 from repro.records import RunRecord
 from repro.registry import Run
-from repro.standings import RunState, Standing, assess_run
 
 LIMITS = {"max_members": 1_000_000, "max_bytes": 100 * 10**9, "max_ratio": 30}
 LARGEST_RECORD = 10 * 2**20
@@ -113,7 +113,7 @@ def _offers(context: Context, records: Path, planned: dict[str, str] | None) -> 
             fingerprints |= {key: here.fingerprints([run])[run.cell.dataset]}
         there = replace(here, project=replace(here.project, results=records))
         offered = _assess(there, run, fingerprints[key])
-        if offered.standing is Standing.OTHER_RECIPE:
+        if offered.record_state is RecordState.OTHER_RECIPE:
             yield Offer(name, Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: "))
         elif offered.record is None:
             yield Offer(
@@ -134,12 +134,12 @@ def _decide(
 ) -> Offer:
     """Takes the record in where its name is free."""
     paths = here.project.run(here.preset.name, offered.run)
-    if present.standing is Standing.MISSING and planned is not None:
+    if present.record_state is RecordState.MISSING and planned is not None:
         digest = hashlib.sha256(content).hexdigest()
         if planned.setdefault(name, digest) != digest:
             return Offer(name, Fate.CONFLICT, "an earlier bundle has another record of this run")
         return Offer(name, Fate.TAKEN)
-    if present.standing is Standing.MISSING:
+    if present.record_state is RecordState.MISSING:
         if add_record(content, paths):
             return Offer(name, Fate.TAKEN)
         return Offer(name, Fate.CONFLICT, "somebody else has just put a record there; merge again")

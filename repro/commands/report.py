@@ -12,8 +12,8 @@ from repro.commands.context import Context
 from repro.commands.judge import project_rules
 from repro.commit import make_folder, write_whole
 from repro.experiments import AMBIGUITIES
+from repro.record_state import RecordState, RunState
 from repro.registry import Selection
-from repro.standings import RunState, Standing
 
 
 def write_report(context: Context, output: Path | None) -> tuple[Path, list[str]]:
@@ -53,7 +53,7 @@ def _states(context: Context) -> list[RunState]:
             continue
         runs = context.registry.select_runs(Selection(tables=(table.name,)), context.preset)
         found = list(context.states([*runs, *extension_runs(context, table.name)]))
-        if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
+        if table.of_paper or any(state.record_state is not RecordState.MISSING for state in found):
             states += found
     return states
 

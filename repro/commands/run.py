@@ -13,6 +13,7 @@ from repro.commands.packing import Packing, PerGpu, pack, tenants
 from repro.commands.survey import make_survey, probes_here, shares_begun
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import read_manifest
+from repro.record_state import RunState, assess_run
 from repro.registry import Run, Selection
 from repro.scheduling.budget import Budget, spend
 from repro.scheduling.durations import parse_duration
@@ -28,7 +29,6 @@ from repro.scheduling.slots import Slot
 from repro.scheduling.survey import Survey
 from repro.scheduling.train_command import StalePolicy, TrainCommand
 from repro.scheduling.view import open_view
-from repro.standings import RunState, assess_run
 
 
 @dataclass(frozen=True)

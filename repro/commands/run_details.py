@@ -10,25 +10,25 @@ from rich.text import Text
 
 from repro.commands.context import Context
 from repro.commit import attempts_of
-from repro.errors import DataMissingError, RecordCorruptError, RecordForeignError, SelectionError
+from repro.errors import DataMissingError, RecordCorruptError, RecordMisplacedError, SelectionError
 from repro.recipes import format_axis
+from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
-from repro.standings import RunState, Standing
 
-_DAMAGED = {Standing.CORRUPT: RecordCorruptError, Standing.FOREIGN: RecordForeignError}
+_DAMAGED = {RecordState.CORRUPT: RecordCorruptError, RecordState.MISPLACED: RecordMisplacedError}
 _EPOCHS_SHOWN = 12
 
 
 def show_run(context: Context, run_id: str, as_json: bool) -> str:
     """The record of `run_id` for a person, or its JSON as it stands on disk.
 
-    Raises SelectionError for an id that is not one, RecordCorruptError or RecordForeignError for a record
+    Raises SelectionError for an id that is not one, RecordCorruptError or RecordMisplacedError for a record
     that cannot be believed, DataMissingError where there is none.
     """
     run = context.registry.parse(run_id)
     (state,) = context.states([run])
-    if state.standing in _DAMAGED:
-        raise _DAMAGED[state.standing](state.reason)
+    if state.record_state in _DAMAGED:
+        raise _DAMAGED[state.record_state](state.reason)
     path = context.project.run(context.preset.name, run.id).record
     if state.record is None:
         raise DataMissingError(
@@ -83,7 +83,7 @@ def _rendered(state: RunState, record: RunRecord) -> str:
 
 def _parts(state: RunState, record: RunRecord) -> Iterator[Text | RichTable]:
     result, made, data = record.result, record.provenance, record.data
-    standing = state.reason or str(state.standing)
+    standing = state.reason or str(state.record_state)
     yield Text(f"{record.run}  (preset {record.preset}; {standing})", style="bold")
     facts = RichTable.grid(padding=(0, 2))
     if result.accuracy is None:

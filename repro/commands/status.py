@@ -8,6 +8,7 @@ from dataclasses import replace
 from repro.commands.context import Context
 from repro.commands.survey import data_sizes, probes_here
 from repro.errors import DeviceError
+from repro.record_state import RunState
 from repro.registry import Run, Selection
 from repro.scheduling.heartbeat import Heartbeat, read_heartbeats
 from repro.scheduling.plan import make_plan
@@ -15,7 +16,6 @@ from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.status import Status, make_status
 from repro.scheduling.survey import Survey
 from repro.scheduling.traces import read_traces
-from repro.standings import RunState
 
 INTERVAL = 2.0
 """Seconds between two looks; stretched where looking itself takes long."""

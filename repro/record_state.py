@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from repro.errors import RecordCorruptError, RecordForeignError
+from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
 from repro.records import Probes, RunRecord, read_record
@@ -12,23 +12,23 @@ from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
 
 
-class Standing(StrEnum):
-    """Where a run stands; the first two count in every table."""
+class RecordState(StrEnum):
+    """What a record is worth; the first two count in every table."""
 
     DONE = "done"
     OLDER_CODE = "older code"
     OTHER_RECIPE = "other recipe"
     CORRUPT = "corrupt"
-    FOREIGN = "foreign"
+    MISPLACED = "misplaced"
     MISSING = "missing"
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run with the standing of its record; `reason` is a sentence for the user where it is not done."""
+    """A run with the state of its record; `reason` is a sentence for the user where it is not done."""
 
     run: Run
-    standing: Standing
+    record_state: RecordState
     record: RunRecord | None = None
     reason: str = ""
     data_unchecked: bool = False
@@ -36,7 +36,7 @@ class RunState:
     @property
     def counts(self) -> bool:
         """Whether the record is one to average."""
-        return self.standing in (Standing.DONE, Standing.OLDER_CODE)
+        return self.record_state in (RecordState.DONE, RecordState.OLDER_CODE)
 
 
 def assess(
@@ -50,8 +50,8 @@ def assess(
     """The state of each run, in order, one at a time: 100,000 records do not fit into memory at once.
 
     `fingerprints` gives each data set's fingerprint, None where the data are not at hand: records are
-    then believed for their data and marked "data unchecked". Records are checked whole either way; not `whole`,
-    they come without their curves and probes.
+    then accepted for their data and marked "data unchecked". Not `whole`, records come without their curves
+    and probes; they are checked all the same.
     """
     for run in runs:
         config = registry.config(run, preset)
@@ -74,21 +74,23 @@ def assess_run(
     try:
         record = read_record(path, run.id, preset.name)
     except RecordCorruptError as error:
-        return RunState(run, Standing.CORRUPT, reason=str(error))
-    except RecordForeignError as error:
-        return RunState(run, Standing.FOREIGN, reason=str(error))
+        return RunState(run, RecordState.CORRUPT, reason=str(error))
+    except RecordMisplacedError as error:
+        return RunState(run, RecordState.MISPLACED, reason=str(error))
     if record is None:
-        return RunState(run, Standing.MISSING, reason="not run yet")
+        return RunState(run, RecordState.MISSING, reason="not run yet")
     if record.signature.config != config_hash(config):
-        return RunState(run, Standing.OTHER_RECIPE, record, f"other recipe: {_differences(record, config)}")
+        return RunState(
+            run, RecordState.OTHER_RECIPE, record, f"other recipe: {_differences(record, config)}"
+        )
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
-        return RunState(run, Standing.OTHER_RECIPE, record, "other data than the ones prepared here")
+        return RunState(run, RecordState.OTHER_RECIPE, record, "other data than the ones prepared here")
     unchecked = fingerprint is None
     if record.signature.code != code_hash(config):
         return RunState(
-            run, Standing.OLDER_CODE, record, "made by older training code", data_unchecked=unchecked
+            run, RecordState.OLDER_CODE, record, "made by older training code", data_unchecked=unchecked
         )
-    return RunState(run, Standing.DONE, record, data_unchecked=unchecked)
+    return RunState(run, RecordState.DONE, record, data_unchecked=unchecked)
 
 
 def _differences(record: RunRecord, config: RunConfig) -> str:
