@@ -1,4 +1,4 @@
-"""How a record reaches its name: attempts, the exclusive commit, and records that are set aside.
+"""How a record reaches its name: attempts, the exclusive commit, and quarantine.
 
 An attempt works in a folder of its own; mkdir hands out the number. To commit it writes the record there,
 fsyncs it, hard-links it to the record's name and fsyncs the folder. A link either makes the whole name or
@@ -197,9 +197,9 @@ def commit_record(
                 present = read_record(paths.record, record.run, record.preset)
                 if present and counts(present):
                     return CommitOutcome.ALREADY_DONE
-                set_aside(paths.record, paths.superseded, fault)
+                move_record(paths.record, paths.superseded, fault)
             except IntegrityError:
-                set_aside_damaged(paths, record.run, record.preset)
+                quarantine_damaged(paths, record.run, record.preset)
         except OSError as error:
             raise refusal(f"cannot write {paths.record}", error) from None
         else:
@@ -225,8 +225,8 @@ def add_record(content: bytes, paths: RunPaths) -> bool:
     return True
 
 
-def set_aside_damaged(paths: RunPaths, run: str, preset: str) -> Path | None:
-    """Moves a record that cannot be believed to `quarantine/`; its new path, None if it is a good one."""
+def quarantine_damaged(paths: RunPaths, run: str, preset: str) -> Path | None:
+    """Moves an invalid record to `quarantine/`; its new path, None if it is a valid one."""
 
     def fault(path: Path) -> str | None:
         try:
@@ -235,10 +235,10 @@ def set_aside_damaged(paths: RunPaths, run: str, preset: str) -> Path | None:
             return str(error)
         return None
 
-    return set_aside(paths.record, paths.quarantine, fault)
+    return move_record(paths.record, paths.quarantine, fault)
 
 
-def set_aside(record: Path, folder: Path, fault: Callable[[Path], str | None]) -> Path | None:
+def move_record(record: Path, folder: Path, fault: Callable[[Path], str | None]) -> Path | None:
     """Moves a record into `folder` under the next free number, the fault beside it; its new path.
 
     `fault` says what is wrong with the record in a file, None for nothing; None is returned if nothing is

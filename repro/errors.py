@@ -14,9 +14,9 @@ ReproError                     1  something failed
 │   ├── NoSpaceError              a disk is full or a quota used up
 │   ├── ReadOnlyError             a file system takes no writes
 │   └── DeviceError               a device asked for is missing or cannot run what was asked
-├── IntegrityError             4  a result on disk cannot be believed
+├── IntegrityError             4  a result on disk is not valid
 │   ├── RecordCorruptError        a record is torn, edited or breaks the schema
-│   └── RecordForeignError        a record stands under another run's name
+│   └── RecordMisplacedError      a record lies under another run's name
 └── RunInterruptedError       75  stopped on request; started again it goes on
 
 A message says what was expected, what came instead, and what to do.
@@ -89,7 +89,7 @@ class DeviceError(SetupError):
 
 
 class IntegrityError(ReproError):
-    """A result on disk cannot be believed; nothing is averaged in silence."""
+    """A result on disk is not valid; nothing is averaged in silence."""
 
     exit_code = 4
 
@@ -98,7 +98,7 @@ class RecordCorruptError(IntegrityError):
     """A record is torn, was edited after it was written, or breaks the schema."""
 
 
-class RecordForeignError(IntegrityError):
+class RecordMisplacedError(IntegrityError):
     """A valid record stands under a name that belongs to another run or preset."""
 
 

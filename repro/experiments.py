@@ -65,8 +65,8 @@ class Row(Model):
     @model_validator(mode="before")
     @classmethod
     def _validate_parameters(cls, raw: object, info: ValidationInfo) -> object:
-        if not isinstance(raw, dict):
-            return raw
+        if not isinstance(raw, dict) or isinstance(raw.get("parameters"), tuple):
+            return raw  # no TOML has a tuple: a program made this row
         if not isinstance(raw.get("loss"), str):
             known = ", ".join(names("losses"))
             raise ValueError(f"missing key 'loss'; losses: {known}, or your own file: mylosses.py:FocalLoss")

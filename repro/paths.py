@@ -4,7 +4,7 @@ One `Project` is made by the command line and handed down; nothing below it look
 
     <root>/experiments/*.toml
     <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record a run
-    <results>/<preset>/.work/<run id>/…   its attempts, lock and set-aside records
+    <results>/<preset>/.work/<run id>/…   its attempts, lock, superseded and quarantined records
     <figures>/<preset>/
     <data>/<data set>/raw/ and <data>/<data set>/prepared/
 """
@@ -49,7 +49,7 @@ class RunPaths:
 
     @property
     def quarantine(self) -> Path:
-        """Records that could not be believed."""
+        """Records that are not valid."""
         return self.work / "quarantine"
 
 

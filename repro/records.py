@@ -15,7 +15,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from repro.errors import RecordCorruptError, RecordForeignError
+from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.recipes import RunConfig
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
@@ -262,7 +262,7 @@ def parse_record(text: str, where: str) -> RunRecord:
 def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
     """The record at `path`, None where there is none.
 
-    Raises RecordCorruptError, or RecordForeignError if it is another run's or preset's.
+    Raises RecordCorruptError, or RecordMisplacedError if it is another run's or preset's.
     """
     try:
         text = path.read_bytes().decode()
@@ -272,7 +272,7 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
         raise RecordCorruptError(f"{path}: not text: overwritten or damaged") from None
     record = parse_record(text, str(path))
     if (record.run, record.preset) != (run_id, preset):
-        raise RecordForeignError(
+        raise RecordMisplacedError(
             f"{path}: holds the record of {record.run} (preset {record.preset}), "
             f"expected {run_id} (preset {preset}): it was moved or copied here"
         )

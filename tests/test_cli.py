@@ -158,7 +158,7 @@ def test_a_damaged_record_is_named_never_averaged_and_redone(swept, tmp_path, da
     table = repro("aggregate", "--preset", "smoke", "--results", results, "--table", "1")
     assert table.returncode == 4
     assert says in table.stderr
-    assert says in table.stdout or "corrupt" in table.stdout or "foreign" in table.stdout
+    assert says in table.stdout or "corrupt" in table.stdout or "misplaced" in table.stdout
     rerun = repro("run", "--preset", "smoke", "--results", results, *RESNET18, check=0)
     assert "7 done before" in rerun.stderr
     assert record.read_text() != ""

@@ -23,9 +23,9 @@ from repro.commit import (
     commit_record,
     is_held,
     is_reported_elsewhere,
+    move_record,
     note_attempt,
     run_lock,
-    set_aside,
     write_whole,
 )
 from repro.errors import NoSpaceError, SetupError
@@ -82,7 +82,7 @@ def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
     assert read_record(paths.record, RUN, "smoke") == record
 
 
-def test_a_good_record_that_comes_while_a_damaged_one_is_set_aside_keeps_its_name(record, paths):
+def test_a_valid_record_that_comes_while_a_damaged_one_is_quarantined_keeps_its_name(record, paths):
     """Where locks do nothing, somebody else may exchange the one for the other at any moment."""
     paths.record.parent.mkdir()
     paths.record.write_text("{")
@@ -95,7 +95,7 @@ def test_a_good_record_that_comes_while_a_damaged_one_is_set_aside_keeps_its_nam
             commit_record(record, paths, begin_attempt(paths), counts=lambda present: True)
         return "torn" if judged[-1] == "{" else None
 
-    assert set_aside(paths.record, paths.quarantine, fault) is None
+    assert move_record(paths.record, paths.quarantine, fault) is None
     assert judged == ["{", record.to_json()]
     assert read_record(paths.record, RUN, "smoke") == record
     assert list(paths.quarantine.iterdir()) == []
@@ -111,16 +111,16 @@ def test_of_two_good_records_that_come_meanwhile_the_one_with_the_name_keeps_it(
         commit_record(record, paths, begin_attempt(paths), counts=lambda present: True)
         return "torn" if torn else None
 
-    assert set_aside(paths.record, paths.quarantine, fault) is None
+    assert move_record(paths.record, paths.quarantine, fault) is None
     assert read_record(paths.record, RUN, "smoke") == record
     assert read_record(paths.quarantine / "1.json", RUN, "smoke") == record
 
 
 def test_a_full_disk_leaves_a_damaged_record_where_it_is_and_says_so(tmp_path):
     code = (
-        "from pathlib import Path; from repro.commit import set_aside; from repro.errors import NoSpaceError\n"
+        "from pathlib import Path; from repro.commit import move_record; from repro.errors import NoSpaceError\n"
         "disk = Path('$DISK')\n"
-        "try: set_aside(disk / 'seed0.json', disk / 'quarantine', lambda path: 'torn')\n"
+        "try: move_record(disk / 'seed0.json', disk / 'quarantine', lambda path: 'torn')\n"
         "except NoSpaceError as error: print(error)\n"
         "print(sorted(path.name for path in disk.rglob('*.json')))\n"
     )

@@ -2,7 +2,7 @@
 
 FOLDER becomes a project of its own (set REPRO_ROOT to it) whose preset `many` has seeds enough for RECORDS
 runs, `--seeds` more if some are to stay queued, and the paper's 100 epochs per record; 100,000
-records are 4 GB. Needs tests/scheduling on PYTHONPATH.
+records are 4 GB. Needs tests and tests/scheduling on PYTHONPATH.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     RunState …  → CellSummary …  → tables (`repro.analysis.tables`)
 
 Only a record of today's recipe that ended with an accuracy is averaged. A diverged run is a result: it is
-named and left out of the mean. A missing, corrupt, foreign or other recipe's record is a blank with its
+named and left out of the mean. A missing, corrupt, misplaced or other recipe's record is a blank with its
 reason.
 """
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from repro.analysis.statistics import spread
-from repro.errors import IntegrityError, RecordCorruptError, RecordForeignError
+from repro.errors import IntegrityError, RecordCorruptError, RecordMisplacedError
 from repro.experiments import Reported
 from repro.recipes import Preset, format_axis
+from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Cell, Registry
-from repro.standings import RunState, Standing
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CountedRun:
     accuracy: float
     best_accuracy: float | None
     best_epoch: int | None
-    standing: Standing
+    record_state: RecordState
     data_unchecked: bool
     data: str
     classes: int
@@ -97,9 +97,9 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
 
 
 def integrity_errors(states: Iterable[RunState]) -> tuple[IntegrityError, ...]:
-    """An error for each corrupt or foreign record, each naming its file; raise the first to exit with 4."""
-    kinds = {Standing.CORRUPT: RecordCorruptError, Standing.FOREIGN: RecordForeignError}
-    return tuple(kinds[state.standing](state.reason) for state in states if state.standing in kinds)
+    """An error for each corrupt or misplaced record, each naming its file; raise the first to exit with 4."""
+    kinds = {RecordState.CORRUPT: RecordCorruptError, RecordState.MISPLACED: RecordMisplacedError}
+    return tuple(kinds[state.record_state](state.reason) for state in states if state.record_state in kinds)
 
 
 def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
@@ -148,13 +148,13 @@ def _summary(cell: Cell, outcomes: dict[int, CountedRun | Blank], preset: Preset
 def _outcome(state: RunState) -> CountedRun | Blank:
     """The run as it counts, or why it does not."""
     run_id, seed = state.run.id, state.run.seed
-    if state.standing is Standing.MISSING:
+    if state.record_state is RecordState.MISSING:
         # `no data: FaceScrub cannot be …` is `no data` in the cell and whole in the note below.
         return Blank(run_id, seed, state.reason.partition(":")[0], state.reason)
-    if state.standing in (Standing.CORRUPT, Standing.FOREIGN):
+    if state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
         # The file's path is in the error that ends the command; here the cell and the seed say it.
         what = state.reason.rpartition(f"{run_id}.json: ")[2]
-        return Blank(run_id, seed, f"{state.standing} record", f"{state.standing}: {what}")
+        return Blank(run_id, seed, f"{state.record_state} record", f"{state.record_state}: {what}")
     if not state.counts or state.record is None:
         return Blank(run_id, seed, "other recipe", state.reason)
     return _counted(run_id, seed, state, state.record)
@@ -170,7 +170,7 @@ def _counted(run_id: str, seed: int, state: RunState, record: RunRecord) -> Coun
         accuracy=result.accuracy,
         best_accuracy=result.best_accuracy,
         best_epoch=result.best_epoch,
-        standing=state.standing,
+        record_state=state.record_state,
         data_unchecked=state.data_unchecked,
         data=record.signature.data,
         classes=record.data.classes,
@@ -201,7 +201,7 @@ def _notes(runs: Sequence[CountedRun]) -> tuple[str, ...]:
 
     note(
         "older code (what trains has changed since)",
-        [run for run in runs if run.standing is Standing.OLDER_CODE],
+        [run for run in runs if run.record_state is RecordState.OLDER_CODE],
     )
     note("data unchecked (not prepared here)", [run for run in runs if run.data_unchecked])
     note("generated data", [run for run in runs if run.generated])

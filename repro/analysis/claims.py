@@ -28,8 +28,8 @@ from repro.analysis.layout import qualified_title
 from repro.analysis.rules import Claim, Mirror, Rules, Shown
 from repro.errors import SelectionError
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Run
-from repro.standings import RunState, Standing
 
 
 class ClaimWord(StrEnum):
@@ -306,8 +306,8 @@ def _missing(
                 if state is None:
                     reasons["in no table of the experiments"] += 1
                 elif not state.counts:
-                    missing = state.standing is Standing.MISSING
-                    reasons[state.reason.partition(":")[0] if missing else f"{state.standing}"] += 1
+                    missing = state.record_state is RecordState.MISSING
+                    reasons[state.reason.partition(":")[0] if missing else f"{state.record_state}"] += 1
                 elif state.record is not None and state.record.result.accuracy is None:
                     reasons["diverged"] += 1
         if reasons:

@@ -22,9 +22,9 @@ from repro.analysis.style import (
 )
 from repro.experiments import TableName
 from repro.recipes import Preset, format_axis
+from repro.record_state import RunState
 from repro.records import Epoch, RunRecord
 from repro.registry import Registry
-from repro.standings import RunState
 
 Value = Callable[[Epoch], float | None]
 

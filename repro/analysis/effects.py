@@ -20,9 +20,9 @@ from repro.analysis.rules import Combination, Divergence, Measure, TestRules
 from repro.errors import RegistryError
 from repro.experiments import Table
 from repro.recipes import Preset
+from repro.record_state import RunState
 from repro.records import RunRecord
 from repro.registry import Registry
-from repro.standings import RunState
 
 Unit = Literal["points", "factor"]
 

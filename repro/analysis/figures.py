@@ -17,9 +17,9 @@ from repro.analysis.style import figure_style, save
 from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
 from repro.recipes import Preset
+from repro.record_state import RunState
 from repro.records import RunRecord
 from repro.registry import Registry
-from repro.standings import RunState
 
 
 @dataclass(frozen=True)

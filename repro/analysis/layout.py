@@ -19,8 +19,8 @@ from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
 from repro.analysis.cell_verdict import Judged
 from repro.experiments import Table, TableName
 from repro.recipes import Preset, Scalar, format_axis
+from repro.record_state import RecordState
 from repro.registry import Registry
-from repro.standings import Standing
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,7 @@ def _blanks(summary: CellSummary) -> list[tuple[str, int]]:
 
 def _stale(summary: CellSummary) -> list[tuple[str, int]]:
     """Each seed whose record older code made."""
-    older = [run.seed for run in summary.runs if run.standing is Standing.OLDER_CODE]
+    older = [run.seed for run in summary.runs if run.record_state is RecordState.OLDER_CODE]
     return [("made by older code", seed) for seed in older]
 
 

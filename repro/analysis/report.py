@@ -34,8 +34,8 @@ from repro.analysis.svg import to_svg
 from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
 from repro.recipes import Preset
+from repro.record_state import RunState
 from repro.registry import Registry
-from repro.standings import RunState
 
 PAGE = files("repro.analysis") / "page"
 

@@ -14,9 +14,9 @@ from repro.analysis.report_verdicts import VerdictPart, cell_verdict
 from repro.analysis.svg import Line, small_plot
 from repro.analysis.verdicts import CellVerdict, Verdict
 from repro.recipes import Preset, format_axis
+from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Cell, Registry
-from repro.standings import RunState, Standing
 
 _SEED_COLOURS = ("var(--seed-0)", "var(--seed-1)", "var(--seed-2)")
 
@@ -109,7 +109,7 @@ class TablePart:
 class Headline:
     """The page in numbers, of the paper's tables where there are any; `beyond` are the runs of all others.
 
-    `standing` counts the runs by what their records are worth.
+    `record_states` counts the runs by what their records are worth.
     """
 
     counted: int
@@ -120,7 +120,7 @@ class Headline:
     device_hours: str
     devices: tuple[str, ...]
     newest: str
-    standing: tuple[tuple[str, int], ...]
+    record_states: tuple[tuple[str, int], ...]
 
 
 def table_part(
@@ -195,8 +195,8 @@ def headline(summaries: Sequence[CellSummary], states: Sequence[RunState], regis
     }
     own = [summary for summary in summaries if summary.cell.table in names]
     records = [state.record for state in states if state.counts and state.record is not None]
-    standing = Counter(
-        "diverged" if _diverged(state) else _WORDS[state.standing]
+    counts = Counter(
+        "diverged" if _diverged(state) else _WORDS[state.record_state]
         for state in states
         if state.run.cell.table in names
     )
@@ -210,17 +210,17 @@ def headline(summaries: Sequence[CellSummary], states: Sequence[RunState], regis
         device_hours=hours(sum((busy(record) for record in records), timedelta())),
         devices=tuple(dict.fromkeys(record.provenance.device for record in records)),
         newest=max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default=""),
-        standing=tuple((word, standing[word]) for word in _ORDER if standing[word]),
+        record_states=tuple((word, counts[word]) for word in _ORDER if counts[word]),
     )
 
 
 _WORDS = {
-    Standing.DONE: "done",
-    Standing.OLDER_CODE: "done by older code",
-    Standing.OTHER_RECIPE: "other recipe",
-    Standing.CORRUPT: "damaged",
-    Standing.FOREIGN: "damaged",
-    Standing.MISSING: "missing",
+    RecordState.DONE: "done",
+    RecordState.OLDER_CODE: "done by older code",
+    RecordState.OTHER_RECIPE: "other recipe",
+    RecordState.CORRUPT: "damaged",
+    RecordState.MISPLACED: "damaged",
+    RecordState.MISSING: "missing",
 }
 _ORDER = ("done", "done by older code", "diverged", "other recipe", "damaged", "missing")
 
@@ -262,9 +262,9 @@ def _cell(
 def _run(state: RunState, preset: Preset) -> RunPart:
     record = state.record if state.counts else None
     command = f"repro train {state.run.id} --preset {preset.name}"
-    word = _WORDS[state.standing]
+    word = _WORDS[state.record_state]
     if record is None:
-        reason = state.reason if state.standing is not Standing.MISSING else "not run yet"
+        reason = state.reason if state.record_state is not RecordState.MISSING else "not run yet"
         return RunPart(state.run.id, state.run.seed, "", "", reason, "", "", "", "", "", "", command)
     made, result = record.provenance, record.result
     if result.accuracy is None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from repro.data.training_set import fingerprint
 from repro.paths import Project
 from repro.recipes import Preset, RunConfig
+from repro.record_state import RunState, assess
 from repro.registry import Registry, Run, Selection
-from repro.standings import RunState, assess, assess_many
 
 if TYPE_CHECKING:
     from repro.scheduling.estimate import DataSize
@@ -55,11 +55,10 @@ class Context:
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
         """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
 
-        That is quicker where there are many.
+        Then many of them fit into memory.
         """
         runs = list(runs)
-        look = assess if whole else assess_many
-        yield from look(runs, self.registry, self.preset, self.project, self.fingerprints(runs))
+        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs), whole)
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""

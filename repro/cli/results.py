@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from repro.analysis.tables import TableFormat
     from repro.cli.context import Context
     from repro.experiments import TableName
+    from repro.record_state import RunState
     from repro.registry import Run
-    from repro.standings import RunState
 
     AnyFormat = TableFormat | Literal["parquet"]
 
@@ -225,7 +225,7 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
 
 
 def _reported_states(context: "Context") -> "list[RunState]":
-    from repro.standings import Standing
+    from repro.record_state import RecordState
 
     states: list[RunState] = []
     for table in context.registry.tables:
@@ -233,7 +233,7 @@ def _reported_states(context: "Context") -> "list[RunState]":
             continue
         runs = context.runs(tables=(table.name,))
         found = list(context.states([*runs, *extension_runs(context, table.name)]))
-        if table.of_paper or any(state.standing is not Standing.MISSING for state in found):
+        if table.of_paper or any(state.record_state is not RecordState.MISSING for state in found):
             states += found
     return states
 

@@ -28,9 +28,9 @@ from repro.errors import DataCorruptError, IntegrityError, ReproError, Selection
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
+    from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Run, Selection
-    from repro.standings import RunState
 
 TOP = "records"
 LIMITS = {"max_members": 1_000_000, "max_bytes": 100 * 10**9, "max_ratio": 30}
@@ -61,7 +61,7 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
     Returns how many were packed, a sentence for each that was left out, and whether one of these is damaged.
     Raises SelectionError where there is none, UsageError where the file cannot be written.
     """
-    from repro.standings import Standing
+    from repro.record_state import RecordState
 
     left_out: list[str] = []
     damaged = False
@@ -71,13 +71,13 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
         nonlocal damaged, packed
         runs = context.registry.select_runs(selected, context.preset)
         for state in context.states(sorted(runs, key=lambda run: run.id)):
-            if state.standing is Standing.MISSING:
+            if state.record_state is RecordState.MISSING:
                 continue
             record, reason = None, state.reason
             if state.counts and state.record is not None:
                 record, reason = anonymise(state.record)
             if record is None:
-                damaged |= state.standing in (Standing.CORRUPT, Standing.FOREIGN)
+                damaged |= state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
                 left_out.extend([f"{state.run.id}: {reason}"] if reason else [])
                 continue
             packed += 1
@@ -246,7 +246,7 @@ def _offers(context: "Context", records: Path, planned: dict[str, str] | None) -
 
     `planned` makes it a dry run: by name, the hash of what earlier bundles would have put there.
     """
-    from repro.standings import Standing, assess_run
+    from repro.record_state import RecordState, assess_run
 
     fingerprints: dict[tuple[str, str], str | None] = {}
 
@@ -268,7 +268,7 @@ def _offers(context: "Context", records: Path, planned: dict[str, str] | None) -
             yield Offer(name, Fate.REFUSED, f"too large for a record: {file.stat().st_size:,} bytes")
             continue
         offered = assess(replace(here, project=replace(here.project, results=records)), run)
-        if offered.standing is Standing.OTHER_RECIPE:
+        if offered.record_state is RecordState.OTHER_RECIPE:
             yield Offer(name, Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: "))
         elif offered.record is None:
             reason = offered.reason.replace(f"{records}/", "").removeprefix(f"{name}: ")
@@ -288,14 +288,14 @@ def _decide(
 ) -> Offer:
     """Takes the record in where its name is free."""
     from repro.commit import add_record
-    from repro.standings import Standing
+    from repro.record_state import RecordState
 
-    if present.standing is Standing.MISSING and planned is not None:
+    if present.record_state is RecordState.MISSING and planned is not None:
         digest = hashlib.sha256(content).hexdigest()
         if planned.setdefault(name, digest) != digest:
             return Offer(name, Fate.CONFLICT, "an earlier bundle has another record of this run")
         return Offer(name, Fate.TAKEN)
-    if present.standing is Standing.MISSING:
+    if present.record_state is RecordState.MISSING:
         if add_record(content, here.project.run(here.preset.name, offered.run)):
             return Offer(name, Fate.TAKEN)
         return Offer(name, Fate.CONFLICT, "somebody else has just put a record there; merge again")

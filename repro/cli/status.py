@@ -14,7 +14,7 @@ from repro.errors import (
     DataMissingError,
     DeviceError,
     RecordCorruptError,
-    RecordForeignError,
+    RecordMisplacedError,
     SelectionError,
 )
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from repro.cli.context import Context
+    from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Run, Selection
     from repro.scheduling.heartbeat import Heartbeat
     from repro.scheduling.slots import Slot
     from repro.scheduling.status import Status
     from repro.scheduling.survey import Survey
-    from repro.standings import RunState
 
 INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
 _CLEAR = "\x1b[H\x1b[J"
@@ -160,14 +160,14 @@ def show_run(context: "Context", run_id: str, as_json: bool) -> None:
     """Show one run: result, data, configuration, device, attempts and curve."""
     from rich.console import Console, Group
 
-    from repro.standings import Standing
+    from repro.record_state import RecordState
 
     run = context.registry.parse(run_id)
     (state,) = context.states([run])
-    if state.standing is Standing.CORRUPT:
+    if state.record_state is RecordState.CORRUPT:
         raise RecordCorruptError(state.reason)
-    if state.standing is Standing.FOREIGN:
-        raise RecordForeignError(state.reason)
+    if state.record_state is RecordState.MISPLACED:
+        raise RecordMisplacedError(state.reason)
     path = context.project.run(context.preset.name, run.id).record
     if state.record is None:
         raise DataMissingError(
@@ -191,7 +191,7 @@ def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
     from repro.recipes import format_axis
 
     result, made, data = record.result, record.provenance, record.data
-    standing = state.reason or str(state.standing)
+    standing = state.reason or str(state.record_state)
     yield Text(f"{record.run}  (preset {record.preset}; {standing})", style="bold")
     facts = Table.grid(padding=(0, 2))
     if result.accuracy is None:

@@ -12,6 +12,7 @@ from repro.commands.live_curves import require_tensorboard
 from repro.commands.packing import Packing, PerGpu, pack, tenants
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import read_manifest
+from repro.record_state import RunState, assess_run
 from repro.registry import Run, Selection
 from repro.scheduling.budget import Budget, spend
 from repro.scheduling.durations import parse_duration
@@ -27,7 +28,6 @@ from repro.scheduling.slots import Slot
 from repro.scheduling.survey import Survey
 from repro.scheduling.train_command import StalePolicy, TrainCommand
 from repro.scheduling.view import open_view
-from repro.standings import RunState, assess_run
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from repro.commit import (
     begin_attempt,
     commit_record,
     note_attempt,
-    set_aside_damaged,
+    quarantine_damaged,
     write_whole,
 )
 from repro.data.prepared import PreparedData
@@ -38,10 +38,10 @@ from repro.errors import (
 )
 from repro.paths import Project, RunPaths
 from repro.recipes import Preset, RunConfig
+from repro.record_state import RecordState, RunState, assess_run
 from repro.records import Attempt, Environment, RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.standings import RunState, Standing, assess_run
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder, CheckpointUnfitError
 from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, train_run
 from repro.training.precision import Precision, choose_precision
@@ -101,7 +101,7 @@ class Worker:
         if self._is_good(state):
             self.say(f"{self.run.id}: already done")
             return
-        if state.standing in (Standing.CORRUPT, Standing.FOREIGN):
+        if state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
             moved = self._patiently(self._set_aside, "setting a damaged record aside", (NoSpaceError,))
             if moved:
                 self.say(f"{state.reason}; moved to {moved}")
@@ -184,11 +184,11 @@ class Worker:
 
     def _is_good(self, state: RunState) -> bool:
         if self.options.redo_stale:
-            return state.standing is Standing.DONE
+            return state.record_state is RecordState.DONE
         return state.counts
 
     def _set_aside(self) -> Path | None:
-        return set_aside_damaged(self.paths, self.run.id, self.preset.name)
+        return quarantine_damaged(self.paths, self.run.id, self.preset.name)
 
     def _begin(self) -> Attempt:
         """A new attempt, noted as running; by whom, so that a lock that is never freed can be traced."""

@@ -47,8 +47,8 @@ class Requeued:
 
 
 @dataclass(frozen=True)
-class SetAside:
-    """A record that could not be believed was moved to `path`; its run is trained again."""
+class Quarantined:
+    """An invalid record was moved to `path`; its run is trained again."""
 
     run: str
     path: Path
@@ -109,5 +109,5 @@ class Tick:
     total: int
 
 
-Event = Started | Finished | Failed | Requeued | SetAside | Elsewhere | Paused | Resumed | Notice | Tick
+Event = Started | Finished | Failed | Requeued | Quarantined | Elsewhere | Paused | Resumed | Notice | Tick
 Listener = Callable[[Event], None]

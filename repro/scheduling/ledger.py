@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repro.commit import RunBusyError, is_held, is_reported_elsewhere, run_lock, set_aside_damaged
+from repro.commit import RunBusyError, is_held, is_reported_elsewhere, quarantine_damaged, run_lock
 from repro.errors import NoSpaceError, SetupError
 from repro.paths import Project, RunPaths
+from repro.record_state import RecordState, RunState
 from repro.registry import Run
 from repro.scheduling.causes import (
     MEMORY,
@@ -28,8 +29,8 @@ from repro.scheduling.events import (
     Finished,
     Listener,
     Notice,
+    Quarantined,
     Requeued,
-    SetAside,
     Tick,
 )
 from repro.scheduling.executors.base import Ending, Job
@@ -42,9 +43,8 @@ from repro.scheduling.train_command import TrainCommand
 from repro.scheduling.troubles import Troubles
 from repro.scheduling.verdict import SAME_ERRORS, Advice, ErrorStreak, normalise
 from repro.scheduling.watch import RunWatch
-from repro.standings import RunState, Standing
 
-_DAMAGED = (Standing.CORRUPT, Standing.FOREIGN)
+_DAMAGED = (RecordState.CORRUPT, RecordState.MISPLACED)
 
 
 @dataclass
@@ -76,15 +76,15 @@ class Ledger:
     def fill(self, slots: int) -> None:
         """Queues every run without a record that counts, in groups for `slots` workers.
 
-        Damaged records are set aside first; SetupError if the results folder cannot be written.
+        Damaged records are quarantined first; SetupError if the results folder cannot be written.
         """
         runs: list[Run] = []
         for state in self.states:
             if self._counts(state):
                 self._skipped.append(state.run.id)
                 continue
-            if state.standing in _DAMAGED:
-                self._set_aside(state.run)
+            if state.record_state in _DAMAGED:
+                self._quarantine(state.run)
             runs.append(state.run)
         self.queue.extend(group_runs(runs, slots))
 
@@ -229,18 +229,18 @@ class Ledger:
         return len(self._skipped) + len(self._done) + len(self._failed)
 
     def _counts(self, state: RunState) -> bool:
-        older = state.standing is Standing.OLDER_CODE
+        older = state.record_state is RecordState.OLDER_CODE
         return state.counts and not (older and self.command.stale == "rerun")
 
-    def _set_aside(self, run: Run) -> None:
+    def _quarantine(self, run: Run) -> None:
         paths = self._paths(run)
         try:
             with run_lock(paths):
                 # Under the lock it is read again: another scheduler may have been here first.
                 state = self.examine(run)
-                if state.standing not in _DAMAGED:
+                if state.record_state not in _DAMAGED:
                     return
-                moved = set_aside_damaged(paths, run.id, self.command.preset)
+                moved = quarantine_damaged(paths, run.id, self.command.preset)
         except RunBusyError:
             self.tell(Elsewhere(run.id))
             return
@@ -248,7 +248,7 @@ class Ledger:
             # The run's worker does it as soon as there is room.
             return
         if moved:
-            self.tell(SetAside(run.id, moved, state.reason))
+            self.tell(Quarantined(run.id, moved, state.reason))
 
     def _done_meanwhile(self, run: Run) -> bool:
         if not self._paths(run).record.exists():

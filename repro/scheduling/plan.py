@@ -12,6 +12,7 @@ from typing import Any
 from repro.experiments import TableName
 from repro.paths import Project
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.registry import Registry
 from repro.scheduling.budget import Budget, Part, spend
 from repro.scheduling.estimate import Duration, Estimator
@@ -19,7 +20,6 @@ from repro.scheduling.footprint import Footprint, footprint
 from repro.scheduling.slots import Slot
 from repro.scheduling.survey import Survey, is_to_do
 from repro.scheduling.train_command import StalePolicy
-from repro.standings import RunState, Standing
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def make_plan(
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-        if state.reason and state.standing not in (Standing.DONE, Standing.MISSING):
+        if state.reason and state.record_state not in (RecordState.DONE, RecordState.MISSING):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
@@ -183,8 +183,8 @@ def _column(
     to_do = [state.run for state in states if is_to_do(state, stale)]
     estimate = estimator.estimate(to_do)
 
-    def count(*standings: Standing) -> int:
-        return sum(state.standing in standings for state in states)
+    def count(*wanted: RecordState) -> int:
+        return sum(state.record_state in wanted for state in states)
 
     return ColumnPlan(
         table=table,
@@ -193,10 +193,10 @@ def _column(
         label=registry.table(table).networks.get(network, network),
         cells=len({state.run.cell.id for state in states}),
         runs=len(states),
-        done=count(Standing.DONE),
-        older_code=count(Standing.OLDER_CODE),
-        stale=count(Standing.OTHER_RECIPE),
-        damaged=count(Standing.CORRUPT, Standing.FOREIGN),
+        done=count(RecordState.DONE),
+        older_code=count(RecordState.OLDER_CODE),
+        stale=count(RecordState.OTHER_RECIPE),
+        damaged=count(RecordState.CORRUPT, RecordState.MISPLACED),
         to_do=len(to_do),
         duration=estimate.wall,
         busy=estimate.busy,

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from repro.errors import NoSpaceError
 from repro.paths import Project
+from repro.record_state import RunState
 from repro.registry import Run
 from repro.scheduling.causes import Cause, Kind, oom_kills
 from repro.scheduling.devices import Devices, Tenants
@@ -28,7 +29,6 @@ from repro.scheduling.ledger import Ledger
 from repro.scheduling.outcome import Outcome
 from repro.scheduling.slots import Slot
 from repro.scheduling.train_command import TrainCommand
-from repro.standings import RunState
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ DEFAULT_PACE = Pace()
 class Scheduler:
     """One sweep over `states`, in their order; `run()` does it once.
 
-    `examine` reads a run's standing anew (`repro.standings.assess_run`), `listener` hears of every event.
+    `examine` checks a run's record again (`repro.record_state.assess_run`), `listener` hears of every event.
     Under the `stale` policy "rerun" of `command`, records made by older code are trained again too. At the
     `deadline` (of time.monotonic) workers have written checkpoints and `run` returns. `tenants` says how
     many runs of a run's kind may share a slot's device, where that is fewer than its slots. `reader` lists

@@ -8,9 +8,9 @@ from repro.scheduling.events import (
     Finished,
     Notice,
     Paused,
+    Quarantined,
     Requeued,
     Resumed,
-    SetAside,
 )
 from repro.scheduling.outcome import Outcome
 
@@ -26,8 +26,8 @@ def describe(event: Event) -> str | None:
         case Requeued(runs, cause):
             which = runs[0] if len(runs) == 1 else f"{len(runs)} runs, each alone, from {runs[0]} on"
             return f"again: {which}: {cause}"
-        case SetAside(run, path, reason):
-            return f"set aside the record of {run}, which is trained again: {reason} (now {path})"
+        case Quarantined(run, path, reason):
+            return f"quarantined the record of {run}, which is trained again: {reason} (now {path})"
         case Elsewhere(run):
             return f"{run} is being trained by another process"
         case Paused(reason):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.recipes import Recipe
+from repro.record_state import RecordState
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.footprint import format_bytes
 from repro.scheduling.heartbeat import SILENT, Heartbeat
@@ -17,7 +18,6 @@ from repro.scheduling.plan import Plan
 from repro.scheduling.progress import Progress
 from repro.scheduling.survey import Survey
 from repro.scheduling.traces import Phase, Trace
-from repro.standings import Standing
 
 SHOWN = 8
 """Runs of a kind that the text names; JSON has them all."""
@@ -131,13 +131,13 @@ def make_status(
         if trace and not state.counts:
             kind = str(trace.phase)
             runs.append(_traced(state.run.id, trace, recipe))
-        elif state.standing in (Standing.CORRUPT, Standing.FOREIGN):
+        elif state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
             kind = "damaged"
             runs.append(RunStatus(state.run.id, kind, reason=state.reason))
-        elif state.standing is Standing.MISSING:
+        elif state.record_state is RecordState.MISSING:
             kind = "to do"
         else:
-            kind = str(state.standing)
+            kind = str(state.record_state)
         counts[kind] += 1
     return Status(
         preset=results.name,

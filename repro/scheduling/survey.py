@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from repro.record_state import RecordState, RunState
 from repro.registry import Run
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.probes import ProbeResult
 from repro.scheduling.speeds import Measured
 from repro.scheduling.train_command import StalePolicy
-from repro.standings import RunState, Standing
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def _image_sizes(sizes: Mapping[str, DataSize]) -> dict[str, int]:
 
 def is_to_do(state: RunState, stale: StalePolicy) -> bool:
     """Whether the run is trained: its record does not count, or older code made it and such are redone."""
-    return not state.counts or (stale == "rerun" and state.standing is Standing.OLDER_CODE)
+    return not state.counts or (stale == "rerun" and state.record_state is RecordState.OLDER_CODE)

@@ -15,6 +15,7 @@ from pretended_environment import PRETENDED, correct_images
 
 from repro.paths import Project
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.records import (
     HISTOGRAM_BINS,
     HISTOGRAM_RANGE,
@@ -30,7 +31,6 @@ from repro.records import (
 )
 from repro.registry import Registry, Run
 from repro.signature import config_hash, data_hash
-from repro.standings import RunState, Standing
 
 CODE = "c" * 64
 FINGERPRINT = "f" * 64
@@ -207,14 +207,14 @@ def make_record(
     )
 
 
-def done(record: RunRecord, registry: Registry, standing: Standing = Standing.DONE) -> RunState:
+def done(record: RunRecord, registry: Registry, record_state: RecordState = RecordState.DONE) -> RunState:
     """The state of a record that counts."""
-    return RunState(registry.parse(record.run), standing, record)
+    return RunState(registry.parse(record.run), record_state, record)
 
 
 def missing(runs: Sequence[Run]) -> list[RunState]:
     """The states of runs that have no record."""
-    return [RunState(run, Standing.MISSING, reason="not run yet") for run in runs]
+    return [RunState(run, RecordState.MISSING, reason="not run yet") for run in runs]
 
 
 def write_record(project: Project, record: RunRecord) -> Path:

@@ -13,7 +13,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with the small table, whose training code has the hash CODE."""
     monkeypatch.delenv("REPRO_ROOT", raising=False)
     monkeypatch.delenv("REPRO_DATA", raising=False)
-    monkeypatch.setattr("repro.standings.code_hash", lambda config: CODE)
+    monkeypatch.setattr("repro.record_state.code_hash", lambda config: CODE)
     write_experiments(tmp_path / "experiments")
     return Project.find(tmp_path)
 

@@ -1,4 +1,4 @@
-"""What is averaged and what is not, from records on disk through `repro.standings`."""
+"""What is averaged and what is not, from records on disk through `repro.record_state`."""
 
 from collections.abc import Mapping
 
@@ -6,11 +6,11 @@ import pytest
 from analysis_records import FINGERPRINT, done, edit_by_hand, make_record, write_record
 
 from repro.analysis.aggregate import CellSummary, integrity_errors, seeds_text, summarise
-from repro.errors import RecordCorruptError, RecordForeignError
+from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.paths import Project
 from repro.recipes import Preset
+from repro.record_state import RecordState, assess
 from repro.registry import Registry, Run, Selection
-from repro.standings import Standing, assess
 
 CELL = "cifar100/vgg16/cross-entropy"
 AT_HAND: Mapping[str, str | None] = {"cifar100": FINGERPRINT}
@@ -46,7 +46,7 @@ def test_three_good_records_are_averaged(runs, registry, paper, project):
     assert summary.std == pytest.approx((7 / 3) ** 0.5)
     assert summary.difference == pytest.approx(217 / 3 - 71.86)
     assert [(run.seed, run.accuracy) for run in summary.runs] == [(0, 71.0), (1, 72.0), (2, 74.0)]
-    assert [run.standing for run in summary.runs] == [Standing.DONE] * 3
+    assert [run.record_state for run in summary.runs] == [RecordState.DONE] * 3
     assert summary.blanks == ()
     assert summary.notes == ()
 
@@ -99,10 +99,10 @@ def test_a_record_moved_from_another_run_is_never_averaged(runs, registry, paper
     summary = summary_of(runs, registry, paper, project)
     assert (summary.n, summary.mean) == (2, 71.5)
     (blank,) = summary.blanks
-    assert blank.short == "foreign record"
-    assert blank.reason.startswith(f"foreign: holds the record of {CELL}/seed0 (preset paper)")
+    assert blank.short == "misplaced record"
+    assert blank.reason.startswith(f"misplaced: holds the record of {CELL}/seed0 (preset paper)")
     (error,) = integrity_errors(assess(runs, registry, paper, project, AT_HAND))
-    assert isinstance(error, RecordForeignError)
+    assert isinstance(error, RecordMisplacedError)
 
 
 def test_good_and_missing_records_are_no_integrity_errors(runs, registry, paper, project):
@@ -149,7 +149,7 @@ def test_a_record_of_older_code_counts_and_is_marked_with_its_seed(runs, registr
     write_record(project, make_record(registry, paper, runs[1], 72.0, code="d" * 64))
     summary = summary_of(runs, registry, paper, project)
     assert (summary.n, summary.mean) == (3, pytest.approx(217 / 3))
-    assert summary.runs[1].standing is Standing.OLDER_CODE
+    assert summary.runs[1].record_state is RecordState.OLDER_CODE
     assert summary.notes == ("older code (what trains has changed since): seed 1",)
 
 

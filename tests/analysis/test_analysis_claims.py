@@ -15,8 +15,8 @@ from repro.analysis.verdict_text import claims_text
 from repro.errors import RegistryError
 from repro.experiments import Row
 from repro.recipes import Preset
+from repro.record_state import RunState
 from repro.registry import Registry, Run
-from repro.standings import RunState
 
 CONTROLS = ("logit-scale-s2", "cross-entropy+bias=false")
 NAMES = (

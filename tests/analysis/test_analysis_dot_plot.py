@@ -13,8 +13,8 @@ from repro.analysis.figures import draw_figures
 from repro.analysis.rules import Rules, read_rules
 from repro.analysis.style import figure_style
 from repro.analysis.verdicts import judge_cells
+from repro.record_state import RunState
 from repro.registry import Registry, Selection
-from repro.standings import RunState
 
 OFFSETS = {"scaled-bn-m1": -2.0, "pedcc-s10-m0.5": 0.8}
 MARKERS = {Verdict.REPRODUCED: "o", Verdict.OFF: "D", Verdict.UNDECIDED: "s", Verdict.INCOMPLETE: "^"}

@@ -15,9 +15,9 @@ from repro.analysis.logit_figure import draw_figure2
 from repro.analysis.style import figure_style
 from repro.analysis.weight_figure import draw_figure3
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Registry
-from repro.standings import RunState, Standing
 
 NAMES = ("figure2", "figure3", "curves-cifar100-resnet18", "gradients-cifar100-resnet18")
 
@@ -129,7 +129,7 @@ def test_without_any_record_nothing_is_drawn_and_nothing_raised(registry, paper,
 @pytest.mark.usefixtures("unsaved")
 def test_records_that_do_not_count_are_not_drawn(registry, paper, tmp_path):
     states = [
-        RunState(state.run, Standing.OTHER_RECIPE, state.record, "other recipe: epochs 7 → 8")
+        RunState(state.run, RecordState.OTHER_RECIPE, state.record, "other recipe: epochs 7 → 8")
         for state in states_of(registry, paper)
     ]
     drawing = draw_figures(states, registry, paper, tmp_path)

@@ -9,8 +9,8 @@ from test_analysis_tables import states_of
 from repro.analysis.aggregate import summarise
 from repro.analysis.latex import escape
 from repro.analysis.tables import render_tables
+from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
-from repro.standings import RunState, Standing
 
 
 def test_latex_is_a_booktabs_table_with_its_notes(registry):
@@ -76,7 +76,7 @@ def test_all_three_tables_compile_and_fit_the_page(tmp_path: Path):
             states += missing([run])
         elif run.seed == 2 and run.cell.row == "scaled-bn-m1":
             reason = f"/data/{run.id}.json: 100 % of {{it}} & more_than #1 ~ ^ \\ $ <torn> → “…” é 漢"
-            states.append(RunState(run, Standing.CORRUPT, reason=reason))
+            states.append(RunState(run, RecordState.CORRUPT, reason=reason))
         else:
             diverged = 3 if run.seed == 1 and run.cell.row.startswith("am-") else None
             states.append(done(make_record(registry, paper, run, diverged_in=diverged), registry))

@@ -9,8 +9,8 @@ from analysis_records import EXPERIMENTS, done, make_record, missing
 from repro.analysis.report import Origin, render_report
 from repro.analysis.rules import read_rules
 from repro.experiments import Row
+from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
-from repro.standings import RunState, Standing
 
 RULES = read_rules(EXPERIMENTS / "claims.toml")
 ORIGIN = Origin(version="0.1.0", commit="0123456789ab", results="results/paper", supplied=False)
@@ -52,7 +52,7 @@ def states(registry, paper) -> list[RunState]:
     runs = registry.select_runs(Selection(), paper)
     states = [done(make_record(registry, paper, run), registry) for run in runs[:8]]
     states[1] = done(make_record(registry, paper, runs[1], diverged_in=3), registry)
-    states.append(RunState(runs[8], Standing.CORRUPT, reason=f"x/{runs[8].id}.json: not whole JSON"))
+    states.append(RunState(runs[8], RecordState.CORRUPT, reason=f"x/{runs[8].id}.json: not whole JSON"))
     return states + missing(runs[9:])
 
 
@@ -86,8 +86,8 @@ def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
     assert "diverged in epoch 4" in text
     assert "not whole JSON" in text
     assert "not run yet" in text
-    standing = re.sub(r"<[^>]+>", "", re.search(r'<p class="standing">(.*?)</p>', text, re.DOTALL)[1])
-    assert " ".join(standing.split()).startswith("Runs: 7 done, 1 diverged, 1 damaged, 3 missing.")
+    counts = re.sub(r"<[^>]+>", "", re.search(r'<p class="counts">(.*?)</p>', text, re.DOTALL)[1])
+    assert " ".join(counts.split()).startswith("Runs: 7 done, 1 diverged, 1 damaged, 3 missing.")
 
 
 def section(text: str, name: str) -> str:
@@ -98,7 +98,7 @@ def section(text: str, name: str) -> str:
 
 def test_what_is_missing_and_what_is_stale_are_listed_with_the_commands(states, registry, paper):
     runs = registry.select_runs(Selection(), paper)
-    older = [done(make_record(registry, paper, run), registry, Standing.OLDER_CODE) for run in runs[:2]]
+    older = [done(make_record(registry, paper, run), registry, RecordState.OLDER_CODE) for run in runs[:2]]
     words = section(report_of([*older, *states[2:]], registry, paper), "open")
     assert "corrupt: not whole JSON — Cross-entropy Loss on ResNet-18 (seed 1) not run yet — " in words
     assert "To go on: repro run --preset paper --table 1 " in words

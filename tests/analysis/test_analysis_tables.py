@@ -13,8 +13,8 @@ from repro.analysis.tables import TABLE_FORMATS, render_tables
 from repro.errors import UsageError
 from repro.experiments import ReportedData
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
-from repro.standings import RunState, Standing
 
 ACCURACIES = {
     "vgg16/cross-entropy": (71.70, 71.90, 72.10),
@@ -29,9 +29,9 @@ def states_of(registry: Registry, preset: Preset, accuracies=ACCURACIES) -> list
     states = []
     for run in registry.select_runs(Selection(), preset):
         accuracy = accuracies[f"{run.cell.network}/{run.cell.row}"][run.seed]
-        standing = Standing.OLDER_CODE if run.cell.row == "scaled-bn-m1" else Standing.DONE
+        state = RecordState.OLDER_CODE if run.cell.row == "scaled-bn-m1" else RecordState.DONE
         if accuracy is not None:
-            states.append(done(make_record(registry, preset, run, accuracy), registry, standing))
+            states.append(done(make_record(registry, preset, run, accuracy), registry, state))
         elif run.id == "cifar100/resnet18/cross-entropy/seed1":
             states.append(done(make_record(registry, preset, run, diverged_in=3), registry))
         else:
@@ -109,7 +109,7 @@ def test_json_holds_everything_of_a_cell(registry, quick):
     states = [
         done(record, registry),
         RunState(
-            registry.parse("cifar100/vgg16/cross-entropy/seed1"), Standing.MISSING, reason="not run yet"
+            registry.parse("cifar100/vgg16/cross-entropy/seed1"), RecordState.MISSING, reason="not run yet"
         ),
     ]
     text = render_tables(summarise(states, registry, quick), registry, quick, "json")
@@ -154,7 +154,7 @@ def test_json_holds_everything_of_a_cell(registry, quick):
                                 "accuracy": 71.7,
                                 "best_accuracy": record.result.best_accuracy,
                                 "best_epoch": record.result.best_epoch,
-                                "standing": "done",
+                                "record_state": "done",
                                 "data_unchecked": False,
                                 "data": record.signature.data,
                                 "classes": 100,

@@ -1,4 +1,4 @@
-"""The audit of a round: what was lost, done twice, believed though it was damaged, or came out different.
+"""The audit of a round: what was lost, done twice, accepted though it was damaged, or came out different.
 
 It goes by what is on disk, by the journal of what happened to every record and checkpoint, and by records
 of the same runs that were never disturbed; nothing that the program says of itself is taken for true but the
@@ -45,7 +45,7 @@ def audit(
         own = [event for event in events if event.fields and _is_about(event.path, paths)]
         found += _final_record(sweep, run, reference[run.id], damages)
         found += _History(run, paths).follow(own, check_steps=paths.work not in without_lock)
-        found += _set_aside(run, paths, damages)
+        found += _quarantined(run, paths, damages)
     return found
 
 
@@ -65,8 +65,8 @@ def _final_record(sweep: Sweep, run: Run, expected: RunRecord, damages: Damages)
     return [Finding("byte-unequal", f"{run.id}: {_difference(record.comparable(), expected.comparable())}")]
 
 
-def _set_aside(run: Run, paths: RunPaths, damages: Damages) -> list[Finding]:
-    """Only what was planted may be set aside."""
+def _quarantined(run: Run, paths: RunPaths, damages: Damages) -> list[Finding]:
+    """Only what was planted may be quarantined."""
     found = []
     for folder, planted in ((paths.quarantine, damages.planted), (paths.superseded, damages.superseded)):
         for file in sorted(folder.glob("[0-9]*.json")):
@@ -119,7 +119,7 @@ class _History:
         if what == "overwrite":
             self._find("corrupt accepted", "its record was opened for writing under its final name")
         elif what == "taken":
-            # To be judged; one that was set aside though it is good is found where it lies.
+            # To be judged; one that was quarantined though it is valid is found where it lies.
             self._record = "none"
         elif what == "unlink":
             if self._record == "good":

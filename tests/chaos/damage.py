@@ -1,6 +1,6 @@
 """Damage done to a results folder between two sweeps, and what the next sweep may make of it.
 
-Every function tells the journal what it changed, so that the audit knows which files cannot be believed.
+Every function tells the journal what it changed, so that the audit knows which files are not valid.
 """
 
 import json
@@ -18,7 +18,7 @@ from repro.registry import Run
 class Damages:
     """Damages the files of `sweep`; `reference` has a good record of every run.
 
-    `planted` holds the bytes of every record put where it must not be believed; those of another recipe,
+    `planted` holds the bytes of every record put where it must not count; those of another recipe,
     which are to be kept, are in `superseded`.
     """
 

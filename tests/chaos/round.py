@@ -80,7 +80,7 @@ class Round:
     _sign_of_life: float = 0.0
 
     def play(self) -> None:
-        """Until every run has a record that can be believed, or undisturbed sweeps do not get there."""
+        """Until every run has a valid record, or undisturbed sweeps do not get there."""
         quiet = 0
         self._damage()
         while not self._complete():

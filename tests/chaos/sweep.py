@@ -130,7 +130,7 @@ class Sweep:
         return self.context.project.run(PRESET, run.id)
 
     def record(self, run: Run) -> RunRecord | None:
-        """The run's record; raises IntegrityError if it cannot be believed."""
+        """The run's record; raises IntegrityError if it is not valid."""
         return read_record(self.paths(run).record, run.id, PRESET)
 
     def start(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""`repro bundle` and `repro merge`: records change hands, and only what can be believed gets in."""
+"""`repro bundle` and `repro merge`: records change hands, and only valid ones get in."""
 
 import gzip
 import io
@@ -179,7 +179,7 @@ def test_another_record_of_the_same_run_is_named_and_left_out(record, there, her
     assert before.items() <= files(here).items()
 
 
-def test_a_damaged_record_here_is_left_for_the_scheduler_to_set_aside(record, there, here, tmp_path):
+def test_a_damaged_record_here_is_left_for_the_scheduler_to_quarantine(record, there, here, tmp_path):
     put(there, record)
     torn = put(here, record)
     torn.write_text("{")
@@ -221,7 +221,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(record, there, here, tmp_pat
         ("records/smoke/cifar100/resnet18/cross-entropy+epochs=3/seed0.json", "is what the preset"),
     ],
 )
-def test_a_foreign_name_is_refused(record, here, tmp_path, name, says):
+def test_a_misplaced_record_is_refused(record, here, tmp_path, name, says):
     merged = merge_bundles(here, [pack(tmp_path / "b.tar.gz", **{name: record.to_json().encode()})])
     assert [offer.fate for offer in merged.offers] == [Fate.REFUSED]
     assert says in merged.offers[0].reason

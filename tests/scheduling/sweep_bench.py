@@ -31,11 +31,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.append(
+    str(Path(__file__).resolve().parent.parent)
+)  # started as a script, it has its own folder alone
+
 from pretended_environment import PRETENDED, correct_images
 
 from repro.commit import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
 from repro.paths import Project
 from repro.recipes import Preset
+from repro.record_state import RunState, assess_run
 from repro.records import Attempt, DataSummary, Epoch, Probes, Provenance, Result, RunRecord, Signature
 from repro.registry import Registry, Run, Selection
 from repro.scheduling.executors.base import Executor, Job
@@ -45,7 +50,6 @@ from repro.scheduling.scheduler import Pace, Scheduler
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.train_command import TrainCommand
 from repro.signature import code_hash, config_hash
-from repro.standings import RunState, assess_run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -10,6 +10,7 @@ from sweep_bench import Bench, make_record
 
 from repro.implementations import NETWORKS
 from repro.recipes import Preset
+from repro.record_state import RecordState, RunState
 from repro.registry import Selection
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.footprint import PARAMETERS
@@ -17,7 +18,6 @@ from repro.scheduling.plan import make_plan
 from repro.scheduling.probes import ProbeResult, Work
 from repro.scheduling.slots import Slot, find_slots
 from repro.scheduling.survey import Survey
-from repro.standings import RunState, Standing
 
 SIZES = {
     "cifar100": DataSize(50_000, 10_000, 100, 32),
@@ -39,11 +39,11 @@ def plan_of(bench: Bench, states, slots, preset: Preset | None = None, **options
 
 
 def missing(runs):
-    return [RunState(run, Standing.MISSING, reason="not run yet") for run in runs]
+    return [RunState(run, RecordState.MISSING, reason="not run yet") for run in runs]
 
 
-def recorded(bench, run, standing=Standing.DONE, **changes):
-    return RunState(run, standing, make_record(bench, run, "0" * 64, **changes), reason=f"{standing}")
+def recorded(bench, run, record_state=RecordState.DONE, **changes):
+    return RunState(run, record_state, make_record(bench, run, "0" * 64, **changes), reason=f"{record_state}")
 
 
 def paper_runs(bench, dataset="cifar100", network="resnet18"):
@@ -60,15 +60,15 @@ def test_the_paper_is_72_cells_and_216_runs(bench):
     assert content["duration"]["low"] == pytest.approx(sum(c["duration"]["low"] for c in content["columns"]))
 
 
-def test_every_standing_is_counted(bench):
+def test_every_record_state_is_counted(bench):
     runs = bench.runs(6)
     states = [
         recorded(bench, runs[0]),
-        recorded(bench, runs[1], Standing.OLDER_CODE),
-        recorded(bench, runs[2], Standing.OTHER_RECIPE),
-        RunState(runs[3], Standing.CORRUPT, reason="torn"),
-        RunState(runs[4], Standing.FOREIGN, reason="moved"),
-        RunState(runs[5], Standing.MISSING),
+        recorded(bench, runs[1], RecordState.OLDER_CODE),
+        recorded(bench, runs[2], RecordState.OTHER_RECIPE),
+        RunState(runs[3], RecordState.CORRUPT, reason="torn"),
+        RunState(runs[4], RecordState.MISPLACED, reason="moved"),
+        RunState(runs[5], RecordState.MISSING),
     ]
     (column,) = plan_of(bench, states, [CPU]).columns
     assert (column.done, column.older_code, column.stale, column.damaged, column.to_do) == (1, 1, 1, 2, 4)
@@ -199,10 +199,10 @@ def test_a_preset_that_takes_few_images_needs_less_time(bench):
     )
     quick = bench.registry.preset("paper").model_copy(update={"recipe": recipe})
     runs = bench.runs(2)
-    states = [recorded(bench, runs[0], Standing.OTHER_RECIPE, images_per_second=100.0), *missing(runs[1:])]
+    states = [recorded(bench, runs[0], RecordState.OTHER_RECIPE, images_per_second=100.0), *missing(runs[1:])]
     record = states[0].record
     config = record.config.model_copy(update={"recipe": quick.recipe})
-    states[0] = RunState(runs[0], Standing.OTHER_RECIPE, record.model_copy(update={"config": config}))
+    states[0] = RunState(runs[0], RecordState.OTHER_RECIPE, record.model_copy(update={"config": config}))
     plan = plan_of(bench, states, [CPU], quick)
     # 100 of 500 images a class for 30 epochs, evaluated after every fourth and the last.
     assert plan.duration.low == pytest.approx(2 * (30 * 10_000 + 8 * 10_000 / 3) / 110)
@@ -212,7 +212,7 @@ def test_the_plan_as_text(bench):
     runs = bench.runs(4)
     states = [
         recorded(bench, runs[0], images_per_second=100.0),
-        recorded(bench, runs[1], Standing.OTHER_RECIPE, images_per_second=100.0),
+        recorded(bench, runs[1], RecordState.OTHER_RECIPE, images_per_second=100.0),
         *missing([*runs[2:], *bench.runs(1, network="resnet50")]),
     ]
     heading = bench.preset.heading

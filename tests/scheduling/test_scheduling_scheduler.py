@@ -6,10 +6,10 @@ import pytest
 from sweep_bench import FAST, PRESET, Bench, cpu_slots, make_record, wait_for
 
 from repro.commit import run_lock
-from repro.scheduling.events import Elsewhere, Finished, Notice, Requeued, SetAside, Started
+from repro.record_state import RecordState, RunState
+from repro.scheduling.events import Elsewhere, Finished, Notice, Quarantined, Requeued, Started
 from repro.scheduling.executors.local import LocalExecutor
 from repro.scheduling.scheduler import Scheduler
-from repro.standings import RunState, Standing
 
 
 class Heard(list):
@@ -65,7 +65,7 @@ def test_a_record_of_older_code_counts_unless_stale_runs_are_redone(bench):
     (run,) = bench.runs(1)
     path = bench.put_record(run)
     path.write_text(make_record(bench, run, "0" * 64).to_json())
-    assert bench.examine(run).standing is Standing.OLDER_CODE
+    assert bench.examine(run).record_state is RecordState.OLDER_CODE
     assert sweep(bench, [run])[0].skipped == (run.id,)
 
 
@@ -80,7 +80,7 @@ def test_stale_rerun_trains_a_run_of_older_code_again(bench):
     outcome = bench.scheduler([run], bench.inline(), 1, heard, "rerun").run()
     assert outcome.done == (run.id,)
     assert heard.of(Started)[0].job.argv[-4:] == ("--stale", "rerun", "--co-tenants", "0")
-    assert bench.examine(run).standing is Standing.DONE
+    assert bench.examine(run).record_state is RecordState.DONE
 
 
 def test_a_record_of_another_recipe_is_trained_again(bench):
@@ -88,21 +88,21 @@ def test_a_record_of_another_recipe_is_trained_again(bench):
     bench.put_record(run, config_signature="0" * 64)
     outcome, _ = sweep(bench, [run])
     assert outcome.done == (run.id,)
-    assert bench.examine(run).standing is Standing.DONE
+    assert bench.examine(run).record_state is RecordState.DONE
 
 
-@pytest.mark.parametrize("damage", ["torn", "foreign"])
-def test_a_damaged_record_is_set_aside_said_so_and_trained_again(bench, damage):
+@pytest.mark.parametrize("damage", ["torn", "misplaced"])
+def test_a_damaged_record_is_quarantined_said_so_and_trained_again(bench, damage):
     run, other = bench.runs(2)
     path = bench.put_record(run)
     text = path.read_text()[:100] if damage == "torn" else bench.put_record(other).read_text()
     path.write_text(text)
     outcome, heard = sweep(bench, [run])
     assert outcome.done == (run.id,)
-    (event,) = heard.of(SetAside)
+    (event,) = heard.of(Quarantined)
     assert event.path.read_text() == text
     assert "torn" in event.reason if damage == "torn" else other.id in event.reason
-    assert bench.examine(run).standing is Standing.DONE
+    assert bench.examine(run).record_state is RecordState.DONE
 
 
 def test_a_run_that_another_scheduler_finished_meanwhile_is_not_launched(bench):
@@ -322,7 +322,7 @@ def test_a_listener_that_fails_leaves_no_worker_behind(bench):
 
 def test_thousands_of_done_runs_are_passed_over(bench):
     runs = bench.runs(10_000, dataset="*", network="*", seeds=tuple(range(140)))
-    states = [RunState(run, Standing.DONE) for run in runs]
+    states = [RunState(run, RecordState.DONE) for run in runs]
     scheduler = Scheduler(
         states, cpu_slots(2), bench.inline(), bench.command(), bench.project, bench.examine, pace=FAST
     )

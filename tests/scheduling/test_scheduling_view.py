@@ -11,7 +11,7 @@ from rich.console import Console
 from sweep_bench import PRESET, cpu_slots
 
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.events import Elsewhere, Failed, Finished, Notice, Requeued, Running, SetAside, Tick
+from repro.scheduling.events import Elsewhere, Failed, Finished, Notice, Quarantined, Requeued, Running, Tick
 from repro.scheduling.executors.base import Job
 from repro.scheduling.outcome import Failure, Outcome
 from repro.scheduling.progress import read_progress
@@ -31,8 +31,8 @@ FAILURE = Failure(RUN, "RuntimeError: boom", 1, Path("/logs/7.log"), f"repro tra
         (Requeued((RUN,), "killed by SIGKILL"), f"again: {RUN}: killed by SIGKILL"),
         (Requeued((RUN, "b"), "killed"), f"again: 2 runs, each alone, from {RUN} on: killed"),
         (
-            SetAside(RUN, Path("/q/1.json"), "torn"),
-            f"set aside the record of {RUN}, which is trained again: torn (now /q/1.json)",
+            Quarantined(RUN, Path("/q/1.json"), "torn"),
+            f"quarantined the record of {RUN}, which is trained again: torn (now /q/1.json)",
         ),
         (Elsewhere(RUN), f"{RUN} is being trained by another process"),
         (Notice("stopping"), "stopping"),

@@ -1,0 +1,113 @@
+"""What each run's record is worth today: done, of older code, of another recipe, damaged or missing."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from repro.errors import RecordCorruptError, RecordMisplacedError
+from repro.paths import Project
+from repro.recipes import Preset, RunConfig
+from repro.records import Probes, RunRecord, read_record
+from repro.registry import Registry, Run
+from repro.signature import code_hash, config_hash, data_hash
+
+
+class RecordState(StrEnum):
+    """What a record is worth; the first two count in every table."""
+
+    DONE = "done"
+    OLDER_CODE = "older code"
+    OTHER_RECIPE = "other recipe"
+    CORRUPT = "corrupt"
+    MISPLACED = "misplaced"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run with the state of its record; `reason` is a sentence for the user where it is not done."""
+
+    run: Run
+    record_state: RecordState
+    record: RunRecord | None = None
+    reason: str = ""
+    data_unchecked: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether the record is one to average."""
+        return self.record_state in (RecordState.DONE, RecordState.OLDER_CODE)
+
+
+def assess(
+    runs: Iterable[Run],
+    registry: Registry,
+    preset: Preset,
+    project: Project,
+    fingerprints: Mapping[str, str | None],
+    whole: bool = True,
+) -> Iterator[RunState]:
+    """The state of each run, in order, one at a time: 100,000 records do not fit into memory at once.
+
+    `fingerprints` gives each data set's fingerprint, None where the data are not at hand: records are
+    then accepted for their data and marked "data unchecked". Not `whole`, records come without their curves
+    and probes; they are checked all the same.
+    """
+    for run in runs:
+        config = registry.config(run, preset)
+        state = assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
+        yield state if whole else _trimmed(state)
+
+
+def _trimmed(state: RunState) -> RunState:
+    if state.record is None:
+        return state
+    bare = {"curve": (), "probes": Probes(logits=None, weight_norms=None)}
+    return replace(state, record=state.record.model_copy(update=bare))
+
+
+def assess_run(
+    run: Run, config: RunConfig, preset: Preset, project: Project, fingerprint: str | None
+) -> RunState:
+    """The state of one run."""
+    path = project.run(preset.name, run.id).record
+    try:
+        record = read_record(path, run.id, preset.name)
+    except RecordCorruptError as error:
+        return RunState(run, RecordState.CORRUPT, reason=str(error))
+    except RecordMisplacedError as error:
+        return RunState(run, RecordState.MISPLACED, reason=str(error))
+    if record is None:
+        return RunState(run, RecordState.MISSING, reason="not run yet")
+    if record.signature.config != config_hash(config):
+        return RunState(
+            run, RecordState.OTHER_RECIPE, record, f"other recipe: {_differences(record, config)}"
+        )
+    if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
+        return RunState(run, RecordState.OTHER_RECIPE, record, "other data than the ones prepared here")
+    unchecked = fingerprint is None
+    if record.signature.code != code_hash(config):
+        return RunState(
+            run, RecordState.OLDER_CODE, record, "made by older training code", data_unchecked=unchecked
+        )
+    return RunState(run, RecordState.DONE, record, data_unchecked=unchecked)
+
+
+def _differences(record: RunRecord, config: RunConfig) -> str:
+    """`epochs 90 → 100, …`: the record's value, then today's."""
+    then, now = _flat(record.config), _flat(config)
+    changed = [
+        f"{key} {then.get(key, 'unset')} → {now.get(key, 'unset')}"
+        for key in dict.fromkeys([*then, *now])
+        if then.get(key) != now.get(key)
+    ]
+    return ", ".join(changed) or "the recipe's version was raised since"
+
+
+def _flat(config: RunConfig) -> dict[str, object]:
+    content = config.model_dump()
+    return {
+        **{key: content[key] for key in ("dataset", "network", "loss", "seed")},
+        **content["loss_parameters"],
+        **content["recipe"],
+    }
