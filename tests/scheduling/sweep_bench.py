@@ -31,9 +31,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.append(
-    str(Path(__file__).resolve().parent.parent)
-)  # started as a script, it has its own folder alone
+# Started as a script it has its own folder alone.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from pretended_environment import PRETENDED, correct_images
 
