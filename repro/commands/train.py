@@ -24,6 +24,7 @@ from repro.data.training_set import open_for_training
 from repro.errors import DeviceError, OwnCodeError, RunFailedError, RunInterruptedError
 from repro.paths import Project
 from repro.recipes import Preset
+from repro.records import Environment
 from repro.registry import Registry
 from repro.training.precision import choose_precision
 
@@ -56,10 +57,8 @@ def train(
     device = choose_device(options.device)
     precision = choose_precision(device, options.precision)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not options.deterministic
-    # Everything that a record needs is found out before the first step: a run must not be lost to it.
-    environment = describe_environment(project.root, device)
-    salt = host_salt(project.host_salt(preset.name))
     failed, told = 0, ""
+    known: tuple[Environment, bytes] | None = None
     data: dict[str, PreparedData] = {}
     for run, config in zip(runs, configs, strict=True):
         if stop.now or stop.after_run:
@@ -67,6 +66,10 @@ def train(
         paths = project.run(preset.name, run.id)
         try:
             with run_lock(paths):
+                # What a record needs is found out before the first step: a run must not be lost to it.
+                if known is None:
+                    salt_file = project.host_salt(preset.name)
+                    known = describe_environment(project.root, device), host_salt(salt_file)
                 techniques = choose_techniques(
                     device,
                     images_to_train(config, project.data),
@@ -90,8 +93,8 @@ def train(
                     precision=precision,
                     techniques=techniques,
                     threads=threads,
-                    environment=environment,
-                    salt=salt,
+                    environment=known[0],
+                    salt=known[1],
                     say=say,
                     stop=stop,
                 )
