@@ -22,7 +22,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where one run's record and everything that leads to it lie; `repro.commit` has the protocol."""
+    """Where one run's record and everything that leads to it lie; `repro.storage` has the protocol."""
 
     record: Path
     work: Path
@@ -36,11 +36,6 @@ class RunPaths:
     def attempts(self) -> Path:
         """`attempts/1`, `attempts/2`, …: mkdir hands out the number."""
         return self.work / "attempts"
-
-    @property
-    def progress(self) -> Path:
-        """The latest state of the attempt in progress, replaced whole at every report."""
-        return self.work / "progress.json"
 
     @property
     def superseded(self) -> Path:
@@ -124,13 +119,25 @@ class Project:
         """The folder of a run's curves for TensorBoard, where they are asked for."""
         return self.work(preset) / "tensorboard" / run_id
 
-    def probes(self, preset: str) -> Path:
-        """What short probes have measured of the preset's runs; a cache."""
-        return self.work(preset) / "probes.json"
+    def sweeps(self, preset: str) -> Path:
+        """The folder of the lists of runs that workers share; see `repro.sweep`."""
+        return self.work(preset) / "sweeps"
 
-    def schedulers(self, preset: str) -> Path:
-        """The folder where each scheduler at work says what it does, a file each."""
-        return self.work(preset) / "schedulers"
+    def workers(self, preset: str) -> Path:
+        """The folder where each worker says what it does, one file each."""
+        return self.work(preset) / "workers"
+
+    def device_lock(self, preset: str, device: str) -> Path:
+        """Held by the worker that trains on the device: two sweeps must not share one by accident."""
+        return self.work(preset) / "devices" / f"{device}.lock"
+
+    def concurrency(self, preset: str) -> Path:
+        """A cache of how many runs of a kind pay at once on a device."""
+        return self.work(preset) / "concurrency.json"
+
+    def logs(self, preset: str) -> Path:
+        """The folder of the workers' logs."""
+        return self.work(preset) / "logs"
 
 
 def _find_root(start: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from repro.commit import begin_attempt, note_attempt, write_whole
+from repro.storage import begin_attempt, note_attempt, write_whole
 from repro.paths import RunPaths
 from repro.records import Attempt
 

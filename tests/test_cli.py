@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
-from repro.commit import attempts_of
+from repro.storage import attempts_of
 from repro.scheduling.slots import find_slots
 
 RESNET18 = ("--table", "1", "--network", "resnet18")

@@ -14,7 +14,7 @@ from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
 from tiny_disk import on_a_tiny_disk
 
 from repro import commit
-from repro.commit import (
+from repro.storage import (
     FRESH,
     CommitOutcome,
     RunBusyError,
@@ -118,7 +118,7 @@ def test_of_two_good_records_that_come_meanwhile_the_one_with_the_name_keeps_it(
 
 def test_a_full_disk_leaves_a_damaged_record_where_it_is_and_says_so(tmp_path):
     code = (
-        "from pathlib import Path; from repro.commit import move_record; from repro.errors import NoSpaceError\n"
+        "from pathlib import Path; from repro.storage import move_record; from repro.errors import NoSpaceError\n"
         "disk = Path('$DISK')\n"
         "try: move_record(disk / 'seed0.json', disk / 'quarantine', lambda path: 'torn')\n"
         "except NoSpaceError as error: print(error)\n"
@@ -161,7 +161,7 @@ def test_a_runs_lock_is_held_once_and_freed_by_the_kernel(paths):
     with run_lock(paths):
         code = (
             "import sys; from pathlib import Path; from repro.paths import RunPaths\n"
-            "from repro.commit import RunBusyError, run_lock\n"
+            "from repro.storage import RunBusyError, run_lock\n"
             "try:\n"
             "    with run_lock(RunPaths(Path(sys.argv[1]), Path(sys.argv[2]))): print('got it')\n"
             "except RunBusyError: print('busy')\n"
@@ -176,7 +176,7 @@ def test_the_lock_of_a_killed_process_is_free(paths, tmp_path):
     ready = tmp_path / "ready"
     code = (
         "import sys, time; from pathlib import Path; from repro.paths import RunPaths\n"
-        "from repro.commit import run_lock\n"
+        "from repro.storage import run_lock\n"
         "with run_lock(RunPaths(Path(sys.argv[1]), Path(sys.argv[2]))):\n"
         "    Path(sys.argv[3]).touch(); time.sleep(60)\n"
     )
@@ -197,7 +197,7 @@ def test_many_processes_that_commit_at_once_leave_one_whole_record(record, paths
     text.write_text(record.to_json())
     code = (
         "import sys; from pathlib import Path; from repro.paths import RunPaths\n"
-        "from repro.commit import begin_attempt, commit_record\n"
+        "from repro.storage import begin_attempt, commit_record\n"
         "from repro.records import parse_record\n"
         "record = parse_record(Path(sys.argv[3]).read_text(), 'text')\n"
         "paths = RunPaths(Path(sys.argv[1]), Path(sys.argv[2]))\n"

@@ -18,7 +18,7 @@ from tiny_disk import on_a_tiny_disk
 
 from repro.commands import worker
 from repro.commands.stop import Stop
-from repro.commit import attempts_of
+from repro.storage import attempts_of
 from repro.scheduling.causes import Kind, cause_of_end, cause_of_failure, oom_kills
 
 TRAIN = f"{sys.executable} -m repro train {RUN} --preset smoke --device cpu --results $DISK/results"

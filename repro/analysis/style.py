@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from repro.commit import make_folder, write_whole
 from repro.errors import UsageError
 from repro.experiments import Table
+from repro.storage import make_folder, write_whole
 
 PNG_DPI = 200
 

@@ -14,9 +14,9 @@ from repro.cli.bench import bench
 from repro.cli.data import data
 from repro.cli.doctor import doctor
 from repro.cli.results import aggregate, audit, claims, figures, report
+from repro.cli.run import plan, run, stop, train
 from repro.cli.share import bundle, merge
 from repro.cli.status import logs, show_run, status
-from repro.cli.training import plan, probe, run, train
 from repro.errors import ReproError
 
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 for command in (
-    plan, run, status, train, probe, bench,
+    plan, run, stop, status, train, bench,
     aggregate, figures, report, claims, audit,
     show_run, logs, bundle, merge,
     doctor, data,

@@ -109,11 +109,10 @@ def measure_all(context: "Context", options: BenchOptions, say: Callable[[str], 
 
     from repro.benchmark.rates import measure_rates
     from repro.benchmark.result import BenchResult, Machine
-    from repro.commands.provenance import device_name, git_state
-    from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques
-    from repro.commands.train import choose_device
     from repro.system import busy_share, memory_bytes, usable_cores
+    from repro.training.device import COMPILING_PAYS_FROM, choose_device, choose_techniques
     from repro.training.precision import choose_precision
+    from repro.training.provenance import device_name, git_state
 
     busy = busy_share(_BUSY_SECONDS)
     threads = options.threads or usable_cores()
@@ -190,7 +189,7 @@ class _Bench:
         from repro.benchmark.result import Found
         from repro.benchmark.roofline import count_kernels, roofline_seconds
         from repro.benchmark.windows import measure
-        from repro.commands.techniques import unmeasured
+        from repro.training.device import unmeasured
         from repro.training.loop import build
 
         manifest, config = self.subject.data.manifest, self.subject.config

@@ -12,9 +12,7 @@ from repro.record_state import RunState, assess
 from repro.registry import Registry, Run, Selection
 
 if TYPE_CHECKING:
-    from repro.scheduling.estimate import DataSize
-    from repro.scheduling.probes import ProbeResult
-    from repro.scheduling.survey import Survey
+    from repro.scheduling.estimate import DataSize, Survey
 
 
 @dataclass(frozen=True)
@@ -62,29 +60,14 @@ class Context:
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""
-        from repro.scheduling.survey import Survey
+        from repro.scheduling.estimate import Survey
 
         sizes = self.data_sizes(run.cell.dataset for run in runs)
-        return Survey.of(self.states(runs, whole=False), sizes, self.probes())
-
-    def probes(self) -> "list[ProbeResult]":
-        """The probes that measured today's loop and networks: code changes to be faster."""
-        from repro.errors import UsageError
-        from repro.scheduling.probes import read_probes
-        from repro.signature import speed_hash
-
-        today: dict[str, str | None] = {}
-        found = read_probes(self.project.probes(self.preset.name))
-        for network in {probe.work.network for probe in found}:
-            try:
-                today[network] = speed_hash(network, self.project.experiments)
-            except UsageError:
-                today[network] = None  # a network that is no longer here
-        return [probe for probe in found if probe.code == today[probe.work.network]]
+        return Survey.of(self.states(runs, whole=False), sizes)
 
     def begun(self, runs: Iterable[Run]) -> dict[str, float]:
         """The share, 0 to 1, that a checkpoint holds of each run that has one, by run id."""
-        from repro.scheduling.traces import read_traces
+        from repro.scheduling.status import read_traces
 
         traces = read_traces(runs, self.project, self.preset.name)
         return {run: trace.begun for run, trace in traces.items() if trace.begun}

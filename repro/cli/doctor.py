@@ -19,7 +19,7 @@ from repro.errors import DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
-    from repro.scheduling.gpus import Gpu
+    from repro.gpus import Gpu
 
 Level = Literal["ok", "warning", "error"]
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
@@ -113,9 +113,9 @@ def check_torch(
 ) -> Iterator[Finding]:
     """torch and its build against the GPUs that the driver shows; `read_facts` gives facts or a complaint.
 
-    `read` stands in for `repro.scheduling.gpus.read_gpus`.
+    `read` stands in for `repro.gpus.read_gpus`.
     """
-    from repro.scheduling.gpus import read_gpus
+    from repro.gpus import read_gpus
     from repro.system import usable_cores
 
     facts = read_facts()

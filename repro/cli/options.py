@@ -57,7 +57,7 @@ STALE = click.option(
     type=click.Choice(["keep", "rerun"]),
     default="keep",
     show_default=True,
-    help="Whether to redo records of older code.",
+    help="What to do with results from older training code.",
 )
 LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
 
@@ -119,7 +119,7 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.commands.stop import Stop, die_with_parent
+        from repro.training.signals import Stop, die_with_parent
 
         stop = Stop()
         stop.listen()
@@ -129,7 +129,7 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
+def parse_per_gpu(context: click.Context, parameter: click.Parameter, value: str) -> "int | str":
     """A number of at least 1, or `auto`."""
     if value == "auto":
         return value
@@ -142,22 +142,29 @@ devices = all_of(
     click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]"),
     click.option(
         "--per-gpu",
-        default="1",
+        default="auto",
         show_default=True,
         metavar="N|auto",
-        callback=_per_gpu,
-        help="Runs a GPU; auto measures how many pay (on a CPU too).",
+        callback=parse_per_gpu,
+        help="Concurrent runs per GPU. auto adds runs while throughput grows.",
     ),
     STALE,
     click.option(
-        "--budget", metavar="TIME", help="As in 30m, 20h, 1d2h: what fits, then stop.  [default: none]"
+        "--budget",
+        metavar="TIME",
+        help="Stop after this much time (30m, 20h, 1d2h). Unfinished runs resume later.  [default: none]",
     ),
 )
 """What `plan` and `run` share."""
 
 
+_CLUSTER = (
+    "jobs", "job_gpus", "partition", "account", "qos", "time", "memory", "gres", "sbatch", "ray_address",
+)  # fmt: skip
+
+
 def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
+    """Adds what a job asks of Slurm or Ray, and hands them over as `cluster`."""
 
     @click.option("--jobs", type=click.IntRange(min=1),
                   help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
@@ -174,12 +181,7 @@ def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from dataclasses import fields
-
-        from repro.commands.cluster import ClusterOptions
-
-        asked = {each.name: options.pop(each.name) for each in fields(ClusterOptions)}
-        return command(*args, cluster=ClusterOptions(**asked), **options)
+        return command(*args, cluster={name: options.pop(name) for name in _CLUSTER}, **options)
 
     return wrapped
 

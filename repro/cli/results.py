@@ -199,8 +199,8 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     from repro.analysis.aggregate import integrity_errors
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
-    from repro.commit import make_folder, write_whole
     from repro.experiments import AMBIGUITIES
+    from repro.storage import make_folder, write_whole
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)

@@ -287,8 +287,8 @@ def _decide(
     planned: dict[str, str] | None,
 ) -> Offer:
     """Takes the record in where its name is free."""
-    from repro.commit import add_record
     from repro.record_state import RecordState
+    from repro.storage import add_record
 
     if present.record_state is RecordState.MISSING and planned is not None:
         digest = hashlib.sha256(content).hexdigest()

@@ -1,5 +1,6 @@
 """What there is of a sweep and of each run: status, show, logs. Changes nothing."""
 
+import contextlib
 import re
 import sys
 import time
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
     from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Run, Selection
-    from repro.scheduling.heartbeat import Heartbeat
-    from repro.scheduling.slots import Slot
+    from repro.scheduling.estimate import Survey
     from repro.scheduling.status import Status
-    from repro.scheduling.survey import Survey
 
 INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
 _CLEAR = "\x1b[H\x1b[J"
@@ -70,29 +69,29 @@ class Observer:
 
     def look(self) -> "Status":
         """How things stand now."""
-        from repro.scheduling.heartbeat import read_heartbeats
+        from repro.scheduling.devices import find_devices
+        from repro.scheduling.estimate import Survey
         from repro.scheduling.plan import make_plan
-        from repro.scheduling.status import make_status
-        from repro.scheduling.survey import Survey
-        from repro.scheduling.traces import read_traces
+        from repro.scheduling.status import make_status, read_traces
+        from repro.sweep import read_worker_notes
 
         context, project, preset = self._context, self._context.project, self._context.preset
         # Before the records: a run that ends in between is then seen as done, not as interrupted.
         traces = read_traces((run for run in self._runs if not self._stamp(run)), project, preset.name)
         sizes = context.data_sizes(run.cell.dataset for run in self._runs)
-        self._survey = Survey.of(self._states(), sizes, context.probes(), before=self._survey)
+        self._survey = Survey.of(self._states(), sizes, before=self._survey)
         to_do = self._survey.to_do("keep")
         again = (run for run in to_do if run.id not in traces and self._stamp(run))
         traces |= read_traces(again, project, preset.name)
-        schedulers = read_heartbeats(project.schedulers(preset.name))
         plan = None
-        if slots := _slots(context, schedulers):
+        with contextlib.suppress(DeviceError):  # a driver that does not answer is no reason to show nothing
             begun = {run.id: traces[run.id].begun for run in to_do if run.id in traces}
-            plan = make_plan(self._survey, context.registry, preset, project, slots, begun=begun)
+            devices = find_devices(preset.threads)
+            plan = make_plan(self._survey, context.registry, preset, project, devices, begun=begun)
         return make_status(
             self._survey,
             traces,
-            schedulers,
+            read_worker_notes(project.workers(preset.name)),
             preset.recipe,
             plan,
             preset.heading or preset.description,
@@ -125,31 +124,6 @@ class Observer:
         except OSError:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _slots(context: "Context", schedulers: "Sequence[Heartbeat]") -> "tuple[Slot, ...]":
-    """Those of the schedulers at work, else this machine's; none where its driver does not answer."""
-    from repro.scheduling.slots import Slot, find_slots
-
-    at_work = [
-        Slot(
-            device="cuda" if slot.kind == "cuda" else "cpu",
-            index=slot.index,
-            name=slot.device,
-            uuid=None,
-            memory_bytes=0,
-            co_tenants=slot.co_tenants,
-            environment={},
-        )
-        for scheduler in schedulers
-        for slot in scheduler.slots
-    ]
-    if at_work:
-        return tuple(at_work)
-    try:
-        return find_slots(context.preset.threads)
-    except DeviceError:
-        return ()
 
 
 @click.command("show")
@@ -281,11 +255,11 @@ def _plain(value: object) -> str:
 )
 def logs(context: "Context", run_id: str, lines: int) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
-    from repro.commit import attempts_of
+    from repro.attempts import read_attempts
 
     run = context.registry.parse(run_id)
     paths = context.project.run(context.preset.name, run.id)
-    attempts = attempts_of(paths)
+    attempts = read_attempts(paths)
     found = _logs(context.project.work(context.preset.name) / "logs", run.id)
     if not attempts and not found:
         raise SelectionError(f"{run.id}: nothing was started under {paths.work} yet")

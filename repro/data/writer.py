@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from repro.commit import fsync_folder
 from repro.data.arrays import check_images, check_labels, verify_prepared
 from repro.data.download import Progress
 from repro.data.files import explain_write_failure, one_at_a_time
@@ -26,6 +25,7 @@ from repro.data.prepared import Images, Labels
 from repro.data.statistics import ChannelSums
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, prepared_folder
+from repro.storage import fsync_folder
 
 _log = logging.getLogger(__name__)
 

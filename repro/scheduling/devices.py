@@ -1,122 +1,129 @@
-"""Which devices may be given a worker now: lost ones are set aside, crowded ones take fewer at once."""
+"""The devices that runs can be trained on: one worker each."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from repro.errors import DeviceError
-from repro.registry import Run
-from repro.scheduling.causes import Cause, Kind
-from repro.scheduling.gpus import GpuReader
-from repro.scheduling.slots import Slot
-
-Tenants = Callable[[Run, Slot], int]
-"""How many runs of a run's kind may share a slot's device, as measured."""
+from repro.errors import DeviceError, UsageError
+from repro.gpus import Gpu, GpuReader, list_gpus, read_gpus, visible_gpus
+from repro.system import memory_bytes, processor_name, usable_cores
 
 
-def device_of(slot: Slot) -> str:
-    """What the slots of one device have in common: its UUID, or `cpu`; a cluster's share nothing."""
-    return slot.label if slot.host else slot.uuid or slot.device
+@dataclass(frozen=True)
+class Device:
+    """What one worker trains on: a GPU, a share of the CPU, or whatever a cluster gives its job.
 
-
-@dataclass
-class Devices:
-    """The devices of one sweep.
-
-    `limits` says how many workers a device takes at once: as many as it has slots, and fewer once memory
-    ran out on it; `tenants`, where it is given, how many of a run's kind. `lost` are devices that are given
-    nothing any more, with the reason. A cluster chooses the device of each job anew: of its slots none is
-    ever lost or crowded.
+    `index` is the number that nvidia-smi gives it, or the share's number on a CPU. `runs_at_once` is how many
+    runs share the device: those of one worker on a GPU, all CPU workers' on a CPU; None: as many as pay.
+    `environment` is what a worker needs to see this device and no other. `host` is None on this machine, else
+    the cluster ("slurm", "ray") that finds a machine when the job starts: then 0 bytes of memory mean that
+    nobody knows yet. `capability` is a GPU's, where it is known.
     """
 
-    slots: Sequence[Slot]
-    reader: GpuReader
-    tenants: Tenants | None = None
-    limits: dict[str, int] = field(init=False)
-    lost: dict[str, str] = field(default_factory=dict)
-    _running: list[Slot] = field(default_factory=list)
-    _taken_alone: set[str] = field(default_factory=set)
-    _emptying: str | None = None
-
-    def __post_init__(self) -> None:
-        self.limits = dict(Counter(device_of(slot) for slot in self.slots))
-
-    def note(self, running: Iterable[tuple[Slot, bool]]) -> None:
-        """Notes who runs where: a slot each, and whether its run must have the device to itself."""
-        running = list(running)
-        self._running = [slot for slot, _ in running]
-        self._taken_alone = {device_of(slot) for slot, alone in running if alone}
-
-    def has_room(self, slot: Slot, run: Run, alone_waits: bool) -> bool:
-        """Whether a worker that begins with `run` may start on the slot now.
-
-        Where a run waits that must be alone, one device after the other is emptied for it.
-        """
-        if slot.host:
-            return True
-        device = device_of(slot)
-        there = self._there(slot)
-        if device in self.lost or device in self._taken_alone:
-            return False
-        # A run that shares with fewer than those there would have it waits for them, and they for it.
-        limits = [other.co_tenants + 1 for other in there] if self.tenants else []
-        if len(there) >= min(self._limit(slot, run), *limits, self.limits[device]):
-            return False
-        if not alone_waits or not there:
-            self._emptying = None
-        elif self._emptying in (None, device):
-            self._emptying = device
-            return False
-        return True
-
-    def shared(self, slot: Slot, run: Run) -> Slot:
-        """The slot as a worker that begins with `run` gets it, with the neighbours that it may have."""
-        if slot.host:
-            return slot
-        return replace(slot, co_tenants=min(slot.co_tenants, self._limit(slot, run) - 1))
-
-    def is_empty(self, slot: Slot) -> bool:
-        """Whether nothing runs on the slot's device."""
-        return not self._there(slot)
-
-    def lower(self, slot: Slot) -> int | None:
-        """After memory ran out: one worker less at once than there were; the new limit, None if it was 1."""
-        device = device_of(slot)
-        if slot.host or self.limits[device] == 1:
-            return None
-        together = max(1, len(self._there(slot)))
-        self.limits[device] = max(1, min(self.limits[device], together) - 1)
-        return self.limits[device]
-
-    def judge(self, slot: Slot, cause: Cause) -> Cause:
-        """`cause` as it is, or a lost device if the driver does not list the slot's GPU any more."""
-        if slot.uuid is None or cause.kind in (Kind.DEVICE_LOST, Kind.INTERRUPTED, Kind.DEVICE_MEMORY):
-            return cause
-        try:
-            listed = {gpu.uuid for gpu in self.reader()}
-        except DeviceError:
-            # Of a driver that does not answer nothing can be told about one device.
-            return cause
-        if slot.uuid in listed:
-            return cause
-        return Cause(Kind.DEVICE_LOST, f"the driver does not list {slot.uuid} any more: {cause.text}")
-
-    def set_aside(self, slot: Slot, reason: str) -> bool:
-        """From now on the slot's device gets nothing; False if that was so before."""
-        if slot.host:
-            return False
-        new = device_of(slot) not in self.lost
-        self.lost.setdefault(device_of(slot), reason)
-        return new
+    kind: Literal["cuda", "cpu"]
+    index: int
+    name: str
+    uuid: str | None
+    memory_bytes: int
+    runs_at_once: int | None
+    environment: Mapping[str, str] = field(hash=False)
+    host: str | None = None
+    capability: tuple[int, int] | None = None
 
     @property
-    def none_left(self) -> bool:
-        """Whether every device is set aside."""
-        return self.lost.keys() == self.limits.keys()
+    def label(self) -> str:
+        """`cuda:0`, `cpu:1`; `slurm:0` where it is not on this machine."""
+        return f"{self.host or self.kind}:{self.index}"
 
-    def _there(self, slot: Slot) -> list[Slot]:
-        return [other for other in self._running if device_of(other) == device_of(slot)]
+    @property
+    def lock_name(self) -> str:
+        """What its lock is called: the same for every process that could train on it."""
+        return f"{socket.gethostname()}-{self.uuid or f'{self.kind}-{self.index}'}"
 
-    def _limit(self, slot: Slot, run: Run) -> int:
-        limit = self.limits[device_of(slot)]
-        return limit if self.tenants is None else min(limit, self.tenants(run, slot))
+
+def find_devices(
+    threads: int,
+    kind: Literal["auto", "cuda", "cpu"] = "auto",
+    gpus: Sequence[int] | None = None,
+    per_gpu: "int | Literal['auto']" = "auto",
+    environ: Mapping[str, str] | None = None,
+    reader: GpuReader = read_gpus,
+) -> tuple[Device, ...]:
+    """This machine's devices: every visible GPU, or as many shares of the CPU as it has room for.
+
+    `threads` are the CPU threads of one run; without a GPU there are usable cores // threads shares, at least
+    one. `gpus` picks among the visible ones by nvidia-smi's number. `environ` stands in for os.environ, whose
+    CUDA_VISIBLE_DEVICES is honoured.
+
+    Raises DeviceError where a GPU that was asked for is not there, UsageError for a count below one.
+    """
+    if threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {threads}")
+    if kind == "cpu" and gpus is not None:
+        raise UsageError("--gpus picks GPUs and --device cpu uses none: leave one of them out")
+    if kind == "cpu":
+        return _cpu(threads, per_gpu)
+    variable = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    present = reader()
+    visible = visible_gpus(present, variable) if present else ()
+    if gpus is not None:
+        visible = _pick(visible, gpus, variable)
+    elif kind == "cuda" and not visible:
+        raise DeviceError(f"--device cuda: no GPU is visible{_because(variable)}; --device cpu needs none")
+    if not visible:
+        return _cpu(threads, per_gpu)
+    return tuple(_gpu(gpu, None if per_gpu == "auto" else per_gpu, threads) for gpu in visible)
+
+
+def remote_devices(
+    host: str, count: int, name: str, kind: Literal["cuda", "cpu"], threads: int, runs_at_once: int = 1
+) -> tuple[Device, ...]:
+    """Room for `count` jobs of a cluster; nothing of this machine is looked at."""
+    return tuple(
+        Device(kind, index, name, None, 0, runs_at_once, _thread_limits(threads), host)
+        for index in range(count)
+    )
+
+
+def _pick(visible: Sequence[Gpu], wanted: Sequence[int], variable: str | None) -> tuple[Gpu, ...]:
+    by_index = {gpu.index: gpu for gpu in visible}
+    for index in wanted:
+        if index not in by_index:
+            raise DeviceError(
+                f"--gpus: there is no GPU {index}; visible here: {list_gpus(visible)}{_because(variable)}"
+            )
+    if not wanted:
+        raise UsageError("--gpus: expected numbers such as 0,2, got none")
+    return tuple(by_index[index] for index in dict.fromkeys(wanted))
+
+
+def _because(variable: str | None) -> str:
+    return "" if variable is None else f" (CUDA_VISIBLE_DEVICES is {variable!r})"
+
+
+def _gpu(gpu: Gpu, runs_at_once: int | None, threads: int) -> Device:
+    return Device(
+        kind="cuda",
+        index=gpu.index,
+        name=gpu.name,
+        uuid=gpu.uuid,
+        memory_bytes=gpu.memory_bytes,
+        runs_at_once=runs_at_once,
+        environment={"CUDA_VISIBLE_DEVICES": gpu.uuid, **_thread_limits(threads)},
+        capability=gpu.capability,
+    )
+
+
+def _cpu(threads: int, per_process: "int | Literal['auto']") -> tuple[Device, ...]:
+    count = max(1, usable_cores() // threads)
+    runs = count * (1 if per_process == "auto" else per_process)
+    name, memory, environment = processor_name(), memory_bytes(), _thread_limits(threads)
+    return tuple(Device("cpu", share, name, None, memory, runs, environment) for share in range(count))
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    """Every library that starts threads of its own reads one of these when it is loaded."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))

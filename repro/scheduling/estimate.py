@@ -1,18 +1,122 @@
-"""How long runs take on the slots at hand, and what they keep busy meanwhile, as ranges."""
+"""How long runs take on the devices at hand, as ranges: from records' speeds, else from a device's roofline."""
 
+import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from repro.recipes import Preset, Recipe
+from repro.record_state import RecordState, RunState
+from repro.records import RunRecord
 from repro.registry import Registry, Run
-from repro.scheduling.device_memory import why_unfit
+from repro.scheduling.capacity import Work, why_unfit
+from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.probes import Work
-from repro.scheduling.slots import Slot
-from repro.scheduling.speeds import Measured, Speed, roofline_speed
 
-EVALUATION_COST = 1 / 3
-"""What a test image costs of a training image: the forward pass of three equal parts."""
+StalePolicy = Literal["keep", "rerun"]
+"""What becomes of a run whose record was made by older training code: it counts, or it is trained again."""
+
+EVALUATION_COST = 1 / 3  # of a test image, in training images: the forward pass of three equal parts
+ROOFLINE_SHARE = (0.3, 0.7)  # what the harness reaches of the roofline, slowest network to fastest
+
+_ROOFLINES: dict[str, dict[tuple[str, int], float]] = {
+    "H200": {("vgg16", 32): 225e3, ("resnet18", 32): 127e3, ("resnet50", 32): 32e3, ("vgg16", 64): 66e3},
+    "H100": {("vgg16", 32): 196e3, ("resnet18", 32): 108e3, ("resnet50", 32): 24e3, ("vgg16", 64): 57e3},
+    "A100": {("vgg16", 32): 96e3, ("resnet18", 32): 54e3, ("resnet50", 32): 14e3, ("vgg16", 64): 28e3},
+    # Not measured: from the data sheet, 165 TFLOP/s (bf16, dense, summed in float32) and 0.9 × 1,008 GB/s.
+    "RTX 4090": {("vgg16", 32): 49e3, ("resnet18", 32): 27e3, ("resnet50", 32): 6.9e3, ("vgg16", 64): 14e3},
+    "RTX 3090": {("vgg16", 32): 28e3, ("resnet18", 32): 16e3, ("resnet50", 32): 5.1e3, ("vgg16", 64): 7.6e3},
+    "GTX 1080 Ti": {
+        ("vgg16", 32): 5.2e3,
+        ("resnet18", 32): 2.9e3,
+        ("resnet50", 32): 1.0e3,
+        ("vgg16", 64): 1.3e3,
+    },
+}
+"""Training images/s if every kernel took only what its arithmetic or its memory traffic must take
+(see docs on performance), by the model in the device's name, network and image size in px; full width."""
+
+# A card with one of these words behind its model is another card: the RTX 4090 Laptop has 57 % of an RTX
+# 4090's bandwidth, the H100 PCIe two thirds of that of the H100 above (SXM).
+_VARIANTS = "Ti|SUPER|D|Laptop|PCIe|NVL"
+
+_SPREAD = 0.1  # at least, of a measured speed
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training images a second, from `low` to `high`, and where that is from.
+
+    Of a GPU it is what all runs on it reach together, of a CPU what one run reaches.
+    """
+
+    low: float
+    high: float
+    source: str
+
+
+class Measured:
+    """The speeds that finished runs have recorded, by device name and work."""
+
+    def __init__(self, image_sizes: Mapping[str, int]) -> None:
+        self._image_sizes = image_sizes
+        self._speeds: dict[tuple[str, Work], list[tuple[float, int]]] = {}
+
+    def add(self, record: RunRecord) -> None:
+        """Takes note of a record's speed, and of how many runs shared its device."""
+        provenance = record.provenance
+        size = self._image_sizes.get(record.config.dataset)
+        if size is not None and provenance.images_per_second > 0:
+            work = Work.of(record.config.network, size, record.config.recipe)
+            made = self._speeds.setdefault((provenance.device, work), [])
+            made.append((provenance.images_per_second, provenance.runs_on_device))
+
+    def speed(self, device: Device, work: Work) -> Speed | None:
+        """What was measured for this work on a device of that name: the median, ± 10 % at least.
+
+        Records of as many runs at once as the device is to have are asked first.
+        """
+        made = self._speeds.get((device.name, work), [])
+        alike = [entry for entry in made if entry[1] == device.runs_at_once]
+        # Runs on one GPU share its speed; runs on one CPU have cores of their own.
+        speeds = [each * (together if device.kind == "cuda" else 1) for each, together in alike or made]
+        if not speeds:
+            return None
+        middle = statistics.median(speeds)
+        low, high = min(middle * (1 - _SPREAD), *speeds), max(middle * (1 + _SPREAD), *speeds)
+        return Speed(low, high, f"measured by {len(speeds)} record{'s' if len(speeds) > 1 else ''}")
+
+
+def roofline_speed(device: Device, work: Work) -> Speed | None:
+    """A share of the device's roofline, at full width; None for an unknown device or network.
+
+    Quarter-width networks are bound by launches, of which a roofline says nothing.
+    """
+    for model, speeds in _ROOFLINES.items():
+        if _is_model(model, device.name) and work.width == 1:
+            rate = _rate(speeds, work)
+            if rate is not None:
+                low, high = (share * rate for share in ROOFLINE_SHARE)
+                return Speed(
+                    low, high, f"{ROOFLINE_SHARE[0]} to {ROOFLINE_SHARE[1]} of the {model}'s roofline"
+                )
+    return None
+
+
+def _is_model(model: str, name: str) -> bool:
+    """Whether a device's name, as the driver gives it, is of exactly this model: a GH200 is no H200."""
+    return re.search(rf"(?<!\w){re.escape(model)}(?!\w)(?! (?:{_VARIANTS})\b)", name) is not None
+
+
+def _rate(speeds: Mapping[tuple[str, int], float], work: Work) -> float | None:
+    if (work.network, work.image_size) in speeds and not work.network.startswith("resnet"):
+        return speeds[work.network, work.image_size]
+    base = speeds.get((work.network, 32))
+    if base is None or not work.network.startswith("resnet"):
+        return None
+    # Everything behind the stem shrinks with the image's area, and by four where the stem pools.
+    return base * (32 / work.image_size) ** 2 * (4 if work.pools else 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +161,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Estimator:
-    """Turns runs into time on the slots at hand.
+    """Turns runs into time on the devices at hand.
 
     `recorded` has the training and test images of data sets as records found them; `begun` the share, 0 to
     1, that a checkpoint holds of a run; `precision` is None where the device decides.
@@ -65,7 +169,7 @@ class Estimator:
 
     registry: Registry
     preset: Preset
-    slots: Sequence[Slot]
+    devices: Sequence[Device]
     sizes: Mapping[str, DataSize]
     measured: Measured
     recorded: Mapping[str, tuple[int, int]]
@@ -73,7 +177,7 @@ class Estimator:
     precision: str | None = None
 
     def estimate(self, runs: Sequence[Run]) -> Estimate:
-        """How long `runs`, of one data set and network, take on all slots."""
+        """How long `runs`, of one data set and network, take on all devices."""
         devices = 0
         low = high = 0.0
         longest: dict[str, float] = {"low": 0.0, "high": 0.0}
@@ -99,32 +203,30 @@ class Estimator:
             longest["low"] = max(longest["low"], images / max(s.high for s in speeds))
             longest["high"] = max(longest["high"], images / max(s.low for s in speeds))
             sources += [speed.source for speed in speeds]
-        # However many slots there are, a run is trained on one.
+        # However many devices there are, a run is trained on one.
         wall = Duration(max(low, longest["low"]), max(high, longest["high"]))
-        busy = devices if self.slots[0].device == "cuda" else devices * self.preset.threads
+        busy = devices if self.devices[0].kind == "cuda" else devices * self.preset.threads
         return Estimate(wall, Duration(low * busy, high * busy), "; ".join(dict.fromkeys(sources)))
 
     def why_unfit(self, run: Run) -> str | None:
-        """A sentence where the run fits the memory of no slot; None where it does, or who knows."""
+        """A sentence where the run fits the memory of no device; None where it does, or who knows."""
         if run.cell.dataset not in self.sizes:
             return None
         recipe = self.registry.config(run, self.preset).recipe
         work = Work.of(run.cell.network, self.sizes[run.cell.dataset].image_size, recipe)
         images = sum(self._counts(run, recipe))
-        reasons = [why_unfit(slot, work, recipe, images, self.precision) for slot in self.slots]
+        reasons = [why_unfit(device, work, recipe, images, self.precision) for device in self.devices]
         return reasons[0] if all(reasons) else None
 
     def _speeds(self, run: Run, recipe: Recipe) -> list[Speed] | str:
-        """The speed of each GPU or CPU slot; a sentence where one is not known."""
+        """The speed of each device; a sentence where one is not known."""
         network = self.registry.networks[run.cell.network]
         work = Work.of(network, self.sizes[run.cell.dataset].image_size, recipe)
         speeds = []
-        for slot in self.slots:
-            if slot.device == "cuda" and slot.share > 0:
-                continue
-            speed = self.measured.speed(slot, work) or roofline_speed(slot, work)
+        for device in self.devices:
+            speed = self.measured.speed(device, work) or roofline_speed(device, work)
             if speed is None:
-                return f"no estimate: no speed measured on {slot.name} yet"
+                return f"no estimate: no run has been recorded on {device.name} yet"
             speeds.append(speed)
         return speeds
 
@@ -149,3 +251,44 @@ class Estimator:
             min(size.train, classes * train) if train else size.train,
             min(size.test, classes * test) if test else size.test,
         )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Where every run stands, without its record, and what all records together tell of speeds and sizes.
+
+    Taken in one pass that keeps no record in memory. `sizes` has every data set's size before a preset's
+    subset, `recorded` the training and test images that records found.
+    """
+
+    states: tuple[RunState, ...]
+    sizes: Mapping[str, DataSize]
+    measured: Measured
+    recorded: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(
+        cls, states: Iterable[RunState], sizes: Mapping[str, DataSize], before: "Survey | None" = None
+    ) -> "Survey":
+        """Reads `states` to the end; what records taught `before` is still known."""
+        image_sizes = {name: size.image_size for name, size in sizes.items()}
+        measured = before.measured if before else Measured(image_sizes)
+        recorded = dict(before.recorded) if before else {}
+        light: list[RunState] = []
+        for state in states:
+            if record := state.record:
+                measured.add(record)
+                if state.counts and not state.run.cell.axes:
+                    recorded[state.run.cell.dataset] = (record.data.train_images, record.data.test_images)
+                state = replace(state, record=None)
+            light.append(state)
+        return cls(tuple(light), sizes, measured, recorded)
+
+    def to_do(self, stale: StalePolicy) -> list[Run]:
+        """The runs that would be trained: all without a record that counts."""
+        return [state.run for state in self.states if is_to_do(state, stale)]
+
+
+def is_to_do(state: RunState, stale: StalePolicy) -> bool:
+    """Whether the run is trained: its record does not count, or older code made it and such are redone."""
+    return not state.counts or (stale == "rerun" and state.record_state is RecordState.OLDER_CODE)

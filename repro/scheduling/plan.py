@@ -15,11 +15,9 @@ from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry
 from repro.scheduling.budget import Budget, Part, spend
-from repro.scheduling.estimate import Duration, Estimator
-from repro.scheduling.footprint import Footprint, footprint
-from repro.scheduling.slots import Slot
-from repro.scheduling.survey import Survey, is_to_do
-from repro.scheduling.train_command import StalePolicy
+from repro.scheduling.capacity import Footprint, footprint
+from repro.scheduling.devices import Device
+from repro.scheduling.estimate import Duration, Estimator, StalePolicy, Survey, is_to_do
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class ColumnPlan:
     """One network on one data set. `to_do` counts every run that would be trained: those without a record,
     `stale` ones of another recipe, `damaged` ones, and under "rerun" those of `older_code` too.
 
-    `duration` is of the runs to do, alone on all slots, `busy` the GPU-seconds or core-seconds that they
+    `duration` is of the runs to do, alone on all devices, `busy` the GPU-seconds or core-seconds that they
     take; None where no speed is known. `source` says where the speed is from, or what is missing.
     """
 
@@ -49,7 +47,7 @@ class ColumnPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep before it starts. `devices` maps a device's name to its number of slots.
+    """A sweep before it starts. `devices` maps a device's name to its number of workers.
 
     `reasons` counts why records do not count; `duration` and `busy`, in seconds of a `busy_unit` ("GPU" or
     "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets
@@ -70,17 +68,56 @@ class Plan:
     disk: Footprint
     budget: Budget | None
     without_data: tuple[str, ...] = ()
-    packing: tuple[str, ...] = ()
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
         return sum(getattr(column, count) for column in self.columns)
 
     def to_text(self) -> str:
-        """The plan for a person, see `repro.scheduling.plan_text`."""
-        from repro.scheduling.plan_text import render_plan
+        """Plain text with a table."""
+        from tabulate import tabulate
 
-        return render_plan(self)
+        supplied = ""
+        if self.supplied:
+            with_clone = "its records may have been supplied with the clone"
+            supplied = f", the project's own: {with_clone}; --results DIR starts your own set"
+        lines = [f"preset {self.preset}: {self.heading}", f"results: {self.results}{supplied}"]
+        workers = (f"{count} on {name}" for name, count in self.devices.items())
+        lines += [f"workers: {', '.join(workers)}", ""]
+        headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
+        rows = [
+            (
+                column.table,
+                column.dataset,
+                column.network,
+                column.cells,
+                column.runs,
+                column.done,
+                column.older_code,
+                column.to_do,
+                _time(column),
+            )
+            for column in self.columns
+        ]
+        lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
+        total = self.total
+        lines.append(
+            f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done by "
+            f"older code, {total('to_do')} to do (of them {total('stale')} with a record of another recipe, "
+            f"{total('damaged')} with a damaged one)"
+        )
+        if self.data_unchecked:
+            lines.append(
+                f"data unchecked: {self.data_unchecked} records, their data set is not prepared here"
+            )
+        lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
+        if total("to_do"):
+            lines += _time_lines(self)
+            lines.append(f"disk: about {self.disk}")
+        if self.budget:
+            lines += self.budget.lines()
+            lines += [f"  left out, no data here: {name}" for name in self.without_data]
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """Indented JSON: the totals first, then every column; durations are {low, high} in seconds."""
@@ -92,7 +129,6 @@ class Plan:
             "disk_bytes": asdict(self.disk),
             "budget": _budget(self.budget) if self.budget else None,
             "devices": dict(self.devices),
-            "packing": list(self.packing),
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
             "columns": [asdict(column) for column in self.columns],
@@ -124,20 +160,19 @@ def make_plan(
     registry: Registry,
     preset: Preset,
     project: Project,
-    slots: Sequence[Slot],
+    devices: Sequence[Device],
     stale: StalePolicy = "keep",
     begun: Mapping[str, float] | None = None,
     budget: float | None = None,
     without_data: Sequence[str] = (),
-    packing: Sequence[str] = (),
 ) -> Plan:
-    """The plan for the runs of `survey` on `slots`.
+    """The plan for the runs of `survey` on `devices`.
 
     `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
-    `without_data` get nothing of them. `packing` says how many runs share a device, and why.
+    `without_data` get nothing of them.
     """
     estimator = Estimator(
-        registry, preset, slots, survey.sizes, survey.measured, survey.recorded, begun or {}
+        registry, preset, devices, survey.sizes, survey.measured, survey.recorded, begun or {}
     )
     columns: dict[tuple[TableName, str, str], list[RunState]] = {}
     reasons: dict[str, int] = {}
@@ -158,17 +193,16 @@ def make_plan(
         heading=preset.heading or preset.description,
         results=str(project.preset_results(preset.name)),
         supplied=project.supplied_results,
-        devices=Counter(slot.name for slot in slots),
+        devices=Counter(device.name for device in devices),
         columns=tuple(plans),
         reasons=reasons,
         data_unchecked=sum(state.data_unchecked for state in survey.states),
         duration=_sum(plan.duration for plan in waiting),
         busy=_sum(plan.busy for plan in waiting),
-        busy_unit="GPU" if slots[0].device == "cuda" else "core",
-        disk=footprint(to_do, preset.recipe, len(slots)),
+        busy_unit="GPU" if devices[0].kind == "cuda" else "core",
+        disk=footprint(to_do, preset.recipe, len(devices)),
         budget=spent,
         without_data=tuple(without_data) if spent else (),
-        packing=tuple(packing),
     )
 
 
@@ -208,3 +242,28 @@ def _sum(durations: Iterable[Duration | None]) -> Duration | None:
     """Of those that are known; None where none is."""
     known = [duration for duration in durations if duration]
     return Duration.sum(known) if known else None
+
+
+def _time(column: ColumnPlan) -> str:
+    if not column.to_do:
+        return ""
+    return str(column.duration) if column.duration else "?"
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    waiting = [column for column in plan.columns if column.to_do]
+    lines = []
+    if plan.duration:
+        part = "" if all(column.duration for column in waiting) else ", columns marked ? not counted"
+        busy = f" ({_hours(plan.busy)} {plan.busy_unit}-hours)" if plan.busy else ""
+        lines.append(f"time to do: {plan.duration} on these devices{busy}{part}")
+    sources = dict.fromkeys(column.source for column in waiting)
+    return [*lines, *(f"  {source}" for source in sources)]
+
+
+def _hours(busy: Duration) -> str:
+    low, high = (
+        f"{seconds / 3600:.2g}" if seconds < 36000 else f"{seconds / 3600:,.0f}"
+        for seconds in (busy.low, busy.high)
+    )
+    return low if low == high else f"{low} – {high}"

@@ -4,38 +4,80 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from repro.attempts import AttemptNote, Outcome, given_up, read_attempts
+from repro.paths import Project
 from repro.recipes import Recipe
 from repro.record_state import RecordState
+from repro.registry import Run
+from repro.scheduling.capacity import format_bytes
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.footprint import format_bytes
-from repro.scheduling.heartbeat import SILENT, Heartbeat
+from repro.scheduling.estimate import Survey
 from repro.scheduling.plan import Plan
-from repro.scheduling.progress import Progress
-from repro.scheduling.survey import Survey
-from repro.scheduling.traces import Phase, Trace
+from repro.storage import lock_holder, lock_holders
+from repro.sweep import RunProgress, WorkerNote, read_worker_notes
 
-SHOWN = 8
-"""Runs of a kind that the text names; JSON has them all."""
+SHOWN = 8  # runs of a kind that the text names; JSON has them all
+SILENT = 30.0  # seconds without a sign of life that are worth telling
 
-_KINDS = (
-    "done",
-    "older code",
-    "running",
-    "interrupted",
-    "failed",
-    "other recipe",
-    "damaged",
-    "to do",
-)
+_KINDS = ("done", "older code", "running", "interrupted", "failed", "other recipe", "damaged", "to do")
 
 
 @dataclass(frozen=True)
-class RunStatus:
+class Trace:
+    """What the disk tells of a run that was begun and is not done.
+
+    `kind` is "running", "interrupted" or "failed"; `begun` the share of the training, 0 to 1, that need not be
+    repeated; `silence` the seconds since its worker's last sign of life.
+    """
+
+    kind: str
+    attempts: int
+    last: AttemptNote | None
+    progress: RunProgress | None = None
+    silence: float | None = None
+    begun: float = 0.0
+    checkpoint: bool = False
+
+
+def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str, Trace]:
+    """A trace for each of `runs` that has ever been begun, by run id."""
+    holders = lock_holders()
+    folder = project.workers(preset)
+    working = {
+        progress.run: (note, progress)
+        for note in read_worker_notes(folder)
+        if note.is_alive is not False and not note.death
+        for progress in note.runs
+    }
+    found = {}
+    for run in runs:
+        paths = project.run(preset, run.id)
+        if not paths.work.is_dir():
+            continue
+        notes = read_attempts(paths)
+        last = notes[-1] if notes else None
+        checkpoint = next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None
+        note, progress = working.get(run.id, (None, None))
+        if note is not None and progress is not None and last and last.worker == note.name:
+            silence = _age(folder / f"{note.name}.json")
+            found[run.id] = Trace("running", len(notes), last, progress, silence, progress.fraction, True)
+        elif lock_holder(paths.lock, holders) is not None:
+            found[run.id] = Trace("running", len(notes), last)
+        elif last is not None:
+            verdict = None if last.kind is Outcome.INTERRUPTED else given_up(notes)
+            kind = "failed" if verdict and verdict.failed else "interrupted"
+            begun = last.saved_step / last.total_steps if checkpoint and last.total_steps else 0.0
+            found[run.id] = Trace(kind, len(notes), last, begun=begun, checkpoint=checkpoint)
+    return found
+
+
+@dataclass(frozen=True)
+class RunLine:
     """A run that is not simply done or to do; `seconds_left` is at its present speed."""
 
     run: str
@@ -45,31 +87,49 @@ class RunStatus:
     images_per_second: float | None = None
     test_accuracy: float | None = None
     seconds_left: float | None = None
-    report_age: float | None = None
+    silence: float | None = None
     attempts: int = 0
     checkpoint: bool = False
     reason: str | None = None
     ended: float | None = None
+
+    def __str__(self) -> str:
+        words = [self.run]
+        if self.epoch is not None and self.epochs:
+            words.append(f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}")
+        if self.kind == "running":
+            if self.images_per_second:
+                words.append(f"{self.images_per_second:,.0f} images/s")
+            if self.test_accuracy is not None:
+                words.append(f"{self.test_accuracy:.1f} %")
+            if self.seconds_left is not None:
+                words.append(f"{format_seconds(self.seconds_left)} left")
+            if self.silence is not None and self.silence > SILENT:
+                words.append(f"no sign of life for {format_seconds(self.silence)}")
+        elif self.kind == "interrupted":
+            words.append("resumes from a checkpoint" if self.checkpoint else "no checkpoint: it restarts")
+        if self.reason:
+            words.append(self.reason)
+        return "  ".join(words)
 
 
 @dataclass(frozen=True)
 class Status:
     """`counts` has every run in one of the kinds; `runs` the running, interrupted, failed and damaged ones.
 
-    `plan` is of what is left, on the slots of the schedulers at work or else of this machine;
-    `free_bytes` is the room on the disk of the results.
+    `plan` is of what is left, on the devices of this machine; `free_bytes` is the room on the results' disk.
     """
 
     preset: str
     heading: str
     results: str
     counts: Mapping[str, int]
-    runs: tuple[RunStatus, ...]
-    schedulers: tuple[Heartbeat, ...]
+    runs: tuple[RunLine, ...]
+    workers: tuple[WorkerNote, ...]
     plan: Plan | None
     free_bytes: int | None
 
-    def of(self, kind: str) -> list[RunStatus]:
+    def of(self, kind: str) -> list[RunLine]:
         """The runs of one kind; failed ones the latest first."""
         found = [run for run in self.runs if run.kind == kind]
         return sorted(found, key=lambda run: -(run.ended or 0.0)) if kind == "failed" else found
@@ -81,7 +141,7 @@ class Status:
             "results": self.results,
             "counts": dict(self.counts),
             "time": time.time(),
-            "schedulers": [asdict(scheduler) for scheduler in self.schedulers],
+            "workers": [asdict(worker) for worker in self.workers],
             "runs": [asdict(run) for run in self.runs],
             "duration": asdict(self.plan.duration) if self.plan and self.plan.duration else None,
             "free_bytes": self.free_bytes,
@@ -97,17 +157,16 @@ class Status:
             f"results: {self.results}",
             f"{total} runs: {parts}",
         ]
-        lines += [_scheduler(scheduler) for scheduler in self.schedulers] or ["no scheduler is at work here"]
+        lines += [_worker(worker) for worker in self.workers] or ["no worker is running"]
         for kind in ("running", "interrupted", "failed", "damaged"):
             found = self.of(kind)
-            lines += [f"{kind}: {_run(run)}" for run in found[:SHOWN]]
+            lines += [f"{kind}: {run}" for run in found[:SHOWN]]
             if len(found) > SHOWN:
                 lines.append(f"{kind}: {len(found) - SHOWN} more (--json lists them)")
         if self.plan and self.plan.duration:
             unknown = any(column.to_do and not column.duration for column in self.plan.columns)
-            where = "on its slots" if self.schedulers else "on this machine's slots"
             rest = ", without the columns whose speed is not known yet" if unknown else ""
-            lines.append(f"time to do: {self.plan.duration} {where}{rest}")
+            lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:
             needs = f", the runs to do need about {format_bytes(self.plan.disk.total)}" if self.plan else ""
             lines.append(f"disk: {format_bytes(self.free_bytes)} free{needs}")
@@ -117,7 +176,7 @@ class Status:
 def make_status(
     survey: Survey,
     traces: Mapping[str, Trace],
-    schedulers: Sequence[Heartbeat],
+    workers: Iterable[WorkerNote],
     recipe: Recipe,
     plan: Plan | None,
     heading: str,
@@ -125,15 +184,15 @@ def make_status(
 ) -> Status:
     """The status of the runs of `survey`; `traces` has the ones that were begun and are not done."""
     counts = Counter(dict.fromkeys(_KINDS, 0))
-    runs: list[RunStatus] = []
+    runs: list[RunLine] = []
     for state in survey.states:
         trace = traces.get(state.run.id)
         if trace and not state.counts:
-            kind = str(trace.phase)
-            runs.append(_traced(state.run.id, trace, recipe))
+            kind = trace.kind
+            runs.append(_line(state.run.id, trace, recipe))
         elif state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
             kind = "damaged"
-            runs.append(RunStatus(state.run.id, kind, reason=state.reason))
+            runs.append(RunLine(state.run.id, kind, reason=state.reason))
         elif state.record_state is RecordState.MISSING:
             kind = "to do"
         else:
@@ -145,75 +204,49 @@ def make_status(
         results=str(results),
         counts=counts,
         runs=tuple(runs),
-        schedulers=tuple(schedulers),
+        workers=tuple(note for note in workers if note.is_alive is not False and not note.death),
         plan=plan,
         free_bytes=_free(results),
     )
 
 
-def _traced(run: str, trace: Trace, recipe: Recipe) -> RunStatus:
-    progress = trace.progress
-    left = _seconds_left(progress, recipe) if progress and trace.phase is Phase.RUNNING else None
-    return RunStatus(
+def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
+    progress, last = trace.progress, trace.last
+    left = None
+    if progress and progress.images_per_second:  # at the present speed of training, evaluation not counted
+        images = (1 - progress.fraction) * progress.epochs * progress.steps * recipe.batch_size
+        left = images / progress.images_per_second
+    ended = trace.kind != "running" and last is not None
+    return RunLine(
         run=run,
-        kind=str(trace.phase),
+        kind=trace.kind,
         epoch=progress.epoch if progress else None,
         epochs=progress.epochs if progress else None,
         images_per_second=progress.images_per_second if progress else None,
         test_accuracy=progress.test_accuracy if progress else None,
         seconds_left=left,
-        report_age=trace.report_age,
+        silence=trace.silence,
         attempts=trace.attempts,
         checkpoint=trace.checkpoint,
-        reason=trace.cause,
-        ended=trace.ended,
+        reason=(last.reason or (None if last.kind is Outcome.INTERRUPTED else str(last.kind)))
+        if ended and last
+        else None,
+        ended=last.ended.timestamp() if last and last.ended else None,
     )
 
 
-def _seconds_left(progress: Progress, recipe: Recipe) -> float | None:
-    """At the present speed of training, evaluation not counted."""
-    if not progress.images_per_second:
+def _worker(note: WorkerNote) -> str:
+    device = f" ({note.device_name})" if note.device_name else ""
+    runs = ", ".join(progress.run for progress in note.runs) or "no run yet"
+    alive = "" if note.is_alive else "; on another machine, where nobody here can tell whether it is alive"
+    return f"worker {note.pid} on {note.host}{device}, {note.phase}: {runs}{alive}"
+
+
+def _age(path: Path) -> float | None:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
         return None
-    images = (1 - progress.fraction) * progress.epochs * progress.steps * recipe.batch_size
-    return images / progress.images_per_second
-
-
-def _scheduler(beat: Heartbeat) -> str:
-    devices = Counter(slot.device for slot in beat.slots)
-    slots = ", ".join(f"{count} on {device}" for device, count in devices.items())
-    since = time.strftime("%d %b %H:%M", time.localtime(beat.started))
-    until = ""
-    if beat.deadline is not None:
-        until = f", its budget lasts {format_seconds(max(0.0, beat.deadline - time.time()))} more"
-    word = f"; its last word: {beat.notice}" if beat.notice else ""
-    if beat.paused:
-        word += "; paused: the results folder takes no writes; it goes on by itself when there is room"
-    if beat.age > SILENT:
-        word += f"; no report for {format_seconds(beat.age)}"
-    return (
-        f"scheduler {beat.pid} on {beat.host} since {since}, slots: {slots}{until}: "
-        f"{beat.done} done, {beat.failed} failed, {beat.todo} to do{word}"
-    )
-
-
-def _run(run: RunStatus) -> str:
-    words = [run.run]
-    if run.epoch is not None and run.epochs is not None:
-        words.append(f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}")
-    if run.kind == "running":
-        if run.images_per_second:
-            words.append(f"{run.images_per_second:,.0f} images/s")
-        if run.test_accuracy is not None:
-            words.append(f"{run.test_accuracy:.1f} %")
-        if run.seconds_left is not None:
-            words.append(f"{format_seconds(run.seconds_left)} left")
-        if run.report_age is not None and run.report_age > 10:
-            words.append(f"no report for {format_seconds(run.report_age)}")
-    elif run.kind == "interrupted":
-        words.append("with a checkpoint" if run.checkpoint else "without a checkpoint: it starts again")
-    if run.reason:
-        words.append(run.reason)
-    return "  ".join(words)
 
 
 def _free(results: Path) -> int | None:

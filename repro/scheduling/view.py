@@ -3,30 +3,51 @@
 rich is imported only for the live picture, so that the command line stays quick.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from repro.paths import Project
+from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.events import Event, Finished, Running, Tick
-from repro.scheduling.progress import Progress, read_progress
-from repro.scheduling.sentences import describe
+from repro.sweep import RunProgress, WorkerNote
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console, RenderableType
 
-    from repro.scheduling.slots import Slot
+MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
+
+
+@dataclass(frozen=True)
+class Tick:
+    """How a sweep stands. `workers` has each device with its worker's note, whether it has one, why it gets none.
+
+    `done` includes what was done before; `ended` of `total` runs need nothing more.
+    """
+
+    workers: tuple[tuple[Device, WorkerNote | None, bool, str | None], ...]
+    done: int
+    failed: int
+    running: int
+    to_do: int
+    ended: int
+    total: int
+
+    def counts(self) -> str:
+        """`12 done, 2 running, 58 to do`."""
+        parts = {"done": self.done, "failed": self.failed, "running": self.running, "to do": self.to_do}
+        return ", ".join(f"{count} {what}" for what, count in parts.items() if count or what == "done")
 
 
 class View(Protocol):
-    """A listener to hand to the scheduler, entered for as long as it runs."""
+    """Shows a sweep; entered for as long as it runs."""
 
-    def __call__(self, event: Event) -> None:
-        """Shows the event."""
+    def line(self, text: str) -> None:
+        """Shows something that has happened."""
+
+    def update(self, tick: Tick) -> None:
+        """Shows how things stand."""
 
     def __enter__(self) -> Self:
         """Takes the terminal."""
@@ -37,26 +58,33 @@ class View(Protocol):
         """Gives the terminal back."""
 
 
-def open_view(stream: TextIO, project: Project, preset: str, slots: "Sequence[Slot]") -> View:
+def open_view(stream: TextIO) -> View:
     """The live view if `stream` (stderr) is a terminal that can move its cursor, else plain lines."""
     if not stream.isatty():
         return PlainView(stream)
     from rich.console import Console
 
     console = Console(file=stream, highlight=False)
-    return LiveView(console, project, preset, slots) if console.is_terminal else PlainView(stream)
+    return LiveView(console) if console.is_terminal else PlainView(stream)
 
 
 class PlainView:
-    """One line for each event, flushed, so that a log can be followed."""
+    """A line for each event and one per minute with totals, flushed, so that a log can be followed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._next = time.monotonic() + MINUTE
 
-    def __call__(self, event: Event) -> None:
-        """Prints the event's line, if it has one."""
-        if (line := describe(event)) is not None:
-            print(line, file=self._stream, flush=True)
+    def line(self, text: str) -> None:
+        """Prints the text; a log that takes none is no reason to stop training."""
+        with contextlib.suppress(OSError):
+            print(text, file=self._stream, flush=True)
+
+    def update(self, tick: Tick) -> None:
+        """Prints the totals once per minute."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + MINUTE
+            self.line(tick.counts())
 
     def __enter__(self) -> Self:
         return self
@@ -64,42 +92,35 @@ class PlainView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.flush()
-
-
-def _waiting_for(running: Running | None) -> str:
-    """What a slot does that has no report of a run to show."""
-    if running is None:
-        return "idle"
-    return "ending" if running.began and running.run is None else "starting"
+        return
 
 
 @dataclass
-class _Course:
-    """How far a run was when this view first saw it: its speed since tells when it will end."""
+class _Pace:
+    """How far something was when it was first seen: its speed since tells when it will end."""
 
     fraction: float
     seen: float = field(default_factory=time.monotonic)
 
     def remaining(self, fraction: float) -> float | None:
-        """Seconds to the run's end; None until it has moved."""
+        """Seconds to the end; None until it has moved."""
         moved, elapsed = fraction - self.fraction, time.monotonic() - self.seen
         return (1 - fraction) * elapsed / moved if moved > 0 and elapsed > 0 else None
 
 
 class LiveView:
-    """One line a slot and one for the whole, redrawn at every tick; events scroll by above them."""
+    """One row per run in training and one for the whole, redrawn in place; lines scroll by above them."""
 
-    def __init__(self, console: "Console", project: Project, preset: str, slots: "Sequence[Slot]") -> None:
+    def __init__(self, console: "Console") -> None:
         from rich.live import Live
 
         self._console = console
-        self._project = project
-        self._preset = preset
-        self._slots = tuple(slots)
-        self._courses: dict[tuple[str, int], _Course] = {}
-        self._durations: list[float] = []
-        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._paces: dict[tuple[str, int], _Pace] = {}
+        self._whole: _Pace | None = None
+        # transient: rows of runs that were stopped must not stay behind on the screen.
+        self._live = Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False, transient=True
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -110,74 +131,54 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def __call__(self, event: Event) -> None:
-        """Scrolls the event's line by, or redraws."""
-        if isinstance(event, Finished):
-            self._durations.append(event.seconds)
-        if isinstance(event, Tick):
-            self._live.update(self.picture(event), refresh=True)
-        elif (line := describe(event)) is not None:
-            # A run id in brackets would read as markup.
-            self._console.print(line, markup=False)
+    def line(self, text: str) -> None:
+        """Scrolls the text by; a run id in brackets would read as markup."""
+        self._console.print(text, markup=False)
+
+    def update(self, tick: Tick) -> None:
+        """Redraws."""
+        self._live.update(self.picture(tick), refresh=True)
 
     def picture(self, tick: Tick) -> "RenderableType":
-        """The table of slots above the line of totals."""
+        """The rows of runs above the one of totals. A narrow terminal keeps bar, run and time left."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
+        wide = self._console.width >= 120
         table = Table.grid(padding=(0, 2), expand=True)
-        for ratio in (None, None, 1, None, None, None, None):
-            table.add_column(ratio=ratio, no_wrap=True, overflow="ellipsis")
-        by_place = {running.job.place: running for running in tick.running}
-        etas: list[float | None] = []
-        for place, slot in enumerate(self._slots):
-            name = f"{slot.label} {slot.name}"
-            running = by_place.get(place)
-            report = self._report(running) if running else None
-            if running is None or report is None:
-                table.add_row(name, _waiting_for(running), "", "", "", "", "")
-                etas += [None] if running else []
-                continue
-            course = self._courses.setdefault((report.run, report.attempt), _Course(report.fraction))
-            eta = course.remaining(report.fraction)
-            etas.append(eta)
-            table.add_row(
-                name,
-                report.run,
-                ProgressBar(total=1.0, completed=report.fraction),
-                f"epoch {min(report.epoch + 1, report.epochs)}/{report.epochs}",
-                "" if report.images_per_second is None else f"{report.images_per_second:,.0f} images/s",
-                "" if report.test_accuracy is None else f"{report.test_accuracy:.1f} %",
-                "" if eta is None else f"{format_seconds(eta)} left",
-            )
-        left = self._remaining(tick, etas)
-        table.add_row(
-            "all",
-            f"{tick.done} done, {tick.failed} failed, {tick.todo} to do",
-            ProgressBar(total=max(tick.total, 1), completed=tick.ended),
-            f"{tick.ended}/{tick.total}",
-            "",
-            "",
-            "" if left is None else f"{format_seconds(left)} left",
-        )
+        for _ in range(3 if wide else 1):  # device, epoch, speed and accuracy
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)
+        table.add_column(ratio=1, min_width=8)
+        table.add_column(no_wrap=True, justify="right")
+        fraction_running = 0.0
+        for device, note, working, out in tick.workers:
+            runs = note.runs if note else ()
+            if not runs:
+                words = "left out" if out else "starting" if working else "idle"
+                table.add_row(device.label, *([""] * (2 if wide else 0)), words, "", "")
+            for run in runs:
+                fraction_running += run.fraction
+                left = self._pace(run).remaining(run.fraction)
+                more = [f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}", _speed(run)] if wide else []
+                bar = ProgressBar(total=1.0, completed=run.fraction)
+                table.add_row(device.label, *more, run.run, bar, _left(left))
+        done = (tick.ended + fraction_running) / max(tick.total, 1)
+        self._whole = self._whole or _Pace(done)
+        bar = ProgressBar(total=1.0, completed=done)
+        empty = [""] * (2 if wide else 0)
+        table.add_row("all", *empty, tick.counts(), bar, _left(self._whole.remaining(done)))
         return table
 
-    def _report(self, running: Running) -> Progress | None:
-        if running.run is None:
-            return None
-        report = read_progress(self._project.run(self._preset, running.run).progress)
-        # An earlier attempt's last report lies there until this one's first.
-        return report if report and report.attempt == running.attempt else None
+    def _pace(self, run: RunProgress) -> _Pace:
+        return self._paces.setdefault((run.run, run.attempt), _Pace(run.fraction))
 
-    def _remaining(self, tick: Tick, etas: "Sequence[float | None]") -> float | None:
-        """Seconds to the end, if runs to come take as long as those that ended did on average."""
-        known = [eta for eta in etas if eta is not None]
-        if self._durations:
-            mean = sum(self._durations) / len(self._durations)
-        elif not tick.todo and len(known) == len(etas):
-            mean = 0.0
-        else:
-            return None
-        rest = sum(eta if eta is not None else mean for eta in etas)
-        longest = max(known, default=0.0)
-        return max(longest, (rest + tick.todo * mean) / len(self._slots))
+
+def _speed(run: RunProgress) -> str:
+    speed = f"{run.images_per_second:,.0f} images/s" if run.images_per_second else ""
+    accuracy = f"{run.test_accuracy:.1f} %" if run.test_accuracy is not None else ""
+    return "  ".join(filter(None, [speed, accuracy]))
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{format_seconds(seconds)} left"

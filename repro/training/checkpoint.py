@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from repro.commit import write_whole
 from repro.errors import SetupError
 from repro.records import Signature
+from repro.storage import write_whole
 
 _MAGIC = b"repro checkpoint 2\n"
 KEEP = 2

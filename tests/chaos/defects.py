@@ -7,7 +7,7 @@ from pathlib import Path
 
 RENAME_INSTEAD_OF_LINK = """
 import os
-import repro.commit
+import repro.storage
 
 class Renaming:
     def __getattr__(self, name):
@@ -16,7 +16,7 @@ class Renaming:
     def link(self, source, target):
         (os.rename if os.path.basename(source) == "record.json" else os.link)(source, target)
 
-repro.commit.os = Renaming()
+repro.storage.os = Renaming()
 """
 
 NO_VALIDATION_ON_READ = """

@@ -22,7 +22,7 @@ from repro.cli.doctor import (
     read_torch_facts,
 )
 from repro.errors import DeviceError
-from repro.scheduling.gpus import Gpu
+from repro.gpus import Gpu
 
 PASCAL = Gpu(0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30)
 NEW_WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

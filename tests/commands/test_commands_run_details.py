@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
 from repro.cli import main
-from repro.commit import attempts_of
+from repro.storage import attempts_of
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from repro.commands.stop import Stop
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import train
 from repro.commands.worker import TrainOptions
-from repro.commit import begin_attempt, note_attempt
+from repro.storage import begin_attempt, note_attempt
 from repro.errors import DeviceError
 from repro.records import Attempt
 from repro.training.precision import choose_precision

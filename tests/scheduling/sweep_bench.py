@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from pretended_environment import PRETENDED, correct_images
 
-from repro.commit import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
+from repro.storage import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
 from repro.paths import Project
 from repro.recipes import Preset
 from repro.record_state import RunState, assess_run

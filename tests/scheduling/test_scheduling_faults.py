@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from sweep_bench import FAST, HERE, PRESET, Bench, wait_for
 
-from repro.commit import begin_attempt, is_held, note_attempt, run_lock
+from repro.storage import begin_attempt, is_held, note_attempt, run_lock
 from repro.records import Attempt
 from repro.scheduling.events import Notice, Requeued, Started
 from repro.scheduling.executors.local import LocalExecutor
-from repro.scheduling.gpus import Gpu
+from repro.gpus import Gpu
 from repro.scheduling.slots import find_slots
 
 GPUS = (Gpu(0, "NVIDIA A", "GPU-aaaa", 8 << 30), Gpu(1, "NVIDIA B", "GPU-bbbb", 8 << 30))

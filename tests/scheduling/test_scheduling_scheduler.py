@@ -5,7 +5,7 @@ import json
 import pytest
 from sweep_bench import FAST, PRESET, Bench, cpu_slots, make_record, wait_for
 
-from repro.commit import run_lock
+from repro.storage import run_lock
 from repro.record_state import RecordState, RunState
 from repro.scheduling.events import Elsewhere, Finished, Notice, Quarantined, Requeued, Started
 from repro.scheduling.executors.local import LocalExecutor

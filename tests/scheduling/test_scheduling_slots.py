@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from repro.errors import DeviceError, UsageError
-from repro.scheduling.gpus import Gpu, parse_gpus, read_gpus
+from repro.gpus import Gpu, parse_gpus, read_gpus
 from repro.scheduling.slots import find_slots
 from repro.system import processor_name, usable_cores
 

@@ -13,7 +13,7 @@ from sweep_bench import HERE, PRESET, ROOT, Bench, make_record, wait_for
 
 from repro.cli.context import Context
 from repro.cli.status import Observer
-from repro.commit import begin_attempt, note_attempt, run_lock, write_whole
+from repro.storage import begin_attempt, note_attempt, run_lock, write_whole
 from repro.records import Attempt
 from repro.registry import Selection
 from repro.scheduling.heartbeat import HeartbeatFile, read_heartbeats

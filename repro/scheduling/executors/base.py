@@ -1,80 +1,71 @@
-"""The seam between the scheduler and whatever runs a worker: a job, and the words said about it."""
+"""The seam between the supervisor and whatever runs a worker: a job, and how it ended."""
 
+import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from repro.scheduling.slots import Slot
+from repro.scheduling.devices import Device
+
+Urgency = Literal["drain", "now"]  # finish the runs in progress; or checkpoint at the next step
 
 
 @dataclass(frozen=True)
-class Job:
-    """One worker to start: `argv` trains `runs` in order on `slot`; stdout and stderr go to `log`.
+class WorkerJob:
+    """A worker to start: `argv` on `device`, stdout and stderr appended to `log`.
 
-    `environment` is added to the environment of whoever launches it. `number` counts the jobs of one
-    scheduler from 1; `place` is the position of `slot` among the scheduler's slots.
+    `name` is unique; the worker's note carries it. `environment` is added to that of whoever starts it.
     """
 
-    number: int
-    runs: tuple[str, ...]
+    name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(hash=False)
     log: Path
-    slot: Slot
-    place: int
+    device: Device
+
+    def line(self) -> str:
+        """The command as a line for a shell."""
+        return shlex.join(self.argv)
 
 
 @dataclass(frozen=True)
-class Ending:
-    """Why a job ended, in words, where its executor knows more than the exit code says.
+class JobEnd:
+    """How a job ended: its exit code (negative: the signal that killed it; None: nobody knows).
 
-    `blameless` is an end that says nothing about the runs: a lost node, a time limit, preemption.
+    `death` says in words how it died, where more is known than the code; `blameless` is an end that says
+    nothing about its runs: a lost node, preemption, a time limit.
     """
 
-    cause: str
-    blameless: bool
+    code: int | None
+    death: str = ""
+    blameless: bool = False
 
 
 class Executor(ABC):
-    """Launches jobs and passes on requests; it decides nothing.
-
-    An exit code is evidence, not proof: what a job achieved is read from the records on disk. Every word
-    may be said to a job that has ended meanwhile, and then does nothing.
-    """
+    """Starts workers and says when they have ended; what they achieved is read from the disk."""
 
     @abstractmethod
-    def submit(self, job: Job) -> None:
-        """Starts `job`; returns at once. Raises SetupError if it cannot be started."""
+    def start(self, jobs: Sequence[WorkerJob]) -> None:
+        """Starts the jobs and returns at once; SetupError if they cannot be started."""
 
     @abstractmethod
-    def poll(self, job: Job) -> int | None:
-        """None while `job` runs, then its exit code; negative: the signal that killed it."""
+    def poll(self, job: WorkerJob) -> JobEnd | None:
+        """None while the job waits or runs."""
 
     @abstractmethod
-    def drain(self, job: Job) -> None:
-        """Asks `job` to finish the run in progress and start no other; it then exits with 75."""
+    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+        """Passes on a stop request; the sweep's stop file, which workers read too, is already written."""
 
     @abstractmethod
-    def terminate(self, job: Job) -> None:
-        """Asks `job` to write a checkpoint at the next step boundary and exit with 75."""
+    def kill(self, job: WorkerJob) -> None:
+        """Ends the job and everything it started, at once."""
 
-    @abstractmethod
-    def kill(self, job: Job) -> None:
-        """Ends `job` and everything it started, at once; what it had not saved is lost."""
-
-    def ending(self, job: Job) -> Ending | None:
-        """Why `job`, which has ended, did so; None where the exit code says it all."""
+    def room(self) -> int | None:
+        """How many more jobs may be started now; None: any number."""
         return None
 
-    def adopt(self, first: int, runs: Collection[str]) -> Sequence[Job]:
-        """Jobs that an earlier scheduler submitted, that have not ended and that train any of `runs`.
-
-        They are numbered from `first` on, and every word may be said to them from now on. Jobs that die
-        with their scheduler leave none.
-        """
-        return ()
-
-    def news(self) -> Sequence[str]:
-        """Sentences for the user since it was last asked: why jobs wait, that a service does not answer."""
+    def messages(self) -> Sequence[str]:
+        """New lines for the user: why jobs wait, that a service does not answer."""
         return ()

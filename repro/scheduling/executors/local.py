@@ -3,47 +3,50 @@
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
-from repro.commit import make_folder, refusal
-from repro.scheduling.executors.base import Executor, Job
-from repro.scheduling.guardian import guarded_environment
+from repro.scheduling.executors.base import Executor, JobEnd, Urgency, WorkerJob
+from repro.storage import make_folder, refusal
+
+_OOM_COUNTER = Path("/proc/vmstat")
 
 
 class LocalExecutor(Executor):
-    """One process a job, in a session of its own so that the terminal's Ctrl-C reaches only the scheduler.
-
-    A worker is told whose death it must not survive, and a guardian sees to it.
-    """
+    """One process per job, in a session of its own so that the terminal's Ctrl-C reaches only the supervisor."""
 
     def __init__(self) -> None:
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._oom_kills: dict[str, int] = {}
 
-    def submit(self, job: Job) -> None:
-        """Starts the process; SetupError names the program or the log that stood in the way."""
-        environment = {
-            **os.environ,
-            **job.environment,
-            **guarded_environment(os.getpid()),
-            # A killed worker takes its buffers along; its last words are what the summary quotes.
-            "PYTHONUNBUFFERED": "1",
-        }
-        make_folder(job.log.parent)
-        try:
-            with job.log.open("ab") as log:
-                self._processes[job.number] = subprocess.Popen(
-                    job.argv,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            raise refusal(f"cannot start {job.argv[0]} with its log at {job.log}", error) from None
+    def start(self, jobs: Sequence[WorkerJob]) -> None:
+        """Starts the processes; call it from the main thread: they die with the thread that started them."""
+        for job in jobs:
+            make_folder(job.log.parent)
+            environment = {
+                **os.environ,
+                **job.environment,
+                "REPRO_DIE_WITH_PARENT": str(os.getpid()),
+                # A killed worker takes its buffers along; its last words are what the summary quotes.
+                "PYTHONUNBUFFERED": "1",
+            }
+            self._oom_kills[job.name] = oom_kills()
+            try:
+                with job.log.open("ab") as log:
+                    self._processes[job.name] = subprocess.Popen(
+                        job.argv,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+            except OSError as error:
+                raise refusal(f"cannot start {job.argv[0]} with its log at {job.log}", error) from None
 
-    def poll(self, job: Job) -> int | None:
-        """The exit code once the process has ended; whatever else lived in its session is killed then."""
-        process = self._processes[job.number]
+    def poll(self, job: WorkerJob) -> JobEnd | None:
+        """How the process ended; whatever else lives in its session is killed then."""
+        process = self._processes[job.name]
         if process.returncode is None:
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
@@ -51,24 +54,41 @@ class LocalExecutor(Executor):
             # Not reaped yet: until then no other process group can get this number.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return process.returncode
+        code = process.returncode
+        if code >= 0:
+            return JobEnd(code)
+        if code == -signal.SIGKILL and oom_kills() > self._oom_kills[job.name]:
+            return JobEnd(code, "killed by SIGKILL: the machine ran out of memory (the kernel's OOM killer)")
+        return JobEnd(code, f"killed by {_signal_name(-code)}")
 
-    def drain(self, job: Job) -> None:
-        """SIGUSR2 to the worker alone: its children have no handler and would die of it."""
-        self._signal_worker(job, signal.SIGUSR2)
+    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+        """SIGUSR2 or SIGTERM to the worker alone; it ends its children itself."""
+        process = self._processes[job.name]
+        # Not Popen.send_signal: it reaps a process that has ended, and `poll` needs it unreaped.
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGUSR2 if urgency == "drain" else signal.SIGTERM)
 
-    def terminate(self, job: Job) -> None:
-        """SIGTERM to the worker alone; it ends its children itself."""
-        self._signal_worker(job, signal.SIGTERM)
-
-    def kill(self, job: Job) -> None:
+    def kill(self, job: WorkerJob) -> None:
         """SIGKILL to the worker's whole session."""
-        process = self._processes[job.number]
+        process = self._processes[job.name]
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
 
-    def _signal_worker(self, job: Job, number: signal.Signals) -> None:
-        process = self._processes[job.number]
-        # Not Popen.send_signal: it reaps a process that has ended, and `poll` needs it unreaped.
-        if process.returncode is None:
-            os.kill(process.pid, number)
+
+def oom_kills(counters: Path = _OOM_COUNTER) -> int:
+    """How many processes the kernel has killed for lack of memory so far; 0 where it does not tell."""
+    try:
+        for line in counters.read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    except OSError:
+        return 0
+    return 0
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -121,8 +121,10 @@ def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
     return tuple(visible)
 
 
-def parse_gpus(text: str) -> tuple[int, ...]:
-    """`0,2` as numbers; UsageError for anything else."""
+def parse_gpus(text: str | None) -> tuple[int, ...] | None:
+    """`0,2` as numbers, None as None; UsageError for anything else."""
+    if text is None:
+        return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise UsageError(f"--gpus: expected numbers as nvidia-smi counts them, such as 0,2; got {text!r}")

@@ -1,39 +1,26 @@
-"""How a record reaches its name: attempts, the exclusive commit, and quarantine.
+"""Files that several processes share: kernel locks, atomic writes, the exclusive commit, and quarantine.
 
-An attempt works in a folder of its own; mkdir hands out the number. To commit it writes the record there,
-fsyncs it, hard-links it to the record's name and fsyncs the folder. A link either makes the whole name or
-fails because one is there: no reader ever sees half a record, and no writer replaces a finished one
-unseen. Locks (kernel locks, freed by the kernel when their holder dies) only save work; the link is what
-keeps results safe.
+To commit, an attempt writes the record into its own folder, fsyncs it, hard-links it to the record's name and
+fsyncs the folder. A link either makes the whole name or fails because one is there: no reader ever sees half
+a record, and no writer replaces a finished one unseen. Locks only save work; the link keeps results safe.
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from types import TracebackType
+from typing import Self
 
 from repro.errors import IntegrityError, NoSpaceError, ReadOnlyError, RecordCorruptError, SetupError
 from repro.paths import RunPaths
-from repro.records import Attempt, RunRecord, read_record
-
-_MOMENT = 1.0
-"""Seconds that a lock may be held by somebody who only asks."""
-
-FRESH = 30.0
-"""Seconds for which a worker's report says that it is at work; one comes a second, or a step."""
-
-_NEXT_REPORT = 10.0
-"""Seconds to wait for the next report of a worker that may be at work."""
+from repro.records import RunRecord, read_record
 
 
 class CommitOutcome(StrEnum):
@@ -43,78 +30,125 @@ class CommitOutcome(StrEnum):
     ALREADY_DONE = "already done"
 
 
-class RunBusyError(Exception):
-    """Another process holds the run's lock: it is being trained elsewhere."""
+class FileLock:
+    """An exclusive kernel lock (flock) on the file at `path`, which the kernel releases when this process dies.
 
-
-@contextmanager
-def run_lock(paths: RunPaths) -> Iterator[None]:
-    """Holds the run's kernel lock; RunBusyError if another process has it and keeps it for a moment.
-
-    Not every network file system carries locks from one machine to another, so a run that another machine
-    goes on reporting about is busy too.
+    It never falls back to a lock file: a killed process would leave it behind for ever.
     """
-    make_folder(paths.work)
-    lock = FileLock(paths.lock)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Takes the lock without waiting; False if another process holds it.
+
+        Raises SetupError where the file cannot be made or the file system has no kernel locks.
+        """
+        make_folder(self.path.parent)
+        try:
+            while True:
+                # O_CLOEXEC (Python's default): a program started from here must not keep the lock alive.
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    os.close(descriptor)
+                    raise
+                # Somebody may have deleted the file meanwhile: a lock on a nameless file excludes nobody.
+                if _is_named(descriptor, self.path):
+                    break
+                os.close(descriptor)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise SetupError(
+                    f"cannot lock {self.path}: this file system has no kernel locks ({error.strerror}); "
+                    "put the results folder on one that has, with --results DIR"
+                ) from None
+            raise refusal(f"cannot lock {self.path}", error) from None
+        self._descriptor = descriptor
+        _held.add(descriptor)
+        return True
+
+    def release(self) -> None:
+        """Lets others take the lock; does nothing if it is not held."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
     try:
-        # Not at once: `is_held` asks with a lock of its own.
-        lock.acquire(timeout=_MOMENT, poll_interval=_MOMENT / 10)
-    except Timeout:
-        raise RunBusyError(f"{paths.work.name}: another process is training it") from None
-    except OSError as error:
-        raise refusal(f"cannot lock {paths.lock}", error) from None
-    try:
-        if is_reported_elsewhere(paths) and _reports_go_on(paths):
-            raise RunBusyError(f"{paths.work.name}: another machine is training it")
-        yield
-    finally:
-        lock.release()
-
-
-def is_reported_elsewhere(paths: RunPaths) -> bool:
-    """Whether a worker of another machine has not noted its end and has reported just now.
-
-    The file system's own clock tells the report's age: those of two machines may differ.
-    """
-    last = next(reversed(attempts_of(paths)), None)
-    if last is None or last.outcome != "killed" or last.host in (None, socket.gethostname()):
-        return False
-    try:
-        os.utime(paths.lock)
-        return paths.lock.stat().st_mtime - paths.progress.stat().st_mtime < FRESH
-    except OSError:
-        return False  # no report, or no lock yet, or nothing may be written here
-
-
-def _reports_go_on(paths: RunPaths) -> bool:
-    """Whether the run's report changes within some seconds."""
-    before = paths.progress.read_bytes()
-    deadline = time.monotonic() + _NEXT_REPORT
-    while time.monotonic() < deadline:
-        time.sleep(_NEXT_REPORT / 20)
-        if paths.progress.read_bytes() != before:
-            return True
-    return False
-
-
-def is_held(paths: RunPaths) -> bool:
-    """Whether somebody holds the run's lock. Askers share, so they never mistake each other for a holder."""
-    try:
-        descriptor = os.open(paths.lock, os.O_RDONLY)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
+
+
+_held: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _close_inherited() -> None:
+    """Closes the parent's locks in a forked child: flock outlives a dead parent as long as a child has it."""
+    for descriptor in _held:
         os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def lock_holders(table: Path = Path("/proc/locks")) -> Mapping[int, Sequence[int]]:
+    """Pids of this machine's processes that hold kernel locks, by the locked file's inode.
+
+    Read from the kernel's table: whoever only asks must not take the lock, for a worker that tries at the
+    same moment would skip the run. Empty where there is no such table.
+    """
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return {}
+    holders: dict[int, list[int]] = {}
+    for line in lines:
+        # 1: FLOCK  ADVISORY  WRITE 4242 fe:00:131 0 EOF; a waiting process has an arrow as its second word.
+        words = line.split()
+        if len(words) >= 6 and words[1] == "FLOCK":
+            holders.setdefault(int(words[5].rpartition(":")[2]), []).append(int(words[4]))
+    return holders
+
+
+def lock_holder(lock: Path, holders: Mapping[int, Sequence[int]]) -> int | None:
+    """The pid of the process that holds the lock file, of those in `holders`; None where there is none."""
+    try:
+        status = lock.stat()
+    except OSError:
+        return None
+    return next((pid for pid in holders.get(status.st_ino, ()) if _has_open(pid, status)), None)
+
+
+def _has_open(pid: int, status: os.stat_result) -> bool:
+    """Whether the process has that very file open: inodes repeat on other file systems.
+
+    The device number in the kernel's table is not always the one that stat gives (btrfs, overlays).
+    """
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(descriptor.stat(), status):
+                    return True
+    except OSError:
+        return True  # another user's process, whose files cannot be seen: the inode must do
     return False
-
-
-def break_lock(paths: RunPaths) -> None:
-    """Gives the run a new lock; whoever held the old one holds nothing. At worst a run is trained twice."""
-    paths.lock.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -125,57 +159,20 @@ def make_folder(folder: Path) -> None:
         raise refusal(f"cannot write below {folder}", error) from None
 
 
-def begin_attempt(paths: RunPaths) -> Path:
-    """A new attempt's folder, `attempts/N` with the first free N."""
-    make_folder(paths.attempts)
-    number = max(_attempt_numbers(paths), default=0) + 1
-    while True:
-        folder = paths.attempts / str(number)
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-            continue
-        except OSError as error:
-            raise refusal(f"cannot make {folder}", error) from None
-        return folder
+def record_digest(path: Path) -> str | None:
+    """sha256 of a record's file; None where there is none that can be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
-def note_attempt(folder: Path, attempt: Attempt) -> None:
-    """Writes what is known of an attempt into its folder."""
-    write_whole(folder / "attempt.json", attempt.model_dump_json().encode())
-
-
-def attempts_of(paths: RunPaths, before: int | None = None) -> tuple[Attempt, ...]:
-    """What every attempt at the run, or those `before` a number, left about itself, oldest first.
-
-    A torn note is an unknown outcome.
-    """
-    found = []
-    for number in _attempt_numbers(paths):
-        if before is not None and number >= before:
-            break
-        file = paths.attempts / str(number) / "attempt.json"
-        try:
-            attempt = Attempt.model_validate_json(file.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if attempt.outcome == "running":
-            # Whoever asks holds the lock or knows that its holder is dead: this one was killed.
-            attempt = attempt.model_copy(update={"outcome": "killed"})
-        found.append(attempt)
-    return tuple(found)
-
-
-def commit_record(
-    record: RunRecord, paths: RunPaths, attempt: Path, counts: Callable[[RunRecord], bool]
-) -> CommitOutcome:
+def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: str | None) -> CommitOutcome:
     """Puts `record` under its name, from the folder `attempt`; call it holding the run's lock.
 
-    `counts` says whether a record found there already is as good as this one (same recipe and, where
-    stale records are to be redone, same code): then somebody else finished first and nothing is changed.
-    Any other record is moved to `superseded/`, an unreadable one to `quarantine/`. Where it is refused with
-    a SetupError it may be called again.
+    A compare-and-swap: a record found there is moved to `superseded/` only if its file still has the sha256
+    `replaces`, which it had when the sweep was planned, and to `quarantine/` if it is invalid. Any other was
+    committed by somebody else since, and stays. Where it is refused with a SetupError it may be called again.
     """
     source = attempt / "record.json"
     make_folder(paths.record.parent)
@@ -186,20 +183,20 @@ def commit_record(
     write_whole(source, record.to_json().encode())
 
     def fault(path: Path) -> str | None:
-        present = read_record(path, record.run, record.preset)
-        return None if present is None or counts(present) else "another recipe or code"
+        return "replaced by a new result" if record_digest(path) == replaces else None
 
     for _ in range(100):
         try:
             os.link(source, paths.record)
         except FileExistsError:
             try:
-                present = read_record(paths.record, record.run, record.preset)
-                if present and counts(present):
-                    return CommitOutcome.ALREADY_DONE
-                move_record(paths.record, paths.superseded, fault)
+                read_record(paths.record, record.run, record.preset)
             except IntegrityError:
                 quarantine_damaged(paths, record.run, record.preset)
+            else:
+                if record_digest(paths.record) not in (replaces, None):
+                    return CommitOutcome.ALREADY_DONE
+                move_record(paths.record, paths.superseded, fault)
         except OSError as error:
             raise refusal(f"cannot write {paths.record}", error) from None
         else:
@@ -301,10 +298,10 @@ def _is_one_file(one: Path, other: Path) -> bool:
         return False
 
 
-def write_whole(path: Path, *content: bytes | memoryview) -> None:
+def write_whole(path: Path, *content: bytes | memoryview, durable: bool = True) -> None:
     """Writes a file, the parts end to end; SetupError if refused.
 
-    A reader sees the old content or the new, never a part.
+    A reader sees the old content or the new, never a part. Not `durable`, a power cut may lose it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -312,7 +309,8 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
             for part in content:
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         # A disk that has become read-only takes no unlink either: what it refused first is what is told.
@@ -329,12 +327,6 @@ def refusal(what: str, error: OSError) -> SetupError:
     elif error.errno == errno.EROFS:
         kind = ReadOnlyError
     return kind(f"{what}: {error.strerror or error}")
-
-
-def _attempt_numbers(paths: RunPaths) -> list[int]:
-    if not paths.attempts.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in paths.attempts.iterdir() if entry.name.isdigit())
 
 
 def fsync_folder(folder: Path) -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 from repro import __version__
-from repro.commit import make_folder, refusal
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
+from repro.gpus import consumed_joules, driver_version
 from repro.recipes import Preset, RunConfig
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
-from repro.scheduling.gpus import consumed_joules, driver_version
+from repro.storage import make_folder, refusal
 from repro.system import memory_bytes, processor_name
 from repro.training.loop import TrainedRun
 from repro.training.precision import Precision
@@ -133,6 +133,34 @@ def energy_counter(device: torch.device) -> float | None:
     """Joules that the device has used so far, None where nothing counts them, as on a CPU."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
     return consumed_joules(f"GPU-{uuid}") if uuid else None
+
+
+class EnergyMeter:
+    """Each run's share, in joules, of the energy that a device uses; None where nothing counts it.
+
+    At any moment the runs on the device share alike. `processes` of this kind share the device.
+    """
+
+    def __init__(self, device: torch.device, processes: int = 1) -> None:
+        self._device = device
+        self._processes = processes
+        self._runs = 1
+        self._share = 0.0
+        self._last = energy_counter(device)
+
+    def split_among(self, runs: int) -> None:
+        """From now on so many runs of this process share (0 counts as 1)."""
+        self.share()
+        self._runs = max(1, runs)
+
+    def share(self) -> float | None:
+        """What one run that was there from the start would have used so far."""
+        now = energy_counter(self._device)
+        if now is None or self._last is None:
+            return None
+        self._share += (now - self._last) / (self._runs * self._processes)
+        self._last = now
+        return self._share
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.commit import make_folder
 from repro.errors import SetupError
 from repro.records import Epoch
+from repro.storage import make_folder
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event

@@ -1,1 +1,0 @@
-"""What trains and schedules: the bodies of `repro run`, `train` and `probe`."""

@@ -1,0 +1,491 @@
+"""The supervisor of a sweep: starts workers, watches them, starts them again, stops them, and sums up.
+
+It never assigns a run. What a worker may take, and when a run is given up, every worker reads from the disk;
+a second supervisor, a second machine or a cluster's jobs are only more workers with the same kind of list.
+"""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import repro
+from repro.attempts import ErrorStreak
+from repro.errors import IntegrityError, SetupError, UsageError
+from repro.paths import Project
+from repro.records import read_record
+from repro.scheduling.devices import Device
+from repro.scheduling.durations import format_seconds
+from repro.scheduling.executors.base import Executor, JobEnd, WorkerJob
+from repro.scheduling.interruption import Interruption, Stage
+from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
+from repro.scheduling.view import Tick, View
+from repro.sweep import (
+    DEVICE_BUSY,
+    Phase,
+    RunQueue,
+    Sweep,
+    WorkerNote,
+    read_worker_notes,
+    request_stop,
+    stop_request,
+)
+
+MAX_DEATHS_AT_START = 3  # of a device's workers before their first run: the device is left out
+MAX_STARTS_WITHOUT_STEP = 5  # likewise, without a step of training
+LONGEST_BACKOFF = 300.0  # seconds between two starts on a device
+SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind end the sweep
+
+HUNG = 600.0  # seconds without a sign of life after which a worker is killed
+HUNG_STARTING = 1800.0  # likewise before its first step: imports, compiling, capturing
+LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Seconds; tests shorten them."""
+
+    poll: float = 0.2  # between two looks at the workers
+    runs: float = 0.5  # between two looks at the runs, at least; longer where looking takes long
+    lead: float = 5.0  # before the end of a budget: workers write their checkpoints
+    grace: float = 60.0  # for a checkpoint before a worker is killed
+    backoff: float = 1.0  # before a device's second start; doubled each time
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """The `repro train` that every worker is, but for its list, name and device."""
+
+    preset: str
+    results: Path
+    data: Path
+    threads: int
+    options: tuple[str, ...] = ()
+
+    def worker(self, sweep_file: Path, name: str, device: Device) -> tuple[str, ...]:
+        """The command of one worker, with this interpreter: `-P` keeps the folder it starts in out of it."""
+        words = [sys.executable, "-P", "-m", "repro", "train", "--sweep", str(sweep_file), "--job", name]
+        if device.host is None:
+            words += ["--device-lock", device.lock_name]
+        return (*words, *self._options(device))
+
+    def line(self, run: str, device: Device) -> str:
+        """A line to paste into a shell: it trains `run` alone on the device."""
+        line = shlex.join(["repro", "train", run, *self._options(device)])
+        return f"CUDA_VISIBLE_DEVICES={device.uuid} {line}" if device.uuid else line
+
+    def _options(self, device: Device) -> list[str]:
+        words = ["--preset", self.preset, "--results", str(self.results), "--data-dir", str(self.data)]
+        words += ["--device", device.kind, "--threads", str(self.threads), *self.options]
+        return words
+
+
+@dataclass
+class _Place:
+    """A device and its worker. `left` are the runs that it cannot train; `out` why it gets no worker any more."""
+
+    device: Device
+    job: WorkerJob | None = None
+    note: WorkerNote | None = None
+    left: dict[str, str] = field(default_factory=dict)
+    starts: int = 0
+    starts_without_step: int = 0
+    deaths_at_start: int = 0
+    not_before: float = 0.0
+    out: str | None = None
+    silent: float = 0.0
+    killed_for: str = ""
+    asked: Stage = Stage.GO_ON
+    kill_at: float | None = None
+
+
+class Supervisor:
+    """One sweep on `devices`. `deadline`, of time.monotonic, is the end of its budget."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        queue: RunQueue,
+        devices: Sequence[Device],
+        executor: Executor,
+        command: TrainCommand,
+        project: Project,
+        view: View,
+        before: int = 0,
+        deadline: float | None = None,
+        intervals: Intervals | None = None,
+    ) -> None:
+        self.sweep = sweep
+        self.sweep_file = project.sweeps(sweep.preset) / f"{sweep.id}.json"
+        self.queue = queue
+        self.places = [_Place(device) for device in devices]
+        self.executor = executor
+        self.command = command
+        self.project = project
+        self.view = view
+        self.before = before
+        self.deadline = deadline
+        self.intervals = intervals or Intervals()
+        self.stopped_early: str | None = None
+        self._interrupted: Interrupter | None = None
+        self._entries = {entry.run: entry for entry in sweep.runs}
+        self._told: set[str] = set()
+        self._errors = ErrorStreak()
+        self._locked: set[str] = set()
+        self._settled: set[str] = set()  # runs that the user has been told of
+        self._stage = self._announced = Stage.GO_ON
+        self._next_runs = 0.0
+        self._others: object = None
+        self._others_silent = 0.0
+        self._waiting = False
+
+    def run(self) -> SweepSummary:
+        """Trains what can be trained; returns when every run is settled, or nobody works on it any more."""
+        began = last = time.monotonic()
+        self.sweep.write(self.sweep_file)
+        with Interruption() as interruption:
+            while True:
+                now = time.monotonic()
+                self._look_at_workers(min(now - last, LONGEST_POLL))
+                self._look_at_runs()
+                self._forward_stop(interruption)
+                if self._stage is Stage.GO_ON:
+                    self._start_workers()
+                for text in self.executor.messages():
+                    self.view.line(text)
+                self.view.update(self._tick())
+                if self._is_over(min(now - last, LONGEST_POLL)):
+                    break
+                last = now
+                time.sleep(self.intervals.poll)
+        self._look_at_runs(force=True)
+        with contextlib.suppress(OSError):
+            self.sweep_file.unlink(missing_ok=True)
+            self.sweep_file.with_suffix(".stop").unlink(missing_ok=True)
+        return self._summary(time.monotonic() - began)
+
+    def _start_workers(self) -> None:
+        """A worker for each device that has none and something to take."""
+        now = time.monotonic()
+        idle = [place for place in self.places if not place.job and not place.out and place.not_before <= now]
+        if not idle or not self.queue.open:
+            return
+        takeable = [entry.run for entry in self.queue.takeable() if entry.run not in self._locked]
+        jobs: list[WorkerJob] = []
+        room = self.executor.room()
+        for place in idle[:room] if room is not None else idle:
+            if len(jobs) + self._working() >= len(takeable):
+                break  # no more workers than runs
+            if any(run not in place.left for run in takeable):
+                jobs.append(self._job(place))
+        if jobs:
+            try:
+                self.executor.start(jobs)
+            except SetupError:
+                for place in self.places:
+                    place.job = None if place.job in jobs else place.job
+                raise
+
+    def _working(self) -> int:
+        return sum(place.job is not None for place in self.places)
+
+    def _job(self, place: _Place) -> WorkerJob:
+        place.starts += 1
+        name = f"{self.sweep.id}.{place.device.label.replace(':', '-')}.{place.starts}"
+        # The interpreter of a worker does not look into the folder it starts in: the package is named.
+        package = str(Path(repro.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        place.job = WorkerJob(
+            name=name,
+            argv=self.command.worker(self.sweep_file, name, place.device),
+            environment={**place.device.environment, "PYTHONPATH": path},
+            log=self.project.logs(self.sweep.preset) / f"{name}.log",
+            device=place.device,
+        )
+        place.note = None
+        place.silent, place.killed_for, place.asked, place.kill_at = 0.0, "", Stage.GO_ON, None
+        return place.job
+
+    def _look_at_workers(self, elapsed: float) -> None:
+        """Reads what workers say, ends those that hang, and takes note of those that have ended."""
+        notes = read_worker_notes(self.project.workers(self.sweep.preset))
+        by_job = {note.job: note for note in notes if note.job}
+        for place in self.places:
+            if place.job is None:
+                continue
+            end = self.executor.poll(place.job)
+            note = by_job.get(place.job.name)
+            if end is not None:
+                # What it wrote last may have come after `notes` was read.
+                path = self.project.workers(self.sweep.preset) / f"{note.name}.json" if note else None
+                self._worker_ended(place, end, (WorkerNote.read(path) if path else None) or note)
+                continue
+            if note and (place.note is None or note.beat != place.note.beat):
+                place.silent = 0.0
+            elif note or place.device.host is None:
+                place.silent += elapsed  # a cluster's job without a note is waiting in its queue
+            place.note = note
+            limit = HUNG if note and note.stepped else HUNG_STARTING
+            if place.silent > limit and not place.killed_for:
+                place.killed_for = f"hung: no sign of life for {format_seconds(limit)}"
+                self.view.line(f"worker on {place.device.label} {place.killed_for}; killed")
+                self.executor.kill(place.job)
+            if place.kill_at is not None and time.monotonic() >= place.kill_at:
+                self.executor.kill(place.job)
+        others = [(note.name, note.beat) for note in notes if note.sweep != self.sweep.id]
+        if others != self._others:
+            self._others, self._others_silent = others, 0.0
+
+    def _worker_ended(self, place: _Place, end: JobEnd, note: WorkerNote | None) -> None:
+        job, label = place.job, place.device.label
+        assert job is not None
+        place.job, place.note = None, None
+        self._next_runs = 0.0
+        death = place.killed_for or end.death
+        if note is not None:
+            place.left = dict(note.left)
+            self._close_note(note, death, end.blameless)
+        if note is not None and note.stepped:
+            place.starts_without_step = place.deaths_at_start = 0
+            place.not_before = 0.0
+        elif place.asked is Stage.GO_ON:
+            place.not_before = time.monotonic() + self._backoff(place)
+        if note is not None and note.phase is Phase.ENDED and not note.message:
+            return
+        if place.asked is not Stage.GO_ON or end.blameless:
+            if end.blameless and place.asked is Stage.GO_ON:
+                self.view.line(f"{label}: {death}")
+            return
+        words = _last_line(job.log)
+        if note is not None and note.message == DEVICE_BUSY:
+            self._say_once(f"{label}: {DEVICE_BUSY}; waiting for it")
+            return
+        if note is not None and note.message:
+            place.out = note.message
+        elif end.code in (UsageError.exit_code, SetupError.exit_code):
+            # The same command would end the same way.
+            place.out = words or f"its worker ended with exit code {end.code}"
+        else:
+            what = death or (f"ended with exit code {end.code}" if end.code is not None else "is gone")
+            shown = f": {words}" if words and not death else ""
+            self.view.line(f"worker on {label} {what}{shown} (log: {job.log})")
+            if note is None or note.phase is Phase.STARTING:
+                place.deaths_at_start += 1
+            if note is None or not note.stepped:
+                place.starts_without_step += 1
+            if place.deaths_at_start >= MAX_DEATHS_AT_START:
+                place.out = (
+                    f"{place.deaths_at_start} workers in a row died before their first run: {words or what}"
+                )
+            elif place.starts_without_step >= MAX_STARTS_WITHOUT_STEP:
+                place.out = f"{place.starts_without_step} workers in a row died before their first step: {words or what}"
+        if place.out:
+            self.view.line(f"{label} is left out: {place.out}")
+
+    def _close_note(self, note: WorkerNote, death: str, blameless: bool) -> None:
+        """Writes how a worker died where the next one looks; the note of one that ended by itself goes."""
+        folder = self.project.workers(self.sweep.preset)
+        with contextlib.suppress(SetupError, OSError):
+            if note.phase is Phase.ENDED or not note.runs:
+                (folder / f"{note.name}.json").unlink(missing_ok=True)
+            elif death or blameless:
+                replace(note, death=death, blameless=blameless).write(folder)
+
+    def _backoff(self, place: _Place) -> float:
+        return min(LONGEST_BACKOFF, self.intervals.backoff * 2 ** min(place.starts, 16))
+
+    def _look_at_runs(self, force: bool = False) -> None:
+        """Tells of runs that have been done or given up since, by whomever."""
+        if not force and time.monotonic() < self._next_runs:
+            return
+        began = time.monotonic()
+        for entry in self.queue.open:
+            self.queue.status(entry)
+        for run in [run for run in self.queue.done if run not in self._settled]:
+            self._settled.add(run)
+            self._errors.reset()
+            self.view.line(f"{self._count()} done {run}  {self._result(run)}")
+        for run in [run for run in self.queue.given_up if run not in self._settled]:
+            self._settled.add(run)
+            self._given_up(run)
+        self._locked = set(self.queue.locked()) - self._in_training()
+        # Looking takes at most 2 % of the time, however many runs there are.
+        self._next_runs = time.monotonic() + max(self.intervals.runs, 50 * (time.monotonic() - began))
+
+    def _given_up(self, run: str) -> None:
+        verdict = self.queue.given_up[run]
+        word = "failed" if verdict.failed else "unfinished"
+        folder = self.project.run(self.sweep.preset, run).attempts
+        self.view.line(f"{self._count()} {word} {run}  {verdict.reason}  (attempts: {folder})")
+        if verdict.failed and self._errors.add(run, verdict.reason) and not self.stopped_early:
+            self.stopped_early = f"the last {len(self._errors.runs)} runs failed alike: {verdict.reason}"
+            self._stage = max(self._stage, Stage.DRAIN)
+
+    def _result(self, run: str) -> str:
+        try:
+            path = self.project.run(self.sweep.preset, run).record
+            record = read_record(path, run, self.sweep.preset)
+        except IntegrityError as error:
+            return str(error)
+        if record is None:
+            return "its record has been removed since"
+        took = (record.provenance.ended - record.provenance.attempts[-1].started).total_seconds()
+        reached = record.result.divergence or f"{record.result.accuracy:.1f} %"
+        return f"{reached}  {format_seconds(took)}"
+
+    def _forward_stop(self, interruption: Interruption) -> None:
+        """Passes requests on: signals to this process, the end of the budget, `repro stop`."""
+        stage = max(self._stage, interruption.stage)
+        if interruption.signal:
+            self._interrupted = interruption.signal
+        elif self.deadline is not None and time.monotonic() >= self.deadline - self.intervals.lead:
+            stage, self._interrupted = max(stage, Stage.CHECKPOINT), "budget"
+        elif (
+            (asked := stop_request(self.sweep_file)) and not self.stopped_early and self._stage is Stage.GO_ON
+        ):
+            stage = Stage.DRAIN if asked == "drain" else Stage.CHECKPOINT
+            self._interrupted = "stop request"
+        if stage > self._announced:
+            self._announced = stage
+            self._announce(stage)
+        self._stage = stage
+        for place in self.places:
+            if place.job is None or place.asked >= stage:
+                continue
+            place.asked = stage
+            if stage is Stage.KILL:
+                self.executor.kill(place.job)
+                continue
+            self.executor.stop(place.job, "drain" if stage is Stage.DRAIN else "now")
+            if stage is Stage.CHECKPOINT:
+                place.kill_at = time.monotonic() + self.intervals.grace
+
+    def _announce(self, stage: Stage) -> None:
+        text = {
+            Stage.DRAIN: "stopping after the runs in progress; Ctrl-C again writes checkpoints and stops now",
+            Stage.CHECKPOINT: "writing checkpoints and stopping; Ctrl-C again kills the workers",
+            Stage.KILL: "killing the workers",
+        }[stage]
+        self.view.line(text)
+        with contextlib.suppress(
+            SetupError
+        ):  # on a full disk: signals reach this machine's workers all the same
+            request_stop(self.sweep_file, "drain" if stage is Stage.DRAIN else "now")
+
+    def _is_over(self, elapsed: float) -> bool:
+        if self._working():
+            self._waiting = False
+            return False
+        if self._stage > Stage.GO_ON or not self.queue.open:
+            return True
+        able = [place for place in self.places if not place.out]
+        if not able:
+            return True
+        left_everywhere = set.intersection(*(set(place.left) for place in able))
+        rest = [entry.run for entry in self.queue.open if entry.run not in left_everywhere]
+        if not rest:
+            return True
+        if any(place.not_before > 0 for place in able) or set(rest) <= self._locked:
+            # Others have them, or a device rests before its next start. Only the supervisor waits, never a
+            # worker: a cluster's jobs must not hold devices for one long run.
+            self._wait_for_others(rest, elapsed)
+            return self.stopped_early is not None
+        return False
+
+    def _wait_for_others(self, rest: Sequence[str], elapsed: float) -> None:
+        if not self._waiting and set(rest) <= self._locked:
+            self._waiting = True
+            many = f"{len(rest)} runs are" if len(rest) > 1 else f"{rest[0]} is"
+            self.view.line(f"{many} being trained by another process; waiting")
+        self._others_silent += elapsed
+        if self._others_silent > SILENT_LOCKS:
+            lock = self.project.run(self.sweep.preset, rest[0]).lock
+            holder = self.queue.locked().get(rest[0])
+            self._interrupted = "stop request"
+            self.stopped_early = (
+                f"{lock} has been locked{f' by process {holder}' if holder else ''} without a sign of life for "
+                f"{format_seconds(SILENT_LOCKS)}; end that process, then run the same command again"
+            )
+
+    def _in_training(self) -> set[str]:
+        """The runs that this sweep's own workers have."""
+        return {
+            progress.run for place in self.places if place.note is not None for progress in place.note.runs
+        }
+
+    def _tick(self) -> Tick:
+        workers = [(place.device, place.note, place.job is not None, place.out) for place in self.places]
+        queue, running = self.queue, len(self._in_training())
+        ended = self.before + len(queue.done) + len(queue.given_up)
+        return Tick(
+            workers=tuple(workers),
+            done=self.before + len(queue.done),
+            failed=len(queue.given_up),
+            running=running,
+            to_do=max(0, len(queue.open) - running),
+            ended=ended,
+            total=self.before + len(self.sweep.runs),
+        )
+
+    def _count(self) -> str:
+        total = str(self.before + len(self.sweep.runs))
+        ended = self.before + len(self._settled)
+        return f"[{ended:>{len(total)}}/{total}]"
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.view.line(text)
+
+    def _summary(self, seconds: float) -> SweepSummary:
+        queue = self.queue
+        device = self.places[0].device
+        failed = tuple(
+            FailedRun(
+                run,
+                verdict.reason,
+                len(queue.attempts(self._entries[run])),
+                self.project.run(self.sweep.preset, run).attempts,
+                self.command.line(run, device),
+            )
+            for run, verdict in queue.given_up.items()
+            if verdict.failed
+        )
+        impossible = dict(queue.impossible)
+        out = next((place.out for place in self.places if place.out), "")
+        able = [place for place in self.places if not place.out]
+        for entry in queue.open:
+            if able and all(entry.run in place.left for place in able):
+                impossible[entry.run] = able[0].left[entry.run]
+            elif not able and self._interrupted is None:
+                impossible[entry.run] = f"no device is left: {out}"
+        rest = [entry.run for entry in queue.open if entry.run not in impossible]
+        rest += [run for run, verdict in queue.given_up.items() if not verdict.failed]
+        elsewhere = [run for run in rest if run in self._locked]
+        return SweepSummary(
+            done=tuple(run for run in self._entries if run in queue.done),
+            before=self.before,
+            failed=failed,
+            elsewhere=tuple(elsewhere),
+            unfinished=tuple(run for run in rest if run not in self._locked),
+            impossible=impossible,
+            stopped_early=self.stopped_early,
+            interrupted=self._interrupted,
+            seconds=seconds,
+        )
+
+
+def _last_line(log: Path, most: int = 500) -> str:
+    """The last line of a worker's log that is not blank; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("repro: ")[:most] if lines else ""

@@ -1,0 +1,350 @@
+"""A sweep: the ordered list of runs that workers share, on disk, and what is left to do of it.
+
+    <results>/<preset>/.work/sweeps/ID.json   the runs, each with what is expected of its record, and a baseline
+    <results>/<preset>/.work/sweeps/ID.stop   `drain` or `now`: a request to all workers, on any machine
+    <results>/<preset>/.work/workers/HOST-PID-START.json   what each worker does, written once per second
+
+Nobody assigns a run: each worker takes the first one that is free. Imports no torch.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from repro.attempts import (
+    AttemptNote,
+    GivenUp,
+    given_up,
+    is_suspect,
+    memory_that_was_too_small,
+    read_attempts,
+)
+from repro.errors import IntegrityError, RegistryError, SetupError
+from repro.paths import Project
+from repro.recipes import Preset
+from repro.records import read_record
+from repro.registry import Registry, Run
+from repro.signature import code_hash, config_hash, data_hash
+from repro.storage import lock_holder, lock_holders, make_folder, record_digest, write_whole
+
+DEVICE_BUSY = "another worker has this device"  # a worker's message when it finds the device's lock taken
+
+StopRequest = Literal["drain", "now"]  # finish the runs in progress; or checkpoint at the next step
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """A run to train. Hashes are those of the record that is expected, `data` None where it is not known.
+
+    The baseline: `attempts` is the number of its last attempt when the sweep was planned, `record` the sha256
+    of the record's file then (None: there was none). Only attempts and records beyond it count.
+    """
+
+    run: str
+    config: str
+    data: str | None
+    code: str
+    attempts: int
+    record: str | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, in order; `workers` share them, `workers_per_device` of them one device."""
+
+    id: str
+    preset: str
+    runs: tuple[SweepRun, ...]
+    workers: int = 1
+    workers_per_device: int = 1
+
+    def write(self, path: Path) -> None:
+        """Writes the sweep to `path`; SetupError if the file system refuses."""
+        make_folder(path.parent)
+        write_whole(path, json.dumps(asdict(self), indent=0).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "Sweep":
+        """The sweep at `path`; SetupError where there is none that can be read."""
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(**{**content, "runs": tuple(SweepRun(**run) for run in content["runs"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise SetupError(f"cannot read the sweep {path}: {error}") from None
+
+
+def plan_sweep(
+    runs: Sequence[Run],
+    registry: Registry,
+    preset: Preset,
+    project: Project,
+    fingerprints: "dict[str, str | None]",
+    workers: int = 1,
+    workers_per_device: int = 1,
+) -> Sweep:
+    """The sweep that trains `runs`, in order, with the baseline of this moment."""
+    entries = []
+    for run in runs:
+        config = registry.config(run, preset)
+        fingerprint = fingerprints.get(run.cell.dataset)
+        paths = project.run(preset.name, run.id)
+        attempts = read_attempts(paths)
+        entries.append(
+            SweepRun(
+                run=run.id,
+                config=config_hash(config),
+                data=None if fingerprint is None else data_hash(fingerprint, config),
+                code=code_hash(config),
+                attempts=attempts[-1].number if attempts else 0,
+                record=record_digest(paths.record),
+            )
+        )
+    # Only a name: nothing is decided by this clock.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
+    return Sweep(name, preset.name, tuple(entries), workers, workers_per_device)
+
+
+def request_stop(sweep_file: Path, how: StopRequest) -> None:
+    """Asks every worker of the sweep to stop, wherever it is."""
+    write_whole(sweep_file.with_suffix(".stop"), how.encode())
+
+
+def stop_request(sweep_file: Path) -> StopRequest | None:
+    """What the sweep's workers are asked; None: nothing."""
+    try:
+        return "drain" if sweep_file.with_suffix(".stop").read_text().strip() == "drain" else "now"
+    except OSError:
+        return None
+
+
+class RunStatus(StrEnum):
+    """Where a run of the sweep is, for one worker; the first three are settled and never read again."""
+
+    DONE = "done"
+    GIVEN_UP = "given up"
+    IMPOSSIBLE = "impossible here"
+    SUSPECT = "suspect"  # takeable by a process that trains nothing else
+    FREE = "free"
+
+
+_SETTLED = (RunStatus.DONE, RunStatus.GIVEN_UP, RunStatus.IMPOSSIBLE)
+
+
+class RunQueue:
+    """The runs of a sweep that are left for one device, in order.
+
+    `device_memory` (bytes) decides which runs have proved too large for it; None: for the supervisor, which
+    asks on behalf of all devices.
+    """
+
+    def __init__(
+        self, sweep: Sweep, registry: Registry, project: Project, device_memory: int | None = None
+    ) -> None:
+        self.sweep = sweep
+        self.device_memory = device_memory
+        self.given_up: dict[str, GivenUp] = {}
+        self.impossible: dict[str, str] = {}  # run → why not on this device
+        self.done: dict[str, None] = {}  # in the order in which they were found done
+        self._project = project
+        preset = registry.preset(sweep.preset)
+        self._open: dict[str, SweepRun] = {}
+        for entry in sweep.runs:
+            try:
+                same = config_hash(registry.config(registry.parse(entry.run), preset)) == entry.config
+            except RegistryError as error:
+                self.impossible[entry.run] = str(error)
+                continue
+            if same:
+                self._open[entry.run] = entry
+            else:
+                self.impossible[entry.run] = f"{project.experiments} says another recipe than the sweep"
+
+    @property
+    def open(self) -> Sequence[SweepRun]:
+        """The runs that are not settled, in order."""
+        return tuple(self._open.values())
+
+    def exclude(self, run: str, reason: str) -> None:
+        """Leaves a run to other devices."""
+        self.impossible[run] = reason
+        self._open.pop(run, None)
+
+    def status(self, entry: SweepRun) -> RunStatus:
+        """Where a run is now, as its record and its attempts beyond the baseline tell; locks aside."""
+        if entry.run in self.done:
+            return RunStatus.DONE
+        if entry.run in self.given_up:
+            return RunStatus.GIVEN_UP
+        if entry.run in self.impossible:
+            return RunStatus.IMPOSSIBLE
+        status = self._read(entry)
+        if status in _SETTLED:
+            self._open.pop(entry.run, None)
+        return status
+
+    def takeable(self, alone: bool = True) -> Iterator[SweepRun]:
+        """The runs that a worker may try to lock, in order; suspects only where it trains nothing else."""
+        for entry in self.open:
+            status = self.status(entry)
+            if status is RunStatus.FREE or (status is RunStatus.SUSPECT and alone):
+                yield entry
+
+    def locked(self) -> dict[str, int]:
+        """The open runs whose lock a process of this machine holds, with its pid; takes no lock itself."""
+        holders = lock_holders()
+        found = {}
+        for entry in self.open if holders else ():
+            pid = lock_holder(self._project.run(self.sweep.preset, entry.run).lock, holders)
+            if pid is not None:
+                found[entry.run] = pid
+        return found
+
+    def attempts(self, entry: SweepRun) -> list[AttemptNote]:
+        """The run's attempts beyond the baseline, oldest first."""
+        notes = read_attempts(self._project.run(self.sweep.preset, entry.run))
+        return [note for note in notes if note.number > entry.attempts]
+
+    def _read(self, entry: SweepRun) -> RunStatus:
+        if self._has_result(entry):
+            self.done[entry.run] = None
+            return RunStatus.DONE
+        notes = self.attempts(entry)
+        if verdict := given_up(notes):
+            self.given_up[entry.run] = verdict
+            return RunStatus.GIVEN_UP
+        too_small = memory_that_was_too_small(notes)
+        if too_small is not None and self.device_memory is not None and too_small >= self.device_memory:
+            reason = next(note.reason for note in reversed(notes) if note.device_memory_bytes == too_small)
+            self.impossible[entry.run] = f"out of memory: {reason}"
+            return RunStatus.IMPOSSIBLE
+        return RunStatus.SUSPECT if is_suspect(notes) else RunStatus.FREE
+
+    def _has_result(self, entry: SweepRun) -> bool:
+        """Whether a valid record was committed since the baseline, whoever did it, with whatever code.
+
+        Two machines with different code must not replace each other's results for ever.
+        """
+        path = self._project.run(self.sweep.preset, entry.run).record
+        digest = record_digest(path)
+        if digest is None or digest == entry.record:
+            return False
+        try:
+            return read_record(path, entry.run, self.sweep.preset) is not None
+        except IntegrityError:
+            return False  # damaged: whoever trains the run moves it to quarantine
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """Where a run is that a worker trains: `epoch` (0-indexed) is in progress, `step` of its `steps` are done.
+
+    `test_accuracy` in percent is of the last evaluation.
+    """
+
+    run: str
+    attempt: int
+    state: str = "starting"
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    images_per_second: float | None = None
+    train_loss: float | None = None
+    test_accuracy: float | None = None
+
+    @property
+    def fraction(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        within = self.step / self.steps if self.steps else 0.0
+        return min(1.0, (self.epoch + within) / self.epochs) if self.epochs else 0.0
+
+
+class Phase(StrEnum):
+    """What a worker does."""
+
+    STARTING = "starting"  # imports, CUDA context, device lock, self-test: no run is to blame for a death
+    TRAINING = "training"
+    STOPPING = "stopping"  # asked to: whatever dies from here on was interrupted
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class WorkerNote:
+    """What a worker says of itself; it is shown, and tells who shared a process that died.
+
+    `job` is its supervisor's name for it, `beat` rises with each sign of life, `left` are the runs that its
+    device cannot train, with reasons. `death` is written by a supervisor that saw it die: how, and whether the
+    runs are free of blame (a lost node, preemption).
+    """
+
+    name: str
+    host: str
+    pid: int
+    started: int
+    sweep: str
+    job: str = ""
+    device: str = ""
+    device_name: str = ""
+    phase: Phase = Phase.STARTING
+    beat: int = 0
+    runs: tuple[RunProgress, ...] = ()
+    stepped: bool = False
+    left: dict[str, str] = field(default_factory=dict)
+    message: str = ""
+    death: str = ""
+    blameless: bool = False
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether its process is there, and is the same; None on another machine, where nobody can tell."""
+        if self.host != socket.gethostname():
+            return None
+        return process_start(self.pid) == self.started
+
+    def write(self, folder: Path) -> None:
+        """Replaces the note in `folder`; SetupError if the file system refuses."""
+        make_folder(folder)
+        # Not durable: it says what is true now, and after a power cut nothing of it is.
+        write_whole(folder / f"{self.name}.json", json.dumps(asdict(self)).encode(), durable=False)
+
+    @classmethod
+    def read(cls, path: Path) -> "WorkerNote | None":
+        """The note at `path`; None where there is none, or where it cannot be read."""
+        try:
+            content = json.loads(path.read_bytes())
+            runs = tuple(RunProgress(**run) for run in content.pop("runs"))
+            return cls(**{**content, "runs": runs, "phase": Phase(content["phase"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def new_worker_note(sweep: str, job: str, device: str) -> WorkerNote:
+    """The first note of this process."""
+    host, pid = socket.gethostname(), os.getpid()
+    started = process_start(pid) or 0
+    return WorkerNote(f"{host}-{pid}-{started}", host, pid, started, sweep, job, device)
+
+
+def read_worker_notes(folder: Path) -> tuple[WorkerNote, ...]:
+    """The notes of all workers, by name."""
+    paths: Iterable[Path] = sorted(folder.glob("*.json")) if folder.is_dir() else ()
+    return tuple(note for path in paths if (note := WorkerNote.read(path)) is not None)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since boot; None where there is none.
+
+    A pid is used again after a while; together with its start it is not.
+    """
+    try:
+        # The name, in parentheses, may hold blanks: the fields are counted behind it.
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] == "Z" else int(words[19])

@@ -1,0 +1,398 @@
+"""One attempt at a run: from its newest checkpoint to its committed record, advanced one step at a time."""
+
+import contextlib
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from repro.attempts import (
+    AttemptNote,
+    Outcome,
+    attempt_numbers,
+    last_saved_step,
+    new_attempt,
+    read_attempts,
+    write_attempt,
+)
+from repro.data.prepared import PreparedData
+from repro.errors import DeviceError, NoSpaceError, ReadOnlyError, RunInterruptedError, SetupError
+from repro.paths import Project, RunPaths
+from repro.recipes import Preset, RunConfig
+from repro.records import Environment, RunRecord, Signature
+from repro.registry import Run
+from repro.signature import code_hash, config_hash, data_hash
+from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
+from repro.sweep import RunProgress, SweepRun
+from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder, CheckpointUnfitError
+from repro.training.device import choose_techniques, images_to_train
+from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, training
+from repro.training.precision import Precision, choose_precision
+from repro.training.provenance import EnergyMeter, Origin, anonymous, make_record
+from repro.training.techniques import Techniques
+from repro.training.tensorboard import LiveCurves
+
+RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a process trains, beside what the recipe says; None leaves it to the device or the preset."""
+
+    device: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    deterministic: bool = False
+    switch_on: tuple[str, ...] = ()
+    switch_off: tuple[str, ...] = ()
+    per_gpu: "int | Literal['auto']" = 1
+    checkpoint_interval: float = CHECKPOINT_INTERVAL
+    log: Literal["tensorboard"] | None = None
+
+
+@dataclass(frozen=True)
+class Process:
+    """What all runs of this process share; `warn` prints one line, `tick` is called at every sign of life.
+
+    `should_stop` says whether a stop at the next step was requested.
+    """
+
+    project: Project
+    preset: Preset
+    options: TrainOptions
+    device: torch.device
+    precision: Precision
+    threads: int
+    environment: Environment
+    salt: bytes
+    energy: EnergyMeter
+    worker: str
+    warn: Callable[[str], None]
+    tick: Callable[[], None]
+    should_stop: Callable[[], bool]
+
+
+class SupersededError(Exception):
+    """A newer attempt at the run exists: this one's lock was lost, as some network file systems do."""
+
+
+class ThreadsDifferError(Exception):
+    """The run's checkpoint was made with another number of threads, which runs beside it do not have."""
+
+
+@dataclass
+class RunAttempt:
+    """An attempt under way; its process holds the run's `lock`.
+
+    `most_at_once` is the most runs that shared the device, itself included.
+    """
+
+    process: Process
+    entry: SweepRun
+    run: Run
+    config: RunConfig
+    data: PreparedData
+    lock: FileLock
+    note: AttemptNote
+    most_at_once: int
+    is_suspect: bool
+    progress: RunProgress
+    waiting_until: float = 0.0  # of time.monotonic: what a full disk refused is tried again then
+    resumed_at_step: int = 0
+    _energy_at_start: float | None = None
+    _steps: Generator[None, None, None] | None = field(default=None, repr=False)
+    _stream: "torch.cuda.Stream | None" = field(default=None, repr=False)
+
+    @classmethod
+    def begin(
+        cls,
+        process: Process,
+        entry: SweepRun,
+        run: Run,
+        config: RunConfig,
+        data: PreparedData,
+        lock: FileLock,
+        at_once: int,
+        is_suspect: bool,
+    ) -> "RunAttempt":
+        """Makes the attempt's folder and notes it as running; SetupError if the file system refuses."""
+        paths = process.project.run(process.preset.name, run.id)
+        folder = new_attempt(paths)
+        note = AttemptNote(
+            number=int(folder.name),
+            started=datetime.now(UTC),
+            ended=None,
+            outcome=Outcome.RUNNING,
+            resumed_at_step=0,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            worker=process.worker,
+            alone=at_once == 1,
+            device_memory_bytes=process.environment.device_memory_bytes,
+        )
+        try:
+            write_attempt(folder, note)
+        except SetupError:
+            folder.rmdir()
+            raise
+        progress = RunProgress(run.id, note.number)
+        attempt = cls(process, entry, run, config, data, lock, note, at_once, is_suspect, progress)
+        attempt._energy_at_start = process.energy.share()
+        attempt._steps = attempt._train()
+        if process.device.type == "cuda":
+            attempt._stream = torch.cuda.Stream(process.device)
+        return attempt
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where the run keeps its files."""
+        return self.process.project.run(self.process.preset.name, self.run.id)
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's own folder."""
+        return self.paths.attempts / str(self.note.number)
+
+    @property
+    def may_have_company(self) -> bool:
+        """Whether other runs may join it: a suspect must first get past where it was."""
+        return not self.is_suspect or last_saved_step(self.folder) > self.resumed_at_step
+
+    def advance(self) -> bool:
+        """Takes one step, with what belongs to it; False once the record is committed.
+
+        The first call builds the network and records the step. Everything that goes wrong is raised.
+        """
+        assert self._steps is not None
+        stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        with stream:
+            return next(self._steps, self) is not self
+
+    def end(self, outcome: Outcome, reason: str = "", alone: bool | None = None) -> None:
+        """Notes how the attempt ended and releases the run; what it holds of the device is freed."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+        self._write(self._ended(outcome, reason, alone))
+        self.lock.release()
+
+    def fail(self, error: Exception) -> str:
+        """Ends the attempt with a Python error, whose traceback is kept beside it; the error in one line."""
+        where = self.folder / "error.txt"
+        text = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        try:
+            write_whole(where, "".join(traceback.format_exception(error)).encode())
+        except SetupError as refused:
+            self._warn(f"{''.join(traceback.format_exception(error))}{refused}")
+        self.end(Outcome.FAILED, text)
+        return f"{text} (traceback in {where})"
+
+    def _train(self) -> Generator[None, None, None]:
+        fingerprint = self.data.manifest.fingerprint()
+        signature = Signature(
+            config=config_hash(self.config),
+            data=data_hash(fingerprint, self.config),
+            code=code_hash(self.config),
+        )
+        checkpoints = _FencedCheckpoints(
+            self.paths.attempts, self.folder, signature, self._warn, fence=self._check_not_superseded
+        )
+        curves = self._live_curves()
+        while True:
+            start, precision, techniques = self._choose_start(checkpoints)
+            self.resumed_at_step = start.step if start else 0
+            self.note = self.note.model_copy(
+                update={"resumed_at_step": self.resumed_at_step, "saved_step": self.resumed_at_step}
+            )
+            self._write(self.note)
+            try:
+                trained = yield from training(
+                    self.config,
+                    self.data,
+                    precision,
+                    checkpoints=checkpoints,
+                    report=lambda progress: self._report(progress, curves),
+                    should_stop=self.process.should_stop,
+                    checkpoint_interval=self.process.options.checkpoint_interval,
+                    start=start,
+                    techniques=techniques,
+                    say=self._warn,
+                )
+                break
+            except CheckpointUnfitError as error:
+                assert start is not None
+                checkpoints.pass_over(start.path, str(error))
+        self._check_not_superseded()
+        done = self._ended(Outcome.DONE)
+        record = self._record(signature, trained, precision, done)
+        outcome = yield from self._commit(record)
+        self._write(done)
+        checkpoints.clear()
+        if curves:
+            curves.finish(trained)
+        text = trained.result.divergence or f"{trained.result.accuracy:.2f} %"
+        if outcome is CommitOutcome.ALREADY_DONE:
+            text += ", but another process committed it first"
+        self.lock.release()
+        self.process.warn(f"{self.run.id}: {text}")
+
+    def _report(self, progress: Progress, curves: LiveCurves | None) -> None:
+        if curves:
+            curves(progress)
+        self.progress = RunProgress(self.run.id, self.note.number, **asdict(progress))
+        self.process.tick()
+
+    def _choose_start(self, checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, Precision, Techniques]:
+        """The newest checkpoint, and the precision and techniques to continue in.
+
+        A run keeps its numeric settings to the end: precision and techniques are the checkpoint's unless one
+        was forced, and so are the threads. Where that cannot be, the run restarts.
+        """
+        process, options = self.process, self.process.options
+        device = process.device
+        images = images_to_train(self.config, process.project.data)
+        chosen = choose_techniques(
+            device, images, options.switch_on, options.switch_off, options.deterministic
+        )
+        restart = None, process.precision, self._without_risky(chosen)
+        if device.type == "cuda" and self.most_at_once == 1:
+            torch.cuda.reset_peak_memory_stats(device)
+        if self.most_at_once == 1:
+            torch.set_num_threads(process.threads)
+        found = checkpoints.newest()
+        if found is None:
+            return restart
+        then, precision, techniques = found.arithmetic, process.precision, self._without_risky(chosen)
+        if options.precision is None and then.device == device.type:
+            with contextlib.suppress(DeviceError):
+                precision = choose_precision(device, then.precision)
+        if not options.switch_on and not options.switch_off and then.device == device.type:
+            techniques = self._without_risky(Techniques.of(then.techniques))
+        if then.threads != torch.get_num_threads() and self.most_at_once > 1:
+            raise ThreadsDifferError
+        torch.set_num_threads(then.threads)
+        now = Arithmetic.here(device, precision.name, techniques.names())
+        if now == then:
+            return found, precision, techniques
+        torch.set_num_threads(process.threads)
+        changed = [name for name, value in asdict(now).items() if asdict(then)[name] != value]
+        used = ", ".join(f"{_word(asdict(then)[name])} {name}" for name in changed)
+        uses = ", ".join(f"{_word(asdict(now)[name])} {name}" for name in changed)
+        self._warn(f"restarting from epoch 1: the checkpoint used {used}; this run uses {uses}")
+        return restart
+
+    def _without_risky(self, techniques: Techniques) -> Techniques:
+        """Without graph and compiler where an attempt at this run has broken its GPU, unless asked for."""
+        broken = any("CUDA error" in note.outcome for note in read_attempts(self.paths))
+        risky = [name for name in ("cuda-graph", "compile") if name not in self.process.options.switch_on]
+        if not broken or techniques == (safe := techniques.switched(off=risky)):
+            return techniques
+        self._warn(f"training without {' and '.join(risky)}: an earlier attempt ended in a CUDA error")
+        return safe
+
+    def _record(
+        self, signature: Signature, trained: TrainedRun, precision: Precision, done: AttemptNote
+    ) -> RunRecord:
+        earlier = [note for note in read_attempts(self.paths) if note.number < self.note.number]
+        origin = Origin(
+            run=self.run,
+            config=self.config,
+            preset=self.process.preset,
+            signature=signature,
+            environment=self.process.environment,
+            runs_on_device=self.most_at_once,
+            attempts=tuple(anonymous(note.for_record(), self.process.salt) for note in (*earlier, done)),
+        )
+        return make_record(origin, self.data, trained, precision)
+
+    def _commit(self, record: RunRecord) -> Generator[None, None, CommitOutcome]:
+        """Commits; what hours of training have brought waits for a disk that takes it."""
+        told = False
+        while True:
+            try:
+                return commit_record(record, self.paths, self.folder, self.entry.record)
+            except (NoSpaceError, ReadOnlyError) as error:
+                if not told:
+                    self._warn(f"the finished result waits until the disk can be written again: {error}")
+                told = True
+            if self.process.should_stop():
+                raise RunInterruptedError("stopped while the finished result waited for the disk")
+            self.waiting_until = time.monotonic() + RETRY_WRITING
+            self.process.tick()
+            yield
+
+    def _check_not_superseded(self) -> None:
+        if max(attempt_numbers(self.paths), default=0) > self.note.number:
+            raise SupersededError
+
+    def _ended(self, outcome: Outcome, reason: str = "", alone: bool | None = None) -> AttemptNote:
+        now, before = self.process.energy.share(), self._energy_at_start
+        update = {
+            "ended": datetime.now(UTC),
+            "outcome": f"{outcome}: {reason}" if reason else str(outcome),
+            "energy_joules": None if now is None or before is None else now - before,
+            "saved_step": max(self.resumed_at_step, last_saved_step(self.folder)),
+            "total_steps": self.progress.steps * self.progress.epochs,
+        }
+        if alone is not None:
+            update["alone"] = alone
+        return self.note.model_copy(update=update)
+
+    def _write(self, note: AttemptNote) -> None:
+        """Writes the note; the record is what counts, so a refusal is only printed."""
+        self.note = note
+        try:
+            write_attempt(self.folder, note)
+        except SetupError as error:
+            self._warn(f"attempt {note.number} ({note.outcome}) could not be noted: {error}")
+
+    def _live_curves(self) -> LiveCurves | None:
+        if self.process.options.log is None:
+            return None
+        folder = self.process.project.live_curves(self.process.preset.name, self.run.id)
+        return LiveCurves(folder, self.note.number, self.config.recipe.evaluate_every, self._warn)
+
+    def _warn(self, line: str) -> None:
+        self.process.warn(f"{self.run.id}: {line}")
+
+
+@dataclass
+class _FencedCheckpoints(CheckpointFolder):
+    """Checkpoints that are only written while no newer attempt exists; `fence` raises otherwise."""
+
+    fence: Callable[[], None] = lambda: None
+
+    def save(self, step: int, arithmetic: Arithmetic, state: dict[str, object]) -> Path | None:
+        self.fence()
+        return super().save(step, arithmetic, state)
+
+
+def note_dead_attempt(paths: RunPaths, death: str, interrupted: bool, alone: bool | None) -> None:
+    """Closes the note of an attempt whose process is dead; call it holding the run's lock.
+
+    `alone` says whether its run had the process to itself, None where only its own note tells.
+    """
+    notes = read_attempts(paths)
+    if not notes or notes[-1].kind is not Outcome.RUNNING:
+        return
+    note = notes[-1]
+    folder = paths.attempts / str(note.number)
+    outcome = Outcome.INTERRUPTED if interrupted else Outcome.CRASHED
+    update = {
+        "ended": datetime.now(UTC),
+        "outcome": f"{outcome}: {death}" if death else str(outcome),
+        "saved_step": max(note.resumed_at_step, last_saved_step(folder)),
+        "alone": note.alone if alone is None else alone,
+    }
+    write_attempt(folder, note.model_copy(update=update))
+
+
+def _word(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
