@@ -169,7 +169,7 @@ def memory_that_was_too_small(notes: Iterable[AttemptNote]) -> int | None:
 
 
 def is_suspect(notes: Sequence[AttemptNote]) -> bool:
-    """Whether the last attempt crashed: the run is then alone in its process until it has saved a later step."""
+    """Whether the last attempt crashed: the run is then alone in its process until it saves a later step."""
     ended = [note for note in notes if note.kind not in (Outcome.RUNNING, Outcome.WITHDRAWN)]
     return bool(ended) and ended[-1].kind in (Outcome.CRASHED, Outcome.DEVICE)
 

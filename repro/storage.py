@@ -31,7 +31,7 @@ class CommitOutcome(StrEnum):
 
 
 class FileLock:
-    """An exclusive kernel lock (flock) on the file at `path`, which the kernel releases when this process dies.
+    """An exclusive kernel lock (flock) on the file at `path`; the kernel releases it when this process dies.
 
     It never falls back to a lock file: a killed process would leave it behind for ever.
     """

@@ -1,6 +1,6 @@
 """A sweep: the ordered list of runs that workers share, on disk, and what is left to do of it.
 
-    <results>/<preset>/.work/sweeps/ID.json   the runs, each with what is expected of its record, and a baseline
+    <results>/<preset>/.work/sweeps/ID.json   the runs, each with the record that is expected, and a baseline
     <results>/<preset>/.work/sweeps/ID.stop   `drain` or `now`: a request to all workers, on any machine
     <results>/<preset>/.work/workers/HOST-PID-START.json   what each worker does, written once per second
 
@@ -242,7 +242,7 @@ class RunQueue:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where a run is that a worker trains: `epoch` (0-indexed) is in progress, `step` of its `steps` are done.
+    """Where a run in training is: `epoch` (0-indexed) is in progress, `step` of its `steps` are done.
 
     `test_accuracy` in percent is of the last evaluation.
     """
@@ -279,8 +279,8 @@ class WorkerNote:
     """What a worker says of itself; it is shown, and tells who shared a process that died.
 
     `job` is its supervisor's name for it, `beat` rises with each sign of life, `left` are the runs that its
-    device cannot train, with reasons. `death` is written by a supervisor that saw it die: how, and whether the
-    runs are free of blame (a lost node, preemption).
+    device cannot train, with reasons. `death` is written by a supervisor that saw it die: how, and whether
+    its runs are free of blame (a lost node, preemption).
     """
 
     name: str

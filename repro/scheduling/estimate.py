@@ -1,4 +1,4 @@
-"""How long runs take on the devices at hand, as ranges: from records' speeds, else from a device's roofline."""
+"""How long runs take on the devices at hand, as ranges: by the speeds of records, else by a roofline."""
 
 import re
 import statistics

@@ -102,8 +102,8 @@ class Plan:
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
         total = self.total
         lines.append(
-            f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done by "
-            f"older code, {total('to_do')} to do (of them {total('stale')} with a record of another recipe, "
+            f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done "
+            f"by older code, {total('to_do')} to do (of them {total('stale')} with a record of another recipe, "
             f"{total('damaged')} with a damaged one)"
         )
         if self.data_unchecked:

@@ -31,8 +31,8 @@ _KINDS = ("done", "older code", "running", "interrupted", "failed", "other recip
 class Trace:
     """What the disk tells of a run that was begun and is not done.
 
-    `kind` is "running", "interrupted" or "failed"; `begun` the share of the training, 0 to 1, that need not be
-    repeated; `silence` the seconds since its worker's last sign of life.
+    `kind` is "running", "interrupted" or "failed"; `begun` the share of the training, 0 to 1, that need not
+    be repeated; `silence` the seconds since its worker's last sign of life.
     """
 
     kind: str

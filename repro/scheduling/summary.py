@@ -15,7 +15,7 @@ Interrupter = Literal["SIGINT", "SIGTERM", "SIGUSR1", "budget", "stop request"]
 
 @dataclass(frozen=True)
 class FailedRun:
-    """A run that was given up: why, after how many attempts, the folder to look at, the line that repeats it."""
+    """A run that was given up: why, after how many attempts, where they are, the line that repeats it."""
 
     run: str
     reason: str

@@ -86,7 +86,7 @@ class TrainCommand:
 
 @dataclass
 class _Place:
-    """A device and its worker. `left` are the runs that it cannot train; `out` why it gets no worker any more."""
+    """A device and its worker. `left` are runs that it cannot train; `out` is why it gets no worker any more."""
 
     device: Device
     job: WorkerJob | None = None
@@ -282,7 +282,7 @@ class Supervisor:
                     f"{place.deaths_at_start} workers in a row died before their first run: {words or what}"
                 )
             elif place.starts_without_step >= MAX_STARTS_WITHOUT_STEP:
-                place.out = f"{place.starts_without_step} workers in a row died before their first step: {words or what}"
+                place.out = f"{MAX_STARTS_WITHOUT_STEP} workers died without a step: {words or what}"
         if place.out:
             self.view.line(f"{label} is left out: {place.out}")
 
@@ -407,8 +407,8 @@ class Supervisor:
             holder = self.queue.locked().get(rest[0])
             self._interrupted = "stop request"
             self.stopped_early = (
-                f"{lock} has been locked{f' by process {holder}' if holder else ''} without a sign of life for "
-                f"{format_seconds(SILENT_LOCKS)}; end that process, then run the same command again"
+                f"{lock} has been locked{f' by process {holder}' if holder else ''} for "
+                f"{format_seconds(SILENT_LOCKS)} without a sign of life; end that process, then run this again"
             )
 
     def _in_training(self) -> set[str]:

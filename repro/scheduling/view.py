@@ -21,7 +21,7 @@ MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
 
 @dataclass(frozen=True)
 class Tick:
-    """How a sweep stands. `workers` has each device with its worker's note, whether it has one, why it gets none.
+    """How a sweep stands. `workers` has each device, its worker's note, whether it has one, why it gets none.
 
     `done` includes what was done before; `ended` of `total` runs need nothing more.
     """

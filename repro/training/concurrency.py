@@ -40,7 +40,7 @@ class Concurrency:
 
     @classmethod
     def of(cls, asked: "int | Literal['auto']", device: torch.device, cache: Path, kind: str) -> Self:
-        """As asked. "auto" is what was found for runs of this `kind` before, as `cache` has it, else measured.
+        """As asked. "auto" is what `cache` has for runs of this `kind` from before, else measured.
 
         On a CPU it is one run per process, where each process has cores of its own.
         """

@@ -13,7 +13,7 @@ _OOM_COUNTER = Path("/proc/vmstat")
 
 
 class LocalExecutor(Executor):
-    """One process per job, in a session of its own so that the terminal's Ctrl-C reaches only the supervisor."""
+    """One process per job, in a session of its own: the terminal's Ctrl-C reaches only the supervisor."""
 
     def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

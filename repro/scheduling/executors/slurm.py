@@ -78,7 +78,7 @@ class SlurmRequest:
 
 
 class SlurmExecutor(Executor):
-    """Submits workers that are started together as one array; `name` is what all of the sweep's jobs are called.
+    """Submits workers that are started together as one array, all of them called `name`.
 
     Jobs of that name that an earlier supervisor left in the queue count against `most`, the jobs at once.
     Raises SetupError where Slurm is missing or its controller does not answer.
@@ -170,7 +170,8 @@ class SlurmExecutor(Executor):
             # "parent": the step's daemon; where it dies, Slurm may start the task again elsewhere.
             variables = {**job.environment, "REPRO_DIE_WITH_PARENT": "parent", "PYTHONUNBUFFERED": "1"}
             exports = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
-            step = f"srun --cpus-per-task={self._request.cores} --open-mode=append --output={shlex.quote(str(job.log))}"
+            log = shlex.quote(str(job.log))
+            step = f"srun --cpus-per-task={self._request.cores} --open-mode=append --output={log}"
             lines.append(f"{task}) exec env {exports} {step} {job.line()} ;;")
         return "\n".join([*lines, "esac", ""])
 
