@@ -103,8 +103,8 @@ class Plan:
         total = self.total
         lines.append(
             f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done "
-            f"by older code, {total('to_do')} to do (of them {total('stale')} with a record of another recipe, "
-            f"{total('damaged')} with a damaged one)"
+            f"by older code, {total('to_do')} to do (of them {total('stale')} with a record of another "
+            f"recipe, {total('damaged')} with a damaged one)"
         )
         if self.data_unchecked:
             lines.append(

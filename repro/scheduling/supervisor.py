@@ -86,7 +86,7 @@ class TrainCommand:
 
 @dataclass
 class _Place:
-    """A device and its worker. `left` are runs that it cannot train; `out` is why it gets no worker any more."""
+    """A device and its worker. `left` are runs that it cannot train; `out` says why it gets no more."""
 
     device: Device
     job: WorkerJob | None = None
@@ -408,7 +408,7 @@ class Supervisor:
             self._interrupted = "stop request"
             self.stopped_early = (
                 f"{lock} has been locked{f' by process {holder}' if holder else ''} for "
-                f"{format_seconds(SILENT_LOCKS)} without a sign of life; end that process, then run this again"
+                f"{format_seconds(SILENT_LOCKS)} without a sign of life; end that process, then run again"
             )
 
     def _in_training(self) -> set[str]:
