@@ -324,6 +324,8 @@ class Worker:
         self.concurrency.begin_round(len(self.active))
         waiting = 0
         for attempt in list(self.active):
+            if attempt not in self.active:
+                continue  # it has just left its memory to an older one
             if attempt.waiting_until > time.monotonic():
                 waiting += 1
                 continue
@@ -389,7 +391,7 @@ class Worker:
             if newest is not attempt:
                 newest.end(Outcome.WITHDRAWN, "left its memory to the runs that were there before")
                 self._remove(newest)
-            self.warn(f"{attempt.run.id}: out of memory: {len(self.active) - 1} runs at once from now on")
+            self.warn(f"{attempt.run.id}: out of memory: from now on at most {self.concurrency.limit} at once")
         elif self._trained:
             attempt.end(Outcome.WITHDRAWN, f"{reason}; to be tried in a fresh process")
             self.stop.drain = True  # the supervisor starts another worker for it
