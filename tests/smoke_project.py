@@ -31,9 +31,7 @@ def sweep_of(context: Context, *runs: str, workers: int = 1) -> Sweep:
 def worker_of(context: Context, sweep: Sweep, stop: Stop | None = None, sweep_file=None, **options) -> Worker:
     """A worker for the sweep in this process, on the CPU."""
     asked = TrainOptions(device="cpu", **options)
-    return Worker(
-        sweep, context.registry, context.preset, context.project, asked, stop or Stop(), sweep_file
-    )
+    return Worker(sweep, context.registry, context.preset, context.project, asked, stop or Stop(), sweep_file)
 
 
 def train_here(context: Context, *runs: str, stop: Stop | None = None, **options) -> int:

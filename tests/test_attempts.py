@@ -73,9 +73,7 @@ def test_a_step_that_was_saved_before_is_no_progress():
 
 def test_the_reason_names_each_crash_and_counts_equal_ones():
     notes = [note(CRASH), note(CRASH), note("crashed: hung: no sign of life for 10m 00s")]
-    assert given_up(notes).reason == (
-        "killed by SIGSEGV (2 times); then hung: no sign of life for 10m 00s"
-    )
+    assert given_up(notes).reason == ("killed by SIGSEGV (2 times); then hung: no sign of life for 10m 00s")
 
 
 def test_a_run_that_crashed_last_is_suspect_until_it_ends_otherwise():

@@ -420,6 +420,7 @@ def train(
         sweep = Sweep.read(sweep_file)
         # Before torch is imported: an array's late task has nothing to take, and is gone within a second.
         queue = RunQueue(sweep, context.registry, context.project)
+        queue.close_dead_attempts()
         locked = queue.locked()
         if all(entry.run in locked for entry in queue.takeable()):
             return

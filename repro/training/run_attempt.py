@@ -374,25 +374,5 @@ class _FencedCheckpoints(CheckpointFolder):
         return super().save(step, arithmetic, state)
 
 
-def note_dead_attempt(paths: RunPaths, death: str, interrupted: bool, alone: bool | None) -> None:
-    """Closes the note of an attempt whose process is dead; call it holding the run's lock.
-
-    `alone` says whether its run had the process to itself, None where only its own note tells.
-    """
-    notes = read_attempts(paths)
-    if not notes or notes[-1].kind is not Outcome.RUNNING:
-        return
-    note = notes[-1]
-    folder = paths.attempts / str(note.number)
-    outcome = Outcome.INTERRUPTED if interrupted else Outcome.CRASHED
-    update = {
-        "ended": datetime.now(UTC),
-        "outcome": f"{outcome}: {death}" if death else str(outcome),
-        "saved_step": max(note.resumed_at_step, last_saved_step(folder)),
-        "alone": note.alone if alone is None else alone,
-    }
-    write_attempt(folder, note.model_copy(update=update))
-
-
 def _word(value: object) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)

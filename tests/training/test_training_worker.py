@@ -12,7 +12,15 @@ import repro.training.run_attempt as run_attempt
 from repro.attempts import AttemptNote, Outcome, new_attempt, read_attempts, write_attempt
 from repro.errors import SetupError
 from repro.storage import FileLock, record_digest
-from repro.sweep import Phase, RunQueue, RunStatus, WorkerNote, new_worker_note, read_worker_notes, request_stop
+from repro.sweep import (
+    Phase,
+    RunQueue,
+    RunStatus,
+    WorkerNote,
+    new_worker_note,
+    read_worker_notes,
+    request_stop,
+)
 from repro.training.signals import Stop
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.8/seed0"
@@ -108,13 +116,15 @@ def test_an_older_run_without_memory_restarts_from_its_checkpoint_and_the_newest
     first, second = read_attempts(paths_of(context, RUN))
     assert first.kind is Outcome.WITHDRAWN
     assert second.kind is Outcome.DONE
-    assert second.resumed_at_step > 0
+    assert second.resumed_at_step == first.saved_step
     assert outcomes(context, OTHER)[0].startswith("withdrawn")
     for run in (RUN, OTHER):
         assert record_of(context, run).comparable() == alone[run]
 
 
-def test_a_run_that_is_too_large_alone_in_a_fresh_process_is_impossible_on_such_a_device(context, monkeypatch):
+def test_a_run_that_is_too_large_alone_in_a_fresh_process_is_impossible_on_such_a_device(
+    context, monkeypatch
+):
     disturb(monkeypatch, context, RUN, at=0, error=torch.OutOfMemoryError("CUDA out of memory"))
     worker = worker_of(context, sweep_of(context, RUN))
     assert worker.run() == 1
@@ -228,7 +238,7 @@ def test_the_baseline_s_record_is_replaced_once_and_kept_beside(context):
 def test_an_attempt_whose_lock_was_lost_ends_before_it_writes(context, monkeypatch):
     def steal():
         new_attempt(paths_of(context, RUN))
-        return None
+        return
 
     real = run_attempt.training
 
