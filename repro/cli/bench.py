@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from repro.benchmark.result import BenchResult, Found
     from repro.benchmark.subject import Subject
     from repro.cli.context import Context
+    from repro.training.accelerations import Accelerations
     from repro.training.precision import Precision
-    from repro.training.techniques import Techniques
 
 _BUSY_SECONDS = 2.0  # how long it is watched, before anything of ours runs, whether others use the machine
 _OURS_COLOUR, _RIVAL_COLOUR = "#0072B2", "#8C8C8C"
@@ -178,7 +178,7 @@ class _Bench:
     subject: "Subject"
     options: BenchOptions
     precision: "Precision"
-    techniques: "Techniques"
+    techniques: "Accelerations"
     threads: int
     rates: "Rates"
     say: Callable[[str], None]

@@ -70,7 +70,7 @@ def probe(context: Context, run_id: str, options: ProbeOptions, stop: Stop) -> s
             precision,
             report=window.report,
             should_stop=lambda: window.over or stop.now,
-            techniques=choose_techniques(device),
+            accelerations=choose_techniques(device),
         )
     if not window.over:
         raise RunInterruptedError("stopped before anything was measured")

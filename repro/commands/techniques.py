@@ -11,7 +11,7 @@ import torch
 from repro.errors import DataMissingError, DeviceError
 from repro.manifest import read_manifest
 from repro.recipes import RunConfig
-from repro.training.techniques import Techniques
+from repro.training.accelerations import Accelerations
 
 NEVER_MEASURED = ("cuda-graph", "compile")
 """On a GPU, by this project: `repro bench` measures them, docs/performance.md says what to expect."""
@@ -29,7 +29,7 @@ def choose_techniques(
     off: Sequence[str] = (),
     deterministic: bool = False,
     capability: tuple[int, int] | None = None,
-) -> Techniques:
+) -> Accelerations:
     """The techniques of a run that trains on `images` over its epochs, with what is switched `on` and `off`.
 
     A CUDA graph from compute capability 7.0, and torch.compile from 8.0 where the images are many enough and
@@ -50,10 +50,10 @@ def choose_techniques(
         raise DeviceError("cuda-graph needs a CUDA device; this run is on the CPU")
     if "compile" in on and deterministic:
         raise DeviceError("compile and --deterministic exclude each other: compiled kernels round otherwise")
-    return Techniques(cuda_graph=graph, compile=compiles).switched(on, off)
+    return Accelerations(cuda_graph=graph, compile=compiles).switched(on, off)
 
 
-def unmeasured(device: torch.device, techniques: Techniques) -> tuple[str, ...]:
+def unmeasured(device: torch.device, techniques: Accelerations) -> tuple[str, ...]:
     """Those in use that this project has never measured on such a device."""
     return tuple(name for name in techniques.names() if device.type == "cuda" and name in NEVER_MEASURED)
 

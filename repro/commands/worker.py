@@ -42,10 +42,10 @@ from repro.record_state import RecordState, RunState, assess_run
 from repro.records import Attempt, Environment, RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder, CheckpointUnfitError
+from repro.training.accelerations import Accelerations
+from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, train_run
 from repro.training.precision import Precision, choose_precision
-from repro.training.techniques import Techniques
 
 BETWEEN_TRIES = 1.0
 """Seconds until a worker tries again to write what a full disk has refused."""
@@ -84,7 +84,7 @@ class Worker:
     paths: RunPaths
     options: TrainOptions
     precision: Precision
-    techniques: Techniques
+    techniques: Accelerations
     threads: int
     environment: Environment
     salt: bytes
@@ -130,13 +130,13 @@ class Worker:
                         should_stop=lambda: self.stop.now,
                         checkpoint_interval=self.options.checkpoint_interval,
                         start=start,
-                        techniques=techniques,
-                        say=self._say,
+                        accelerations=techniques,
+                        warn=self._say,
                     )
                     break
-                except CheckpointUnfitError as error:
+                except CheckpointMismatchError as error:
                     assert start is not None
-                    checkpoints.pass_over(start.path, str(error))
+                    checkpoints.reject(start.path, str(error))
             done = self._ended(note, "done", energy)
             origin = Origin(
                 run=self.run,
@@ -209,7 +209,9 @@ class Worker:
             raise
         return note
 
-    def _choose_start(self, checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, Precision, Techniques]:
+    def _choose_start(
+        self, checkpoints: CheckpointFolder
+    ) -> tuple[Checkpoint | None, Precision, Accelerations]:
         """The newest checkpoint, and the precision and techniques to go on in.
 
         A run keeps its arithmetic to the end: threads are reused, and so are the precision and the techniques
@@ -223,14 +225,14 @@ class Worker:
         found = checkpoints.newest()
         if found is None:
             return anew
-        then, precision, techniques = found.arithmetic, self.precision, self._safe(self.techniques)
+        then, precision, techniques = found.numeric_settings, self.precision, self._safe(self.techniques)
         if self.options.precision is None and then.device == device.type:
             with contextlib.suppress(DeviceError):
                 precision = choose_precision(device, then.precision)
         if not self.options.switch_on and not self.options.switch_off and then.device == device.type:
-            techniques = self._safe(Techniques.of(then.techniques))
+            techniques = self._safe(Accelerations.of(then.accelerations))
         torch.set_num_threads(then.threads)
-        now = Arithmetic.here(device, precision.name, techniques.names())
+        now = NumericSettings.here(device, precision.name, techniques.names())
         if now == then:
             return found, precision, techniques
         torch.set_num_threads(self.threads)
@@ -239,7 +241,7 @@ class Worker:
         self._say(f"starts anew: its checkpoint was made otherwise ({had})")
         return anew
 
-    def _safe(self, techniques: Techniques) -> Techniques:
+    def _safe(self, techniques: Accelerations) -> Accelerations:
         """Without graph and compiler where an attempt at this run has broken its GPU, unless asked for."""
         broken = any("CUDA error" in attempt.outcome for attempt in attempts_of(self.paths))
         risky = [name for name in ("cuda-graph", "compile") if name not in self.options.switch_on]

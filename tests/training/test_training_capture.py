@@ -11,23 +11,23 @@ import torch
 from smoke_project import ROOT
 from tape import NotPermittedError, TapeCapture
 
-from repro.data.loader import Feed, draw_epoch, normalisation, subset, to_device
+from repro.data.loader import BatchStream, draw_epoch, normalisation, subset, to_device
 from repro.data.training_set import open_for_training
 from repro.errors import RunInterruptedError, UsageError
 from repro.records import Signature
 from repro.registry import Registry
-from repro.training.capture import LEAST_TOLERANCE, Reference, Snapshot, StepDiffersError, prepare
+from repro.training.accelerations import Accelerations
 from repro.training.checkpoint import CheckpointFolder
-from repro.training.loop import build, train_run, training
+from repro.training.cuda_graph import TOLERANCE, Reference, Snapshot, StepDiffersError, prepare
+from repro.training.loop import Trainer, build, train_run
 from repro.training.metrics import EpochSums
 from repro.training.optim import make_optimizer, momentum_buffers, set_lr
 from repro.training.precision import Precision
-from repro.training.randomness import generator
+from repro.training.seeding import generator
 from repro.training.step import TrainingStep, compiled_call
-from repro.training.techniques import Techniques
 
 CPU = torch.device("cpu")
-GRAPHED = Techniques(cuda_graph=True)
+GRAPHED = Accelerations(cuda_graph=True)
 LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
 ALL_LOSSES = (
     *LOSSES,
@@ -72,16 +72,16 @@ def step_of(config, precision=None, **options) -> TrainingStep:
     split = to_device(subset(data, config.recipe)[0], CPU)
     network, loss = build(config, 32, 10)
     optimizer = make_optimizer(network, loss, config.recipe, lr_device=CPU)
-    feed = Feed(split, 4, normalisation(data, config.recipe, CPU, torch.contiguous_format))
-    feed.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
+    batches = BatchStream(split, 4, normalisation(data, config.recipe, CPU, torch.contiguous_format))
+    batches.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
     return TrainingStep(
-        network, loss, optimizer, precision.scaler(), precision, feed, EpochSums(CPU), **options
+        network, loss, optimizer, precision.scaler(), precision, batches, EpochSums(CPU), **options
     )
 
 
-def prepared(step, capture, sizes=(24, 16), exact=True, techniques=GRAPHED):
+def prepared(step, capture, sizes=(24, 16), exact=True, accelerations=GRAPHED):
     said = []
-    made, used = prepare(step, sizes, techniques, lambda: capture, exact, said.append)
+    made, used = prepare(step, sizes, accelerations, lambda: capture, exact, said.append)
     return made, used, said
 
 
@@ -97,9 +97,9 @@ def test_a_graphed_run_is_the_eager_run_to_the_bit(registry, loss, precision):
     config = config_of(registry, loss, **(fewer if precision == "fp16" else {}))
     data = data_of(config)
     capture = TapeCapture()
-    graphed = train_run(config, data, fp(precision), techniques=GRAPHED, capture=lambda device: capture)
+    graphed = train_run(config, data, fp(precision), accelerations=GRAPHED, capture=lambda device: capture)
     assert comparable(graphed) == comparable(train_run(config, data, fp(precision)))
-    assert "cuda-graph" in graphed.techniques
+    assert "cuda-graph" in graphed.accelerations
     assert capture.recorded == 2
 
 
@@ -109,15 +109,15 @@ def test_a_graphed_run_is_the_eager_run_to_the_bit(registry, loss, precision):
 def test_every_other_loss_and_network_can_be_recorded_too(registry, network, loss):
     config = config_of(registry, loss, network, epochs=1, lr_drops=())
     data = data_of(config)
-    graphed = train_run(config, data, fp(), techniques=GRAPHED, capture=lambda device: TapeCapture())
+    graphed = train_run(config, data, fp(), accelerations=GRAPHED, capture=lambda device: TapeCapture())
     assert comparable(graphed) == comparable(train_run(config, data, fp()))
-    assert "cuda-graph" in graphed.techniques
+    assert "cuda-graph" in graphed.accelerations
 
 
 def test_rotation_is_recorded_with_the_rest(registry):
     config = config_of(registry, "cross-entropy+rotation=15", epochs=2, lr_drops=(1,))
     data = data_of(config)
-    graphed = train_run(config, data, fp(), techniques=GRAPHED, capture=lambda device: TapeCapture())
+    graphed = train_run(config, data, fp(), accelerations=GRAPHED, capture=lambda device: TapeCapture())
     assert comparable(graphed) == comparable(train_run(config, data, fp()))
 
 
@@ -125,7 +125,7 @@ def test_the_short_last_batch_has_a_recording_of_its_own_and_each_is_used_for_it
     """Checking uses each twice: forth and back."""
     config = config_of(registry)
     capture = TapeCapture()
-    train_run(config, data_of(config), fp(), techniques=GRAPHED, capture=lambda device: capture)
+    train_run(config, data_of(config), fp(), accelerations=GRAPHED, capture=lambda device: capture)
     in_training, in_checking = config.recipe.epochs, 2
     assert capture.replays == [in_training + in_checking] * 2
 
@@ -158,10 +158,13 @@ def test_an_lr_that_is_no_tensor_would_be_recorded_as_a_constant_and_is_found_ou
         group["lr"] = 0.1
     _, used, said = prepared(step, TapeCapture())
     assert not used.cuda_graph
-    assert said[0] == "goes on without cuda-graph: its weights are not those of the plain step to the bit"
+    assert (
+        said[0]
+        == "continuing without cuda-graph: its weights are not bitwise equal to those of the eager step"
+    )
     _, used, said = prepared(step, TapeCapture(), exact=False)
     assert not used.cuda_graph
-    assert said[0].startswith("goes on without cuda-graph: its weights end")
+    assert said[0].startswith("continuing without cuda-graph: its weights differ")
 
 
 def test_without_momentum_from_the_start_the_first_steps_other_path_would_be_recorded(registry):
@@ -176,10 +179,10 @@ class Stale(TapeCapture):
 
     def record(self, work):
         step, (size,) = work.func, work.args
-        feed, place = step.feed, step.feed.position.clone()
+        batches, place = step.batches, step.batches.position.clone()
 
         def stuck() -> None:
-            feed.position.copy_(place)
+            batches.position.copy_(place)
             step(size)
 
         return stuck
@@ -225,18 +228,18 @@ class Full(TapeCapture):
         raise torch.OutOfMemoryError(self.message) if "Tried" in self.message else RuntimeError(self.message)
 
 
-DIFFERS = "end .* of a step's change away from those of the plain step, and .* is allowed$"
+DIFFERS = "differ from those of the eager step by .* of a step's change; .* is allowed$"
 
 
 @pytest.mark.parametrize(
     ("capture", "exact", "says"),
     [
-        (Stale, True, "its weights are not those of the plain step to the bit"),
+        (Stale, True, "its weights are not bitwise equal to those of the eager step"),
         (Stale, False, f"its inputs {DIFFERS}"),
-        (Idle, True, "its weights are not those of the plain step to the bit"),
+        (Idle, True, "its weights are not bitwise equal to those of the eager step"),
         (Idle, False, f"its inputs {DIFFERS}"),
-        (Poisoned, True, "its sums are not those of the plain step to the bit"),
-        (Poisoned, False, "its inputs end inf"),
+        (Poisoned, True, "its sums are not bitwise equal to those of the eager step"),
+        (Poisoned, False, "its inputs differ .* by inf"),
         (Broken, True, "CUDA error: operation failed due to a previous error during capture$"),
         (Broken, False, "CUDA error: operation failed due to a previous error during capture$"),
     ],
@@ -281,9 +284,9 @@ def at_full_width(registry, network, loss, memory_format=torch.channels_last):
     network, loss = build(config, 32, 10)
     network.to(memory_format=memory_format)
     optimizer = make_optimizer(network, loss, config.recipe, lr_device=CPU)
-    feed = Feed(split, 4, normalisation(data, config.recipe, CPU, memory_format))
-    feed.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
-    return TrainingStep(network, loss, optimizer, None, precision, feed, EpochSums(CPU))
+    batches = BatchStream(split, 4, normalisation(data, config.recipe, CPU, memory_format))
+    batches.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
+    return TrainingStep(network, loss, optimizer, None, precision, batches, EpochSums(CPU))
 
 
 @pytest.mark.slow
@@ -299,10 +302,10 @@ def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full
     step = at_full_width(registry, network, loss)
     before = Snapshot(step)
     reference = Reference(step, before, (16, 12), exact=False)
-    start = step.feed.position.clone()
+    start = step.batches.position.clone()
 
     def stale(size):
-        step.feed.position.copy_(start)
+        step.batches.position.copy_(start)
         step(size)
 
     def constant_lr(size):
@@ -326,7 +329,7 @@ def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full
                 reference.check(found, compiled)
             except StepDiffersError as error:
                 refused[form.__name__, compiled] = str(error).split()[1]
-    print("allowed", {name: round(reference.allowed(name), 5) for name in LEAST_TOLERANCE})
+    print("allowed", {name: round(reference.allowed(name), 5) for name in TOLERANCE})
     wrong = ("stale", "constant_lr", "without_momentum")
     assert set(refused) == {(form, compiled) for form in wrong for compiled in (False, True)}
     assert {what for (form, _), what in refused.items() if form == "stale"} == {"inputs"}
@@ -343,10 +346,10 @@ def test_another_order_of_sums_in_the_same_precision_is_accepted(registry, monke
     before = Snapshot(step)
     found = Snapshot(other).outcome(other, (16, 12))
     distances = found.distances(before.outcome(step, (16, 12)))
-    assert distances["weights"] > LEAST_TOLERANCE["weights"]
+    assert distances["weights"] > TOLERANCE["weights"]
     Reference(step, before, (16, 12), exact=False).check(found, compiled=False)
-    monkeypatch.setattr("repro.training.capture._in_other_format", lambda step: None)
-    with pytest.raises(StepDiffersError, match="its weights end"):
+    monkeypatch.setattr("repro.training.cuda_graph._in_other_format", lambda step: None)
+    with pytest.raises(StepDiffersError, match="its weights differ"):
         Reference(step, before, (16, 12), exact=False).check(found, compiled=False)
 
 
@@ -355,10 +358,10 @@ def test_a_run_whose_recording_fails_trains_all_the_same_and_says_so_in_its_reco
     data = data_of(config)
     said = []
     trained = train_run(
-        config, data, fp(), techniques=GRAPHED, capture=lambda device: Broken(), say=said.append
+        config, data, fp(), accelerations=GRAPHED, capture=lambda device: Broken(), warn=said.append
     )
     assert comparable(trained) == comparable(train_run(config, data, fp()))
-    assert "cuda-graph" not in trained.techniques
+    assert "cuda-graph" not in trained.accelerations
     assert len(said) == 1
 
 
@@ -393,7 +396,7 @@ def test_a_loss_that_waits_for_the_device_cannot_be_recorded(registry, waits):
 def test_a_recorded_run_resumes_to_the_bit_and_in_the_middle_of_an_epoch(registry, tmp_path):
     config = config_of(registry, "scaled-bn-m1")
     data = data_of(config)
-    how = {"techniques": GRAPHED, "capture": lambda device: TapeCapture()}
+    how = {"accelerations": GRAPHED, "capture": lambda device: TapeCapture()}
     straight = train_run(config, data, fp(), **how)
     asked = 0
 
@@ -410,7 +413,7 @@ def test_a_recorded_run_resumes_to_the_bit_and_in_the_middle_of_an_epoch(registr
         train_run(config, data, fp(), checkpoints, should_stop=at_the_fourth, **how)
     start = checkpoints.newest()
     assert start.step == 3
-    assert start.arithmetic.techniques == ("channels-last", "fused-sgd", "cuda-graph")
+    assert start.numeric_settings.accelerations == ("channels-last", "fused-sgd", "cuda-graph")
     assert comparable(train_run(config, data, fp(), start=start, **how)) == comparable(straight)
 
 
@@ -418,9 +421,9 @@ def test_several_runs_at_once_in_one_process_are_each_what_they_are_alone(regist
     """A recording a run, their steps taken in turn; different losses, so that none could stand in."""
     configs = [config_of(registry, loss, epochs=2, lr_drops=(1,)) for loss in LOSSES[1:]]
     data = data_of(configs[0])
-    how = {"techniques": GRAPHED, "capture": lambda device: TapeCapture()}
+    how = {"accelerations": GRAPHED, "capture": lambda device: TapeCapture()}
     alone = [comparable(train_run(config, data, fp(), **how)) for config in configs]
-    going = {number: training(config, data, fp(), **how) for number, config in enumerate(configs)}
+    going = {number: Trainer(config, data, fp(), **how).steps() for number, config in enumerate(configs)}
     packed = {}
     while going:
         for number in list(going):
@@ -457,8 +460,8 @@ def test_every_loss_of_a_column_is_compiled_and_the_network_once(registry, count
         config = config_of(registry, loss, "vgg16", epochs=1, lr_drops=())
         said = []
         data = data_of(config)
-        trained = train_run(config, data, fp(), techniques=Techniques(compile=True), say=said.append)
-        assert "compile" in trained.techniques, said
+        trained = train_run(config, data, fp(), accelerations=Accelerations(compile=True), warn=said.append)
+        assert "compile" in trained.accelerations, said
         graphs.append(len(counting_compiler))
     # Two batch sizes: the first loss compiles the network too, each of the others its own head alone.
     assert [after - before for before, after in itertools.pairwise((0, *graphs))] == [4, *[2] * 6]
@@ -474,9 +477,9 @@ def test_a_loss_that_cannot_be_compiled_whole_is_not_said_to_be(registry, counti
         return classify(embedding)
 
     step.loss.classify = printing
-    _, used, said = prepared(step, TapeCapture(), techniques=Techniques(compile=True), exact=False)
+    _, used, said = prepared(step, TapeCapture(), accelerations=Accelerations(compile=True), exact=False)
     assert not used.compile
-    assert said[0].startswith("goes on without compile: ")
+    assert said[0].startswith("continuing without compile: ")
     assert "graph_break" in said[0]
 
 
@@ -492,16 +495,16 @@ def test_a_compilers_advice_on_tf32_is_no_error(registry, monkeypatch):
 
     monkeypatch.setattr("repro.training.step.compiled_call", lambda: advise)
     step = step_of(config_of(registry))
-    _, used, said = prepared(step, TapeCapture(), techniques=Techniques(compile=True))
+    _, used, said = prepared(step, TapeCapture(), accelerations=Accelerations(compile=True))
     assert used.compile, said
 
 
 def test_a_network_with_dropout_is_neither_recorded_nor_compiled(registry):
     config = config_of(registry, network="vgg16-4096", epochs=1, lr_drops=())
     trained = train_run(
-        config, data_of(config), fp(), techniques=GRAPHED.switched(on=["compile"]), capture=lambda d: 1 / 0
+        config, data_of(config), fp(), accelerations=GRAPHED.switched(on=["compile"]), capture=lambda d: 1 / 0
     )
-    assert not {"cuda-graph", "compile"} & set(trained.techniques)
+    assert not {"cuda-graph", "compile"} & set(trained.accelerations)
 
 
 def test_the_lr_of_an_epoch_reaches_a_recording(registry):
@@ -511,7 +514,7 @@ def test_the_lr_of_an_epoch_reaches_a_recording(registry):
     weight = next(step.network.parameters())
     moved = []
     for lr in (0.1, 0.01):
-        step.feed.position.zero_()
+        step.batches.position.zero_()
         before = weight.detach().clone()
         momentum = step.optimizer.state[weight]["momentum_buffer"]
         set_lr(step.optimizer, lr)
@@ -525,18 +528,18 @@ def test_foreach_without_fused_trains_the_same_to_float_precision(registry):
     config = config_of(registry)
     data = data_of(config)
     fused = train_run(config, data, fp())
-    foreach = train_run(config, data, fp(), techniques=Techniques().switched(off=["fused-sgd"]))
+    foreach = train_run(config, data, fp(), accelerations=Accelerations().switched(off=["fused-sgd"]))
     losses = [[epoch.train_loss for epoch in run.curve] for run in (fused, foreach)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert "fused-sgd" not in foreach.techniques
+    assert "fused-sgd" not in foreach.accelerations
 
 
 def test_techniques_are_known_by_name():
-    assert Techniques.of(("compile", "fused-sgd")).names() == ("fused-sgd", "compile")
-    assert Techniques().switched(on=["compile"], off=["channels-last"]).names() == ("fused-sgd", "compile")
-    with pytest.raises(UsageError, match="unknown technique 'magic'; there are: channels-last, fused-sgd"):
-        Techniques.of(["magic"])
-    with pytest.raises(UsageError, match="compile: asked for and switched off at once"):
-        Techniques().switched(["compile"], ["compile"])
+    assert Accelerations.of(("compile", "fused-sgd")).names() == ("fused-sgd", "compile")
+    assert Accelerations().switched(on=["compile"], off=["channels-last"]).names() == ("fused-sgd", "compile")
+    with pytest.raises(UsageError, match="unknown acceleration 'magic'; known: channels-last, fused-sgd"):
+        Accelerations.of(["magic"])
+    with pytest.raises(UsageError, match="compile: both enabled and disabled"):
+        Accelerations().switched(["compile"], ["compile"])
     with pytest.raises(UsageError, match="cuda-graph needs fused-sgd"):
         GRAPHED.switched(off=["fused-sgd"])

@@ -21,17 +21,17 @@ from repro.data.training_set import open_for_training
 from repro.errors import RunInterruptedError
 from repro.records import Signature, parse_record
 from repro.registry import Registry
+from repro.training.accelerations import Accelerations
 from repro.training.checkpoint import CheckpointFolder
-from repro.training.loop import train_run, training
+from repro.training.loop import Trainer, train_run
 from repro.training.precision import choose_precision
-from repro.training.techniques import Techniques
 
 CUDA = torch.device("cuda")
 ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-GRAPHED = Techniques(cuda_graph=True)
+GRAPHED = Accelerations(cuda_graph=True)
 LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
 
 
@@ -48,7 +48,7 @@ class Device:
 
     @property
     def graphed(self) -> dict[str, Any]:
-        return {"techniques": GRAPHED, **({"capture": self.capture} if self.capture else {})}
+        return {"accelerations": GRAPHED, **({"capture": self.capture} if self.capture else {})}
 
 
 GPU = Device("cuda")
@@ -110,9 +110,9 @@ def test_graphed_is_eager_to_the_bit_where_kernels_are_deterministic(
     config = config_of(registry, device, loss, network)
     data, said = data_of(config), []
     chosen = device.precision(precision)
-    graphed = train_run(config, data, chosen, say=said.append, **device.graphed)
+    graphed = train_run(config, data, chosen, warn=said.append, **device.graphed)
     assert said == []
-    assert "cuda-graph" in graphed.techniques
+    assert "cuda-graph" in graphed.accelerations
     assert comparable(graphed) == comparable(train_run(config, data, chosen))
 
 
@@ -122,7 +122,7 @@ def test_a_graph_is_taken_where_kernels_are_not_deterministic_and_learns_as_well
     config = config_of(registry, device, loss)
     data, said = data_of(config), []
     precision = device.precision()
-    graphed = train_run(config, data, precision, say=said.append, **device.graphed)
+    graphed = train_run(config, data, precision, warn=said.append, **device.graphed)
     eager = train_run(config, data, precision)
     assert said == []
     losses = [[epoch.train_loss for epoch in run.curve] for run in (graphed, eager)]
@@ -135,12 +135,12 @@ def test_a_compiled_graph_is_taken_and_a_second_run_compiles_no_network_again(re
         pytest.skip("this GPU is not compiled for")
     from torch._dynamo.utils import counters
 
-    both = Techniques(cuda_graph=True, compile=True)
+    both = Accelerations(cuda_graph=True, compile=True)
     said, graphs = [], []
     for loss in ("scaled-bn-m1", "scaled-bn-m0.8"):
         config = config_of(registry, device, loss)
-        trained = train_run(config, data_of(config), device.precision(), techniques=both, say=said.append)
-        assert {"cuda-graph", "compile"} <= set(trained.techniques), said
+        trained = train_run(config, data_of(config), device.precision(), accelerations=both, warn=said.append)
+        assert {"cuda-graph", "compile"} <= set(trained.accelerations), said
         graphs.append(counters["stats"]["unique_graphs"])
     # The first compiled network and head, each for two batch sizes; the second needs its own head only.
     assert graphs[1] - graphs[0] <= 2 < graphs[0]
@@ -152,7 +152,9 @@ def test_packed_is_alone_to_the_bit(registry, deterministic, device):
     configs = [config_of(registry, device, loss) for loss in LOSSES]
     data, precision = data_of(configs[0]), device.precision()
     alone = [comparable(train_run(config, data, precision, **device.graphed)) for config in configs]
-    going = {n: training(config, data, precision, **device.graphed) for n, config in enumerate(configs)}
+    going = {
+        n: Trainer(config, data, precision, **device.graphed).steps() for n, config in enumerate(configs)
+    }
     streams = [torch.cuda.Stream() if device is GPU else None for _ in configs]
     packed = {}
     while going:
@@ -188,7 +190,7 @@ def test_resumed_in_the_middle_of_an_epoch_is_straight_to_the_bit(registry, dete
 def test_a_step_never_waits_for_the_device(registry, device):
     """An epoch's steps under a debug mode of torch that makes every wait an error; the tape has the CPU's."""
     config = config_of(registry, device, epochs=1, lr_drops=())
-    steps = training(config, data_of(config), device.precision())
+    steps = Trainer(config, data_of(config), device.precision()).steps()
     next(steps)
     try:
         with warnings.catch_warnings():

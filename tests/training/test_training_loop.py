@@ -14,7 +14,7 @@ from repro.errors import RunInterruptedError
 from repro.recipes import RunConfig
 from repro.records import Signature
 from repro.registry import Registry
-from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointUnfitError
+from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError
 from repro.training.loop import build, train_run
 from repro.training.optim import make_optimizer
 from repro.training.precision import Precision
@@ -112,7 +112,7 @@ def stopped_at(config, data, precision, folder, when) -> Checkpoint:
     def report(progress):
         seen.append(progress)
 
-    with pytest.raises(RunInterruptedError, match="started again it goes on from there"):
+    with pytest.raises(RunInterruptedError, match="when started again, it resumes from there"):
         train_run(
             config,
             data,
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_an_error_of_its_own(registry,
     data = data_of(config)
     start = stopped_at(config, data, plain(), tmp_path / "1", lambda progress: progress.step == 1)
     del start.state["optimizer"]
-    with pytest.raises(CheckpointUnfitError, match="does not fit this run"):
+    with pytest.raises(CheckpointMismatchError, match="does not fit this run"):
         train_run(config, data, plain(), start=start)
 
 
@@ -217,7 +217,7 @@ def test_the_recipe_is_an_independent_sgd_to_float_precision(registry, momentum_
     data = data_of(config)
     trained = train_run(config, data, plain())
 
-    from repro.training.randomness import generator
+    from repro.training.seeding import generator
 
     network, loss = build(config, 32, 10)
     parameters = [*network.parameters(), *loss.parameters()]
@@ -335,7 +335,7 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in(registry):
     trained = train_run(config, data, plain())
     network, loss = build(config, 32, 10)
     from repro.data.loader import draw_epoch, normalisation, subset, to_device, training_batch
-    from repro.training.randomness import generator
+    from repro.training.seeding import generator
 
     split = to_device(subset(data, config.recipe)[0], torch.device("cpu"))
     draws = draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0))

@@ -40,7 +40,7 @@ def test_a_forced_precision_wins():
     [
         (CUDA, "bf16", "bf16 needs compute capability 8.0, this GPU has 6.1; use --precision fp32"),
         (CPU, "fp16", "fp16 is for GPUs"),
-        (CPU, "fp8", "unknown precision 'fp8'; there are: bf16, fp16, fp32"),
+        (CPU, "fp8", "unknown precision 'fp8'; known: bf16, fp16, fp32"),
     ],
 )
 def test_a_precision_the_device_cannot_run_is_refused(device, forced, says):
