@@ -1,4 +1,4 @@
-"""A recorded step is the plain step: every trap of recording one, on the CPU with a tape in a graph's place."""
+"""A captured step is the eager step: every trap of capturing one, on the CPU with a tape in a graph's place."""
 
 import itertools
 import re
@@ -8,71 +8,38 @@ from functools import partial
 
 import pytest
 import torch
-from smoke_project import ROOT
+from small_runs import CPU, FURTHER_LOSSES, LOSSES, comparable, data_of, on_cpu, straight, train
+from small_runs import config_of as smoke_config
 from tape import NotPermittedError, TapeCapture
 
 from repro.data.loader import BatchStream, draw_epoch, normalisation, subset, to_device
-from repro.data.training_set import open_for_training
-from repro.errors import RunInterruptedError, UsageError
-from repro.records import Signature
-from repro.registry import Registry
+from repro.errors import UsageError
 from repro.training.accelerations import Accelerations
-from repro.training.checkpoint import CheckpointFolder
 from repro.training.cuda_graph import TOLERANCE, Reference, Snapshot, StepDiffersError, prepare
-from repro.training.loop import Trainer, build, train_run
+from repro.training.loop import build
 from repro.training.metrics import EpochSums
 from repro.training.optim import make_optimizer, momentum_buffers, set_lr
 from repro.training.precision import Precision
 from repro.training.seeding import generator
 from repro.training.step import TrainingStep, compiled_call
 
-CPU = torch.device("cpu")
 GRAPHED = Accelerations(cuda_graph=True)
-LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
-ALL_LOSSES = (
-    *LOSSES,
-    "logit-scale-s2",
-    "affine-bn",
-    "cosine-learnt-scale-s10",
-    "cosine-scale-by-classes",
-    "logit-norm-t0.04",
-    "logit-z-score",
-    "label-smoothing-0.1",
-    "scaled-bn-m1+statistics=full-batches",
-)
+# 40 images in batches of 24: the last one has 16.
+FEW = {"batch_size": 24, "images_per_class": 4, "test_images_per_class": 2}
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(ROOT / "experiments")
-
-
-def config_of(registry, loss="cross-entropy", network="resnet18", **recipe):
-    """40 images in batches of 24: the last one has 16."""
-    config = registry.config(registry.parse(f"cifar100/{network}/{loss}/seed0"), registry.preset("smoke"))
-    recipe = {"batch_size": 24, "images_per_class": 4, "test_images_per_class": 2, **recipe}
-    return config.model_copy(update={"recipe": config.recipe.model_copy(update=recipe)})
-
-
-def data_of(config):
-    return open_for_training(config, ROOT / "no data needed")
-
-
-def fp(name="fp32") -> Precision:
-    return Precision(name, CPU, torch.contiguous_format)
-
-
-def comparable(trained):
-    return trained.result, [e.model_dump(exclude={"seconds"}) for e in trained.curve], trained.probes
+def config_of(loss="cross-entropy", network="resnet18", **recipe):
+    return smoke_config(loss, network, **{**FEW, **recipe})
 
 
 def step_of(config, precision=None, **options) -> TrainingStep:
     data = data_of(config)
-    precision = precision or fp()
+    precision = precision or on_cpu()
     split = to_device(subset(data, config.recipe)[0], CPU)
     network, loss = build(config, 32, 10)
+    network.to(memory_format=precision.memory_format)
     optimizer = make_optimizer(network, loss, config.recipe, lr_device=CPU)
-    batches = BatchStream(split, 4, normalisation(data, config.recipe, CPU, torch.contiguous_format))
+    batches = BatchStream(split, 4, normalisation(data, config.recipe, CPU, precision.memory_format))
     batches.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
     return TrainingStep(
         network, loss, optimizer, precision.scaler(), precision, batches, EpochSums(CPU), **options
@@ -85,56 +52,39 @@ def prepared(step, capture, sizes=(24, 16), exact=True, accelerations=GRAPHED):
     return made, used, said
 
 
-@pytest.mark.parametrize(
-    ("loss", "precision"), [*((loss, "fp32") for loss in LOSSES), (LOSSES[3], "bf16"), (LOSSES[3], "fp16")]
-)
-def test_a_graphed_run_is_the_eager_run_to_the_bit(registry, loss, precision):
-    """Three epochs with two lr drops, a short last batch in each, evaluation between them.
+SHORT = {"epochs": 1, "lr_drops": ()}
+# A CPU is slow in fp16: fewer images.
+FP16 = {"images_per_class": 2, "batch_size": 12, "epochs": 2, "lr_drops": (1,)}
 
-    In fp16, which a CPU is slow in, fewer images and two epochs.
+
+@pytest.mark.parametrize(
+    ("loss", "network", "precision", "recipe"),
+    [
+        *((loss, "resnet18", "fp32", {}) for loss in LOSSES),
+        ("scaled-bn-m1", "resnet18", "bf16", {}),
+        ("scaled-bn-m1", "resnet18", "fp16", FP16),
+        *((loss, "resnet18", "fp32", SHORT) for loss in FURTHER_LOSSES),
+        ("cross-entropy", "vgg16", "fp32", SHORT),
+        ("cross-entropy+rotation=15", "resnet18", "fp32", {"epochs": 2, "lr_drops": (1,)}),
+    ],
+)
+def test_a_graphed_run_is_the_eager_run_to_the_bit(loss, network, precision, recipe):
+    """Epochs with lr drops, a short last batch in each, evaluation between them.
+
+    Each batch size has a graph of its own, used once per epoch; checking uses each twice, forth and back.
     """
-    fewer = {"images_per_class": 2, "batch_size": 12, "epochs": 2, "lr_drops": (1,)}
-    config = config_of(registry, loss, **(fewer if precision == "fp16" else {}))
-    data = data_of(config)
-    capture = TapeCapture()
-    graphed = train_run(config, data, fp(precision), accelerations=GRAPHED, capture=lambda device: capture)
-    assert comparable(graphed) == comparable(train_run(config, data, fp(precision)))
+    config, capture = config_of(loss, network, **recipe), TapeCapture()
+    graphed = train(config, on_cpu(precision), accelerations=GRAPHED, capture=lambda device: capture)
+    assert comparable(graphed) == comparable(straight(loss, network, precision, **{**FEW, **recipe}))
     assert "cuda-graph" in graphed.accelerations
-    assert capture.recorded == 2
+    assert capture.replays == [config.recipe.epochs + 2] * 2
 
 
-@pytest.mark.parametrize(
-    ("network", "loss"), [*(("resnet18", loss) for loss in ALL_LOSSES[4:]), ("vgg16", LOSSES[0])]
-)
-def test_every_other_loss_and_network_can_be_recorded_too(registry, network, loss):
-    config = config_of(registry, loss, network, epochs=1, lr_drops=())
-    data = data_of(config)
-    graphed = train_run(config, data, fp(), accelerations=GRAPHED, capture=lambda device: TapeCapture())
-    assert comparable(graphed) == comparable(train_run(config, data, fp()))
-    assert "cuda-graph" in graphed.accelerations
-
-
-def test_rotation_is_recorded_with_the_rest(registry):
-    config = config_of(registry, "cross-entropy+rotation=15", epochs=2, lr_drops=(1,))
-    data = data_of(config)
-    graphed = train_run(config, data, fp(), accelerations=GRAPHED, capture=lambda device: TapeCapture())
-    assert comparable(graphed) == comparable(train_run(config, data, fp()))
-
-
-def test_the_short_last_batch_has_a_recording_of_its_own_and_each_is_used_for_its_size(registry):
-    """Checking uses each twice: forth and back."""
-    config = config_of(registry)
-    capture = TapeCapture()
-    train_run(config, data_of(config), fp(), accelerations=GRAPHED, capture=lambda device: capture)
-    in_training, in_checking = config.recipe.epochs, 2
-    assert capture.replays == [in_training + in_checking] * 2
-
-
-def test_preparing_leaves_weights_statistics_momentum_sums_lr_scale_and_generators_as_they_were(registry):
+def test_preparing_leaves_weights_statistics_momentum_sums_lr_scale_and_generators_as_they_were():
     """Also at the end of an epoch, as a run that was stopped there finds itself."""
     for precision in ("fp32", "fp16"):
         few = {"images_per_class": 1, "batch_size": 6}
-        step = step_of(config_of(registry, "scaled-bn-m1", **few), fp(precision))
+        step = step_of(config_of("scaled-bn-m1", **few), on_cpu(precision))
         step(6)
         step(4)
         before = [tensor.detach().clone() for tensor in step.written()]
@@ -152,8 +102,8 @@ def test_preparing_leaves_weights_statistics_momentum_sums_lr_scale_and_generato
         assert (step.scaler.state_dict() if step.scaler else None) == scale
 
 
-def test_an_lr_that_is_no_tensor_would_be_recorded_as_a_constant_and_is_found_out(registry):
-    step = step_of(config_of(registry))
+def test_an_lr_that_is_no_tensor_would_be_recorded_as_a_constant_and_is_found_out():
+    step = step_of(config_of())
     for group in step.optimizer.param_groups:
         group["lr"] = 0.1
     _, used, said = prepared(step, TapeCapture())
@@ -167,9 +117,9 @@ def test_an_lr_that_is_no_tensor_would_be_recorded_as_a_constant_and_is_found_ou
     assert said[0].startswith("continuing without cuda-graph: its weights differ")
 
 
-def test_without_momentum_from_the_start_the_first_steps_other_path_would_be_recorded(registry):
+def test_without_momentum_from_the_start_the_first_steps_other_path_would_be_recorded():
     """Why momentum buffers exist, as zeros, before a step is recorded."""
-    step = step_of(config_of(registry))
+    step = step_of(config_of())
     step.optimizer.state.clear()
     assert not prepared(step, TapeCapture())[1].cuda_graph
 
@@ -244,10 +194,8 @@ DIFFERS = "differ from those of the eager step by .* of a step's change; .* is a
         (Broken, False, "CUDA error: operation failed due to a previous error during capture$"),
     ],
 )
-def test_a_recording_that_is_not_the_step_is_refused_and_the_run_is_the_plain_one(
-    registry, capture, exact, says
-):
-    step = step_of(config_of(registry))
+def test_a_recording_that_is_not_the_step_is_refused_and_the_run_is_the_plain_one(capture, exact, says):
+    step = step_of(config_of())
     before = [tensor.detach().clone() for tensor in step.written()]
     made, used, said = prepared(step, capture(), exact=exact)
     assert used == replace(GRAPHED, cuda_graph=False)
@@ -267,39 +215,30 @@ def test_a_recording_that_is_not_the_step_is_refused_and_the_run_is_the_plain_on
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory",
     ],
 )
-def test_running_out_of_memory_while_recording_is_no_reason_to_train_more_slowly(registry, message):
+def test_running_out_of_memory_while_recording_is_no_reason_to_train_more_slowly(message):
     """It ends the run, so that it can be tried again with less beside it; the state is as before."""
-    step = step_of(config_of(registry))
+    step = step_of(config_of())
     before = [tensor.detach().clone() for tensor in step.written()]
     with pytest.raises(RuntimeError, match=re.escape(message)):
         prepared(step, Full(message))
     assert all(torch.equal(a, b) for a, b in zip(before, step.written(), strict=True))
 
 
-def at_full_width(registry, network, loss, memory_format=torch.channels_last):
+def at_full_width(network, loss, memory_format=torch.channels_last):
     """A step in bf16 at the paper's width, on batches of 16 and 12 generated images of 10 classes."""
-    config = config_of(registry, loss, network, width=1.0, batch_size=16)
-    data, precision = data_of(config), Precision("bf16", CPU, memory_format)
-    split = to_device(subset(data, config.recipe)[0], CPU)
-    network, loss = build(config, 32, 10)
-    network.to(memory_format=memory_format)
-    optimizer = make_optimizer(network, loss, config.recipe, lr_device=CPU)
-    batches = BatchStream(split, 4, normalisation(data, config.recipe, CPU, memory_format))
-    batches.begin(draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0)))
-    return TrainingStep(network, loss, optimizer, None, precision, batches, EpochSums(CPU))
+    config = config_of(loss, network, width=1.0, batch_size=16)
+    return step_of(config, Precision("bf16", CPU, memory_format))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross-entropy", "scaled-bn-m1"])
 @pytest.mark.parametrize("network", ["vgg16", "resnet18", "resnet50"])
-def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full_width(
-    registry, network, loss
-):
+def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full_width(network, loss):
     """Where two roundings of one step can end further apart than two steps on different images.
 
     `pytest -s` shows the distances.
     """
-    step = at_full_width(registry, network, loss)
+    step = at_full_width(network, loss)
     before = Snapshot(step)
     reference = Reference(step, before, (16, 12), exact=False)
     start = step.batches.position.clone()
@@ -337,10 +276,10 @@ def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full
     assert {what for (_, compiled), what in refused.items() if compiled} == {"inputs", "length"}
 
 
-def test_another_order_of_sums_in_the_same_precision_is_accepted(registry, monkeypatch):
+def test_another_order_of_sums_in_the_same_precision_is_accepted(monkeypatch):
     """As another algorithm of cuDNN has it; a step that repeats to the bit would otherwise allow nothing."""
     step, other = (
-        at_full_width(registry, "vgg16", "cross-entropy", memory_format)
+        at_full_width("vgg16", "cross-entropy", memory_format)
         for memory_format in (torch.channels_last, torch.contiguous_format)
     )
     before = Snapshot(step)
@@ -353,14 +292,10 @@ def test_another_order_of_sums_in_the_same_precision_is_accepted(registry, monke
         Reference(step, before, (16, 12), exact=False).check(found, compiled=False)
 
 
-def test_a_run_whose_recording_fails_trains_all_the_same_and_says_so_in_its_record(registry):
-    config = config_of(registry)
-    data = data_of(config)
+def test_a_run_whose_recording_fails_trains_all_the_same_and_says_so_in_its_record():
     said = []
-    trained = train_run(
-        config, data, fp(), accelerations=GRAPHED, capture=lambda device: Broken(), warn=said.append
-    )
-    assert comparable(trained) == comparable(train_run(config, data, fp()))
+    trained = train(config_of(), accelerations=GRAPHED, capture=lambda device: Broken(), warn=said.append)
+    assert comparable(trained) == comparable(straight(**FEW))
     assert "cuda-graph" not in trained.accelerations
     assert len(said) == 1
 
@@ -375,9 +310,9 @@ def test_a_run_whose_recording_fails_trains_all_the_same_and_says_so_in_its_reco
         lambda logits: bool(logits.isnan().any()),
     ],
 )
-def test_a_loss_that_waits_for_the_device_cannot_be_recorded(registry, waits):
+def test_a_loss_that_waits_for_the_device_cannot_be_recorded(waits):
     """The tape finds what CUDA would refuse; none of the project's losses does any of it."""
-    step = step_of(config_of(registry))
+    step = step_of(config_of())
     classify = step.loss.classify
 
     def waiting(embedding):
@@ -391,48 +326,6 @@ def test_a_loss_that_waits_for_the_device_cannot_be_recorded(registry, waits):
     _, used, said = prepared(step, TapeCapture())
     assert not used.cuda_graph
     assert "not permitted when stream is capturing" in said[0]
-
-
-def test_a_recorded_run_resumes_to_the_bit_and_in_the_middle_of_an_epoch(registry, tmp_path):
-    config = config_of(registry, "scaled-bn-m1")
-    data = data_of(config)
-    how = {"accelerations": GRAPHED, "capture": lambda device: TapeCapture()}
-    straight = train_run(config, data, fp(), **how)
-    asked = 0
-
-    def at_the_fourth() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 5
-
-    folder = tmp_path / "1"
-    folder.mkdir()
-    signature = Signature(config="1", data="2", code="3")
-    checkpoints = CheckpointFolder(tmp_path, folder, signature)
-    with pytest.raises(RunInterruptedError):
-        train_run(config, data, fp(), checkpoints, should_stop=at_the_fourth, **how)
-    start = checkpoints.newest()
-    assert start.step == 3
-    assert start.numeric_settings.accelerations == ("channels-last", "fused-sgd", "cuda-graph")
-    assert comparable(train_run(config, data, fp(), start=start, **how)) == comparable(straight)
-
-
-def test_several_runs_at_once_in_one_process_are_each_what_they_are_alone(registry):
-    """A recording a run, their steps taken in turn; different losses, so that none could stand in."""
-    configs = [config_of(registry, loss, epochs=2, lr_drops=(1,)) for loss in LOSSES[1:]]
-    data = data_of(configs[0])
-    how = {"accelerations": GRAPHED, "capture": lambda device: TapeCapture()}
-    alone = [comparable(train_run(config, data, fp(), **how)) for config in configs]
-    going = {number: Trainer(config, data, fp(), **how).steps() for number, config in enumerate(configs)}
-    packed = {}
-    while going:
-        for number in list(going):
-            try:
-                next(going[number])
-            except StopIteration as end:
-                packed[number] = comparable(end.value)
-                del going[number]
-    assert [packed[number] for number in range(len(configs))] == alone
 
 
 @pytest.fixture
@@ -453,14 +346,12 @@ def counting_compiler(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
-def test_every_loss_of_a_column_is_compiled_and_the_network_once(registry, counting_compiler):
+def test_every_loss_of_a_column_is_compiled_and_the_network_once(counting_compiler):
     """Dynamo's own limit of 8 would leave the heads of the fourth loss and those behind it uncompiled."""
     graphs = []
     for loss in ("scaled-bn-m1", "scaled-bn-m0.9", "scaled-bn-m0.8", *LOSSES[:3], "am-softmax-s7.5-m0.35"):
-        config = config_of(registry, loss, "vgg16", epochs=1, lr_drops=())
-        said = []
-        data = data_of(config)
-        trained = train_run(config, data, fp(), accelerations=Accelerations(compile=True), warn=said.append)
+        config, said = config_of(loss, "vgg16", epochs=1, lr_drops=()), []
+        trained = train(config, accelerations=Accelerations(compile=True), warn=said.append)
         assert "compile" in trained.accelerations, said
         graphs.append(len(counting_compiler))
     # Two batch sizes: the first loss compiles the network too, each of the others its own head alone.
@@ -468,8 +359,8 @@ def test_every_loss_of_a_column_is_compiled_and_the_network_once(registry, count
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
-def test_a_loss_that_cannot_be_compiled_whole_is_not_said_to_be(registry, counting_compiler):
-    step = step_of(config_of(registry))
+def test_a_loss_that_cannot_be_compiled_whole_is_not_said_to_be(counting_compiler):
+    step = step_of(config_of())
     classify = step.loss.classify
 
     def printing(embedding):
@@ -483,7 +374,7 @@ def test_a_loss_that_cannot_be_compiled_whole_is_not_said_to_be(registry, counti
     assert "graph_break" in said[0]
 
 
-def test_a_compilers_advice_on_tf32_is_no_error(registry, monkeypatch):
+def test_a_compilers_advice_on_tf32_is_no_error(monkeypatch):
     """Inductor gives it on every GPU that has TF32, and warnings may be errors."""
 
     def advise(module, *inputs):
@@ -494,47 +385,27 @@ def test_a_compilers_advice_on_tf32_is_no_error(registry, monkeypatch):
         return module(*inputs)
 
     monkeypatch.setattr("repro.training.step.compiled_call", lambda: advise)
-    step = step_of(config_of(registry))
+    step = step_of(config_of())
     _, used, said = prepared(step, TapeCapture(), accelerations=Accelerations(compile=True))
     assert used.compile, said
 
 
-def test_a_network_with_dropout_is_neither_recorded_nor_compiled(registry):
-    config = config_of(registry, network="vgg16-4096", epochs=1, lr_drops=())
-    trained = train_run(
-        config, data_of(config), fp(), accelerations=GRAPHED.switched(on=["compile"]), capture=lambda d: 1 / 0
-    )
+def test_a_network_with_dropout_is_neither_recorded_nor_compiled():
+    config = config_of(network="vgg16-4096", epochs=1, lr_drops=())
+    both = GRAPHED.switched(on=["compile"])
+    trained = train(config, accelerations=both, capture=lambda device: 1 / 0)
     assert not {"cuda-graph", "compile"} & set(trained.accelerations)
 
 
-def test_the_lr_of_an_epoch_reaches_a_recording(registry):
-    step = step_of(config_of(registry))
-    made, used, _ = prepared(step, TapeCapture())
-    assert used.cuda_graph
-    weight = next(step.network.parameters())
-    moved = []
-    for lr in (0.1, 0.01):
-        step.batches.position.zero_()
-        before = weight.detach().clone()
-        momentum = step.optimizer.state[weight]["momentum_buffer"]
-        set_lr(step.optimizer, lr)
-        made(24)
-        torch.testing.assert_close(weight.detach(), before - lr * momentum)
-        moved.append(float((weight.detach() - before).norm()))
-    assert moved[0] > 2 * moved[1]
-
-
-def test_foreach_without_fused_trains_the_same_to_float_precision(registry):
-    config = config_of(registry)
-    data = data_of(config)
-    fused = train_run(config, data, fp())
-    foreach = train_run(config, data, fp(), accelerations=Accelerations().switched(off=["fused-sgd"]))
+def test_foreach_without_fused_trains_the_same_to_float_precision():
+    fused = straight(**FEW)
+    foreach = train(config_of(), accelerations=Accelerations().switched(off=["fused-sgd"]))
     losses = [[epoch.train_loss for epoch in run.curve] for run in (fused, foreach)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert "fused-sgd" not in foreach.accelerations
 
 
-def test_techniques_are_known_by_name():
+def test_accelerations_are_known_by_name():
     assert Accelerations.of(("compile", "fused-sgd")).names() == ("fused-sgd", "compile")
     assert Accelerations().switched(on=["compile"], off=["channels-last"]).names() == ("fused-sgd", "compile")
     with pytest.raises(UsageError, match="unknown acceleration 'magic'; known: channels-last, fused-sgd"):
