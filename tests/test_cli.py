@@ -298,7 +298,7 @@ def test_a_worker_told_to_stop_checkpoints_and_says_so(slow_project, number, cod
     process.send_signal(number)
     _, stderr = process.communicate()
     assert process.returncode == code
-    assert "started again it goes on from there" in stderr
+    assert "when started again, it resumes from there" in stderr
     assert list(work.glob("attempts/1/checkpoint-*.pt"))
     assert not (results / "smoke" / ".work" / OTHER).exists()
 

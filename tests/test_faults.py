@@ -108,7 +108,7 @@ def unfit(path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     payload = buffer.getvalue()
-    path.write_bytes(b"repro checkpoint 2\n" + hashlib.sha256(payload).digest() + payload)
+    path.write_bytes(b"repro checkpoint 3\n" + hashlib.sha256(payload).digest() + payload)
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "unfit"])
@@ -128,7 +128,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(co
     record = record_of(context, RUN)
     assert record.comparable() == straight.comparable()
     assert record.provenance.attempts[1].resumed_at_step == int(older.stem.removeprefix("checkpoint-"))
-    assert any(line.startswith(f"{RUN}: passed over {newest}") for line in said)
+    assert any(line.startswith(f"{RUN}: rejected checkpoint {newest}") for line in said)
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_worker_keeps_its_finished_result_until_a_full_disk_takes_it(tmp_path,
     assert done.returncode == 0, done.stderr + said
     assert json.loads((tmp_path / "outcome").read_text())["outcome"] == "running"
     assert said.count("No space left on device") == said.count("waits until the disk") + said.count(
-        "goes on without a new checkpoint"
+        "continues without a new checkpoint"
     )
     assert said.count("waits until the disk") == 1
     record = record_of(smoke_context(None, tmp_path / "results"), RUN)

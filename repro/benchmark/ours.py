@@ -9,10 +9,10 @@ import torch
 
 from repro.benchmark.rates import wait
 from repro.benchmark.subject import Subject
-from repro.training.loop import Progress, TrainedRun, build, training
+from repro.training.accelerations import Accelerations
+from repro.training.loop import Progress, TrainedRun, Trainer, build
 from repro.training.metrics import EpochSums
 from repro.training.precision import Precision
-from repro.training.techniques import Techniques
 
 _MEASURED = 30
 """Times that what is measured of a step is done, to learn how long it takes."""
@@ -28,7 +28,7 @@ class OwnLoop:
 
     subject: Subject
     precision: Precision
-    techniques: Techniques
+    techniques: Accelerations
     copies: int = 1
     say: Callable[[str], None] = lambda line: None
     preparing: float = 0.0
@@ -47,14 +47,14 @@ class OwnLoop:
     def _run(self, seed: int) -> Callable[[], int]:
         seen = _Seen()
         config = self.subject.config.model_copy(update={"seed": seed})
-        steps: Generator[None, None, TrainedRun] = training(
+        steps: Generator[None, None, TrainedRun] = Trainer(
             config,
             self.subject.data,
             self.precision,
             report=seen,
-            techniques=self.techniques,
-            say=self.say,
-        )
+            accelerations=self.techniques,
+            warn=self.say,
+        ).steps()
         if self.precision.device.type != "cuda":
             return partial(_advance, steps, seen, self.subject)
         stream = torch.cuda.Stream(self.precision.device)

@@ -12,9 +12,9 @@ from repro.benchmark.rates import wait
 from repro.benchmark.rivals import RivalLoop
 from repro.benchmark.subject import Subject, make_subject
 from repro.benchmark.windows import Step
+from repro.training.accelerations import Accelerations
 from repro.training.loop import build
 from repro.training.precision import Precision, choose_precision
-from repro.training.techniques import Techniques
 
 
 def prepare(program: Program) -> tuple[Step, Callable[[], None], Prepared]:
@@ -39,14 +39,14 @@ def prepare(program: Program) -> tuple[Step, Callable[[], None], Prepared]:
 def _loop(program: Program, subject: Subject, device: torch.device, notes: list[str]) -> OwnLoop | RivalLoop:
     if program.kind == PLAIN:
         return RivalLoop(subject, Precision("fp32", device, torch.contiguous_format), tuned=False)
-    techniques = Techniques.of(program.techniques) if program.kind == OURS else Techniques()
+    techniques = Accelerations.of(program.techniques) if program.kind == OURS else Accelerations()
     precision = used_precision(subject, choose_precision(device, program.precision), techniques)
     if program.kind == TUNED:
         return RivalLoop(subject, precision, tuned=True)
     return OwnLoop(subject, precision, techniques, program.runs, notes.append)
 
 
-def used_precision(subject: Subject, precision: Precision, techniques: Techniques) -> Precision:
+def used_precision(subject: Subject, precision: Precision, techniques: Accelerations) -> Precision:
     """The precision with the memory format that `techniques` train the subject's network in."""
     manifest = subject.data.manifest
     network, _ = build(subject.config, manifest.image_size, manifest.classes)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from repro.benchmark.result import BenchResult, Found
     from repro.benchmark.subject import Subject
     from repro.cli.context import Context
+    from repro.training.accelerations import Accelerations
     from repro.training.precision import Precision
-    from repro.training.techniques import Techniques
 
 _BUSY_SECONDS = 2.0  # how long it is watched, before anything of ours runs, whether others use the machine
 _OURS_COLOUR, _RIVAL_COLOUR = "#0072B2", "#8C8C8C"
@@ -110,7 +110,7 @@ def measure_all(context: "Context", options: BenchOptions, say: Callable[[str], 
     from repro.benchmark.rates import measure_rates
     from repro.benchmark.result import BenchResult, Machine
     from repro.system import busy_share, memory_bytes, usable_cores
-    from repro.training.device import COMPILING_PAYS_FROM, choose_device, choose_techniques
+    from repro.training.device import COMPILING_PAYS_FROM, choose_accelerations, choose_device
     from repro.training.precision import choose_precision
     from repro.training.provenance import device_name, git_state
 
@@ -119,7 +119,7 @@ def measure_all(context: "Context", options: BenchOptions, say: Callable[[str], 
     torch.set_num_threads(threads)
     device = choose_device(options.device)
     precision = choose_precision(device, options.precision)
-    used = choose_techniques(
+    used = choose_accelerations(
         device, COMPILING_PAYS_FROM, options.switch_on, options.switch_off, options.deterministic
     )
     subjects = [
@@ -177,7 +177,7 @@ class _Bench:
     subject: "Subject"
     options: BenchOptions
     precision: "Precision"
-    techniques: "Techniques"
+    techniques: "Accelerations"
     threads: int
     rates: "Rates"
     say: Callable[[str], None]

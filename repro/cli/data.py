@@ -275,7 +275,7 @@ def _augmented(
 
     from repro.data.augment import crop_and_flip, rotate
     from repro.data.loader import draw_epoch
-    from repro.training.randomness import generator
+    from repro.training.seeding import generator
 
     draws = draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0))
     # What is drawn belongs to a place in the epoch's order, not to an image.

@@ -98,7 +98,7 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
             precision=precision.name,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
-            accelerations=(*trained.techniques, *(("tf32",) if _uses_tf32(precision) else ())),
+            accelerations=(*trained.accelerations, *(("tf32",) if _uses_tf32(precision) else ())),
             runs_on_device=origin.runs_on_device,
             images_per_second=trained.images_per_second,
             peak_memory_bytes=peak_memory(precision.device),

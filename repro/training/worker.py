@@ -43,8 +43,8 @@ from repro.sweep import (
     new_worker_note,
     stop_request,
 )
-from repro.training.capture import is_out_of_memory
 from repro.training.concurrency import Concurrency
+from repro.training.cuda_graph import is_out_of_memory
 from repro.training.device import choose_device, self_test, use_deterministic_algorithms
 from repro.training.precision import choose_precision
 from repro.training.provenance import EnergyMeter, describe_environment, host_salt

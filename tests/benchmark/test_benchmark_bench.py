@@ -22,8 +22,8 @@ from repro.cli.context import Context
 from repro.data import synthetic
 from repro.errors import UsageError
 from repro.system import usable_cores
+from repro.training.accelerations import Accelerations
 from repro.training.precision import Precision
-from repro.training.techniques import Techniques
 
 CPU = torch.device("cpu")
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
@@ -173,7 +173,7 @@ def test_a_program_trains_only_while_its_window_lasts_and_ends_with_the_benchmar
 
 def test_an_error_in_a_programs_process_is_the_benchmarks(context):
     with pytest.raises(
-        ProgramFailedError, match="ours could not be measured: UsageError: unknown technique 'nonsense'"
+        ProgramFailedError, match="ours could not be measured: UsageError: unknown acceleration 'nonsense'"
     ):
         RunningProgram("ours", program_of(context, techniques=("nonsense",)))
 
@@ -212,13 +212,16 @@ def test_our_loop_counts_the_images_of_the_short_last_batch_as_they_are(context,
     subject = subject_of(context, tmp_path)
     few = synthetic.generate("cifar100", 32, 10, 7, 1)
     subject = Subject(RUN, subject.config, few, generated=True)
-    step = OwnLoop(subject, Precision("fp32", CPU, torch.contiguous_format), Techniques()).start()
+    step = OwnLoop(subject, Precision("fp32", CPU, torch.contiguous_format), Accelerations()).start()
     assert [step() for _ in range(4)] == [32, 6, 32, 32]
 
 
 def test_several_of_our_runs_take_their_steps_in_turn(context, tmp_path):
     loop = OwnLoop(
-        subject_of(context, tmp_path), Precision("fp32", CPU, torch.contiguous_format), Techniques(), copies=3
+        subject_of(context, tmp_path),
+        Precision("fp32", CPU, torch.contiguous_format),
+        Accelerations(),
+        copies=3,
     )
     assert loop.start()() == 3 * 32
     assert loop.preparing > 0

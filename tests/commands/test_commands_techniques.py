@@ -13,8 +13,8 @@ from repro.commands.worker import TrainOptions
 from repro.storage import begin_attempt, note_attempt
 from repro.errors import DeviceError
 from repro.records import Attempt
+from repro.training.accelerations import Accelerations
 from repro.training.precision import choose_precision
-from repro.training.techniques import Techniques
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MANY = COMPILING_PAYS_FROM
@@ -137,7 +137,7 @@ def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler
         resumed_at_step=0,
     )
     note_attempt(begin_attempt(paths), attempt)
-    monkeypatch.setattr("repro.commands.train.choose_techniques", lambda *args: Techniques(compile=True))
+    monkeypatch.setattr("repro.commands.train.choose_techniques", lambda *args: Accelerations(compile=True))
     code, said = interrupted(context, RUN, after=10**6)
     assert code == 0
     assert any(

@@ -15,7 +15,7 @@ from repro.data.loader import Normalisation, draw_epoch, to_device, training_bat
 from repro.data.synthetic import generate
 from repro.errors import UsageError
 from repro.registry import Registry
-from repro.training.randomness import generator
+from repro.training.seeding import generator
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from repro.sweep import (
     read_worker_notes,
     request_stop,
 )
+from repro.training.loop import Trainer
 from repro.training.signals import Stop
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.8/seed0"
@@ -51,27 +52,28 @@ def outcomes(context, run):
 
 def disturb(monkeypatch, context, run, at, error, times=10**9):
     """Has `run` raise `error` instead of its step number `at`, the first `times` that it gets there."""
-    real = run_attempt.training
     target = context.registry.config(context.registry.parse(run), context.preset)
     left = [times]
 
-    def training(config, data, precision, **options):
-        steps = real(config, data, precision, **options)
-        if config != target:
-            return (yield from steps)
-        step = 0
+    def steps(trainer):
+        real, step = Trainer.steps(trainer), 0
         while True:
-            if step == at and left[0] > 0:
+            if trainer.config == target and step == at and left[0] > 0:
                 left[0] -= 1
                 raise error
             try:
-                next(steps)
+                next(real)
             except StopIteration as end:
                 return end.value
             step += 1
             yield
 
-    monkeypatch.setattr(run_attempt, "training", training)
+    replace_steps(monkeypatch, steps)
+
+
+def replace_steps(monkeypatch, steps):
+    """Has runs train by `steps(trainer)`, which calls `Trainer.steps`."""
+    monkeypatch.setattr(run_attempt, "Trainer", type("Disturbed", (Trainer,), {"steps": steps}))
 
 
 def test_runs_that_take_turns_in_one_process_equal_those_trained_alone(context, alone):
@@ -236,19 +238,13 @@ def test_the_baseline_s_record_is_replaced_once_and_kept_beside(context):
 
 
 def test_an_attempt_whose_lock_was_lost_ends_before_it_writes(context, monkeypatch):
-    def steal():
-        new_attempt(paths_of(context, RUN))
-        return
-
-    real = run_attempt.training
-
-    def training(config, data, precision, **options):
-        for number, _ in enumerate(real(config, data, precision, **options)):
+    def steps(trainer):
+        for number, _ in enumerate(Trainer.steps(trainer)):
             if number == 3:
-                steal()
+                new_attempt(paths_of(context, RUN))  # as a process that has the lock as well would
             yield
 
-    monkeypatch.setattr(run_attempt, "training", training)
+    replace_steps(monkeypatch, steps)
     worker = worker_of(context, sweep_of(context, RUN), checkpoint_interval=0.0)
     worker.run()
     assert outcomes(context, RUN)[0] == "superseded"
@@ -265,20 +261,17 @@ def test_a_stop_writes_phase_and_checkpoints_and_the_next_worker_resumes(context
         real(attempt, outcome, *rest, **more)
 
     taken = 0
-    real_training = run_attempt.training
 
-    def training(*arguments, **options):
+    def steps(trainer):
         nonlocal taken
-        for _ in (steps := real_training(*arguments, **options)):
+        for _ in Trainer.steps(trainer):
             taken += 1
-            stop.now = taken == 9
-            if stop.now:
-                stop.reason = "SIGTERM"
+            if taken == 9:
+                stop.now, stop.reason = True, "SIGTERM"
             yield
-        return steps
 
     monkeypatch.setattr(run_attempt.RunAttempt, "end", end)
-    monkeypatch.setattr(run_attempt, "training", training)
+    replace_steps(monkeypatch, steps)
     assert worker_of(context, sweep_of(context, RUN, OTHER), stop, per_gpu=2).run() == 75
     assert phases == [Phase.STOPPING] * 2  # said before anything else, so that a death is no crash
     for run in (RUN, OTHER):
@@ -312,11 +305,11 @@ def test_missing_data_leave_the_run_to_others_without_an_attempt(context, monkey
 
 
 def test_three_equal_errors_in_a_row_end_a_supervised_worker(context, monkeypatch):
-    def training(*arguments, **options):
+    def steps(trainer):
         raise ValueError("always")
         yield
 
-    monkeypatch.setattr(run_attempt, "training", training)
+    replace_steps(monkeypatch, steps)
     sweep = sweep_of(context, RUN, OTHER, THIRD, FOURTH)
     assert worker_of(context, sweep, sweep_file=context.project.sweeps("smoke") / "a.json").run() == 75
     assert [len(outcomes(context, run)) for run in (RUN, OTHER, THIRD, FOURTH)] == [1, 1, 1, 0]
