@@ -17,10 +17,10 @@ from small_runs import LOSSES, checkpoints_in, comparable, config_of, data_of, i
 from smoke_project import ROOT
 from tape import TapeCapture
 
-from repro.training.device import choose_accelerations
 from repro.errors import RunInterruptedError
 from repro.records import parse_record
 from repro.training.accelerations import Accelerations
+from repro.training.device import choose_accelerations
 from repro.training.loop import Trainer
 from repro.training.precision import choose_precision
 
