@@ -12,7 +12,7 @@ from smoke_project import ROOT
 from tape import NotPermittedError, TapeCapture
 
 from repro.data.loader import Feed, draw_epoch, normalisation, subset, to_device
-from repro.data.training_set import open_for_training
+from repro.data import open_for_training
 from repro.errors import RunInterruptedError, UsageError
 from repro.records import Signature
 from repro.registry import Registry

@@ -17,7 +17,7 @@ from smoke_project import ROOT
 from tape import TapeCapture
 
 from repro.commands.techniques import choose_techniques
-from repro.data.training_set import open_for_training
+from repro.data import open_for_training
 from repro.errors import RunInterruptedError
 from repro.records import Signature, parse_record
 from repro.registry import Registry
