@@ -128,7 +128,9 @@ def prepare(name: str, data_dir: Path, **options: Any) -> "Manifest":
         if known.name != name and known.title.casefold() in title.casefold():
             raise UsageError(f"--title {title!r}: only {known.name} itself may be called {known.title}")
     if name not in DATA_SETS:
-        options["save_as"] = save_as
+        if save_as != name:
+            raise UsageError(f"repro data prepare {name}: --as means nothing for this set")
+        options["save_as"] = name
     manifest: Manifest = _call("prepare", chosen, data_dir, options)
     return manifest
 

@@ -378,7 +378,7 @@ class _Crawl:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         line = json.dumps({"address": address, **kept, "at": at}, ensure_ascii=False)
         self.journal.write(line.encode() + b"\n")
-        self.results[address] = result
+        self.results[address] = FetchResult(**kept)
 
     def _count(self, settled: int = 1) -> None:
         self.done += settled
