@@ -4,23 +4,11 @@ Estimated from below, so that nothing is refused that would fit: what the forwar
 one, weights with gradient and momentum, the data set, and CUDA's own part. What a probe measured counts more.
 """
 
-from collections.abc import Mapping
-
+from repro.network_facts import NETWORK_FACTS, has_stem_pool
 from repro.recipes import Recipe
-from repro.scheduling.footprint import PARAMETERS, format_bytes
+from repro.scheduling.footprint import format_bytes
 from repro.scheduling.probes import Work
 from repro.scheduling.slots import Slot
-
-KEPT: Mapping[str, float] = {
-    "vgg16": 2.60e6,
-    "vgg13": 2.38e6,
-    "vgg16-4096": 2.68e6,
-    "vgg-lsoftmax": 9.97e6,
-    "resnet18": 4.70e6,
-    "resnet50": 25.5e6,
-}
-"""Bytes in float32 that the forward pass of a network keeps for the backward pass, an image of 32 px at full
-width; they go with the width and with the number of pixels."""
 
 CONTEXT = 0.4e9
 """Bytes that CUDA takes of a GPU for a process before anything is trained."""
@@ -39,16 +27,14 @@ def least_bytes(work: Work, recipe: Recipe, images: int, half: bool) -> float | 
 
     `images` are those of its data set that lie on the device, `half` whether maps are in half precision.
     """
-    if work.network not in KEPT:
+    facts = NETWORK_FACTS.get(work.network)
+    if facts is None:
         return None
     pixels = work.image_size**2
-    pooled = work.network.startswith("resnet") and (
-        work.stem_pool == "always" or (work.stem_pool == "auto" and work.image_size >= 64)
-    )
-    maps = KEPT[work.network] * work.width * pixels / 32**2
-    if pooled:
+    maps = facts.kept_bytes * work.width * pixels / 32**2
+    if has_stem_pool(work.network, work.image_size, work.stem_pool):
         maps += work.width * pixels * (_POOLED_STEM - _STEM) - 0.75 * (maps - work.width * pixels * _STEM)
-    weights = PARAMETERS[work.network] * work.width**2 * _BYTES_OF_A_PARAMETER
+    weights = facts.parameters * work.width**2 * _BYTES_OF_A_PARAMETER
     return maps * recipe.batch_size * (0.5 if half else 1.0) + weights + 3 * pixels * images
 
 

@@ -1,20 +1,11 @@
 """How much disk a sweep takes: records and logs that stay, checkpoints while runs are under way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repro.network_facts import NETWORK_FACTS
 from repro.recipes import Recipe
 from repro.registry import Run
-
-PARAMETERS: Mapping[str, float] = {
-    "vgg16": 14.7e6,
-    "vgg13": 9.4e6,
-    "vgg16-4096": 33.6e6,
-    "vgg-lsoftmax": 18.7e6,
-    "resnet18": 11.2e6,
-    "resnet50": 23.5e6,
-}
-"""Weights of a network at full width, on images of 64 px; they go with the square of the width."""
 
 CHECKPOINTS = 3
 """Checkpoints of a run under way that can be there at once: two are kept while a third is written."""
@@ -47,7 +38,8 @@ class Footprint:
 
 def footprint(runs: Sequence[Run], recipe: Recipe, slots: int) -> Footprint:
     """What training `runs` adds to the disk, `slots` of them at a time."""
-    largest = max((PARAMETERS.get(run.cell.network, max(PARAMETERS.values())) for run in runs), default=0.0)
+    parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
+    largest = max((parameters.get(run.cell.network, max(parameters.values())) for run in runs), default=0.0)
     checkpoint = largest * recipe.width**2 * _BYTES_OF_A_PARAMETER
     return Footprint(
         records=len(runs) * (_BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs),

@@ -11,8 +11,8 @@ import torch
 from smoke_project import ROOT
 from tape import NotPermittedError, TapeCapture
 
-from repro.data.loader import Feed, draw_epoch, normalisation, subset, to_device
 from repro.data import open_for_training
+from repro.data.loader import Feed, draw_epoch, normalisation, subset, to_device
 from repro.errors import RunInterruptedError, UsageError
 from repro.records import Signature
 from repro.registry import Registry

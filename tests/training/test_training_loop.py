@@ -8,8 +8,8 @@ import pytest
 import torch
 from smoke_project import ROOT
 
-from repro.data.prepared import PreparedData
 from repro.data import open_for_training
+from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.recipes import RunConfig
 from repro.records import Signature
