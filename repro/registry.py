@@ -34,8 +34,7 @@ from repro.experiments import (
     read_presets,
     read_tables,
 )
-from repro.implementations import names
-from repro.parameters import loss_parameters
+from repro.plugins import loss_parameters, names
 from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from repro.errors import OwnCodeError
-from repro.implementations import file_beside, find, module_file
+from repro.plugins import file_beside, find, module_file
 from repro.recipes import RunConfig, Scalar
 
 RECIPE_VERSION = 1

@@ -28,7 +28,7 @@ def package(tmp_path, monkeypatch) -> Path:
         return next((path for path in candidates if path.is_file()), None)
 
     monkeypatch.setattr(signature, "module_file", module_file)
-    monkeypatch.setattr("repro.implementations.module_file", module_file)
+    monkeypatch.setattr("repro.plugins.module_file", module_file)
     forget()
     yield copy
     forget()
@@ -58,13 +58,13 @@ def hashes(registry) -> list[str]:
         ("losses/scaled_bn.py", "X = 1\n", [True, False, True]),
         ("losses/cross_entropy.py", "X = 1\n", [False, True, False]),
         ("losses/logit_norm.py", "X = 1\n", [False, False, False]),
-        ("losses/arguments.py", "X = 1\n", [True, True, True]),
+        ("losses/base.py", "X = 1\n", [True, True, True]),
         ("models/resnet.py", "X = 1\n", [True, True, False]),
         ("models/vgg.py", "X = 1\n", [False, False, True]),
         ("training/optim.py", "X = 1\n", [True, True, True]),
         ("data/augment.py", "X = 1\n", [True, True, True]),
         ("commands/train.py", "X = 1\n", [False, False, False]),
-        ("implementations.py", "X = 1\n", [False, False, False]),
+        ("plugins.py", "X = 1\n", [False, False, False]),
         ("losses/scaled_bn.py", "# a remark\n", [False, False, False]),
     ],
 )
@@ -89,7 +89,7 @@ def test_the_code_of_a_run_is_the_loop_its_loss_and_its_network(registry):
     modules = training_modules(config_of(registry, "cifar100/resnet18/am-softmax-s10-m0.5"))
     assert {"repro.training.loop", "repro.losses.am_softmax", "repro.losses.additive_margin"} < set(modules)
     assert {"repro.models.resnet", "repro.models.stem", "repro.data.augment"} < set(modules)
-    assert not {"repro.losses.scaled_bn", "repro.models.vgg", "repro.own_code"} & set(modules)
+    assert not {"repro.losses.scaled_bn", "repro.models.vgg", "repro.plugins"} & set(modules)
 
 
 @pytest.mark.parametrize(

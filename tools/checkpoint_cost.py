@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from repro.data.training_set import open_for_training
+from repro.data import open_for_training
 from repro.errors import RunInterruptedError
 from repro.records import Signature
 from repro.registry import Registry

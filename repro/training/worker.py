@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from repro.attempts import SAME_ERRORS, ErrorStreak, Outcome
+from repro.data import open_for_training
 from repro.data.prepared import PreparedData
-from repro.data.training_set import open_for_training
 from repro.errors import (
     DataCorruptError,
     DataMissingError,

@@ -10,10 +10,10 @@ from test_scheduling_plan import missing, plan_of
 
 from repro import models
 from repro.commands.run import RunOptions, run_sweep
-from repro.implementations import NETWORKS
+from repro.network_facts import NETWORK_FACTS
 from repro.recipes import Recipe
 from repro.registry import Selection
-from repro.scheduling.device_memory import KEPT, least_bytes, why_unfit
+from repro.scheduling.device_memory import least_bytes, why_unfit
 from repro.scheduling.probes import Work
 from repro.scheduling.slots import Slot
 
@@ -46,7 +46,7 @@ def kept_by(network, size, width, pool) -> float:
     return sum(seen.values()) / 16
 
 
-@pytest.mark.parametrize("network", sorted(KEPT))
+@pytest.mark.parametrize("network", sorted(NETWORK_FACTS))
 @pytest.mark.parametrize(("size", "pool"), [(32, "never"), (64, "never"), (64, "auto")])
 def test_the_estimate_is_what_autograd_keeps_to_a_tenth(bench, network, size, pool):
     recipe = recipe_of(bench)
@@ -54,10 +54,6 @@ def test_the_estimate_is_what_autograd_keeps_to_a_tenth(bench, network, size, po
     without_maps = least_bytes(work, recipe.model_copy(update={"batch_size": 0}), 0, half=False)
     an_image = (least_bytes(work, recipe, 0, half=False) - without_maps) / recipe.batch_size
     assert an_image == pytest.approx(kept_by(network, size, 1.0, pool), rel=0.1)
-
-
-def test_every_network_of_the_project_has_an_estimate():
-    assert set(KEPT) == set(NETWORKS)
 
 
 def test_resnet50_on_64_pixels_without_a_max_pool_does_not_fit_a_1080_ti_and_the_reason_says_why(bench):

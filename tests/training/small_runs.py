@@ -8,7 +8,7 @@ import torch
 from smoke_project import ROOT
 
 from repro.data.prepared import PreparedData
-from repro.data.training_set import open_for_training
+from repro.data import open_for_training
 from repro.errors import RunInterruptedError
 from repro.recipes import RunConfig
 from repro.records import Signature
