@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
+from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 from repro.errors import RegistryError, SelectionError
 from repro.paths import NAME
 from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
-from repro.recipes import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 

@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from pydantic import create_model
 from pydantic.errors import PydanticUserError
 
+from repro.config import LOSS_PARAMETERS, Model
 from repro.errors import OwnCodeError, ReproError
 from repro.network_facts import NETWORK_FACTS
-from repro.recipes import LOSS_PARAMETERS, Model
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 from repro.errors import SelectionError, UsageError
 from repro.experiments import (
     AMBIGUITIES,
@@ -35,7 +36,6 @@ from repro.experiments import (
     read_tables,
 )
 from repro.plugins import loss_parameters, names
-from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from repro.attempts import (
     read_attempts,
     write_attempt,
 )
+from repro.config import Preset
 from repro.errors import IntegrityError, RegistryError, SetupError
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.records import read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash

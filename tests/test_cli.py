@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from repro.scheduling.slots import find_slots
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
 from repro.storage import attempts_of
-from repro.scheduling.slots import find_slots
 
 RESNET18 = ("--table", "1", "--network", "resnet18")
 

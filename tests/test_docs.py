@@ -14,6 +14,7 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
+from repro.scheduling.slots import Slot
 from smoke_project import ROOT
 
 from repro import errors
@@ -22,7 +23,6 @@ from repro.cli import main
 from repro.cli.context import Context
 from repro.registry import Registry, Selection
 from repro.scheduling.plan import make_plan
-from repro.scheduling.slots import Slot
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from repro.commands import worker
+from repro.commands.stop import Stop
+from repro.scheduling.causes import Kind, cause_of_end, cause_of_failure, oom_kills
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 from tiny_disk import on_a_tiny_disk
 
-from repro.commands import worker
-from repro.commands.stop import Stop
 from repro.storage import attempts_of
-from repro.scheduling.causes import Kind, cause_of_end, cause_of_failure, oom_kills
 
 TRAIN = f"{sys.executable} -m repro train {RUN} --preset smoke --device cpu --results $DISK/results"
 SWEEP = (

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from repro.cli.context import Context
+    from repro.config import Recipe
     from repro.data.prepared import Arrays, PreparedData
     from repro.manifest import Manifest
-    from repro.recipes import Recipe
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from repro.errors import DataCorruptError, DataMissingError, UsageError
 from repro.paths import NAME
 
 if TYPE_CHECKING:
+    from repro.config import RunConfig
     from repro.data.prepared import PreparedData
     from repro.manifest import Manifest
-    from repro.recipes import RunConfig
 
 OWN_IMAGE_SIZE = 64  # pixels per side of a set of the user's own
 

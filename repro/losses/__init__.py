@@ -1,7 +1,7 @@
 """The losses, by the names that experiments/*.toml use; where each is written says `repro.plugins`.
 
 Adding one: a file with a `ClassificationLoss`, a line in `repro.plugins.LOSSES`, its parameters in
-`repro.recipes`. One of the user's own needs none of this: a file of theirs and its name in their TOML.
+`repro.config`. One of the user's own needs none of this: a file of theirs and its name in their TOML.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repro.config import known_keys
 from repro.errors import OwnCodeError, UsageError
 from repro.losses.base import ClassificationLoss
 from repro.plugins import LOSSES, find, load, loss_parameters, try_loss
-from repro.recipes import known_keys
 
 
 def build(

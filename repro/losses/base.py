@@ -44,7 +44,7 @@ class ClassificationLoss(nn.Module):
     the caller seeds it. Linear layers keep the initialisation of torch's `nn.Linear`, uniform in ±1/√fan_in.
 
     A loss's parameters are checked where a TOML or `losses.build` gives them, by their schema in
-    `repro.recipes`; a constructor itself raises `ValueError` for what would train to nonsense, and every loss
+    `repro.config`; a constructor itself raises `ValueError` for what would train to nonsense, and every loss
     for a tensor of the wrong shape or dtype.
     """
 

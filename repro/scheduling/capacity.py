@@ -8,8 +8,8 @@ with gradient and momentum, the data set, and CUDA's own part.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from repro.config import Recipe
 from repro.network_facts import NETWORK_FACTS, has_stem_pool
-from repro.recipes import Recipe
 from repro.registry import Run
 from repro.scheduling.devices import Device
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from repro.config import Preset, Recipe
 from repro.network_facts import NETWORK_FACTS, has_stem_pool
-from repro.recipes import Preset, Recipe
 from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Registry, Run

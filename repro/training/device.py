@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from repro.config import RunConfig
 from repro.errors import DataMissingError, DeviceError
 from repro.manifest import read_manifest
-from repro.recipes import RunConfig
 from repro.training.accelerations import Accelerations
 
 COMPILING_PAYS_FROM = 2_000_000  # training images of one run

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from repro import losses, models
+from repro.config import RunConfig
 from repro.data.loader import (
     BatchStream,
     EpochRandomness,
@@ -30,7 +31,6 @@ from repro.data.loader import (
 from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
-from repro.recipes import RunConfig
 from repro.records import Epoch, Probes, Result
 from repro.training.accelerations import DEFAULT, Accelerations
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings

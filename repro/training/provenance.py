@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from repro import __version__
+from repro.config import Preset, RunConfig
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
 from repro.gpus import consumed_joules, driver_version
-from repro.recipes import Preset, RunConfig
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
 from repro.storage import make_folder, refusal

@@ -22,10 +22,10 @@ from repro.attempts import (
     read_attempts,
     write_attempt,
 )
+from repro.config import Preset, RunConfig
 from repro.data.prepared import PreparedData
 from repro.errors import DeviceError, NoSpaceError, ReadOnlyError, RunInterruptedError, SetupError
 from repro.paths import Project, RunPaths
-from repro.recipes import Preset, RunConfig
 from repro.records import Environment, RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash

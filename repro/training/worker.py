@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from repro.attempts import SAME_ERRORS, ErrorStreak, Outcome
+from repro.config import Preset, RunConfig
 from repro.data import open_for_training
 from repro.data.prepared import PreparedData
 from repro.errors import (
@@ -29,7 +30,6 @@ from repro.errors import (
     SetupError,
 )
 from repro.paths import Project
-from repro.recipes import Preset, RunConfig
 from repro.registry import Registry
 from repro.signature import data_hash
 from repro.storage import FileLock, quarantine_damaged

@@ -4,15 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 import torch
-from smoke_project import RUN, record_of, smoke_context, train_here
-
 from repro.commands.stop import Stop
 from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
 from repro.commands.train import train
 from repro.commands.worker import TrainOptions
-from repro.storage import begin_attempt, note_attempt
+from smoke_project import RUN, record_of, smoke_context, train_here
+
 from repro.errors import DeviceError
 from repro.records import Attempt
+from repro.storage import begin_attempt, note_attempt
 from repro.training.accelerations import Accelerations
 from repro.training.precision import choose_precision
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from repro.config import LOSS_PARAMETERS
 from repro.errors import UsageError
 from repro.losses import LOSSES, build
 from repro.losses.base import ClassificationLoss
 from repro.plugins import find, load
-from repro.recipes import LOSS_PARAMETERS
 
 BATCH, DIM, CLASSES = 8, 12, 5
 VALUES = {

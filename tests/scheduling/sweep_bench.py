@@ -35,20 +35,20 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from pretended_environment import PRETENDED, correct_images
+from repro.scheduling.executors.inline import InlineExecutor, StopRequest
+from repro.scheduling.scheduler import Pace, Scheduler
+from repro.scheduling.slots import Slot, find_slots
+from repro.scheduling.train_command import TrainCommand
 
-from repro.storage import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
+from repro.config import Preset
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.record_state import RunState, assess_run
 from repro.records import Attempt, DataSummary, Epoch, Probes, Provenance, Result, RunRecord, Signature
 from repro.registry import Registry, Run, Selection
 from repro.scheduling.executors.base import Executor, Job
-from repro.scheduling.executors.inline import InlineExecutor, StopRequest
 from repro.scheduling.executors.local import LocalExecutor
-from repro.scheduling.scheduler import Pace, Scheduler
-from repro.scheduling.slots import Slot, find_slots
-from repro.scheduling.train_command import TrainCommand
 from repro.signature import code_hash, config_hash
+from repro.storage import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

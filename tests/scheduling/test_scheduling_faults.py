@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from repro.scheduling.events import Notice, Requeued, Started
+from repro.scheduling.slots import find_slots
 from sweep_bench import FAST, HERE, PRESET, Bench, wait_for
 
-from repro.storage import begin_attempt, is_held, note_attempt, run_lock
-from repro.records import Attempt
-from repro.scheduling.events import Notice, Requeued, Started
-from repro.scheduling.executors.local import LocalExecutor
 from repro.gpus import Gpu
-from repro.scheduling.slots import find_slots
+from repro.records import Attempt
+from repro.scheduling.executors.local import LocalExecutor
+from repro.storage import begin_attempt, is_held, note_attempt, run_lock
 
 GPUS = (Gpu(0, "NVIDIA A", "GPU-aaaa", 8 << 30), Gpu(1, "NVIDIA B", "GPU-bbbb", 8 << 30))
 

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from repro.commands.run import RunOptions, run_sweep
+from repro.scheduling.device_memory import least_bytes, why_unfit
+from repro.scheduling.probes import Work
+from repro.scheduling.slots import Slot
 from smoke_project import smoke_context
 from sweep_bench import Bench
 from test_scheduling_plan import missing, plan_of
 
 from repro import models
-from repro.commands.run import RunOptions, run_sweep
+from repro.config import Recipe
 from repro.network_facts import NETWORK_FACTS
-from repro.recipes import Recipe
 from repro.registry import Selection
-from repro.scheduling.device_memory import least_bytes, why_unfit
-from repro.scheduling.probes import Work
-from repro.scheduling.slots import Slot
 
 GIB = 2**30
 

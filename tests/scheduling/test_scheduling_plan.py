@@ -6,16 +6,16 @@ import sys
 from dataclasses import replace
 
 import pytest
+from repro.scheduling.probes import ProbeResult, Work
+from repro.scheduling.slots import Slot, find_slots
+from repro.scheduling.survey import Survey
 from sweep_bench import Bench, make_record
 
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Selection
 from repro.scheduling.estimate import DataSize
 from repro.scheduling.plan import make_plan
-from repro.scheduling.probes import ProbeResult, Work
-from repro.scheduling.slots import Slot, find_slots
-from repro.scheduling.survey import Survey
 
 SIZES = {
     "cifar100": DataSize(50_000, 10_000, 100, 32),

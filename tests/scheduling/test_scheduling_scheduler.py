@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from repro.scheduling.events import Elsewhere, Finished, Notice, Quarantined, Requeued, Started
+from repro.scheduling.scheduler import Scheduler
 from sweep_bench import FAST, PRESET, Bench, cpu_slots, make_record, wait_for
 
-from repro.storage import run_lock
 from repro.record_state import RecordState, RunState
-from repro.scheduling.events import Elsewhere, Finished, Notice, Quarantined, Requeued, Started
 from repro.scheduling.executors.local import LocalExecutor
-from repro.scheduling.scheduler import Scheduler
+from repro.storage import run_lock
 
 
 class Heard(list):

@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from repro.scheduling.slots import find_slots
 
 from repro.errors import DeviceError, UsageError
 from repro.gpus import Gpu, parse_gpus, read_gpus
-from repro.scheduling.slots import find_slots
 from repro.system import processor_name, usable_cores
 
 H200 = Gpu(0, "NVIDIA H200", "GPU-aaaa-0000", 150_754_820_096)

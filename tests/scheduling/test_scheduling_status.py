@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from repro.scheduling.heartbeat import HeartbeatFile, read_heartbeats
+from repro.scheduling.traces import Phase, lock_holders, read_traces
 from sweep_bench import HERE, PRESET, ROOT, Bench, make_record, wait_for
 
 from repro.cli.context import Context
 from repro.cli.status import Observer
-from repro.storage import begin_attempt, note_attempt, run_lock, write_whole
 from repro.records import Attempt
 from repro.registry import Selection
-from repro.scheduling.heartbeat import HeartbeatFile, read_heartbeats
-from repro.scheduling.traces import Phase, lock_holders, read_traces
 from repro.signature import code_hash
+from repro.storage import begin_attempt, note_attempt, run_lock, write_whole
 
 RESNET18 = Selection(datasets=("cifar100",), networks=("resnet18",))
 
