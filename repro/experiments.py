@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
+from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 from repro.errors import RegistryError, SelectionError
 from repro.implementations import NETWORKS, is_file, names
 from repro.parameters import ROW_KEYS, check_network, loss_parameters
 from repro.paths import NAME
-from repro.recipes import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 

@@ -1,4 +1,4 @@
-"""Which parameters a loss has, and of which kind: from `repro.recipes`, or from the text of the user's own.
+"""Which parameters a loss has, and of which kind: from `repro.config`, or from the text of the user's own.
 
 A loss of the user's own is read, never run: planning imports neither it nor torch. From
 
@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from pydantic import create_model
 
+from repro.config import LOSS_PARAMETERS, Model, Scalar
 from repro.errors import OwnCodeError
 from repro.implementations import Implementation, file_beside, find, module_file
-from repro.recipes import LOSS_PARAMETERS, Model, Scalar
 
 ROW_KEYS = ("name", "label", "loss", "reported")
 """Keys of a row that are not the loss's parameters."""

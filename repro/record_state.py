@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from repro.config import Preset, RunConfig
 from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.paths import Project
-from repro.recipes import Preset, RunConfig
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash

@@ -15,8 +15,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from repro.config import RunConfig
 from repro.errors import RecordCorruptError, RecordMisplacedError
-from repro.recipes import RunConfig
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
 HISTOGRAM_BINS = 400

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 from repro.errors import SelectionError, UsageError
 from repro.experiments import (
     AMBIGUITIES,
@@ -36,7 +37,6 @@ from repro.experiments import (
 )
 from repro.implementations import names
 from repro.parameters import loss_parameters
-from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 
 
 @dataclass(frozen=True)

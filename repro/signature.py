@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from repro.config import RunConfig, Scalar
 from repro.errors import OwnCodeError
 from repro.implementations import file_beside, find, module_file
-from repro.recipes import RunConfig, Scalar
 
 RECIPE_VERSION = 1
 """Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from repro.config import format_axis, parse_axis
 from repro.errors import RegistryError, SelectionError, UsageError
-from repro.recipes import format_axis, parse_axis
 from repro.registry import Registry, Selection
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

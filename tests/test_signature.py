@@ -7,7 +7,7 @@ import pytest
 from smoke_project import ROOT
 
 from repro import signature
-from repro.recipes import RunConfig
+from repro.config import RunConfig
 from repro.registry import Registry
 from repro.signature import code_hash, config_hash, training_modules
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from repro.benchmark.windows import Window, run_window, together
+from repro.config import RunConfig
 from repro.errors import ReproError
-from repro.recipes import RunConfig
 from repro.system import keep_freed_memory
 
 OURS, PLAIN, TUNED = "ours", "plain", "tuned"

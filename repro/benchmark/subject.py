@@ -4,11 +4,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from repro.config import RunConfig
 from repro.data import synthetic
 from repro.data.arrays import open_prepared
 from repro.data.prepared import PreparedData
 from repro.errors import DataMissingError
-from repro.recipes import RunConfig
 
 _ENDLESS = 10**9
 SETS = {32: ("cifar100", 100), 64: ("tiny-imagenet", 200)}

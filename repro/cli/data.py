@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from repro.cli.context import Context
+    from repro.config import Recipe
     from repro.data.download import Progress
     from repro.data.prepared import Arrays, PreparedData
     from repro.manifest import Manifest
-    from repro.recipes import Recipe
 
 _GAP = 2  # pixels between images of a contact sheet
 _INCHES = 0.36  # of an image there

@@ -104,7 +104,7 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.recipes import parse_axis
+        from repro.config import parse_axis
         from repro.registry import Selection
 
         axes = tuple(parse_axis(text) for text in options.pop("axes"))

@@ -18,10 +18,10 @@ from repro.commands.provenance import device_name, peak_memory
 from repro.commands.stop import Stop
 from repro.commands.techniques import choose_techniques
 from repro.commands.train import choose_device
+from repro.config import RunConfig
 from repro.data import synthetic
 from repro.data.loader import batch_bounds
 from repro.errors import DataMissingError, RunInterruptedError
-from repro.recipes import RunConfig
 from repro.training.loop import Progress, train_run
 from repro.training.precision import choose_precision
 

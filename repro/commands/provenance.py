@@ -20,9 +20,9 @@ import torch
 
 from repro import __version__
 from repro.commit import make_folder, refusal
+from repro.config import Preset, RunConfig
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
-from repro.recipes import Preset, RunConfig
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
 from repro.scheduling.gpus import consumed_joules, driver_version

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from repro.config import RunConfig
 from repro.errors import DataMissingError, DeviceError
 from repro.manifest import read_manifest
-from repro.recipes import RunConfig
 from repro.training.techniques import Techniques
 
 NEVER_MEASURED = ("cuda-graph", "compile")

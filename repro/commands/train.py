@@ -19,11 +19,11 @@ from repro.commands.stop import Stop
 from repro.commands.techniques import choose_techniques, images_to_train, unmeasured
 from repro.commands.worker import DeviceBrokenError, TrainOptions, Worker
 from repro.commit import RunBusyError, run_lock
+from repro.config import Preset
 from repro.data.prepared import PreparedData
 from repro.data.training_set import open_for_training
 from repro.errors import DeviceError, OwnCodeError, RunFailedError, RunInterruptedError
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.records import Environment
 from repro.registry import Registry
 from repro.training.precision import choose_precision

@@ -26,6 +26,7 @@ from repro.commit import (
     quarantine_damaged,
     write_whole,
 )
+from repro.config import Preset, RunConfig
 from repro.data.prepared import PreparedData
 from repro.errors import (
     DeviceError,
@@ -37,7 +38,6 @@ from repro.errors import (
     SetupError,
 )
 from repro.paths import Project, RunPaths
-from repro.recipes import Preset, RunConfig
 from repro.record_state import RecordState, RunState, assess_run
 from repro.records import Attempt, Environment, RunRecord, Signature
 from repro.registry import Run

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repro.config import Recipe
 from repro.data.augment import crop_and_flip, normalise, rotate
 from repro.data.prepared import Arrays, PreparedData, first_of_each_class
-from repro.recipes import Recipe
 
 CIFAR100_MEAN = (0.507, 0.487, 0.441)
 CIFAR100_STD = (0.267, 0.256, 0.276)

@@ -7,10 +7,10 @@ the ones at hand.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repro.config import RunConfig
 from repro.data import described, synthetic
 from repro.errors import DataMissingError
 from repro.manifest import read_manifest
-from repro.recipes import RunConfig
 
 if TYPE_CHECKING:
     from repro.data.prepared import PreparedData

@@ -1,7 +1,7 @@
 """The losses, by the names that experiments/*.toml use; where each is written says `repro.implementations`.
 
 Adding one: a file with a `ClassificationLoss`, a line in `repro.implementations.LOSSES`, its parameters in
-`repro.recipes`. One of the user's own needs none of this: a file of theirs and its name in their TOML.
+`repro.config`. One of the user's own needs none of this: a file of theirs and its name in their TOML.
 """
 
 import inspect

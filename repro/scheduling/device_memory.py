@@ -6,7 +6,7 @@ one, weights with gradient and momentum, the data set, and CUDA's own part. What
 
 from collections.abc import Mapping
 
-from repro.recipes import Recipe
+from repro.config import Recipe
 from repro.scheduling.footprint import PARAMETERS, format_bytes
 from repro.scheduling.probes import Work
 from repro.scheduling.slots import Slot

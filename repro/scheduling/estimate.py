@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from repro.recipes import Preset, Recipe
+from repro.config import Preset, Recipe
 from repro.registry import Registry, Run
 from repro.scheduling.device_memory import why_unfit
 from repro.scheduling.durations import format_seconds

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from repro.recipes import Recipe
+from repro.config import Recipe
 from repro.registry import Run
 
 PARAMETERS: Mapping[str, float] = {

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from repro.recipes import Scalar
+from repro.config import Scalar
 from repro.registry import Run
 
 _Key = tuple[str, str, int, tuple[tuple[str, Scalar], ...]]

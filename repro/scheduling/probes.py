@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from repro.commit import make_folder, write_whole
-from repro.recipes import Recipe
+from repro.config import Recipe
 
 
 @dataclass(frozen=True)

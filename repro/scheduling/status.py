@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.recipes import Recipe
+from repro.config import Recipe
 from repro.record_state import RecordState
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.footprint import format_bytes

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from repro import losses, models
+from repro.config import RunConfig
 from repro.data.loader import EpochDraws, Feed, batch_bounds, draw_epoch, normalisation, subset, to_device
 from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
-from repro.recipes import RunConfig
 from repro.records import Epoch, Probes, Result
 from repro.training.capture import Capture, CudaCapture, prepare
 from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.recipes import Recipe
+from repro.config import Recipe
 
 
 def make_optimizer(

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from repro.config import LOSS_PARAMETERS, PEDCCParameters
 from repro.errors import UsageError
 from repro.losses import LOSSES, build, parameters
 from repro.losses.base import ClassificationLoss
-from repro.recipes import LOSS_PARAMETERS, PEDCCParameters
 
 BATCH, DIM, CLASSES = 8, 12, 5
 VALUES = {

@@ -37,8 +37,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 from pretended_environment import PRETENDED, correct_images
 
 from repro.commit import RunBusyError, begin_attempt, commit_record, note_attempt, run_lock, write_whole
+from repro.config import Preset
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.record_state import RunState, assess_run
 from repro.records import Attempt, DataSummary, Epoch, Probes, Provenance, Result, RunRecord, Signature
 from repro.registry import Registry, Run, Selection

@@ -10,8 +10,8 @@ from test_scheduling_plan import missing, plan_of
 
 from repro import models
 from repro.commands.run import RunOptions, run_sweep
+from repro.config import Recipe
 from repro.implementations import NETWORKS
-from repro.recipes import Recipe
 from repro.registry import Selection
 from repro.scheduling.device_memory import KEPT, least_bytes, why_unfit
 from repro.scheduling.probes import Work

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from sweep_bench import Bench, make_record
 
+from repro.config import Preset
 from repro.implementations import NETWORKS
-from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Selection
 from repro.scheduling.estimate import DataSize

@@ -8,10 +8,10 @@ import pytest
 import torch
 from smoke_project import ROOT
 
+from repro.config import RunConfig
 from repro.data.prepared import PreparedData
 from repro.data.training_set import open_for_training
 from repro.errors import RunInterruptedError
-from repro.recipes import RunConfig
 from repro.records import Signature
 from repro.registry import Registry
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointUnfitError
