@@ -97,9 +97,3 @@ def images_to_train(config: RunConfig, data_dir: Path) -> int:
     if recipe.images_per_class is not None:
         most = min(most, manifest.classes * recipe.images_per_class)
     return recipe.epochs * most
-
-
-def unmeasured(device: torch.device, accelerations: Accelerations) -> tuple[str, ...]:
-    """Those in use whose speed on such a device this project has never measured."""
-    names = accelerations.names() if device.type == "cuda" else ()
-    return tuple(name for name in names if name in ("cuda-graph", "compile"))
