@@ -8,7 +8,6 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from repro.training.techniques import Techniques
 from smoke_project import ROOT
 
 from repro.benchmark import timing
@@ -31,6 +30,7 @@ from repro.cli import main
 from repro.cli.context import Context
 from repro.data import synthetic
 from repro.system import usable_cores
+from repro.training.accelerations import Accelerations
 from repro.training.precision import Precision
 
 FP32 = Precision("fp32", torch.device("cpu"), torch.contiguous_format)
@@ -77,8 +77,8 @@ def test_a_benchmark_says_everything_in_text_json_and_a_picture(bench, tmp_path)
     assert done.exit_code == 0, done.output
     assert "preparing plain" in done.stderr
     (found,) = content["found"]
-    assert (found["data"], found["unmeasured"]) == ("generated", [])
-    assert found["techniques"] == ["resident-data", "fp32", "fused-sgd"]
+    assert found["data"] == "generated"
+    assert found["accelerations"] == ["resident-data", "fp32", "fused-sgd"]
     assert set(found["speeds"]) == {"ours", "ours, 2 at once", "plain"}
     assert all(len(speed["windows"]) == 2 for speed in found["speeds"].values())
     assert all(speed["peak_memory"] > 10**8 for speed in found["speeds"].values())
@@ -197,11 +197,11 @@ def test_a_program_that_cannot_prepare_is_left_out_and_said_but_not_ours(program
         preparing, notes = 1.0, ["without compile"]
 
         def __init__(self, name, program):
-            if program.techniques == ("nonsense",):
+            if program.accelerations == ("nonsense",):
                 raise ProgramFailedError(f"{name} could not be measured")
             self.close = lambda: closed.append(name)
 
-    broken, notes = replace(program, techniques=("nonsense",)), []
+    broken, notes = replace(program, accelerations=("nonsense",)), []
     monkeypatch.setattr(timing, "RunningProgram", Stub)
     with started({"ours": program, "tuned": broken}, notes) as running:
         assert set(running) == {"ours"}
@@ -217,7 +217,7 @@ def test_our_loop_counts_the_images_of_the_short_last_batch_as_they_are_in_each_
     """70 images in batches of 32 end in one of 6."""
     case = open_case(config, 32, tmp_path)
     few = Case(case.config, synthetic.generate("cifar100", 32, 10, 7, 1))
-    steps = in_turn(few, FP32, Techniques(), runs=2)
+    steps = in_turn(few, FP32, Accelerations(), runs=2)
     assert [next(steps) for _ in range(4)] == [64, 64, 12, 64]
 
 

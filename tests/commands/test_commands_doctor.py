@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from repro.scheduling.gpus import Gpu
 from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
@@ -17,6 +16,7 @@ from repro.cli.context import Context
 from repro.cli.doctor import OLD_CARDS_INDEX, check_data, check_executor, check_places, check_torch
 from repro.data import DataSetState
 from repro.errors import DataCorruptError, DeviceError
+from repro.gpus import Gpu
 
 MODULE = sys.modules["repro.cli.doctor"]  # as an attribute, the command of that name hides it
 PASCAL = Gpu(0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30)
@@ -46,8 +46,8 @@ def about_gpu(monkeypatch, torch, present=(PASCAL,)):
         return present
 
     monkeypatch.setattr(MODULE, "read_torch_facts", lambda: torch)
-    monkeypatch.setattr("repro.scheduling.gpus.read_gpus", read_gpus)
-    monkeypatch.setattr("repro.scheduling.gpus.driver_version", lambda: None)
+    monkeypatch.setattr("repro.gpus.read_gpus", read_gpus)
+    monkeypatch.setattr("repro.gpus.driver_version", lambda: None)
     first, finding = check_torch()
     assert (first.matter, first.level) == ("torch", "ok")
     return finding
