@@ -41,33 +41,35 @@ def train_here(
     sweep = plan_sweep(
         to_do, context.registry, context.preset, context.project, context.fingerprints(to_do)
     )
-    asked = TrainOptions(device="cpu", **options)
+    asked = TrainOptions(**{"device": "cpu", **options})
     worker = Worker(sweep, context.registry, context.preset, context.project, asked, stop or Stop())
     worker.warn = say
     return worker.run()
 
 
-class _StopAtCheckpoint(Stop):
-    """Asks for a stop as soon as a run has so many checkpoints."""
+class _StopLater(Stop):
+    """Asks for a stop some steps after a run's first checkpoint."""
 
-    def __init__(self, attempts: Path, count: int) -> None:
-        self._attempts, self._count = attempts, count
+    def __init__(self, attempts: Path) -> None:
+        self._attempts = attempts
+        self._looks = 30  # a worker looks about five times per step
         super().__init__()
 
     @property
     def now(self) -> bool:
-        return len(list(self._attempts.glob("*/checkpoint-*.pt"))) >= self._count
+        self._looks -= any(self._attempts.glob("*/checkpoint-*.pt"))
+        return self._looks < 0
 
     @now.setter
     def now(self, value: bool) -> None:
         assert not value
 
 
-def interrupt(context: Context, run: str, checkpoints: int = 1, **options) -> None:
-    """Trains a run until it has so many checkpoints (2 at most are kept) and was stopped by request."""
+def interrupt(context: Context, run: str, **options) -> None:
+    """Trains a run and stops it by request: it leaves a checkpoint of its first epoch and one of a later."""
     attempts = context.project.run(context.preset.name, run).attempts
-    stop = _StopAtCheckpoint(attempts, checkpoints)
-    assert train_here(context, run, stop=stop, checkpoint_interval=0.0, **options) == 75
+    assert train_here(context, run, stop=_StopLater(attempts), checkpoint_interval=0.0, **options) == 75
+    assert len(list(attempts.glob("1/checkpoint-*.pt"))) == 2
 
 
 def record_of(context: Context, run: str) -> RunRecord:
