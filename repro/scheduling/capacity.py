@@ -32,7 +32,7 @@ class Work:
 CHECKPOINTS = 3
 """Checkpoints of a run under way that can be there at once: two are kept while a third is written."""
 
-_BYTES_OF_A_PARAMETER = 8  # the weight and its momentum, float32
+_SAVED_PER_PARAMETER = 8  # bytes: the weight and its momentum, float32
 _BYTES_OF_A_RECORD = 9_000
 _BYTES_OF_AN_EPOCH = 300
 _BYTES_OF_LOGS = 5_000
@@ -58,14 +58,14 @@ class Footprint:
         )
 
 
-def footprint(runs: Sequence[Run], recipe: Recipe, slots: int) -> Footprint:
-    """What training `runs` adds to the disk, `slots` of them at a time."""
+def footprint(runs: Sequence[Run], recipe: Recipe, at_once: int) -> Footprint:
+    """What training `runs` adds to the disk, `at_once` of them at a time."""
     parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
     largest = max((parameters.get(run.cell.network, max(parameters.values())) for run in runs), default=0.0)
-    checkpoint = largest * recipe.width**2 * _BYTES_OF_A_PARAMETER
+    checkpoint = largest * recipe.width**2 * _SAVED_PER_PARAMETER
     return Footprint(
         records=len(runs) * (_BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs),
-        checkpoints=round(min(slots, len(runs)) * CHECKPOINTS * checkpoint),
+        checkpoints=round(min(at_once, len(runs)) * CHECKPOINTS * checkpoint),
         logs=len(runs) * _BYTES_OF_LOGS,
     )
 
@@ -88,7 +88,7 @@ HALF_PRECISION_FROM = (7, 0)
 # Bytes a pixel of the image that a ResNet's stem keeps: two maps of 64 channels; before a max-pool a quarter
 # of a map more, and its 8-byte indices.
 _STEM, _POOLED_STEM = 64 * 8, 64 * 11
-_BYTES_OF_A_PARAMETER = 12  # weight, gradient and momentum, float32
+_HELD_PER_PARAMETER = 12  # bytes: weight, gradient and momentum, float32
 
 
 def least_bytes(work: Work, recipe: Recipe, images: int, half: bool) -> float | None:
@@ -103,7 +103,7 @@ def least_bytes(work: Work, recipe: Recipe, images: int, half: bool) -> float | 
     maps = facts.kept_bytes * work.width * pixels / 32**2
     if has_stem_pool(work.network, work.image_size, work.stem_pool):
         maps += work.width * pixels * (_POOLED_STEM - _STEM) - 0.75 * (maps - work.width * pixels * _STEM)
-    weights = facts.parameters * work.width**2 * _BYTES_OF_A_PARAMETER
+    weights = facts.parameters * work.width**2 * _HELD_PER_PARAMETER
     return maps * recipe.batch_size * (0.5 if half else 1.0) + weights + 3 * pixels * images
 
 
