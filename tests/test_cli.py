@@ -1,7 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, what is on stdout and what on stderr."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -217,7 +216,7 @@ def test_a_wrong_toml_key_is_one_line_and_exit_code_2(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a CUDA device")
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a CUDA device")
 def test_a_cuda_device_that_is_not_there_is_exit_code_3(tmp_path):
     words = ("train", RUN, "--preset", "smoke", "--results", tmp_path, "--device", "cuda")
     assert "finds no CUDA device" in repro(*words, check=3).stderr

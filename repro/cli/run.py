@@ -442,7 +442,7 @@ def train(
         from repro.scheduling.executors.slurm import requeue_this_task
 
         requeue_this_task()
-    if not sweep_file and worker.queue.impossible:
+    if not sweep_file and code == 0 and worker.queue.impossible:
         raise SetupError(next(iter(worker.queue.impossible.values())))
     sys.exit(code)
 

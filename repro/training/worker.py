@@ -117,6 +117,7 @@ class Worker:
         self._errors = ErrorStreak()
         self._trained = 0
         self._stepped = False
+        self._warned: set[str] = set()
         self._preparing = True
 
     def run(self) -> int:
@@ -137,6 +138,9 @@ class Worker:
             if self.device_lock:
                 self.device_lock.release()
         self._say(phase=Phase.ENDED, left=dict(self.queue.impossible))
+        if not self.note.job:  # nobody reads how a worker ended that was started by hand
+            with contextlib.suppress(OSError):
+                (self.project.workers(self.preset.name) / f"{self.note.name}.json").unlink(missing_ok=True)
         return code
 
     def _work(self) -> int:
@@ -233,6 +237,8 @@ class Worker:
                 continue
             lock = FileLock(self.project.run(self.preset.name, entry.run).lock)
             if not lock.acquire():
+                if self.sweep_file is None:
+                    self._warn_once(f"{entry.run}: another process is training it; skipped")
                 continue
             try:
                 attempt = self._begin(entry, config, data, lock)
@@ -473,6 +479,11 @@ class Worker:
                 return None
             time.sleep(1.0)
             self._tick()
+
+    def _warn_once(self, line: str) -> None:
+        if line not in self._warned:
+            self._warned.add(line)
+            self.warn(line)
 
     def warn(self, line: str) -> None:
         """Prints the line; a log on a full disk takes none, which is no reason to stop."""

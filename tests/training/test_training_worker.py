@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from repro.errors import SetupError
 from repro.storage import FileLock, record_digest
 from repro.sweep import (
     Phase,
+    RunProgress,
     RunQueue,
     RunStatus,
     WorkerNote,
@@ -191,10 +193,6 @@ def test_a_note_that_says_running_is_closed_under_the_lock(context, phase, runs,
     folder = new_attempt(paths_of(context, RUN))
     write_attempt(folder, dead_note(context, folder, "gone-1-1"))
     if phase is not None:
-        from dataclasses import replace
-
-        from repro.sweep import RunProgress
-
         life = replace(
             new_worker_note("a sweep", "", "cpu"),
             name="gone-1-1",
@@ -367,7 +365,9 @@ def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
     second.release()
 
 
-def test_a_worker_leaves_a_note_of_how_it_ended(context):
-    assert train_here(context, RUN) == 0
+def test_a_supervised_worker_leaves_a_note_of_how_it_ended(context):
+    worker = worker_of(context, sweep_of(context, RUN))
+    worker.note = replace(worker.note, job="a job")
+    assert worker.run() == 0
     (note,) = read_worker_notes(context.project.workers("smoke"))
     assert (note.phase, note.runs, note.stepped, note.is_alive) == (Phase.ENDED, (), True, True)
