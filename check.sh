@@ -6,13 +6,13 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
   cat <<'HELP'
-Usage: ./check.sh [--all] [--long] [--network] [-- PYTEST ARGUMENT…]
+Usage: ./check.sh [--unit | --all] [--network] [-- PYTEST ARGUMENT…]
 
 Makes the environment as ./run_all.sh does, with the test tools, then runs ruff (format and lint), mypy,
 the import contracts and pytest. Every check runs even where one before it failed.
 
-  --all       the slow tests too, among them a real ./run_all.sh --preset smoke
-  --long      those that take about a minute each too: defects planted for the chaos audit, docs/your-own.md
+  --unit      of the tests only those that start no process and train nothing
+  --all       the slow tests too: chaos, Slurm, Ray, browser, LaTeX, real data, ./run_all.sh --preset smoke
   --network   the tests that reach the internet too
   -h, --help  this text
 
@@ -23,12 +23,12 @@ Exit codes: 0 all passed, 1 something failed, 2 usage, 3 no environment could be
 HELP
 }
 
-left_out=(slow long network)
+lane="not slow" network=" and not network"
 while (($#)); do
   case $1 in
-    --all) left_out=("${left_out[@]/slow/}") ;;
-    --long) left_out=("${left_out[@]/long/}") ;;
-    --network) left_out=("${left_out[@]/network/}") ;;
+    --unit) lane="unit" ;;
+    --all) lane="(unit or integration or slow)" ;;
+    --network) network="" ;;
     -h | --help)
       usage
       exit 0
@@ -43,11 +43,6 @@ while (($#)); do
       ;;
   esac
   shift
-done
-
-marks=""
-for mark in "${left_out[@]}"; do
-  [[ -z $mark ]] || marks+="${marks:+ and }not $mark"
 done
 
 "$root/run_all.sh" --install-only --extra test
@@ -66,11 +61,10 @@ check lint "$tools/ruff" check .
 check types "$tools/mypy"
 check "import contracts" "$tools/lint-imports"
 
-# Two processes share the tests (tests/conftest.py says how); with arguments of your own there is one, so that
-# --pdb works.
-shared=(-n 2 --no-loadscope-reorder)
+# Two processes share the tests, file by file; with arguments of your own there is one, so that --pdb works.
+shared=(-n 2 --dist loadfile --no-loadscope-reorder)
 (($# == 0)) || shared=()
-check tests "$tools/python" -m pytest "${shared[@]}" -m "$marks" "$@"
+check tests "$tools/python" -m pytest "${shared[@]}" -m "$lane$network" "$@"
 
 if ((${#failed[@]})); then
   printf 'check: failed: %s\n' "$(printf '%s, ' "${failed[@]}" | sed 's/, $//')" >&2

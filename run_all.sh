@@ -13,9 +13,9 @@ usage() {
 Usage: ./run_all.sh [OPTION]…
 
 Installs the project into .venv, gets the data, trains what is missing of Tables 1, 2 and 3 and draws the
-tables and figures. Stop it at any time (Ctrl-C): the same command goes on where it stopped. Tables and
-figures are made anew after every column of a table; a preset on generated data (smoke) takes seconds a
-run and makes them once, at the end.
+tables and figures. Stop it at any time (Ctrl-C): the same command resumes where it stopped. Tables and
+figures are updated after every column of a table; a preset on generated data (smoke) takes seconds per
+run and draws them once, at the end.
 
   --preset NAME    how runs are trained: paper (default), quick or smoke; see experiments/presets.toml
   --results DIR    folder of the records (default: results/, with the records that came with the clone)
@@ -24,7 +24,7 @@ run and makes them once, at the end.
   --plan, --dry-run
                    install, print the plan with its estimated time to stdout, and stop
   --install-only   install and stop
-  --extra NAME     install this group of setup.cfg's optional dependencies as well; ./check.sh asks for test
+  --extra NAME     also install this group of setup.cfg's optional dependencies; ./check.sh asks for test
   -h, --help       this text
 
 Environment:
@@ -88,8 +88,8 @@ export REPRO_ROOT=$root
 
 child="" stopped="" signalled=""
 
-go_on() { # how to start again where this stopped
-  say "stopped; the same command goes on from here:$(printf ' %q' "$0" "${arguments[@]}")"
+go_on() { # how to resume
+  say "stopped; the same command resumes from here:$(printf ' %q' "$0" "${arguments[@]}")"
 }
 
 # shellcheck disable=SC2329  # called by the traps below
@@ -207,7 +207,7 @@ pip() {
 }
 
 # `.made-by-run_all` says that the folder is this script's to remove, and where its torch is from;
-# `.installed` is there only while everything is installed, so an interrupted installation starts anew.
+# `.installed` is there only while everything is installed, so an interrupted installation starts over.
 install() { # KEY INDEX
   local key=$1 index=$2 python extras previous=""
   mkdir -p "$(dirname "$venv")" || fail 3 "cannot make $(dirname "$venv")"
@@ -224,7 +224,7 @@ install() { # KEY INDEX
   fi
   if [[ -e $venv/.made-by-run_all ]] && { [[ ! -f $venv/.installed || ! -x $venv/bin/python ]] \
     || [[ $(<"$venv/.made-by-run_all") != "$index" ]]; }; then
-    say "$venv is incomplete or of another torch: making it anew"
+    say "$venv is incomplete or of another torch: replacing it"
     rm -rf "$venv"
   fi
   if [[ ! -e $venv/bin/python ]]; then
@@ -366,14 +366,14 @@ train() { # WHAT SELECTION…
     exit "$stopped"
   fi
   case $code in
-    1) note 1 "$what: some runs failed; what failed and the command that repeats it stand above" ;;
-    3) note 3 "$what: the environment or the data are not in place; the reason stands above" ;;
-    4) note 4 "$what: a record is damaged; which one stands above" ;;
+    1) note 1 "$what: some runs failed; what failed and the command that repeats it are above" ;;
+    3) note 3 "$what: the environment or the data are not in place; the reason is above" ;;
+    4) note 4 "$what: a record is damaged; which one is above" ;;
   esac
 }
 
 made() { # CODE WHAT: remembers that making it failed
-  (($1 == 0)) || note "$1" "$2: exit code $1; the reason stands above"
+  (($1 == 0)) || note "$1" "$2: exit code $1; the reason is above"
 }
 
 aggregate() { # FORMAT FILE
@@ -403,7 +403,7 @@ have_data() { # SET
   repro data fetch "$1" "${data_place[@]}" >&2 && repro data prepare "$1" "${data_place[@]}" >&2
 }
 
-# Whether the preset's data are "real" or "generated", then a line a table: number, data set, networks.
+# Whether the preset's data are "real" or "generated", then a line per table: number, data set, networks.
 layout=$("$venv/bin/python" - "$root" "$preset" "${tables[@]}" <<'PY'
 import sys
 from pathlib import Path
@@ -421,13 +421,13 @@ PY
 data=${layout%%$'\n'*}
 
 if [[ $data == generated ]]; then
-  # Runs on generated data take seconds: starting a scheduler a column would take longer than training.
+  # Runs on generated data take seconds: starting a scheduler per column would take longer than training.
   train "the preset $preset" "${selected[@]}"
 else
   while read -r table dataset networks <&3; do
     if ! have_data "$dataset"; then
       reason=$(data_state "$dataset" | cut -f 2) || reason=""
-      note 3 "Table $table gets no new runs: $dataset cannot be had${reason:+: $reason}"
+      note 3 "Table $table gets no new runs: $dataset is unavailable${reason:+: $reason}"
       say "${sentences[-1]}"
       continue
     fi

@@ -1,6 +1,7 @@
 """`experiments/*.toml` as validated models: tables with their rows and networks, presets, ablations.
 
-Every mistake is a RegistryError that names the file, the key and what is allowed. Needs no torch.
+Every mistake is a RegistryError that names the file, the key and what is allowed. Without own code of the
+user's it needs no torch.
 """
 
 import tomllib
@@ -10,11 +11,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
+from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 from repro.errors import RegistryError, SelectionError
-from repro.implementations import NETWORKS, is_file, names
-from repro.parameters import ROW_KEYS, check_network, loss_parameters
 from repro.paths import NAME
-from repro.recipes import Model, Preset, Recipe, Scalar, TomlModel, known_keys
+from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from repro.config import Preset, RunConfig
 from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.paths import Project
-from repro.recipes import Preset, RunConfig
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
@@ -79,18 +79,24 @@ def assess_run(
         return RunState(run, RecordState.MISPLACED, reason=str(error))
     if record is None:
         return RunState(run, RecordState.MISSING, reason="not run yet")
+    return assess_record(record, run, config, fingerprint)
+
+
+def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: str | None) -> RunState:
+    """What a valid record is worth to the run as it is configured now."""
     if record.signature.config != config_hash(config):
-        return RunState(
-            run, RecordState.OTHER_RECIPE, record, f"other recipe: {_differences(record, config)}"
-        )
+        reason = f"other recipe: {_differences(record, config)}"
+        return RunState(run, RecordState.OTHER_RECIPE, record, reason)
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
         return RunState(run, RecordState.OTHER_RECIPE, record, "other data than the ones prepared here")
-    unchecked = fingerprint is None
-    if record.signature.code != code_hash(config):
-        return RunState(
-            run, RecordState.OLDER_CODE, record, "made by older training code", data_unchecked=unchecked
-        )
-    return RunState(run, RecordState.DONE, record, data_unchecked=unchecked)
+    older = record.signature.code != code_hash(config)
+    return RunState(
+        run,
+        RecordState.OLDER_CODE if older else RecordState.DONE,
+        record,
+        "made by older training code" if older else "",
+        data_unchecked=fingerprint is None,
+    )
 
 
 def _differences(record: RunRecord, config: RunConfig) -> str:

@@ -15,8 +15,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
+from repro.config import RunConfig
 from repro.errors import RecordCorruptError, RecordMisplacedError
-from repro.recipes import RunConfig
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
 HISTOGRAM_BINS = 400
@@ -260,20 +260,26 @@ def parse_record(text: str, where: str) -> RunRecord:
 
 
 def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
-    """The record at `path`, None where there is none.
+    """The record at `path`, None where there is none; raises as `decode_record` does."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return decode_record(content, str(path), run_id, preset)
+
+
+def decode_record(content: bytes, where: str, run_id: str, preset: str) -> RunRecord:
+    """A run's record from the bytes of its file.
 
     Raises RecordCorruptError, or RecordMisplacedError if it is another run's or preset's.
     """
     try:
-        text = path.read_bytes().decode()
-    except FileNotFoundError:
-        return None
+        record = parse_record(content.decode(), where)
     except UnicodeDecodeError:
-        raise RecordCorruptError(f"{path}: not text: overwritten or damaged") from None
-    record = parse_record(text, str(path))
+        raise RecordCorruptError(f"{where}: not text: overwritten or damaged") from None
     if (record.run, record.preset) != (run_id, preset):
         raise RecordMisplacedError(
-            f"{path}: holds the record of {record.run} (preset {record.preset}), "
+            f"{where}: holds the record of {record.run} (preset {record.preset}), "
             f"expected {run_id} (preset {preset}): it was moved or copied here"
         )
     return record

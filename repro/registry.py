@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
 from repro.errors import SelectionError, UsageError
 from repro.experiments import (
     AMBIGUITIES,
@@ -34,9 +35,7 @@ from repro.experiments import (
     read_presets,
     read_tables,
 )
-from repro.implementations import names
-from repro.parameters import loss_parameters
-from repro.recipes import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
+from repro.plugins import loss_parameters, names
 
 
 @dataclass(frozen=True)
@@ -98,27 +97,21 @@ class Variation:
     cell: Cell
 
 
+@dataclass(frozen=True, eq=False)
 class Registry:
     """All tables and presets of one `experiments/` folder, which files of the user's own are relative to."""
 
-    def __init__(
-        self,
-        tables: Sequence[Table],
-        presets: Mapping[str, Preset],
-        folder: Path | None = None,
-        ablations: Sequence[Ablation] = (),
-    ) -> None:
-        self.tables = tuple(tables)
-        self.presets = dict(presets)
-        self.folder = folder
-        self.ablations = tuple(ablations)
+    tables: Sequence[Table]
+    presets: dict[str, Preset]
+    folder: Path | None = None
+    ablations: tuple[Ablation, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> "Registry":
         """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError."""
-        read = cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
-        read.ablations = read_ablations(folder / f"{AMBIGUITIES}.toml", read.tables, tuple(read.networks))
-        return read
+        registry = cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
+        path = folder / f"{AMBIGUITIES}.toml"
+        return replace(registry, ablations=read_ablations(path, registry.tables, tuple(registry.networks)))
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -176,17 +169,11 @@ class Registry:
             raise UsageError("--set and --study exclude one another: a study has axes of its own")
         varied = self.variations(*selection.studies)
         cells = dict.fromkeys(cell for each in varied for cell in (each.baseline, each.cell))
-        chosen = tuple(
-            cell
-            for cell in cells
-            if (not selection.tables or cell.table in selection.tables)
-            and _matches(cell.dataset, selection.datasets)
-            and _matches(cell.network, selection.networks)
-            and _matches(cell.row, selection.losses)
-        )
+        tables = selection.tables
+        chosen = [cell for cell in _matching(cells, selection) if not tables or cell.table in tables]
         if not chosen:
             raise SelectionError(f"no cell of {', '.join(selection.studies)} matches the other options")
-        return chosen
+        return tuple(chosen)
 
     def select_cells(self, selection: Selection) -> tuple[Cell, ...]:
         """The cells that match; a pattern that matches nothing is a SelectionError that lists what exists.
@@ -201,11 +188,6 @@ class Registry:
             # In a project that has none of the paper's, its own are meant.
             every = selection.datasets or not any(table.of_paper for table in self.tables)
             tables = [table for table in self.tables if table.of_paper or (every and table.extends is None)]
-        others = [
-            table
-            for table in self.tables
-            if table not in tables and _matches(table.dataset, selection.datasets)
-        ]
         candidates = _cells(tables)
         for network in selection.networks:
             if network in self.networks and all(network not in table.networks for table in self.tables):
@@ -214,31 +196,32 @@ class Registry:
                     for table in tables
                     for row in table.rows
                 ]
-        for what, patterns, attribute in (
-            ("data set", selection.datasets, "dataset"),
-            ("network", selection.networks, "network"),
-            ("loss", selection.losses, "row"),
-        ):
+        for what, patterns, attribute in _patterns(selection):
             known = list(dict.fromkeys(getattr(cell, attribute) for cell in candidates))
             if attribute == "network":
                 known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
-                    raise SelectionError(there + _hint(others, attribute, pattern))
-        cells = [
-            cell
-            for cell in candidates
-            if _matches(cell.dataset, selection.datasets)
-            and _matches(cell.network, selection.networks)
-            and _matches(cell.row, selection.losses)
-        ]
+                    raise SelectionError(there + self._elsewhere(tables, selection, attribute, pattern))
+        cells = _matching(candidates, selection)
         if not cells:
             raise SelectionError("the options together select no cell; each alone matches some")
         if selection.axes:
             axes = tuple(sorted(selection.axes))
             cells = [replace(cell, axes=axes, reported=None) for cell in cells]
         return tuple(cells)
+
+    def _elsewhere(self, tables: Sequence[Table], selection: Selection, attribute: str, pattern: str) -> str:
+        """Which tables outside the selection, but of its data sets, have what was not found in it."""
+        having = [
+            str(table.name)
+            for table in self.tables
+            if table not in tables
+            and _matches(table.dataset, selection.datasets)
+            and any(fnmatchcase(getattr(cell, attribute), pattern) for cell in _cells([table]))
+        ]
+        return f"; --table {' or '.join(having)} has it" if having else ""
 
     def select_runs(self, selection: Selection, preset: Preset) -> tuple[Run, ...]:
         """The selected cells' runs: a column's losses for the first seed, then the second, then on.
@@ -337,16 +320,21 @@ def _cells(tables: Iterable[Table]) -> list[Cell]:
     ]
 
 
-def _hint(tables: Sequence[Table], attribute: str, pattern: str) -> str:
-    """Which tables outside the selection have what was not found in it."""
-    having = [
-        str(table.name)
-        for table in tables
-        if any(fnmatchcase(getattr(cell, attribute), pattern) for cell in _cells([table]))
+def _patterns(selection: Selection) -> tuple[tuple[str, tuple[str, ...], str], ...]:
+    """What each of a selection's patterns is of: for messages, and as an attribute of a cell."""
+    return (
+        ("data set", selection.datasets, "dataset"),
+        ("network", selection.networks, "network"),
+        ("loss", selection.losses, "row"),
+    )
+
+
+def _matching(cells: Iterable[Cell], selection: Selection) -> list[Cell]:
+    patterns = _patterns(selection)
+    return [
+        cell for cell in cells if all(_matches(getattr(cell, name), given) for _, given, name in patterns)
     ]
-    return f"; --table {' or '.join(having)} has it" if having else ""
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    patterns = tuple(patterns)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from repro.config import RunConfig, Scalar
 from repro.errors import OwnCodeError
-from repro.implementations import file_beside, find, module_file
-from repro.recipes import RunConfig, Scalar
+from repro.plugins import file_beside, find, module_file
 
 RECIPE_VERSION = 1
 """Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit
@@ -57,10 +57,9 @@ def code_hash(config: RunConfig) -> str:
     return _code_hash(config.loss, config.network, config.folder)
 
 
-@cache
 def speed_hash(network: str, folder: Path | None) -> str:
     """sha256 of the loop and the network alone: what a run's speed depends on, whichever its loss."""
-    return _hash_of(_training_code(None, network, folder))
+    return _code_hash(None, network, folder)
 
 
 def training_modules(config: RunConfig) -> tuple[str, ...]:
@@ -69,13 +68,9 @@ def training_modules(config: RunConfig) -> tuple[str, ...]:
 
 
 @cache
-def _code_hash(loss: str, network: str, folder: Path | None) -> str:
-    return _hash_of(_training_code(loss, network, folder))
-
-
-def _hash_of(code: dict[str, Path]) -> str:
+def _code_hash(loss: str | None, network: str, folder: Path | None) -> str:
     digest = hashlib.sha256()
-    for name, path in code.items():
+    for name, path in _training_code(loss, network, folder).items():
         digest.update(name.encode())
         digest.update(_normalised(path).encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -20,18 +21,21 @@ from typing import Literal
 from repro.attempts import (
     AttemptNote,
     GivenUp,
+    Outcome,
     given_up,
     is_suspect,
+    last_saved_step,
     memory_that_was_too_small,
     read_attempts,
+    write_attempt,
 )
+from repro.config import Preset
 from repro.errors import IntegrityError, RegistryError, SetupError
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.records import read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.storage import lock_holder, lock_holders, make_folder, record_digest, write_whole
+from repro.storage import FileLock, lock_holder, lock_holders, make_folder, record_digest, write_whole
 
 DEVICE_BUSY = "another worker has this device"  # a worker's message when it finds the device's lock taken
 
@@ -209,6 +213,38 @@ class RunQueue:
         """The run's attempts beyond the baseline, oldest first."""
         notes = read_attempts(self._project.run(self.sweep.preset, entry.run))
         return [note for note in notes if note.number > entry.attempts]
+
+    def close_dead_attempt(self, entry: SweepRun) -> None:
+        """Closes the note of an attempt that still says running; call it holding the run's lock.
+
+        Whoever wrote it is dead, then. What its worker said last decides whether the run is to blame.
+        """
+        paths = self._project.run(self.sweep.preset, entry.run)
+        notes = read_attempts(paths)
+        if not notes or notes[-1].kind is not Outcome.RUNNING:
+            return
+        note = notes[-1]
+        folder = paths.attempts / str(note.number)
+        life = WorkerNote.read(self._project.workers(self.sweep.preset) / f"{note.worker}.json")
+        stopping = life is not None and (life.phase is Phase.STOPPING or life.blameless)
+        outcome = Outcome.INTERRUPTED if stopping else Outcome.CRASHED
+        death = life.death if life else ""
+        update = {
+            "ended": datetime.now(UTC),
+            "outcome": f"{outcome}: {death}" if death else str(outcome),
+            "saved_step": max(note.resumed_at_step, last_saved_step(folder)),
+            "alone": len(life.runs) <= 1 if life else note.alone,
+        }
+        write_attempt(folder, note.model_copy(update=update))
+
+    def close_dead_attempts(self) -> None:
+        """The same for every open run whose lock is free: what is left to take may be less then."""
+        for entry in self.open:
+            notes = self.attempts(entry)
+            if notes and notes[-1].kind is Outcome.RUNNING:
+                with FileLock(self._project.run(self.sweep.preset, entry.run).lock) as lock:
+                    if lock.acquire():
+                        self.close_dead_attempt(entry)
 
     def _read(self, entry: SweepRun) -> RunStatus:
         if self._has_result(entry):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from repro.storage import begin_attempt, note_attempt, write_whole
 from repro.paths import RunPaths
 from repro.records import Attempt
+from repro.storage import begin_attempt, note_attempt, write_whole
 
 
 @contextmanager

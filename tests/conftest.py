@@ -1,4 +1,4 @@
-"""Fixtures for every folder of tests: the real data beside the project, where they are."""
+"""What every folder of tests shares: their lanes, the real data beside the project, one thread for torch."""
 
 import os
 
@@ -7,38 +7,48 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+SLOW = ("slow", "long", "slurm", "ray", "shared", "tex", "browser")  # `./check.sh --all` runs these too
+STARTS_PROCESSES_OR_TRAINS = {
+    "subprocess", "multiprocessing", "psutil", "ProcessPoolExecutor", "on_a_tiny_disk", "train_here", "training",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: at the end, one process would wait for the other with the last of them."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
+    """Marks each test with its lane: unit, integration or slow. Files with slow tests come first.
+
+    A file belongs to `integration` if it imports what starts processes or trains. With two processes, a slow
+    file at the end would keep one of them waiting for the other.
+    """
+    for item in items:
+        if any(item.get_closest_marker(mark) for mark in SLOW):
+            item.add_marker("slow")
+        elif STARTS_PROCESSES_OR_TRAINS & vars(item.module).keys():
+            item.add_marker("integration")
+        else:
+            item.add_marker("unit")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.hookimpl(optionalhook=True)  # pytest knows the hook only where pytest-xdist is installed
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2` a file stays in one process: its fixtures are made once, and the chaos tests never meet.
-
-    The tests on a real Slurm and on a real Ray stay together: each starts daemons that want the whole machine.
-    """
-    # --dist loadgroup would do the same, but ignores groups under pytest 9.2: xdist 3.8 writes them into an
-    # attribute that is no longer read.
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "cluster" if file.endswith(("_slurm.py", "_ray.py")) else file
-
-    return ByFile(config, log)
+@pytest.fixture(scope="module", autouse=True)
+def whole_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tests on a real Slurm and on a real Ray never meet: each starts daemons that want the whole machine."""
+    if request.path.stem.endswith(("_slurm", "_ray")):
+        with FileLock(Path(tempfile.gettempdir()) / "scaled-bn-repro-cluster-tests.lock"):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

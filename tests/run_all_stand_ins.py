@@ -156,16 +156,16 @@ class Machine:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if line.startswith(start)]
 
-    def supply(self, *records: str) -> None:
-        """Commits records, as if they had come with the clone."""
+    def supply(self, *records: str) -> Path:
+        """Commits records of one cell, as if they had come with the clone; their folder."""
         for record in records:
             path = self.clone / "results" / record
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
         git = ["git", "-C", str(self.clone), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run([*git, "init", "-q"], check=True)
-        subprocess.run([*git, "add", "results"], check=True)
-        subprocess.run([*git, "commit", "-qm", "records"], check=True)
+        for words in (["init", "-q"], ["add", "results"], ["commit", "-qm", "records"]):
+            subprocess.run([*git, *words], check=True)
+        return path.parent
 
 
 def executable(path: Path, text: str) -> None:

@@ -1,15 +1,24 @@
 """A project with results of its own, and real records in it: trained on generated data, seconds each."""
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from repro.cli.context import Context
-from repro.commands.train import train
-from repro.commands.worker import TrainOptions
 from repro.records import RunRecord, read_record
+from repro.scheduling.estimate import is_to_do
+from repro.sweep import Sweep, plan_sweep
+from repro.training.run_attempt import TrainOptions
+from repro.training.signals import Stop
+from repro.training.worker import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
 OTHER = "cifar100/resnet18/cross-entropy/seed0"
+PATIENCE = 120.0  # seconds
 
 
 def smoke_context(monkeypatch_or_none, results: Path) -> Context:
@@ -19,17 +28,57 @@ def smoke_context(monkeypatch_or_none, results: Path) -> Context:
     return Context.open("smoke", results=results)
 
 
-def train_here(context: Context, *runs: str, say=lambda line: None, stop=None, **options) -> int:
-    """Trains runs in this process."""
-    return train(
-        runs,
-        context.registry,
-        context.preset,
-        context.project,
-        TrainOptions(device="cpu", **options),
-        say=say,
-        stop=stop,
-    )
+def sweep_of(context: Context, *runs: str, workers: int = 1) -> Sweep:
+    """A sweep of these runs, with the baseline of this moment."""
+    parsed = [context.registry.parse(run) for run in runs]
+    fingerprints = context.fingerprints(parsed)
+    return plan_sweep(parsed, context.registry, context.preset, context.project, fingerprints, workers)
+
+
+def worker_of(context: Context, sweep: Sweep, stop: Stop | None = None, sweep_file=None, **options) -> Worker:
+    """A worker for the sweep in this process, on the CPU."""
+    asked = TrainOptions(**{"device": "cpu", **options})
+    return Worker(sweep, context.registry, context.preset, context.project, asked, stop or Stop(), sweep_file)
+
+
+def train_here(
+    context: Context,
+    *runs: str,
+    say: Callable[[str], None] = lambda line: None,
+    stop: Stop | None = None,
+    **options,
+) -> int:
+    """Trains those of the runs that are not done, in this process; the exit code of `repro train`."""
+    states = context.states([context.registry.parse(run) for run in runs])
+    to_do = [state.run for state in states if is_to_do(state, "keep")]
+    worker = worker_of(context, sweep_of(context, *(run.id for run in to_do)), stop, **options)
+    worker.warn = say
+    return worker.run()
+
+
+class _StopLater(Stop):
+    """Asks for a stop some steps after a run's first checkpoint."""
+
+    def __init__(self, attempts: Path) -> None:
+        self._attempts = attempts
+        self._looks = 30  # a worker looks about five times per step
+        super().__init__()
+
+    @property
+    def now(self) -> bool:
+        self._looks -= any(self._attempts.glob("*/checkpoint-*.pt"))
+        return self._looks < 0
+
+    @now.setter
+    def now(self, value: bool) -> None:
+        assert not value
+
+
+def interrupt(context: Context, run: str, **options) -> None:
+    """Trains a run and stops it by request: it leaves a checkpoint of its first epoch and one of a later."""
+    attempts = context.project.run(context.preset.name, run).attempts
+    assert train_here(context, run, stop=_StopLater(attempts), checkpoint_interval=0.0, **options) == 75
+    assert len(list(attempts.glob("1/checkpoint-*.pt"))) == 2
 
 
 def record_of(context: Context, run: str) -> RunRecord:
@@ -37,3 +86,32 @@ def record_of(context: Context, run: str) -> RunRecord:
     record = read_record(context.project.run(context.preset.name, run).record, run, context.preset.name)
     assert record is not None, f"{run} has no record"
     return record
+
+
+def start(*words: object, cwd: Path = ROOT, environment=None, **options) -> subprocess.Popen:
+    """`repro WORDS…` as a process of its own, stderr to be read as text."""
+    options = {"stderr": subprocess.PIPE, "text": True, **options}
+    return subprocess.Popen(
+        [sys.executable, "-m", "repro", *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        **options,
+    )
+
+
+def repro(*words: object, check: int | None = None, **options) -> subprocess.CompletedProcess:
+    """`repro WORDS…` to its end; with `check`, fails unless it exits so."""
+    process = start(*words, stdout=subprocess.PIPE, **options)
+    output, errors = process.communicate()
+    if check is not None:
+        assert process.returncode == check, errors
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE):
+    """Polls until `condition()` and returns what it gave; fails by name when it never comes true."""
+    deadline = time.monotonic() + patience
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
+        time.sleep(0.02)
+    return value

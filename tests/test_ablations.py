@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from smoke_project import ROOT
 
+from repro.config import format_axis
 from repro.errors import RegistryError, SelectionError, UsageError
-from repro.recipes import format_axis
 from repro.registry import Registry, Selection
 
 EXPERIMENTS = ROOT / "experiments"

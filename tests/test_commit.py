@@ -14,6 +14,9 @@ from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
 from tiny_disk import on_a_tiny_disk
 
 from repro import commit
+from repro.errors import NoSpaceError, SetupError
+from repro.paths import RunPaths
+from repro.records import Attempt, read_record
 from repro.storage import (
     FRESH,
     CommitOutcome,
@@ -28,9 +31,6 @@ from repro.storage import (
     run_lock,
     write_whole,
 )
-from repro.errors import NoSpaceError, SetupError
-from repro.paths import RunPaths
-from repro.records import Attempt, read_record
 
 
 @pytest.fixture(scope="module")

@@ -6,34 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).resolve().parent.parent
-SCRIPT = PROJECT / "experiments" / "evidence.sh"
+from smoke_project import ROOT
 
 
-def evidence(*arguments: object, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess:
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--help"], 0, "seed 0 before seed 1"),
+        ([], 2, "--budget"),
+        *((["--budget", budget], 2, "--budget") for budget in ("soon", "10", "-1h", "9h 30m")),
+        (["--budget", "1h", "--nope"], 2, "--nope"),
+    ],
+)
+def test_a_budget_that_is_no_time_or_an_unknown_option_is_a_usage_error(arguments, code, says) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        [script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, **environment},
-    )
-
-
-def test_help_says_what_is_done_in_which_order() -> None:
-    done = evidence("--help")
-    assert done.returncode == 0
-    for word in ("--budget", "repro doctor", "repro bench", "which VGG", "seed 0 before seed 1"):
-        assert word.lower() in done.stdout.lower()
-
-
-@pytest.mark.parametrize("budget", ["", "soon", "10", "-1h", "9h 30m"])
-def test_a_budget_that_is_no_time_is_a_usage_error(budget: str) -> None:
-    done = evidence("--budget", budget) if budget else evidence()
-    assert done.returncode == 2
-    assert "--budget" in done.stderr
-
-
-def test_an_unknown_option_is_a_usage_error() -> None:
-    assert evidence("--budget", "1h", "--nope").returncode == 2
+    command = [ROOT / "experiments" / "evidence.sh", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == code
+    assert says.lower() in (done.stdout + done.stderr).lower()

@@ -1,4 +1,4 @@
-"""A loss, a network and a table of the user's own: found without running them, tried, trained and told apart."""
+"""A loss, a network and a table of the user's own: imported, tried, trained and told apart."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from smoke_project import ROOT
 
-from repro import implementations, losses, models, parameters, signature
-from repro.errors import OwnCodeError, RegistryError, UsageError
+from repro import losses, models, plugins, signature
+from repro.errors import OwnCodeError, RegistryError
 from repro.registry import Registry, Selection
 from repro.signature import code_hash, training_modules
 
@@ -66,8 +66,8 @@ def forget() -> None:
         signature._code_hash,
         signature._imports,
         signature._normalised,
-        parameters._read_schema,
-        parameters._statements,
+        plugins.load,
+        plugins._schema,
     ):
         cached.cache_clear()
 
@@ -129,12 +129,16 @@ def test_without_a_table_of_the_paper_an_own_one_is_what_is_selected(folder):
     ]
 
 
-def test_reading_and_planning_run_none_of_the_users_code(folder):
-    (folder / "focal.py").write_text(f"raise SystemExit('run')\n{FOCAL}")
-    (folder / "tiny.py").write_text(f"raise SystemExit('run')\n{TINY}")
-    done = repro(folder, "plan", "--preset", "smoke")
-    assert done.returncode == 0, done.stderr
-    assert "2 to do" in done.stdout
+def test_only_a_project_with_own_code_needs_torch_to_be_planned(folder):
+    script = (
+        "import sys; from pathlib import Path; from repro.registry import Registry; "
+        "Registry.load(Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, cwd=ROOT).stdout
+        for place in (ROOT / "experiments", folder)
+    ]
+    assert found == ["False\n", "True\n"]
 
 
 @pytest.mark.parametrize(
@@ -142,18 +146,14 @@ def test_reading_and_planning_run_none_of_the_users_code(folder):
     [
         ("from repro.losses.cross_entropy import CrossEntropy\nclass Mine(CrossEntropy): pass", {"bias"}),
         ("from repro.losses import ClassificationLoss\nclass Mine(ClassificationLoss): pass", set()),
-        ("from repro import losses\nclass Mine(losses.ClassificationLoss): pass", set()),
         ("import repro.losses.am_softmax as am\nclass Mine(am.AMSoftmax): pass", {"scale", "margin", "projection"}),
-        ("import repro.losses.label_smoothing\nclass Mine(repro.losses.label_smoothing.LabelSmoothing): pass",
-         {"smoothing", "bias"}),
         ("from focal import FocalLoss\nclass Between(FocalLoss): pass\nclass Mine(Between): pass",
          {"gamma", "bias"}),
     ],
 )  # fmt: skip
 def test_a_class_without_a_constructor_has_its_bases_parameters(folder, base, expected):
     (folder / "mine.py").write_text(base)
-    schema = parameters.loss_parameters("mine.py:Mine", folder)
-    assert set(schema.model_fields) == expected == set(losses.parameters("mine.py:Mine", folder))
+    assert set(plugins.loss_parameters("mine.py:Mine", folder).model_fields) == expected
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,13 @@ def test_a_class_without_a_constructor_has_its_bases_parameters(folder, base, ex
         ("x: 'int' = 3", 4, True),
         ("x=True", False, True),
         ("x: Literal['a', 'b'] = 'a'", "b", True),
-        ("x: typing.Literal['a', 'b'] = 'a'", "c", False),
+        ("x: Literal['a', 'b'] = 'a'", "c", False),
+        ("x: Annotated[float, Field(gt=0)] = 1.0", -1, False),
     ],
 )
 def test_a_parameters_annotation_or_default_says_what_a_toml_may_set(folder, argument, value, good):
     (folder / "mine.py").write_text(
+        "from typing import Annotated, Literal\nfrom pydantic import Field\n"
         f"class Mine:\n    def __init__(self, feature_dim, classes, {argument}): ..."
     )
     edit(folder / "table-mine.toml", 'loss = "focal.py:FocalLoss"\ngamma = 3', f'loss = "mine.py:Mine"\nx = {value!r}'.replace("True", "true").replace("False", "false"))  # fmt: skip
@@ -184,19 +186,20 @@ def test_a_parameters_annotation_or_default_says_what_a_toml_may_set(folder, arg
     [
         ("table-mine.toml", "focal.py", "gone.py", r"row 2 \(focal-g3\): gone.py:FocalLoss: there is no file"),
         ("table-mine.toml", "tiny.py", "../tiny.py", "a file beside the TOML or in a folder below it"),
-        ("table-mine.toml", "py:FocalLoss", "py:Focal", "focal.py defines no class Focal$"),
+        ("table-mine.toml", "py:FocalLoss", "py:Focal", "focal.py defines no Focal$"),
         ("table-mine.toml", "py:FocalLoss", "py:", "expected file.py:Name"),
         ("table-mine.toml", '"focal.py:FocalLoss"', '"focal"', "unknown loss 'focal'; there are: cross-entropy"),
         ("table-mine.toml", "gamma = 3", "alpha = 3", "unknown key 'alpha'; allowed: .*gamma, bias"),
         ("table-mine.toml", "py:TinyNet", "py:TinyNot", r"networks.tiny: tiny.py:TinyNot: tiny.py defines no TinyNot"),
         ("table-mine.toml", "tiny =", "resnet18 =", "resnet18 is one of this package's"),
         ("table-mine.toml", ', code = "tiny.py:TinyNet"', "", "networks: unknown network 'tiny'; there are: vgg16.*code = "),
-        ("focal.py", "self.gamma = gamma", "self.gamma =", r"focal.py: not valid Python: .* \(line 8\)"),
+        ("focal.py", "self.gamma = gamma", "self.gamma =", r"importing focal.py failed: SyntaxError: .*line 8"),
+        ("focal.py", "class FocalLoss", "GONE\nclass FocalLoss", r"importing focal.py failed: NameError: .*\(focal.py, line 4: GONE\)"),
         ("focal.py", "feature_dim: int, classes: int, ", "", r"expected __init__\(self, feature_dim, classes"),
-        ("focal.py", "*, gamma: float = 2.0, bias: bool = True", "**more", r"focal.py, line 6: \*args and \*\*kwargs do not say"),
+        ("focal.py", "*, gamma: float = 2.0, bias: bool = True", "**more", r"\*\*more does not say what FocalLoss takes"),
         ("focal.py", "gamma: float = 2.0", "gamma", "its parameter gamma must say what it is"),
-        ("focal.py", "gamma: float = 2.0", "gamma=2 * 1.0", "with a default written out"),
-        ("focal.py", "gamma: float", "label: float", "its parameter label needs another name"),
+        ("focal.py", "gamma: float = 2.0", "gamma: list = []", "must say what it is"),
+        ("focal.py", "gamma: float", "label: float", "a TOML row cannot set its parameter label"),
         ("tiny.py", "width=1.0", "depth", r"TinyNet\(image_size\).*nothing gives it depth"),
         ("tiny.py", ", image_size, width=1.0", "", r"expected to call it as TinyNet\(image_size\)"),
     ],
@@ -238,11 +241,10 @@ def test_a_change_of_an_own_file_or_of_what_it_imports_makes_older_code(folder):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("class FocalLoss", "GONE\nclass FocalLoss", r"importing focal.py failed: NameError: .*\(focal.py, line 4: GONE\)"),
         ("self.gamma = gamma", "self.gamma = gone", r"NameError: name 'gone' is not defined \(focal.py, line 8"),
         ("/ self.gamma", "/ self.gone", r"has no attribute 'gone' \(focal.py, line 11: return"),
         ("labels) / self.gamma", "labels).detach()", "does not depend on the features"),
-        ("return super().criterion(inputs, labels) / self.gamma", "return inputs", "expected the loss as a scalar"),
+        ("return super().criterion(inputs, labels) / self.gamma", "return inputs", r"expected the loss as a scalar, .* got torch.float32 of shape \(4, 10\)"),
         ("(CrossEntropy)", "(__import__('torch').nn.Module)", "expected a class derived from repro.losses.Class"),
     ],
 )  # fmt: skip
@@ -275,8 +277,8 @@ def test_a_loss_tried_draws_what_it_would_have_drawn(folder):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("self.feature_dim = 8", "self.width = 8", "an attribute feature_dim, a whole number, got None"),
-        ("self.feature_dim = 8", "self.feature_dim = 9", r"features of shape \(4, 9\), got shape \(4, 8\)"),
+        ("self.feature_dim = 8", "self.width = 8", "an attribute feature_dim, a whole number; got NoneType None"),
+        ("self.feature_dim = 8", "self.feature_dim = 9", r"features, a floating-point tensor of shape \(4, 9\); got torch.float32 of shape \(4, 8\)"),
         ("return self.first", "return self.second", r"no attribute 'second' \(tiny.py, line 11"),
         ("(nn.Module)", "", "expected a torch.nn.Module|trying it failed"),
     ],
@@ -288,14 +290,24 @@ def test_a_network_that_is_none_is_told_so(folder, old, new, says):
 
 
 def test_an_own_loss_that_fails_costs_its_run_alone_and_exit_code_1(folder):
-    edit(folder / "focal.py", "class FocalLoss", "raise OSError('no such device')\nclass FocalLoss")
+    edit(folder / "focal.py", "self.gamma = gamma", "self.gamma = gamma.gone")
     done = repro(folder, "run", "--preset", "smoke", "--results", str(folder.parent / "results"))
     assert done.returncode == 1, done.stderr
-    assert "importing focal.py failed: OSError: no such device (focal.py, line 4" in done.stderr
+    assert "AttributeError: 'float' object has no attribute 'gone' (focal.py, line 8" in done.stderr
     assert "2 runs: 1 done, 1 failed" in done.stderr
     table = repro(folder, "aggregate", "--preset", "smoke")
     assert table.returncode == 0
     assert "| Focal         | —: not run yet" in table.stdout
+
+
+def test_an_own_file_that_cannot_be_imported_is_told_before_anything_is_planned(folder):
+    edit(folder / "focal.py", "class FocalLoss", "raise OSError('no such device')\nclass FocalLoss")
+    done = repro(folder, "plan", "--preset", "smoke")
+    assert done.returncode == 2
+    assert (
+        "row 2 (focal-g3): focal.py:FocalLoss: importing focal.py failed: OSError: no such device"
+        in done.stderr
+    )
 
 
 @pytest.fixture
@@ -304,7 +316,7 @@ def installed(tmp_path, monkeypatch) -> Path:
     site = tmp_path / "site"
     package = site / "focalpkg"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package / "__init__.py").write_text("")
     (package / "losses.py").write_text(FOCAL)
     (package / "networks.py").write_text(TINY)
     info = site / "focalpkg-1.0.dist-info"
@@ -314,21 +326,18 @@ def installed(tmp_path, monkeypatch) -> Path:
         "[repro.losses]\nfocal = focalpkg.losses:FocalLoss\n[repro.networks]\ntiny = focalpkg.networks:TinyNet\n"
     )
     monkeypatch.syspath_prepend(site)
-    for cached in (implementations._installed, implementations.module_file):
+    for cached in (plugins._installed, plugins.module_file):
         cached.cache_clear()
     yield package
-    for cached in (implementations._installed, implementations.module_file):
+    for cached in (plugins._installed, plugins.module_file):
         cached.cache_clear()
 
 
 def test_another_packages_loss_and_network_go_by_their_entry_points(folder, installed):
     edit(folder / "table-mine.toml", '{label = "TinyNet", code = "tiny.py:TinyNet"}', '"TinyNet"')
     edit(folder / "table-mine.toml", "focal.py:FocalLoss", "focal")
-    config = config_of(folder, FOCAL_RUN)  # the package is not imported: importing it fails
+    config = config_of(folder, FOCAL_RUN)
     assert (config.network, config.loss, config.loss_parameters["gamma"]) == ("tiny", "focal", 3.0)
     assert {"focalpkg.losses", "focalpkg.networks"} <= set(training_modules(config))
-    with pytest.raises(UsageError, match=r"focal: importing focalpkg.losses failed: RuntimeError: imported"):
-        losses.build("focal", 8, 10, gamma=2.0)
-    (installed / "__init__.py").write_text("")
     assert losses.build("focal", 8, 10, gamma=2.0).gamma == 2.0
     assert models.build("tiny", 32).feature_dim == 8

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from repro.data.training_set import open_for_training
+from repro.data import open_for_training
 from repro.errors import RunInterruptedError
 from repro.records import Signature
 from repro.registry import Registry
-from repro.training.checkpoint import Arithmetic, CheckpointFolder
+from repro.training.checkpoint import CheckpointFolder, NumericSettings
 from repro.training.loop import CHECKPOINT_INTERVAL, train_run
 from repro.training.precision import choose_precision
 
@@ -34,9 +34,9 @@ class TimedFolder(CheckpointFolder):
     took: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
-    def save(self, step: int, arithmetic: Arithmetic, state: dict[str, Any]) -> Path | None:
+    def save(self, step: int, settings: NumericSettings, state: dict[str, Any]) -> Path | None:
         began = time.monotonic()
-        path = super().save(step, arithmetic, state)
+        path = super().save(step, settings, state)
         self.took.append(time.monotonic() - began)
         self.sizes.append(path.stat().st_size if path else 0)
         return path

@@ -10,9 +10,8 @@ the same time with one thread each, as `repro run` trains on two cores.
 import argparse
 from dataclasses import replace
 
-from repro.benchmark.processes import OURS, Program, started
 from repro.benchmark.result import busy_doubts, window_doubts
-from repro.benchmark.windows import measure, ratio
+from repro.benchmark.timing import HARNESS, Program, measure, ratio, started
 from repro.cli.context import Context
 from repro.system import busy_share, processor_name
 
@@ -25,8 +24,7 @@ def program(kind: str, processes: int) -> Program:
     context = Context.open(preset)
     run = context.registry.parse(f"cifar100/{network}/scaled-bn-m1/seed0")
     return Program(
-        kind=OURS,
-        run_id=run.id,
+        kind=HARNESS,
         config=context.registry.config(run, context.preset),
         image_size=32,
         data_dir=context.project.data,

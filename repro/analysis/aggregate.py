@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from repro.analysis.statistics import spread
+from repro.config import Preset, format_axis
 from repro.errors import IntegrityError, RecordCorruptError, RecordMisplacedError
 from repro.experiments import Reported
-from repro.recipes import Preset, format_axis
 from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Cell, Registry

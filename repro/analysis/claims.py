@@ -26,8 +26,8 @@ from repro.analysis.effects import (
 from repro.analysis.inference import holm, signed_rank_p
 from repro.analysis.layout import qualified_title
 from repro.analysis.rules import Claim, Mirror, Rules, Shown
+from repro.config import Preset
 from repro.errors import SelectionError
-from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Run
 

@@ -20,8 +20,8 @@ from repro.analysis.style import (
     make_page,
     sample_size,
 )
+from repro.config import Preset, format_axis
 from repro.experiments import TableName
-from repro.recipes import Preset, format_axis
 from repro.record_state import RunState
 from repro.records import Epoch, RunRecord
 from repro.registry import Registry

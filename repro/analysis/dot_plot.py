@@ -19,8 +19,8 @@ from repro.analysis.layout import (
     short_blank,
 )
 from repro.analysis.style import LABEL_SIZE, QUIET, Margins, label_room, make_page, sample_size
+from repro.config import Preset
 from repro.experiments import Table
-from repro.recipes import Preset
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Literal
 from repro.analysis.inference import bootstrap_interval, paired_correlation
 from repro.analysis.layout import network_label
 from repro.analysis.rules import Combination, Divergence, Measure, TestRules
+from repro.config import Preset
 from repro.errors import RegistryError
 from repro.experiments import Table
-from repro.recipes import Preset
 from repro.record_state import RunState
 from repro.records import RunRecord
 from repro.registry import Registry

@@ -16,7 +16,7 @@ from repro.analysis.rules import Rules
 from repro.analysis.style import figure_style, save
 from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.record_state import RunState
 from repro.records import RunRecord
 from repro.registry import Registry

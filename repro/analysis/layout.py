@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from repro.analysis.aggregate import CellSummary, CountedRun, seeds_text
 from repro.analysis.cell_verdict import Judged
+from repro.config import Preset, Scalar, format_axis
 from repro.experiments import Table, TableName
-from repro.recipes import Preset, Scalar, format_axis
 from repro.record_state import RecordState
 from repro.registry import Registry
 

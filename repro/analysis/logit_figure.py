@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from repro.analysis.comparison import Comparison
 from repro.analysis.layout import preset_sentence, qualified_title
 from repro.analysis.style import LABEL_SIZE, QUIET, Margins, make_page
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.records import LogitHistogram, RunRecord
 
 _ZOOM = 20

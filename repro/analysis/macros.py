@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from repro.analysis.aggregate import CellSummary
 from repro.analysis.cell_verdict import CellVerdict, Judged
 from repro.analysis.layout import short_blank
-from repro.recipes import Preset
+from repro.config import Preset
 
 FIELDS = (
     "mean",

@@ -12,7 +12,7 @@ from repro.analysis.cell_verdict import signed
 from repro.analysis.layout import loss_label, network_label, preset_sentence, qualified_title, short_blank
 from repro.analysis.open_points import LEVEL, Direction, Move
 from repro.analysis.tables import escape
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.registry import Cell, Registry
 
 TITLE = "What the paper leaves open, top-1 accuracy in percent"

@@ -7,8 +7,8 @@ from typing import Any
 from repro.analysis.aggregate import CellSummary
 from repro.analysis.cell_verdict import Judged
 from repro.analysis.tidy import CSV_COLUMNS, cell_values
+from repro.config import Preset
 from repro.errors import SetupError
-from repro.recipes import Preset
 from repro.registry import Registry
 
 _WHOLE = ("n", "expected", "diverged")

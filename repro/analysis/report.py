@@ -33,7 +33,7 @@ from repro.analysis.style import figure_style
 from repro.analysis.svg import to_svg
 from repro.analysis.verdicts import judge_cells
 from repro.analysis.weight_figure import draw_figure3
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.record_state import RunState
 from repro.registry import Registry
 

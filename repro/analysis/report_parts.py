@@ -13,7 +13,7 @@ from repro.analysis.report_numbers import busy, hours
 from repro.analysis.report_verdicts import VerdictPart, cell_verdict
 from repro.analysis.svg import Line, small_plot
 from repro.analysis.verdicts import CellVerdict, Verdict
-from repro.recipes import Preset, format_axis
+from repro.config import Preset, format_axis
 from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Cell, Registry

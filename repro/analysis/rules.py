@@ -11,9 +11,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from repro.config import TomlModel
 from repro.errors import RegistryError
 from repro.experiments import TableName, read_toml, validate
-from repro.recipes import TomlModel
 
 RULES_FILE = "claims.toml"
 

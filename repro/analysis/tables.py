@@ -11,8 +11,8 @@ from repro.analysis.latex import to_latex
 from repro.analysis.layout import LaidOutCell, TableLayout, lay_out
 from repro.analysis.macros import to_macros
 from repro.analysis.tidy import to_csv, to_json
+from repro.config import Preset
 from repro.errors import UsageError
-from repro.recipes import Preset
 from repro.registry import Registry
 
 TableFormat = Literal["markdown", "latex", "macros", "csv", "json"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from repro.analysis.aggregate import CellSummary
 from repro.analysis.cell_verdict import Judged, verdict_fields
 from repro.analysis.layout import loss_label, network_label, qualified_title
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.registry import Registry
 
 CellValue = str | int | float | list[int] | list[float] | list[float | None] | None

@@ -12,7 +12,7 @@ from repro.analysis.claims import ClaimVerdict, effect_text
 from repro.analysis.effects import ColumnEffect, Effect
 from repro.analysis.layout import network_label, preset_sentence
 from repro.analysis.rules import Rules
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.registry import Registry
 
 

@@ -21,8 +21,8 @@ from repro.analysis.aggregate import CellSummary
 from repro.analysis.cell_verdict import CellVerdict, Reading, Verdict, verdict_sentence
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
 from repro.analysis.rules import CellRules, Rules
+from repro.config import Preset
 from repro.experiments import Table
-from repro.recipes import Preset
 from repro.registry import Cell, Registry
 
 PAPER_RUNS = 3

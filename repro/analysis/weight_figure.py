@@ -12,7 +12,7 @@ from repro.analysis.style import (
     make_page,
     sample_size,
 )
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.records import RunRecord
 
 _CLASSES = 10  # as many as the paper shows

@@ -1,1 +1,1 @@
-"""How fast training is here, beside what the device could do and what public scripts do on it."""
+"""Training speed on this machine, compared with the device's limits and with what public scripts reach."""

@@ -1,20 +1,21 @@
-"""What a benchmark found, as JSON and as text."""
+"""What a benchmark measured, as JSON and as text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from repro.benchmark.processes import OURS, PLAIN, TUNED
-from repro.benchmark.windows import MAX_SPREAD, Speed, ratio
+from repro.benchmark.timing import HARNESS, PLAIN, TUNED, Speed, ratio
 
-MAX_BUSY = 0.2
-"""Share of the CPU time used by other programs before the start, above which no speed is trusted."""
+MAX_BUSY = (
+    0.2  # share of the CPU time used by other programs before the start, above which no speed is trusted
+)
+MAX_SPREAD = 2.0  # fastest window of a program over its slowest, above which none of them is trusted
 
 
 def at_once(runs: int) -> str:
-    """What our loop is called with several runs on the device at the same time."""
-    return f"{OURS}, {runs} at once"
+    """The name of this project's loop with several runs on the device at the same time."""
+    return f"{HARNESS}, {runs} at once"
 
 
 def busy_doubts(busy: float | None) -> list[str]:
@@ -56,13 +57,9 @@ class Machine:
     commit: str | None
     versions: dict[str, str]
 
-    def doubts(self) -> list[str]:
-        """Why no speed measured here is to be trusted; empty on a quiet machine."""
-        return busy_doubts(self.busy)
-
 
 @dataclass(frozen=True)
-class Found:
+class CaseResult:
     """One network at one image size with one loss.
 
     `speeds` and `preparing` (seconds to the first step done) by program, several runs at once among them.
@@ -76,8 +73,7 @@ class Found:
     loss: str
     batch_size: int
     data: str
-    techniques: tuple[str, ...]
-    unmeasured: tuple[str, ...]
+    accelerations: tuple[str, ...]
     parameters: int
     gflop_an_image: float
     megabytes_an_image: float
@@ -89,37 +85,31 @@ class Found:
     notes: tuple[str, ...]
 
     @property
-    def ours(self) -> float:
-        """The best that this project's loop reached on the device, alone or packed, images per second."""
+    def best(self) -> float:
+        """The most that this project's loop reached on the device, alone or packed, images per second."""
         return max(self.speeds[name].median for name in self._alone_and_packed())
-
-    def against(self, rival: str) -> dict[str, float]:
-        """Ours, alone and packed, as a multiple of a rival: the median of the quotients within a round.
-
-        Empty where the rival did not run.
-        """
-        if rival not in self.speeds:
-            return {}
-        theirs = self.speeds[rival].windows
-        return {name: ratio(self.speeds[name].windows, theirs) for name in self._alone_and_packed()}
-
-    def doubts(self) -> list[str]:
-        """Programs whose windows vary too much to be trusted."""
-        return [f"{self.name}: {doubt}" for doubt in window_doubts(self.speeds)]
-
-    def _alone_and_packed(self) -> list[str]:
-        return [name for name in self.speeds if name == OURS or name.endswith("at once")]
 
     @property
     def measuring_share(self) -> float:
         """What measuring takes of a step."""
-        return self.measuring / (self.speeds[OURS].milliseconds_per_step / 1000)
+        return self.measuring / (self.speeds[HARNESS].milliseconds_per_step / 1000)
+
+    def against(self, baseline: str) -> dict[str, float]:
+        """This project's loop, alone and packed, as a multiple of a baseline; empty without it."""
+        if baseline not in self.speeds:
+            return {}
+        theirs = self.speeds[baseline].windows
+        return {name: ratio(self.speeds[name].windows, theirs) for name in self._alone_and_packed()}
+
+    def _alone_and_packed(self) -> list[str]:
+        return [name for name in self.speeds if name == HARNESS or name.endswith("at once")]
 
     def lines(self) -> list[str]:
         """For a person."""
         lines = [
+            "",
             f"{self.name}, batch {self.batch_size}, {self.data} images: {self.parameters / 1e6:.1f} M "
-            f"parameters, {self.gflop_an_image:.2f} GFLOP and {self.megabytes_an_image:.1f} MB an image"
+            f"parameters, {self.gflop_an_image:.2f} GFLOP and {self.megabytes_an_image:.1f} MB per image",
         ]
         for name, speed in self.speeds.items():
             spread = f"{min(speed.windows):,.0f} – {max(speed.windows):,.0f}"
@@ -130,18 +120,29 @@ class Found:
                 f"{self.preparing[name]:.1f} s{how})"
             )
         lines.append(f"  {'roofline':<18} {self.roofline:>10,.0f} images/s, kernel by kernel")
-        lines.append(f"  of the roofline: {self.ours / self.roofline:.2f}")
-        for rival in (PLAIN, TUNED):
-            for name, times in self.against(rival).items():
-                lines.append(f"  {name} beside {rival}: {times:.2f} ×")
+        lines.append(f"  of the roofline: {self.best / self.roofline:.2f}")
+        for baseline in (PLAIN, TUNED):
+            for name, times in self.against(baseline).items():
+                lines.append(f"  {name} beside {baseline}: {times:.2f} ×")
         lines.append(
-            f"  measuring gradient norms, loss and accuracy: {1e6 * self.measuring:,.0f} µs a step, "
+            f"  measuring gradient norms, loss and accuracy: {1e6 * self.measuring:,.0f} µs per step, "
             f"{100 * self.measuring_share:.2f} %"
         )
-        lines.append(f"  techniques: {', '.join(self.techniques)}")
-        if self.unmeasured:
-            lines.append(f"  never measured by this project before: {', '.join(self.unmeasured)}")
+        lines.append(f"  accelerations: {', '.join(self.accelerations)}")
         return lines + [f"  {note}" for note in self.notes]
+
+    def content(self) -> dict[str, Any]:
+        """For JSON, with the ratios."""
+        content = asdict(self)
+        for name, speed in self.speeds.items():
+            content["speeds"][name]["median"] = speed.median
+        return {
+            **content,
+            "images_per_second": self.best,
+            "fraction_of_roofline": self.best / self.roofline,
+            "against": {baseline: self.against(baseline) for baseline in (PLAIN, TUNED)},
+            "measuring_share": self.measuring_share,
+        }
 
 
 @dataclass(frozen=True)
@@ -152,50 +153,37 @@ class BenchResult:
     machine: Machine
     rounds: int
     seconds: float
-    found: tuple[Found, ...]
+    cases: tuple[CaseResult, ...]
+
+    def doubts(self) -> list[str]:
+        """Why this measurement should not be quoted; empty where nothing speaks against it."""
+        varying = [f"{case.name}: {doubt}" for case in self.cases for doubt in window_doubts(case.speeds)]
+        return [*busy_doubts(self.machine.busy), *varying]
 
     def to_text(self) -> str:
         """For a person."""
         machine = self.machine
         busy = "" if machine.busy is None else f", {machine.busy:.0%} busy"
-        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-        head = [
+        lines = [
             self.command,
             f"{machine.device} ({machine.cores} cores, {machine.threads} threads, {machine.precision})",
-            versions,
+            ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
             f"measured: {machine.matmul / 1e12:.2f} TFLOP/s in a matrix product, {machine.copy / 1e9:.1f} "
             f"GB/s in a copy; before: load {machine.load:.1f}{busy}",
             f"{self.rounds} rounds of windows of {self.seconds:g} s, in turn, a process per program; medians",
         ]
-        doubts = [[f"not trustworthy: {doubt}" for doubt in self.doubts()]] if self.doubts() else []
-        return "\n".join([*head, *_joined([*(found.lines() for found in self.found), *doubts])])
-
-    def doubts(self) -> list[str]:
-        """Why this measurement should not be quoted; empty where nothing speaks against it."""
-        return [*self.machine.doubts(), *(doubt for found in self.found for doubt in found.doubts())]
+        lines += [line for case in self.cases for line in case.lines()]
+        doubts = [f"not trustworthy: {doubt}" for doubt in self.doubts()]
+        return "\n".join([*lines, *([""] if doubts else []), *doubts])
 
     def to_json(self) -> str:
         """Everything, with the ratios worked out."""
-        content: dict[str, Any] = {
+        content = {
             "not_trustworthy": self.doubts(),
-            **asdict(self),
-            "found": [_with_ratios(found) for found in self.found],
+            "command": self.command,
+            "machine": asdict(self.machine),
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "found": [case.content() for case in self.cases],
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def _with_ratios(found: Found) -> dict[str, Any]:
-    content = asdict(found)
-    for name, speed in found.speeds.items():
-        content["speeds"][name]["median"] = speed.median
-    return {
-        **content,
-        "images_per_second": found.ours,
-        "fraction_of_roofline": found.ours / found.roofline,
-        "against": {rival: found.against(rival) for rival in (PLAIN, TUNED)},
-        "measuring_share": found.measuring_share,
-    }
-
-
-def _joined(parts: Any) -> Sequence[str]:
-    return [line for part in parts for line in ("", *part)]

@@ -13,6 +13,7 @@ from repro import __version__
 from repro.cli.bench import bench
 from repro.cli.data import data
 from repro.cli.doctor import doctor
+from repro.cli.options import configure_logging
 from repro.cli.results import aggregate, audit, claims, figures, report
 from repro.cli.run import plan, run, stop, train
 from repro.cli.share import bundle, merge
@@ -44,6 +45,7 @@ def main() -> None:
     Exit codes: 0 done, 1 some runs failed, 2 usage, 3 environment or data missing, 4 a damaged record,
     75 interrupted and resumable, 130 Ctrl-C.
     """
+    configure_logging()
 
 
 for command in (

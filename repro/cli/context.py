@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.data.training_set import fingerprint
+from repro.config import Preset, RunConfig
+from repro.data import fingerprint
 from repro.paths import Project
-from repro.recipes import Preset, RunConfig
 from repro.record_state import RunState, assess
 from repro.registry import Registry, Run, Selection
 

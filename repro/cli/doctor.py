@@ -1,5 +1,6 @@
-"""`repro doctor`: checks whether this machine is ready, one function per matter; changes nothing."""
+"""`repro doctor`: checks whether this machine is ready to train; changes nothing."""
 
+import fcntl
 import json
 import os
 import platform
@@ -7,33 +8,37 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from repro.cli.options import JSON, places
-from repro.errors import DeviceError, ReproError, SetupError
+from repro.cli.suggest import suggest
+from repro.errors import DataCorruptError, DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
-    from repro.gpus import Gpu
 
-Level = Literal["ok", "warning", "error"]
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
+_OLD_CARDS_TORCH = f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
 _RECORD_BYTES = 60_000
 _CHECKPOINT_BYTES = 400_000_000  # two of ResNet-50's: weights, momentum and accumulators in float32
+_ENOUGH_MEMORY = 6 * 2**30  # bytes; one run holds torch and its data set, about 3 GB, TinyImageNet 4
+_TORCH_TIMEOUT = 180.0  # seconds that torch may take to be imported and to run a kernel on each GPU
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up; `remedy` says what to do and is empty where all is well."""
+    """One line of the output; `remedy` says what to do and is empty where nothing is wrong."""
 
     matter: str
-    level: Level
+    level: Literal["ok", "warning", "error"]
     said: str
     remedy: str = ""
 
@@ -41,123 +46,117 @@ class Finding:
 @click.command()
 @places
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
-              help="Whose needs to check.")  # fmt: skip
+              help="Check what this executor needs, too.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Do not hash the data sets.")
 @JSON
 def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> None:
     """Check this machine: Python, torch against the GPU, memory, disk, folders, data sets.
 
-    Each line is ok, a warning or an error with what to do about it; the exit code is 3 if one is an error.
+    Each line is ok, a warning or an error with what to do about it. The exit code is 3 if one is an error,
+    as where no run could be trained.
     """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    seen = []
+    findings = []
     for finding in examine(context, executor, hash_data=not quick):
-        seen.append(finding)
-        if as_json:
-            continue
-        mark = (f"{finding.level:<8}", _COLOURS[finding.level])
-        console.print(Text.assemble(mark, (f"{finding.matter:<21} ", "bold"), finding.said))
-        if finding.remedy:
-            console.print(Text(f"{'':8}{'':21} → {finding.remedy}"))
-    errors = sum(finding.level == "error" for finding in seen)
+        findings.append(finding)
+        if not as_json:
+            mark = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
+            click.echo(f"{mark}{click.style(f'{finding.matter:<21} ', bold=True)}{finding.said}")
+            if finding.remedy:
+                click.echo(f"{'':29} → {finding.remedy}")
+    errors, warnings = (sum(each.level == level for each in findings) for level in ("error", "warning"))
     if as_json:
-        print(json.dumps([asdict(finding) for finding in seen], indent=1, ensure_ascii=False))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
     else:
-        warnings = sum(finding.level == "warning" for finding in seen)
-        console.print(
+        click.echo(
             f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
         )
     sys.exit(SetupError.exit_code if errors else 0)
 
 
 def examine(context: "Context", executor: str, hash_data: bool) -> Iterator[Finding]:
-    """Every finding, in the order in which a person would want to know."""
+    """Every finding, what others depend on first."""
     yield from check_python()
-    yield from check_torch(read_torch_facts)
-    yield from check_driver()
-    yield from check_memory()
+    yield from check_torch()
     yield from check_places(context)
     yield from check_data(context, hash_data)
     yield from check_executor(executor)
 
 
 def check_python() -> Iterator[Finding]:
-    """This Python, and every package that the project asks for, against its lower bound."""
-    from importlib.metadata import PackageNotFoundError, version
+    """This Python, every required package against its lower bound, and main memory."""
+    from repro.system import memory_bytes
 
     yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
     unmet = []
-    for requirement in _requirements():
-        name, least = re.match(r"([\w-]+)\s*(?:>=\s*([\w.]+))?", requirement).groups()  # type: ignore[union-attr]
-        if "extra ==" in requirement:
-            continue
+    for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)", "\n".join(_requirements()), re.MULTILINE):
         try:
-            found = version(name)
-        except PackageNotFoundError:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
             unmet.append(f"{name} is missing")
             continue
-        if least and _numbers(found) < _numbers(least):
+        number, bound = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (found, least))
+        if number < bound:
             unmet.append(f"{name} {found} is older than {least}")
     if unmet:
         remedy = "`./run_all.sh --install-only`, or `pip install --editable .`"
         yield Finding("packages", "error", "; ".join(unmet), remedy)
     else:
-        yield Finding("packages", "ok", "all there, none older than its lower bound")
+        yield Finding("packages", "ok", "all installed, none older than its lower bound")
+    memory = memory_bytes()
+    level: Literal["ok", "warning"] = "ok" if memory >= _ENOUGH_MEMORY else "warning"
+    remedy = "" if level == "ok" else "fewer runs at once may fit than there are cores or GPUs"
+    yield Finding("memory", level, f"{memory / 2**30:.1f} GiB of main memory", remedy)
 
 
-def check_torch(
-    read_facts: Callable[[], Mapping[str, Any] | str], read: "Callable[[], Sequence[Gpu]] | None" = None
-) -> Iterator[Finding]:
-    """torch and its build against the GPUs that the driver shows; `read_facts` gives facts or a complaint.
+def _requirements() -> list[str]:
+    """What the package requires: by its source tree's `setup.cfg`, else by its installed metadata."""
+    from configparser import ConfigParser
 
-    `read` stands in for `repro.gpus.read_gpus`.
-    """
-    from repro.gpus import read_gpus
+    configuration = ConfigParser()
+    configuration.read(Path(__file__).parents[2] / "setup.cfg")
+    if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":
+        return configuration["options"]["install_requires"].split()
+    return [line for line in metadata.requires("scaled-bn-repro") or [] if "extra ==" not in line]
+
+
+def check_torch() -> Iterator[Finding]:
+    """torch's build against the GPUs that the driver shows."""
+    from repro import gpus
     from repro.system import usable_cores
 
-    facts = read_facts()
-    if isinstance(facts, str):
-        yield Finding("torch", "error", facts, "`./run_all.sh --install-only` installs a torch that fits")
+    try:
+        facts = read_torch_facts()
+    except SetupError as error:
+        yield Finding(
+            "torch", "error", str(error), "`./run_all.sh --install-only` installs a torch that fits"
+        )
         return
     build = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
     yield Finding("torch", "ok", f"{facts['torch']}, {build}; torchvision {facts['torchvision']}")
+    if driver := gpus.driver_version():
+        yield Finding("driver", "ok", f"NVIDIA {driver}")
     try:
-        present = (read or read_gpus)()
+        present = gpus.read_gpus()
     except DeviceError as error:
-        yield Finding("GPU", "error", str(error), "")
+        yield Finding("GPU", "error", str(error))
         return
-    if not present:
-        yield Finding(
-            "GPU",
-            "warning",
-            f"no NVIDIA GPU found: runs train on the CPU ({usable_cores()} cores, {facts['cpu']})",
-            "enough for the presets smoke and quick; the paper's recipe wants a GPU",
-        )
-        return
-    yield from _judge_gpus(facts, present)
-
-
-def _judge_gpus(facts: Mapping[str, Any], present: "Sequence[Gpu]") -> Iterator[Finding]:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not facts["available"]:
-        if hidden is not None and hidden.strip() in ("", "-1"):
-            yield Finding("GPU", "warning", f"CUDA_VISIBLE_DEVICES is {hidden!r}: every GPU is hidden",
-                          "unset it to train on a GPU")  # fmt: skip
-            return
-        remedy = (
-            "install a torch with CUDA: `./run_all.sh --install-only`"
-            if not facts["cuda"]
-            else "update the NVIDIA driver, or install a torch for an older CUDA: "
-            f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
-        )
+    if not present:
+        said = f"no NVIDIA GPU found: runs train on the CPU ({usable_cores()} cores, {facts['cpu']})"
+        remedy = "enough for the presets smoke and quick; the paper's recipe wants a GPU"
+        yield Finding("GPU", "warning", said, remedy)
+    elif facts["available"]:
+        for device in facts["devices"]:
+            yield judge_device(device, facts["architectures"])
+    elif hidden is not None and hidden.strip() in ("", "-1"):
+        said = f"CUDA_VISIBLE_DEVICES is {hidden!r}: every GPU is hidden"
+        yield Finding("GPU", "warning", said, "`unset CUDA_VISIBLE_DEVICES` to train on a GPU")
+    else:
+        remedy = "install a torch with CUDA: `./run_all.sh --install-only`"
+        if facts["cuda"]:
+            remedy = f"update the NVIDIA driver, or install a torch for an older CUDA: {_OLD_CARDS_TORCH}"
         names = ", ".join(gpu.name for gpu in present)
         yield Finding("GPU", "error", f"the driver shows {names}, torch sees no CUDA device", remedy)
-        return
-    for device in facts["devices"]:
-        yield judge_device(device, facts["architectures"])
 
 
 def judge_device(device: Mapping[str, Any], architectures: Sequence[str]) -> Finding:
@@ -167,100 +166,73 @@ def judge_device(device: Mapping[str, Any], architectures: Sequence[str]) -> Fin
     """
     major, minor = device["capability"]
     name = f"{device['name']}, compute capability {major}.{minor}"
-    carried = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", text) for text in architectures]
+    carried = re.findall(r"\b(sm|compute)_(\d+)(\d)[a-z]?\b", " ".join(architectures))
     # Machine code of the same generation and not newer runs; PTX of any older one is compiled by the driver.
     fits = any(
         (kind == "sm" and int(generation) == major and int(step) <= minor)
         or (kind == "compute" and (int(generation), int(step)) <= (major, minor))
-        for kind, generation, step in (match.groups() for match in carried if match)
+        for kind, generation, step in carried
     )
     if not fits:
-        return Finding(
-            "GPU",
-            "error",
-            f"{name}: this torch carries no code for it (only {', '.join(architectures) or 'none'})",
-            f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`, "
-            "or let `./run_all.sh --install-only` choose",
-        )
+        said = f"{name}: this torch carries no code for it (only {', '.join(architectures) or 'none'})"
+        remedy = f"{_OLD_CARDS_TORCH}, or let `./run_all.sh --install-only` choose"
+        return Finding("GPU", "error", said, remedy)
     if device["fault"]:
         return Finding("GPU", "error", f"{name}: a kernel fails: {device['fault']}", "see `nvidia-smi`")
     precision = "bf16" if major >= 8 else "fp16 with a scaler" if major == 7 else "float32"
     return Finding("GPU", "ok", f"{name}: a kernel ran; trains in {precision}")
 
 
-def read_torch_facts(timeout: float = 180.0) -> Mapping[str, Any] | str:
-    """What `torch_facts` returns in a process of its own, or why there is nothing.
+def read_torch_facts() -> dict[str, Any]:
+    """What `torch_facts` returns in a process of its own; SetupError says why it returned nothing.
 
-    A torch that crashes while it is imported, or a device that hangs, is then something to report and not the
-    end of the doctor.
+    A torch that crashes while it is imported, or a device that hangs, is then one finding of the doctor and
+    not its end.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
+    if util.find_spec("torch") is None:
+        raise SetupError("torch is not installed")
     code = "import json; from repro.cli.doctor import torch_facts; print(json.dumps(torch_facts()))"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TORCH_TIMEOUT
+        )
     except subprocess.TimeoutExpired:
-        return f"torch did not answer within {timeout:g} s: a device that hangs? See `nvidia-smi`"
+        hangs = f"torch did not answer within {_TORCH_TIMEOUT:g} s: a device that hangs? See `nvidia-smi`"
+        raise SetupError(hangs) from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
         ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else "failed"
-        return f"importing torch {ended}: {lines[-1] if lines else 'without a word'}"
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SetupError(f"importing torch {ended}: {last}")
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
 
 
 def torch_facts() -> dict[str, Any]:
-    """torch's versions, its architectures, and the name, capability and fault of each device."""
+    """torch's versions, its architectures, and each device: its name, capability and why no kernel runs."""
     import torch
     import torchvision
 
+    def fault(index: int) -> str | None:
+        try:
+            total = torch.ones(4, device=f"cuda:{index}").add(1).sum().item()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor was asked to find
+            return (str(error).strip() or repr(error)).splitlines()[0]
+        return None if total == 8.0 else f"it added four ones and four ones to {total}"
+
+    available = torch.cuda.is_available()
     devices = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-            devices.append({"name": name, "capability": list(capability), "fault": _fault(index)})
+    for index in range(torch.cuda.device_count() if available else 0):
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        devices.append({"name": name, "capability": capability, "fault": fault(index)})
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda,
         "architectures": torch.cuda.get_arch_list(),
-        "available": torch.cuda.is_available(),
+        "available": available,
         "devices": devices,
         "cpu": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _fault(index: int) -> str | None:
-    """Why a kernel cannot be run on the device; None where one was."""
-    import torch
-
-    try:
-        ones = torch.ones(4, device=f"cuda:{index}")
-        total = (ones + ones).sum().item()
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the doctor was asked to find
-        return (str(error).strip() or repr(error)).splitlines()[0]
-    return None if total == 8.0 else f"it added four ones and four ones to {total}"
-
-
-def check_driver() -> Iterator[Finding]:
-    """The NVIDIA driver's version, where there is a driver."""
-    path = Path("/sys/module/nvidia/version")
-    if path.is_file():
-        yield Finding("driver", "ok", f"NVIDIA {path.read_text().strip()}")
-
-
-def check_memory() -> Iterator[Finding]:
-    """Main memory: a run holds its data set and torch, about 3 GB, TinyImageNet 4."""
-    from repro.system import memory_bytes
-
-    whole = memory_bytes()
-    said = f"{whole / 2**30:.1f} GiB of main memory"
-    if whole < 6 * 2**30:
-        yield Finding("memory", "warning", said, "fewer runs at once may fit than there are cores or GPUs")
-    else:
-        yield Finding("memory", "ok", said)
 
 
 def check_places(context: "Context") -> Iterator[Finding]:
@@ -268,96 +240,98 @@ def check_places(context: "Context") -> Iterator[Finding]:
     project = context.project
     runs = len(context.runs())
     needed = runs * _RECORD_BYTES + _CHECKPOINT_BYTES
-    for matter, folder, option in (
-        ("results", project.results, "--results"),
-        ("figures", project.figures, "--output"),
-        ("data", project.data, "--data-dir"),
+    for matter, folder, elsewhere in (
+        ("results", project.results, "use --results DIR"),
+        ("figures", project.figures, "use `repro figures --output DIR`"),
+        ("data", project.data, "use --data-dir DIR"),
     ):
-        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
         room = f"{free / 1e9:,.1f} GB free"
-        if not os.access(there, os.W_OK | os.X_OK):
-            remedy = f"make it writable, or use {option} DIR"
-            yield Finding(matter, "error", f"{there} cannot be written", remedy)
+        if not os.access(existing, os.W_OK | os.X_OK):
+            yield Finding(
+                matter, "error", f"{existing} cannot be written", f"make it writable, or {elsewhere}"
+            )
         elif matter == "results" and free < needed:
             said = f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints"
-            yield Finding(matter, "error", said, "free some space, or use --results DIR on another disk")
+            yield Finding(matter, "error", said, f"free some space, or {elsewhere} on another disk")
         else:
             yield Finding(matter, "ok", f"{folder}: can be written, {room}")
-    yield from _check_locks(project.results)
-
-
-def _check_locks(folder: Path) -> Iterator[Finding]:
-    """Whether the file system of `folder` has kernel locks; a lock file is made and removed to see."""
-    from filelock import FileLock, Timeout
-
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return
-    path = folder / f".doctor-{os.getpid()}"
-    lock = FileLock(path)
-    elsewhere = "use a folder on another file system"
-    try:
-        lock.acquire(timeout=5)
-        kind = type(lock).__name__
-        lock.release()
-    except (OSError, NotImplementedError, Timeout) as error:
-        yield Finding("locks", "error", f"{folder}: no file locks ({error})", elsewhere)
-        return
-    finally:
-        path.unlink(missing_ok=True)
-    if "Soft" in kind:
-        yield Finding("locks", "error", f"{folder}: no kernel locks", elsewhere)
-    else:
-        yield Finding("locks", "ok", f"{folder}: kernel locks work")
+        if matter == "results" and os.access(existing, os.W_OK | os.X_OK):
+            try:
+                with tempfile.TemporaryFile(dir=existing) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield Finding("locks", "ok", f"{existing}: kernel locks work")
+            except OSError as error:
+                said = f"{existing}: no file locks ({error.strerror or error})"
+                yield Finding("locks", "error", said, f"{elsewhere} on another file system")
 
 
 def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
-    """Each data set of the preset's tables: prepared and, where `hash_them`, as its manifest says."""
+    """Each data set that the preset's runs need, and each other one that is here: whether it is intact.
+
+    The runs of a set that is missing are left out: a warning, and an error where all of them are.
+    """
     from repro.data import listing, verify
 
     if context.preset.recipe.data == "generated":
         yield Finding("data sets", "ok", f"the preset {context.preset.name} generates its own")
         return
-    needed = {table.dataset for table in context.registry.tables if table.of_paper}
-    for state in listing(context.project.data):
-        matter = f"data: {state.name}"
-        if state.state == "prepared":
-            said = f"{state.images:,} images of {state.classes} classes"
-            try:
-                if hash_them:
-                    verify(state.name, context.project.data)
-                    said += ", every array as its manifest says"
-            except ReproError as error:
-                yield Finding(matter, "error", str(error), f"`repro data prepare {state.name}`")
+    states = {state.name: state for state in listing(context.project.data)}
+    needed = dict.fromkeys(run.cell.dataset for run in context.runs())
+    nothing = not any(name in states and states[name].state == "prepared" for name in needed)
+    for name in dict.fromkeys([*states, *needed]):
+        state = states.get(name)
+        matter, found = f"data: {name}", state.state if state else "missing"
+        remedy = _prepare(context, name, fetch=found == "missing")
+        try:
+            if state is None or found in ("missing", "fetched"):
+                left_out = f"{found}, {'so nothing can be trained' if nothing else 'its runs are left out'}"
+                if name in needed:
+                    yield Finding(matter, "error" if nothing else "warning", left_out, remedy)
                 continue
+            if found == "corrupt":
+                raise DataCorruptError(state.detail)
+            said = f"{state.images:,} images of {state.classes} classes"
+            if hash_them:
+                verify(name, context.project.data)
+                said += ", every array as its manifest says"
             yield Finding(matter, "ok", said)
-        elif state.state == "corrupt":
-            yield Finding(matter, "error", state.detail, f"`repro data prepare {state.name}`")
-        elif state.name in needed:
-            remedy = f"`repro data prepare {state.name}`"
-            if state.state == "missing":
-                remedy = f"`repro data fetch {state.name} && repro data prepare {state.name}`"
-            yield Finding(matter, "warning", f"{state.state}, its runs are left out", remedy)
+        except ReproError as error:
+            yield Finding(matter, "error", str(error), remedy)
+
+
+def _prepare(context: "Context", name: str, fetch: bool) -> str:
+    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+    from repro.data import DATA_SETS
+
+    known, options = DATA_SETS.get(name), ("--data-dir",)
+    if known is None:
+        return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
+    prepare = suggest(context, "data", "prepare", name, options=options)
+    lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
+    return (
+        f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
+        if fetch
+        else prepare
+    )
 
 
 def check_executor(executor: str) -> Iterator[Finding]:
     """What `--executor slurm` or `ray` needs: its package here and, for Slurm, its commands."""
-    import importlib.util
-    from importlib.metadata import version
-
     package = {"slurm": "submitit", "ray": "ray"}.get(executor)
     if package is None:
         return
-    if importlib.util.find_spec(package) is None:
+    if util.find_spec(package) is None:
         remedy = f"`pip install --editable '.[{executor}]'`"
         yield Finding(executor, "error", f"{package} is not installed", remedy)
     else:
-        yield Finding(executor, "ok", f"{package} {version(package)}")
+        yield Finding(executor, "ok", f"{package} {metadata.version(package)}")
     if executor == "slurm":
-        missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+        missing = [name for name in ("sbatch", "squeue", "scancel", "sinfo") if shutil.which(name) is None]
         if missing:
-            yield Finding("slurm", "error", f"not found: {', '.join(missing)}",
-                          "run this on a login node, or load the module that has them")  # fmt: skip
+            remedy = "run this on a login node, or load the module that has them"
+            yield Finding("slurm", "error", f"not found: {', '.join(missing)}", remedy)
             return
         asked = subprocess.run(["sinfo", "--noheader", "--format=%P %a %D"], capture_output=True, text=True)
         if asked.returncode:
@@ -366,21 +340,3 @@ def check_executor(executor: str) -> Iterator[Finding]:
         else:
             partitions = "; ".join(line.strip() for line in asked.stdout.splitlines())
             yield Finding("slurm", "ok", f"partitions (name, state, nodes): {partitions}")
-
-
-def _requirements() -> list[str]:
-    """What the package needs: by its source tree's `setup.cfg`, else by its installed metadata."""
-    from configparser import ConfigParser
-    from importlib.metadata import requires
-
-    import repro
-
-    configuration = ConfigParser()
-    configuration.read(Path(repro.__file__).parent.parent / "setup.cfg")
-    if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":
-        return configuration["options"]["install_requires"].split()
-    return requires("scaled-bn-repro") or []
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text.split("+")[0])[:3])

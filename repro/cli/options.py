@@ -1,7 +1,9 @@
 """Options that commands share, and what each hands its command instead of them."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,22 @@ class TableType(click.ParamType):
 
 
 TABLE = TableType()
+
+
+class _Messages(logging.Handler):
+    """Plain lines on stderr; one that cannot be written, as to a full disk, is dropped."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):
+            click.echo(self.format(record), err=True)
+
+
+def configure_logging() -> None:
+    """Shows what the package logs, from INFO on, as messages to the user."""
+    logger = logging.getLogger("repro")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+        logger.addHandler(_Messages())
 
 
 def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -104,7 +122,7 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.recipes import parse_axis
+        from repro.config import parse_axis
         from repro.registry import Selection
 
         axes = tuple(parse_axis(text) for text in options.pop("axes"))

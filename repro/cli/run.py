@@ -420,6 +420,7 @@ def train(
         sweep = Sweep.read(sweep_file)
         # Before torch is imported: an array's late task has nothing to take, and is gone within a second.
         queue = RunQueue(sweep, context.registry, context.project)
+        queue.close_dead_attempts()
         locked = queue.locked()
         if all(entry.run in locked for entry in queue.takeable()):
             return
@@ -441,7 +442,7 @@ def train(
         from repro.scheduling.executors.slurm import requeue_this_task
 
         requeue_this_task()
-    if not sweep_file and worker.queue.impossible:
+    if not sweep_file and code == 0 and worker.queue.impossible:
         raise SetupError(next(iter(worker.queue.impossible.values())))
     sys.exit(code)
 

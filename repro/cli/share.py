@@ -3,7 +3,7 @@
     records/<preset>/<run id>.json …   in a gzipped tar; the same records give the same bytes
 
 Only valid records of today's recipes get in, under a name that is free; nothing that is here already is ever
-replaced, moved or changed.
+replaced, moved or changed. A bundle is read member by member and never unpacked to disk.
 """
 
 import gzip
@@ -13,28 +13,29 @@ import re
 import socket
 import sys
 import tarfile
-import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
-from repro.errors import DataCorruptError, IntegrityError, ReproError, SelectionError, UsageError
+from repro.cli.suggest import suggest
+from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
-    from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Run, Selection
 
 TOP = "records"
-LIMITS = {"max_members": 1_000_000, "max_bytes": 100 * 10**9, "max_ratio": 30}
+MAX_RATIO = 30  # unpacked bytes per byte of a bundle; records come to about 5
 LARGEST_RECORD = 10 * 2**20  # bytes of a file that can be a record; the paper's have about 35,000
+_BLOCK = 1 << 20  # bytes unpacked at once
 _PATH = re.compile(r"(?<![\w.~/-])~?(?:/[\w.+@=~-]+){2,}/?")
 _SHORTEST_HOST = 3  # characters; a shorter host name is found in ordinary words too
 
@@ -49,7 +50,7 @@ def bundle(context: "Context", selected: "Selection", output: Path | None) -> No
     packed, left_out, damaged = write_bundle(context, selected, file)
     for reason in left_out:
         click.echo(f"left out: {reason}", err=True)
-    click.echo(f"{packed} records packed", err=True)
+    click.echo(f"{packed} record{'' if packed == 1 else 's'} packed", err=True)
     click.echo(file)
     if damaged:
         sys.exit(IntegrityError.exit_code)
@@ -63,34 +64,34 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
     """
     from repro.record_state import RecordState
 
-    left_out: list[str] = []
-    damaged = False
-    packed = 0
-
-    def members() -> Iterator[tuple[str, bytes]]:
-        nonlocal damaged, packed
-        runs = context.registry.select_runs(selected, context.preset)
-        for state in context.states(sorted(runs, key=lambda run: run.id)):
-            if state.record_state is RecordState.MISSING:
-                continue
-            record, reason = None, state.reason
-            if state.counts and state.record is not None:
-                record, reason = anonymise(state.record)
-            if record is None:
-                damaged |= state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
-                left_out.extend([f"{state.run.id}: {reason}"] if reason else [])
-                continue
-            packed += 1
-            yield f"{TOP}/{context.preset.name}/{state.run.id}.json", record.to_json().encode()
-
+    packed, left_out, damaged = 0, [], False
+    runs = sorted(context.registry.select_runs(selected, context.preset), key=lambda run: run.id)
     temporary = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_tar(temporary, members())
+        with (
+            temporary.open("wb") as raw,
+            # No time, owner or file name of this machine gets into the archive.
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as compressed,
+            tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for state in context.states(runs):
+                record, reason = None, state.reason
+                if state.counts and state.record is not None:
+                    record, reason = anonymise(state.record)
+                if record is not None:
+                    content = record.to_json().encode()
+                    info = tarfile.TarInfo(f"{TOP}/{context.preset.name}/{state.run.id}.json")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                    packed += 1
+                elif state.record_state is not RecordState.MISSING:
+                    left_out.append(f"{state.run.id}: {reason}")
+                    damaged |= state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
         if not packed:
             raise SelectionError(
-                f"no record of the preset {context.preset.name} counts in this selection, so nothing "
-                f"is packed; `repro status --preset {context.preset.name}` shows what there is"
+                f"no record of the preset {context.preset.name} counts in this selection, so nothing is "
+                f"packed; {suggest(context, 'status')} shows what there is"
             )
         temporary.replace(file)
     except OSError as error:
@@ -98,19 +99,6 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
     finally:
         temporary.unlink(missing_ok=True)
     return packed, left_out, damaged
-
-
-def _write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """No time, owner or file name of this machine gets into the archive."""
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def anonymise(record: "RunRecord") -> "tuple[RunRecord | None, str]":
@@ -121,40 +109,32 @@ def anonymise(record: "RunRecord") -> "tuple[RunRecord | None, str]":
     anywhere else decides what the record means, so such a record is not changed but kept back.
     """
     content = record.model_dump(mode="json")
-    provenance = content["provenance"]
+    provenance = content.pop("provenance")
+    paths: list[str] = []
+
+    def find(text: str) -> str:
+        paths.extend(_PATH.findall(text))
+        return text
+
+    _with_texts(content, find)
+    if paths:
+        return None, f"holds the path {paths[0]!r}, which may name this machine or a person"
     for attempt in provenance["attempts"]:
         outcome, colon, message = attempt["outcome"].partition(": ")
         attempt["outcome"] = f"{outcome}{colon}{message.partition(':')[0]}"
-    content["provenance"] = _without_names(provenance, socket.gethostname())
-    for text in _texts({key: value for key, value in content.items() if key != "provenance"}):
-        if _PATH.search(text) and text not in (record.run, record.preset):
-            return None, f"holds the path {text!r}, which is not for others' eyes"
-    return type(record).model_validate(content), ""
+    host = socket.gethostname()
+    named = re.compile(rf"(?<![\w.-]){re.escape(host)}(?![\w-])" if len(host) >= _SHORTEST_HOST else r"(?!)")
+    provenance = _with_texts(provenance, lambda text: named.sub("<host>", _PATH.sub("<path>", text)))
+    return type(record).model_validate({**content, "provenance": provenance}), ""
 
 
-def _without_names(value: object, host: str) -> object:
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` as JSON has it, with every text in it changed, keys too."""
     if isinstance(value, dict):
-        return {key: _without_names(each, host) for key, each in value.items()}
+        return {change(key): _with_texts(each, change) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_names(each, host) for each in value]
-    if not isinstance(value, str):
-        return value
-    text = _PATH.sub("<path>", value)
-    if len(host) >= _SHORTEST_HOST:
-        text = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "<host>", text)
-    return text
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield key
-            yield from _texts(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)
-    elif isinstance(value, str):
-        yield value
+        return [_with_texts(each, change) for each in value]
+    return change(value) if isinstance(value, str) else value
 
 
 @click.command()
@@ -166,14 +146,18 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     """Take records in that `repro bundle` packed elsewhere: valid ones of today's recipes, under free names.
 
     Nothing that is here is replaced. Exit codes: 0 all taken or here already, 1 another recipe's or another
-    record of the same run was left out, 4 something could not be believed.
+    record of the same run was left out, 4 a record or bundle is not valid.
     """
     from repro.cli.context import Context
 
-    merged = merge_bundles(Context.open("paper", results, data_dir), files, dry_run)
-    for line in merged.lines():
-        click.echo(line, err=True)
-    sys.exit(merged.exit_code)
+    offers = merge_bundles(Context.open("paper", results, data_dir), files, dry_run)
+    for offer in offers:
+        if offer.reason:
+            click.echo(f"{offer.fate}: {offer.name}: {offer.reason}", err=True)
+    counts = Counter(offer.fate for offer in offers)
+    total = ", ".join(f"{counts[fate]} {fate}" for fate in Fate if counts[fate]) or "nothing in it"
+    click.echo(f"would be: {total}" if dry_run else total, err=True)
+    sys.exit(max((offer.fate.exit_code for offer in offers), default=0))
 
 
 class Fate(StrEnum):
@@ -185,134 +169,108 @@ class Fate(StrEnum):
     OTHER_RECIPE = "other recipe"
     REFUSED = "refused"
 
+    @property
+    def exit_code(self) -> int:
+        """4 for what is not valid, 1 for what was left out otherwise."""
+        if self is Fate.REFUSED:
+            return IntegrityError.exit_code
+        return ReproError.exit_code if self in (Fate.CONFLICT, Fate.OTHER_RECIPE) else 0
+
 
 @dataclass(frozen=True)
 class Offer:
-    """One file of a bundle, by its name there; `reason` is empty where there is nothing to say."""
+    """One member of a bundle, by its name there, or a whole bundle that is refused; `reason` may be empty."""
 
     name: str
     fate: Fate
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Merged:
-    """Everything that was offered; `dry_run`: what would have become of it."""
-
-    offers: tuple[Offer, ...]
-    dry_run: bool
-
-    @property
-    def exit_code(self) -> int:
-        """4 if something is not valid, 1 if something else was left out, 0 if nothing was."""
-        fates = {offer.fate for offer in self.offers}
-        if Fate.REFUSED in fates:
-            return IntegrityError.exit_code
-        return ReproError.exit_code if fates & {Fate.CONFLICT, Fate.OTHER_RECIPE} else 0
-
-    def lines(self) -> list[str]:
-        """Every record that was not simply taken or here, then the counts."""
-        counts = Counter(offer.fate for offer in self.offers)
-        total = ", ".join(f"{counts[fate]} {fate}" for fate in Fate if counts[fate]) or "nothing in it"
-        spoken = [f"{offer.fate}: {offer.name}: {offer.reason}" for offer in self.offers if offer.reason]
-        return [*spoken, f"would be: {total}" if self.dry_run else total]
-
-
-def merge_bundles(context: "Context", files: Iterable[Path], dry_run: bool = False) -> Merged:
-    """Looks at every record of `files` and takes in what can be; a bundle that cannot be unpacked is refused.
+def merge_bundles(context: "Context", files: Iterable[Path], dry_run: bool = False) -> list[Offer]:
+    """What became of every record of `files`, or in a dry run what would; a torn bundle is refused whole.
 
     The records' presets are their own, whatever the context's. Raises SetupError where the results cannot be
     written.
     """
-    from repro.data.files import unpack_tar
-
-    wanted = "a file made by `repro bundle`: ask for another copy"
     offers: list[Offer] = []
-    planned: dict[str, str] = {}
+    planned: dict[str, str] = {}  # what a dry run would have taken: name → sha256
     for file in files:
-        with tempfile.TemporaryDirectory(prefix="repro-merge-") as folder:
-            target = Path(folder) / TOP
-            try:
-                unpack_tar(file, target, **LIMITS, expected=wanted)
-            except DataCorruptError as error:
-                offers.append(Offer(str(file), Fate.REFUSED, str(error).removeprefix(f"{file} ")))
-                continue
-            offers += _offers(context, target, planned if dry_run else None)
-    return Merged(tuple(offers), dry_run)
-
-
-def _offers(context: "Context", records: Path, planned: dict[str, str] | None) -> Iterator[Offer]:
-    """What becomes of each file below `records`, which is laid out as results are.
-
-    `planned` makes it a dry run: by name, the hash of what earlier bundles would have put there.
-    """
-    from repro.record_state import RecordState, assess_run
-
-    fingerprints: dict[tuple[str, str], str | None] = {}
-
-    def assess(context: "Context", run: "Run") -> "RunState":
-        key = context.preset.name, run.cell.dataset
-        if key not in fingerprints:
-            fingerprints[key] = context.fingerprints([run])[run.cell.dataset]
-        config = context.registry.config(run, context.preset)
-        return assess_run(run, config, context.preset, context.project, fingerprints[key])
-
-    for file in sorted(path for path in records.rglob("*") if not path.is_dir()):
-        name = str(file.relative_to(records))
         try:
-            run, here = _named(context, name)
-        except UsageError as error:
-            yield Offer(name, Fate.REFUSED, str(error))
-            continue
-        if file.stat().st_size > LARGEST_RECORD:
-            yield Offer(name, Fate.REFUSED, f"too large for a record: {file.stat().st_size:,} bytes")
-            continue
-        offered = assess(replace(here, project=replace(here.project, results=records)), run)
-        if offered.record_state is RecordState.OTHER_RECIPE:
-            yield Offer(name, Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: "))
-        elif offered.record is None:
-            reason = offered.reason.replace(f"{records}/", "").removeprefix(f"{name}: ")
-            yield Offer(name, Fate.REFUSED, reason)
-        else:
-            present = assess(here, run)
-            yield _decide(name, offered.record, present, here, file.read_bytes(), planned)
+            for name, content in _members(file):
+                offers.append(Offer(name, *_take(context, name, content, planned if dry_run else None)))
+        except RecordCorruptError as error:
+            offers.append(Offer(str(file), Fate.REFUSED, str(error)))
+    return offers
 
 
-def _decide(
-    name: str,
-    offered: "RunRecord",
-    present: "RunState",
-    here: "Context",
-    content: bytes,
-    planned: dict[str, str] | None,
-) -> Offer:
-    """Takes the record in where its name is free."""
-    from repro.record_state import RecordState
+def _members(file: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Each file of a bundle: its name, and its content if it can be a record's.
+
+    Raises RecordCorruptError before the first one if the bundle is torn or unpacks to far more bytes.
+    """
+    limit, unpacked = max(_BLOCK, MAX_RATIO * file.stat().st_size), 0
+    try:
+        # tarfile reads a long name or extended header whole, whatever its size: so all is counted first.
+        with gzip.open(file) as stream:
+            while block := stream.read(_BLOCK):
+                unpacked += len(block)
+                if unpacked > limit:
+                    raise ValueError(f"it unpacks to over {MAX_RATIO} times as many bytes")
+        with tarfile.open(file, "r:gz") as tar:
+            for member in tar.getmembers():
+                if not member.isdir():
+                    fits = member.isreg() and member.size <= LARGEST_RECORD
+                    stored = tar.extractfile(member) if fits else None
+                    yield member.name, stored.read() if stored else None
+    # What gzip and tarfile raise on torn or hostile input.
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
+        again = "ask for another copy of the file that `repro bundle` wrote"
+        raise RecordCorruptError(f"not a bundle ({error or type(error).__name__}): {again}") from None
+
+
+def _take(
+    context: "Context", name: str, content: bytes | None, planned: dict[str, str] | None
+) -> tuple[Fate, str]:
+    """Takes a record in where its name is free; `planned` makes it a dry run. The fate, and why."""
+    from repro.record_state import RecordState, assess_record, assess_run
+    from repro.records import decode_record
     from repro.storage import add_record
 
-    if present.record_state is RecordState.MISSING and planned is not None:
-        digest = hashlib.sha256(content).hexdigest()
-        if planned.setdefault(name, digest) != digest:
-            return Offer(name, Fate.CONFLICT, "an earlier bundle has another record of this run")
-        return Offer(name, Fate.TAKEN)
+    try:
+        run, here = _named(context, name)
+        if content is None:
+            raise RecordCorruptError(f"not a file of at most {LARGEST_RECORD:,} bytes")
+        record = decode_record(content, name, run.id, here.preset.name)
+    except (UsageError, IntegrityError) as error:
+        return Fate.REFUSED, str(error).removeprefix(f"{name}: ")
+    config = here.registry.config(run, here.preset)
+    fingerprint = here.fingerprints([run])[run.cell.dataset]
+    offered = assess_record(record, run, config, fingerprint)
+    if offered.record_state is RecordState.OTHER_RECIPE:
+        return Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: ")
+    present = assess_run(run, config, here.preset, here.project, fingerprint)
     if present.record_state is RecordState.MISSING:
-        if add_record(content, here.project.run(here.preset.name, offered.run)):
-            return Offer(name, Fate.TAKEN)
-        return Offer(name, Fate.CONFLICT, "somebody else has just put a record there; merge again")
+        if planned is None:
+            if not add_record(content, here.project.run(here.preset.name, run.id)):
+                return Fate.CONFLICT, "another process has just put a record there; merge again"
+        elif planned.setdefault(name, digest := hashlib.sha256(content).hexdigest()) != digest:
+            return Fate.CONFLICT, "an earlier bundle has another record of this run"
+        return Fate.TAKEN, ""
     if present.record is None:
-        reason = f"what is here is damaged, `repro run` sets it aside: {present.reason}"
-        return Offer(name, Fate.CONFLICT, reason)
-    if offered in (present.record, anonymise(present.record)[0]):
-        return Offer(name, Fate.ALREADY_HERE)
-    ours, theirs = _describe(present.record), _describe(offered)
-    return Offer(name, Fate.CONFLICT, f"another record of this run is here ({ours}; offered: {theirs})")
+        again = suggest(here, "train", run.id)
+        return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"
+    if record in (present.record, anonymise(present.record)[0]):
+        return Fate.ALREADY_HERE, ""
+    ours, theirs = _describe(present.record), _describe(record)
+    return Fate.CONFLICT, f"another record of this run is here ({ours}; offered: {theirs})"
 
 
 def _named(context: "Context", name: str) -> "tuple[Run, Context]":
-    """The run that a file's name stands for, and the context of its preset; raises UsageError."""
-    preset, _, rest = name.partition("/")
-    if not rest.endswith(".json"):
-        raise UsageError("not a record's name; expected <preset>/<run id>.json")
+    """The run that a member's name stands for, and the context of its preset; raises UsageError."""
+    top, _, path = name.partition("/")
+    preset, _, rest = path.partition("/")
+    if top != TOP or not rest.endswith(".json"):
+        raise UsageError(f"not a record's name; expected {TOP}/<preset>/<run id>.json")
     here = replace(context, preset=context.registry.preset(preset))
     run = here.registry.parse(rest.removesuffix(".json"))
     here.registry.config(run, here.preset)

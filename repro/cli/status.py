@@ -162,7 +162,7 @@ def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
     from rich.table import Table
     from rich.text import Text
 
-    from repro.recipes import format_axis
+    from repro.config import format_axis
 
     result, made, data = record.result, record.provenance, record.data
     standing = state.reason or str(state.record_state)
@@ -240,7 +240,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _plain(value: object) -> str:
-    from repro.recipes import format_axis
+    from repro.config import format_axis
 
     if isinstance(value, list | tuple):
         return "/".join(_plain(item) for item in value)

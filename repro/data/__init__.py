@@ -4,7 +4,8 @@ Importing this package imports neither numpy nor torch: planning reads it.
 """
 
 import importlib
-from dataclasses import dataclass, fields, replace
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,40 +13,19 @@ from repro.errors import DataCorruptError, DataMissingError, UsageError
 from repro.paths import NAME
 
 if TYPE_CHECKING:
-    from repro.data.download import Progress
+    from repro.config import RunConfig
+    from repro.data.prepared import PreparedData
     from repro.manifest import Manifest
 
 OWN_IMAGE_SIZE = 64  # pixels per side of a set of the user's own
 
 
 @dataclass(frozen=True)
-class FetchOptions:
-    """Options of `repro data fetch`; each set lists in `fetch_takes` those that apply to it."""
-
-    url: str | None = None  # a mirror
-    lists: Path | None = None  # folder of the publishers' lists of addresses
-    retry_dead: bool = False  # request addresses again that brought nothing
-    allow_private_addresses: bool = False  # fetch from this machine and its network too
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Options of `repro data prepare`; each set lists in `prepare_takes` those that apply to it."""
-
-    source: Path | None = None  # where the files are, if not in the usual places
-    lists: Path | None = None  # folder of the publishers' lists, which say who is where in the images
-    name: str | None = None  # what the prepared set is called, if not as its source
-    title: str | None = None
-    allow_partial: bool = False
-    min_images: int | None = None  # a class with fewer is left out
-    crop: float | None = None  # side of the central square that is kept, per shorter side of the image
-
-
-@dataclass(frozen=True)
 class DataSet:
     """One data set; a count is None where it is whatever is found.
 
-    `module`, in this package, has `prepare` and, for a known set, `fetch` and `located`.
+    `module`, in this package, has `prepare(data_dir, *, …)` and, for a known set, `fetch(data_dir, *, …)` and
+    `find_source(data_dir)`; their keyword arguments are the options that the commands take for this set.
     """
 
     name: str
@@ -59,8 +39,6 @@ class DataSet:
     """Training images, test images and classes as the paper counts them, where the set is as found: only for
     an estimate of time before the data are here."""
     fetch_needs: str = ""  # what `repro data fetch` needs besides a network, with its option
-    fetch_takes: frozenset[str] = frozenset({"url"})
-    prepare_takes: frozenset[str] = frozenset()
 
     def implementation(self) -> Any:
         """The module, imported; numpy comes with it."""
@@ -86,38 +64,18 @@ class DataSetState:
 DATA_SETS: dict[str, DataSet] = {
     each.name: each
     for each in (
+        DataSet("cifar100", "CIFAR-100", 32, "cifar100", classes=100, train_count=50_000, test_count=10_000),
         DataSet(
-            name="cifar100",
-            title="CIFAR-100",
-            image_size=32,
-            classes=100,
-            train_count=50_000,
-            test_count=10_000,
-            module="cifar100",
-            prepare_takes=frozenset({"source"}),
+            "tiny-imagenet", "TinyImageNet", 64, "tiny_imagenet",
+            classes=200, train_count=100_000, test_count=10_000,
         ),
         DataSet(
-            name="tiny-imagenet",
-            title="TinyImageNet",
-            image_size=64,
-            classes=200,
-            train_count=100_000,
-            test_count=10_000,
-            module="tiny_imagenet",
-            prepare_takes=frozenset({"source", "name", "title", "allow_partial"}),
-        ),
-        DataSet(
-            name="facescrub",
-            title="FaceScrub",
-            image_size=64,
-            module="facescrub",
+            "facescrub", "FaceScrub", 64, "facescrub",
             paper_counts=(361 * 90, 361 * 10, 361),
             fetch_needs="the lists that its publishers send on request (--lists DIR)",
-            fetch_takes=frozenset({"lists", "retry_dead", "allow_private_addresses"}),
-            prepare_takes=frozenset({"source", "lists", "name", "title", "min_images"}),
         ),
     )
-}
+}  # fmt: skip
 
 
 def described(name: str) -> DataSet:
@@ -131,59 +89,53 @@ def described(name: str) -> DataSet:
         raise UsageError(
             f"{name!r} cannot be a data set's name; use small letters, digits, dots and dashes, as in lfw"
         )
-    takes = frozenset({"source", "title", "min_images", "crop"})
-    return DataSet(name, name, OWN_IMAGE_SIZE, "image_folder", prepare_takes=takes)
+    return DataSet(name, name, OWN_IMAGE_SIZE, "identities")
 
 
-def fetch(
-    name: str, data_dir: Path, options: FetchOptions | None = None, progress: "Progress | None" = None
-) -> Path:
+def fetch(name: str, data_dir: Path, **options: Any) -> Path:
     """The place of the source files of `name` below `data_dir`, downloaded where they are not there yet.
+
+    `options` are those of the set's own `fetch`; one that is None or False was not given.
 
     Raises UsageError, FetchError, DataCorruptError, SetupError, or DataMissingError where something is needed
     beforehand.
     """
     if name not in DATA_SETS:
         raise UsageError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}")
-    chosen = DATA_SETS[name]
-    options = options or FetchOptions()
-    _check_options("fetch", name, options, FetchOptions(), chosen.fetch_takes)
-    place: Path = chosen.implementation().fetch(data_dir, options, progress)
+    place: Path = _call("fetch", DATA_SETS[name], data_dir, options)
     return place
 
 
-def prepare(
-    name: str, data_dir: Path, options: PrepareOptions | None = None, progress: "Progress | None" = None
-) -> "Manifest":
+def prepare(name: str, data_dir: Path, **options: Any) -> "Manifest":
     """Make the arrays of `name` from its source files; whole ones of the same kind that are there stay.
 
-    A name that is not a known set's needs `options.source`, a folder with a folder per class.
+    `options` are those of the set's own `prepare`. A name that is not a known set's needs `source`, a folder
+    with a folder per class.
 
     Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing.
     """
-    options = options or PrepareOptions()
-    if name not in DATA_SETS and options.source is None:
+    if name not in DATA_SETS and options.get("source") is None:
         raise UsageError(
             f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
             "--from FOLDER with a folder of images per class"
         )
-    chosen = described(name)
-    _check_options("prepare", name, options, PrepareOptions(), chosen.prepare_takes)
-    if options.name is not None and options.name != name:
-        described(options.name)
-        if options.name in DATA_SETS:
-            raise UsageError(f"--as {options.name}: {name} cannot be kept under another known set's name")
+    chosen, title = described(name), options.get("title") or ""
+    if (save_as := options.get("save_as") or name) != name:
+        described(save_as)
+        if save_as in DATA_SETS:
+            raise UsageError(f"--as {save_as}: {name} cannot be kept under another known set's name")
     for known in DATA_SETS.values():
-        if options.title and known.name != name and known.title.casefold() in options.title.casefold():
-            raise UsageError(
-                f"--title {options.title!r}: only {known.name} itself may be called {known.title}"
-            )
-    named = replace(options, name=options.name or name)
-    manifest: Manifest = chosen.implementation().prepare(data_dir, named, progress)
+        if known.name != name and known.title.casefold() in title.casefold():
+            raise UsageError(f"--title {title!r}: only {known.name} itself may be called {known.title}")
+    if name not in DATA_SETS:
+        if save_as != name:
+            raise UsageError(f"repro data prepare {name}: --as means nothing for this set")
+        options["save_as"] = name
+    manifest: Manifest = _call("prepare", chosen, data_dir, options)
     return manifest
 
 
-def verify(name: str, data_dir: Path, progress: "Progress | None" = None) -> "Manifest":
+def verify(name: str, data_dir: Path) -> "Manifest":
     """Hash every array of `name` and return the manifest that they match.
 
     Raises UsageError for a name that is neither known nor prepared, DataMissingError, or DataCorruptError
@@ -195,7 +147,45 @@ def verify(name: str, data_dir: Path, progress: "Progress | None" = None) -> "Ma
     if name not in DATA_SETS and name not in own:
         known = ", ".join([*DATA_SETS, *own])
         raise UsageError(f"unknown data set {name!r}; known: {known}")
-    return verify_prepared(data_dir, name, progress)
+    return verify_prepared(data_dir, name)
+
+
+def open_for_training(config: "RunConfig", data_dir: Path) -> "PreparedData":
+    """The arrays to train `config` on: a prepared set, or generated data where its recipe says so.
+
+    Prepared arrays are hashed: what is trained on is what the manifest says, to the bit.
+
+    Raises DataMissingError or DataCorruptError, saying what to do.
+    """
+    from repro.data import arrays, synthetic
+
+    if config.recipe.data == "generated":
+        return synthetic.generate(*_generated(config))
+    arrays.verify_prepared(data_dir, config.dataset)
+    return arrays.open_prepared(data_dir, config.dataset)
+
+
+def fingerprint(config: "RunConfig", data_dir: Path) -> str | None:
+    """The fingerprint of the data that `config` would be trained on; None where they are not prepared.
+
+    Opens no array, so that planning can tell whether a record's data are the present ones.
+    """
+    from repro.data import synthetic
+    from repro.manifest import read_manifest
+
+    if config.recipe.data == "generated":
+        return synthetic.fingerprint(*_generated(config))
+    try:
+        return read_manifest(data_dir, config.dataset).fingerprint()
+    except DataMissingError:
+        return None
+
+
+def _generated(config: "RunConfig") -> tuple[str, int, int, int, int]:
+    recipe = config.recipe
+    sizes = (recipe.classes, recipe.images_per_class, recipe.test_images_per_class)
+    classes, train, test = (size for size in sizes if size is not None)
+    return config.dataset, described(config.dataset).image_size, classes, train, test
 
 
 def listing(data_dir: Path) -> list[DataSetState]:
@@ -225,7 +215,7 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
     except DataCorruptError as error:
         return DataSetState(chosen.name, chosen.title, "corrupt", None, None, _bytes(folder), str(error))
     except DataMissingError as error:
-        found = chosen.implementation().located(data_dir) if chosen.name in DATA_SETS else None
+        found = chosen.implementation().find_source(data_dir) if chosen.name in DATA_SETS else None
         if found is not None:
             detail = f"source in {found}; `repro data prepare {chosen.name}` makes the arrays"
             return DataSetState(chosen.name, chosen.title, "fetched", None, None, _bytes(found), detail)
@@ -246,14 +236,15 @@ def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
     )
 
 
-def _check_options(command: str, name: str, given: object, default: object, takes: frozenset[str]) -> None:
-    """Raises UsageError for an option that was given but means nothing for the set `name`."""
-    spelling = {"source": "from", "name": "as"}
-    for option in fields(given):  # type: ignore[arg-type]
-        value = getattr(given, option.name)
-        if value != getattr(default, option.name) and option.name not in takes:
-            flag = spelling.get(option.name, option.name.replace("_", "-"))
-            raise UsageError(f"repro data {command} {name}: --{flag} means nothing for this set")
+def _call(command: str, chosen: DataSet, data_dir: Path, options: dict[str, Any]) -> Any:
+    """The set's own function; UsageError for an option that was given and means nothing for this set."""
+    function = getattr(chosen.implementation(), command)
+    given = {option: value for option, value in options.items() if value not in (None, False)}
+    spelling = {"source": "from", "save_as": "as"}
+    for option in given.keys() - inspect.signature(function).parameters:
+        flag = spelling.get(option, option.replace("_", "-"))
+        raise UsageError(f"repro data {command} {chosen.name}: --{flag} means nothing for this set")
+    return function(data_dir, **given)
 
 
 def _bytes(place: Path) -> int:

@@ -1,7 +1,6 @@
-"""Augmentation and normalisation of a batch, as pure functions on the device.
+"""Augmentation and normalisation of a batch: deterministic functions on the device.
 
-What is random (which image, which crop, flipped or not, by how many degrees) is drawn beforehand, an
-epoch at a time, by `repro.data.loader`; here nothing is drawn.
+The random numbers (which image, crop, flip and angle) are drawn by `repro.data.loader`, one epoch at a time.
 """
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 
 def crop_and_flip(images: Tensor, index: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Takes images, pads with black, crops back to size and flips: (N, 3, H, W) uint8 → (B, 3, H, W) uint8.
+    """Picks images, pads them with black, crops and flips: (N, 3, H, W) uint8 → (B, 3, H, W) uint8.
 
     `index` (B,) int64 picks the images; `offsets` (B, 2) int64 in 0..2·padding is the crop's upper left
-    corner (row, column) in the padded image; `flips` (B,) bool mirrors left and right. One gather does all
-    of it: no padded copy of the data set, no loop over images.
+    corner (row, column) in the padded image; `flips` (B,) bool mirrors left and right.
     """
+    # A single gather does all of it: no padded copy of the data set, no loop over images.
     height, width = images.shape[-2:]
     rows = offsets[:, :1] - padding + torch.arange(height, device=images.device)
     across = torch.arange(width, device=images.device)
@@ -35,7 +34,7 @@ def crop_and_flip(images: Tensor, index: Tensor, offsets: Tensor, flips: Tensor,
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turns (B, 3, H, W) float images counter-clockwise by `degrees` (B,); bilinear, black outside."""
+    """Rotates (B, 3, H, W) float images counter-clockwise by `degrees` (B,); bilinear, black outside."""
     radians = torch.deg2rad(degrees)
     cosine, sine = torch.cos(radians), torch.sin(radians)
     zero = torch.zeros_like(cosine)
@@ -45,7 +44,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """uint8 in 0..255 (or float already scaled to 0..1) → float32 (x − mean) / std, channel by channel.
+    """uint8 in 0..255 (or float already scaled to 0..1) → float32 (x − mean) / std per channel.
 
     `mean` and `std` are (3,) float32 in units of 0..1.
     """

@@ -4,41 +4,94 @@
     <folder>/fetched.jsonl     the journal, one line of JSON per address: cause ("found", or why not), detail,
                                sha256 and size of what came
 
-A fault of an address is an outcome, never an error. Errors are what keeps the crawl from continuing at all:
+A fault of an address is a result, never an error. Errors are what keeps the crawl from continuing at all:
 no network, a full disk. They end it, everything is kept, and the same call resumes.
+
+A name is resolved here, every address is checked, and the request goes to that very address: neither a name,
+nor one that resolves differently a moment later, nor a redirect leads to this machine or its network. Where
+a proxy is set, it resolves the names: then only hosts written as numbers can be checked here.
 """
 
 import asyncio
+import email.utils
+import errno
+import hashlib
+import io
+import ipaddress
 import itertools
 import json
 import logging
 import os
+import re
 import shutil
+import socket
+import ssl
 import time
+import urllib.parse
+import urllib.request
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repro.data.download import Progress
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time
-from repro.data.http_get import CrawlPolicy, FetchResult, RequestLimits, can_connect, host_of, http_get
+from repro.data.progress import progress
 from repro.errors import FetchError, SetupError
 
-SYNC_INTERVAL = 1.0  # seconds; what a power cut may cost, a killed process loses nothing
+if TYPE_CHECKING:
+    import httpx
+
+HEADERS = {
+    "User-Agent": "scaled-bn-repro",
+    "Accept": "image/*,*/*;q=0.5",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # say nothing of a host
+MOST_ADDRESSES = 4  # of one name, tried one after another
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of an address: "found", or one word for why not, and the words for a report."""
+class CrawlPolicy:
+    """How politely, and how long, strangers' servers are asked; times in seconds."""
 
-    cause: str
-    detail: str = ""
+    connections: int = 32  # at once, over all hosts
+    per_host: int = 2  # at once to one host
+    per_second: float = 40.0  # requests begun, over all hosts
+    host_pause: float = 0.25  # from the beginning of one request to a host to that of the next
+    attempts: int = 3  # for one address, where its faults are temporary
+    back_off: float = 2.0  # first pause of a host after a temporary fault; it doubles with each attempt
+    longest_pause: float = 120.0  # a host that asks for more is given up
+    host_attempts: int = 9  # faults in a row until a host is given up; one without a connection counts 3
+    unreachable_pause: float = 30.0  # after a failed connection: it may be this machine's network
+    unreachable_hosts: int = 40  # in a row, with no contact to any other, that look like having no network
+    redirects: int = 5
+    timeout: float = 20.0  # of a request, without a byte
+    longest: float = 120.0  # of a request, in all
+    max_bytes: int = 32 << 20
+    allow_private_addresses: bool = False  # whether this machine and private networks may be connected to
+
+
+@dataclass(frozen=True)
+class FetchResult:
+    """What came of a request; the first four fields are what the journal keeps of an address."""
+
+    cause: str  # "found", or one word for why not, for counting
+    detail: str = ""  # the words for a report
     sha256: str = ""
     size: int = 0
+    retry: bool = False  # whether the fault may be temporary
+    location: str = ""  # where a redirect leads
+    pause: float | None = None  # seconds that the server asked to be left alone
+    contact: bool = True  # whether anything answered, be it a refusal: then there is a network
 
     @property
     def found(self) -> bool:
@@ -48,38 +101,37 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Crawled:
-    """What there is after a crawl; an address whose picture was there already may have no outcome."""
+    """What there is after a crawl; an address whose picture was there already may have no result."""
 
     on_disk: frozenset[str]  # sha256 of each picture
-    outcomes: Mapping[str, Outcome]  # by address
+    results: Mapping[str, FetchResult]  # by address
 
 
 def crawl(
     wanted: Mapping[str, frozenset[str]],
     folder: Path,
-    *,
     policy: CrawlPolicy | None = None,
-    limits: RequestLimits | None = None,
     retry_failed: bool = False,
-    progress: Progress | None = None,
 ) -> Crawled:
     """Request each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
 
-    A settled address is not requested again, unless `retry_failed` and it brought nothing. `progress` counts
-    addresses.
+    A settled address is not requested again, unless `retry_failed` and it brought nothing.
 
     Raises FetchError where there is no network or the folder cannot be written, SetupError where this
-    machine is at its limits. What was fetched and noted stays, and the same call resumes from there.
+    machine is at its limits or httpx is not installed. What was fetched and noted stays, and the same call
+    resumes from there.
     """
     with one_at_a_time(folder / ".crawl.lock", "downloading the same pictures"):
         partial = folder / ".partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)  # a killed process's; its lock is ours now
             partial.mkdir(parents=True)
-            with _Journal(folder) as journal:
-                run = _Crawl(
-                    wanted, folder, journal, policy or CrawlPolicy(), limits or RequestLimits(), progress
-                )
+            # Unbuffered: on a full disk closing must have nothing left to write.
+            with (
+                journal_path(folder).open("ab", buffering=0) as journal,
+                progress("fetched", len(wanted), "files") as advance,
+            ):
+                run = _Crawl(wanted, folder, journal, policy or CrawlPolicy(), advance)
                 try:
                     asyncio.run(run.run(retry_failed))
                 except KeyboardInterrupt:
@@ -90,7 +142,7 @@ def crawl(
             raise FetchError(explain_write_failure(Path(error.filename or folder), error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return Crawled(frozenset(run.on_disk), journal.outcomes)
+        return Crawled(frozenset(run.on_disk), run.results)
 
 
 def picture(folder: Path, sha256: str) -> Path:
@@ -103,8 +155,8 @@ def journal_path(folder: Path) -> Path:
     return folder / "fetched.jsonl"
 
 
-def read_journal(folder: Path) -> dict[str, Outcome]:
-    """Address → outcome, as far as the journal in `folder` is whole; empty where there is none.
+def read_journal(folder: Path) -> dict[str, FetchResult]:
+    """Address → result, as far as the journal in `folder` is whole; empty where there is none.
 
     Raises SetupError where it cannot be read.
     """
@@ -115,45 +167,13 @@ def read_journal(folder: Path) -> dict[str, Outcome]:
         return {}
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    outcomes = {}
+    results = {}
     for line in lines[:-1]:  # after the last line's end there is nothing, or a torn line
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # damaged: its address counts as not requested yet
             entry = json.loads(line)
-            outcomes[str(entry["address"])] = Outcome(
-                str(entry["cause"]), str(entry["detail"]), str(entry["sha256"]), int(entry["size"])
-            )
-        except (ValueError, KeyError, TypeError):
-            continue  # damaged: its address counts as not requested yet
-    return outcomes
-
-
-class _Journal:
-    """The outcomes in `folder`; opened, a line that a power cut tore is cut off."""
-
-    def __init__(self, folder: Path) -> None:
-        self.outcomes = read_journal(folder)
-        # Unbuffered: on a full disk closing must have nothing left to write.
-        self._stream = journal_path(folder).open("ab", buffering=0)
-        whole = journal_path(folder).read_bytes().rfind(b"\n") + 1
-        self._stream.truncate(whole)
-        self._synced = time.monotonic()
-
-    def add(self, address: str, outcome: Outcome) -> None:
-        """Append one outcome; the last of an address counts."""
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        line = json.dumps({"address": address, **asdict(outcome), "at": at}, ensure_ascii=False)
-        self._stream.write(line.encode() + b"\n")
-        if time.monotonic() - self._synced > SYNC_INTERVAL:
-            os.fsync(self._stream.fileno())
-            self._synced = time.monotonic()
-        self.outcomes[address] = outcome
-
-    def __enter__(self) -> "_Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._stream:
-            os.fsync(self._stream.fileno())
+            cause, detail, sha256 = (str(entry[key]) for key in ("cause", "detail", "sha256"))
+            results[str(entry["address"])] = FetchResult(cause, detail, sha256, int(entry["size"]))
+    return results
 
 
 @dataclass
@@ -183,13 +203,14 @@ class _Crawl:
         self,
         wanted: Mapping[str, frozenset[str]],
         folder: Path,
-        journal: _Journal,
+        journal: io.FileIO,
         policy: CrawlPolicy,
-        limits: RequestLimits,
-        progress: Progress | None,
+        advance: Callable[[int], object],
     ) -> None:
         self.wanted, self.folder, self.journal = wanted, folder, journal
-        self.policy, self.limits, self.progress = policy, limits, progress
+        self.policy, self.advance = policy, advance
+        self.results = read_journal(folder)
+        journal.truncate(journal_path(folder).read_bytes().rfind(b"\n") + 1)  # a line that a power cut tore
         self.on_disk = self._pictures_on_disk()
         self.hosts: dict[str, _Host] = {}
         self.done = 0
@@ -198,14 +219,14 @@ class _Crawl:
         self.parts = itertools.count()
         self.gate = asyncio.Lock()
         self.connections = asyncio.Semaphore(policy.connections)
-        # Outcomes that say nothing until something else shows that there is a network.
-        self.held: list[tuple[str, Outcome]] = []
+        # Results that say nothing until something else shows that there is a network.
+        self.held: list[tuple[str, FetchResult]] = []
         self.unreachable: dict[str, str] = {}
 
     def _pictures_on_disk(self) -> set[str]:
         """The sha256 of the wanted pictures that are there whole: as long as noted, else with that sha256."""
         wanted = frozenset().union(*self.wanted.values())
-        sizes = {outcome.sha256: outcome.size for outcome in self.journal.outcomes.values() if outcome.found}
+        sizes = {result.sha256: result.size for result in self.results.values() if result.found}
         found = set()
         for path in (self.folder / "images").glob("[0-9a-f][0-9a-f]/*"):
             if path.name in wanted:
@@ -216,9 +237,10 @@ class _Crawl:
 
     async def run(self, retry_failed: bool) -> None:
         """Settle every address."""
-        tasks = [task for address in self.wanted if (task := self._task(address, retry_failed))]
-        self.done = len(self.wanted) - len(tasks)
-        self._count(0)
+        # Names are resolved in threads: as many as there may be connections.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(self.policy.connections))
+        tasks = [_Task(address, address) for address in self.wanted if self._is_due(address, retry_failed)]
+        self._count(len(self.wanted) - len(tasks))
         try:
             async with asyncio.TaskGroup() as self.group:
                 for task in tasks:
@@ -228,20 +250,19 @@ class _Crawl:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    def _task(self, address: str, retry_failed: bool) -> _Task | None:
-        """What is left to do for an address."""
-        outcome = self.journal.outcomes.get(address)
-        if outcome and outcome.cause == "private-address" and self.limits.allow_private_addresses:
-            outcome = None
-        if self.wanted[address] <= self.on_disk or (outcome and not outcome.found and not retry_failed):
-            return None
-        if outcome and outcome.found and outcome.sha256 in self.on_disk:
-            return None  # one of several pictures that the lists expect there
-        if host_of(address) is not None:
-            return _Task(address, address)
-        if outcome is None:
-            self.journal.add(address, Outcome("not-http", "not an address of http or https"))
-        return None
+    def _is_due(self, address: str, retry_failed: bool) -> bool:
+        """Whether an address must be requested."""
+        result = self.results.get(address)
+        if result and result.cause == "private-address" and self.policy.allow_private_addresses:
+            result = None
+        if self.wanted[address] <= self.on_disk or (result and not result.found and not retry_failed):
+            return False
+        if result and result.found and result.sha256 in self.on_disk:
+            return False  # one of several pictures that the lists expect there
+        if host_of(address) is None:
+            self._add(address, FetchResult("not-http", "not an address of http or https"))
+            return False
+        return True
 
     def _enqueue(self, task: _Task) -> _Host:
         name = host_of(task.url)
@@ -258,7 +279,7 @@ class _Crawl:
         while (task := await self._begin(host)) is not None:
             part = self.folder / ".partial" / str(next(self.parts))
             try:
-                result = await http_get(task.url, self.wanted[task.address], part, self.limits)
+                result = await http_get(task.url, self.wanted[task.address], part, self.policy)
                 self._handle(host, task, result, part)
             finally:
                 self.active -= 1
@@ -290,7 +311,8 @@ class _Crawl:
     async def _wait_for_pace(self) -> None:
         """Wait until another request may begin: by the rate over all hosts, while there is a network."""
         async with self.gate:
-            while self._looks_cut_off():
+            # So many hosts in a row without an answer: it may be this machine's network.
+            while len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts))):
                 if self.active:  # one of these may still show that there is a network
                     await asyncio.sleep(0.02)
                 else:
@@ -300,96 +322,311 @@ class _Crawl:
             await asyncio.sleep(begin - time.monotonic())
 
     def _handle(self, host: _Host, task: _Task, result: FetchResult, part: Path) -> None:
-        """What follows from a result: an outcome, another attempt, another address, a host given up."""
+        """What follows from a result: a note, another attempt, another address, a host given up."""
         policy = self.policy
         if result.contact:
             self._settle_held()
-        no_connection = not result.contact or (result.kind == "failed" and result.cause == "no-connection")
-        weight = policy.host_attempts // 3 if no_connection else int(result.kind == "retry")
-        host.faults = host.faults + weight if weight else 0
-        match result.kind:
-            case "found":
-                target = picture(self.folder, result.sha256)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target)
-                self.on_disk.add(result.sha256)
-                self._note(task, result)
-            case "redirect" if task.hops >= policy.redirects:
-                detail = f"redirected more than {policy.redirects} times"
-                self._note(task, FetchResult("failed", "redirect", detail))
-            case "redirect":
-                other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))
-                if other.faults >= policy.host_attempts:
-                    self._give_up(other, FetchResult("failed", "no-connection", result.detail))
-            case "failed":
-                self._note(task, result)
-            case "retry":
-                pause = policy.unreachable_pause if not result.contact else result.pause
-                if pause is None:
-                    pause = min(policy.back_off * 2 ** (task.attempts - 1), policy.longest_pause)
-                elif pause > policy.longest_pause:
-                    host.faults = policy.host_attempts
-                host.next_at = max(host.next_at, time.monotonic() + pause)
-                if task.attempts < policy.attempts:
-                    self._enqueue(task)
-                else:
-                    self._note(task, result)
+        else:
+            self.unreachable[host.name] = result.detail
+        weight = policy.host_attempts // 3 if result.cause == "no-connection" or not result.contact else 1
+        host.faults = host.faults + weight if result.retry or result.cause == "no-connection" else 0
+        if result.found:
+            target = picture(self.folder, result.sha256)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+            self.on_disk.add(result.sha256)
+        if result.location and task.hops < policy.redirects:
+            other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))
+            if other.faults >= policy.host_attempts:
+                self._give_up(other, FetchResult("no-connection", result.detail))
+        elif result.location:
+            self._note(task, FetchResult("redirect", f"redirected more than {policy.redirects} times"))
+        elif result.retry:
+            pause = policy.unreachable_pause if not result.contact else result.pause
+            if pause is None:
+                pause = min(policy.back_off * 2 ** (task.attempts - 1), policy.longest_pause)
+            elif pause > policy.longest_pause:
+                host.faults = policy.host_attempts
+            host.next_at = max(host.next_at, time.monotonic() + pause)
+            if task.attempts < policy.attempts:
+                self._enqueue(task)
+            else:
+                self._note(task, replace(result, detail=f"{result.detail} ({task.attempts} attempts)"))
+        else:
+            self._note(task, result)
         if host.faults >= policy.host_attempts:
             self._give_up(host, result)
-        if not result.contact:
-            self.unreachable[host.name] = result.detail
 
     def _give_up(self, host: _Host, result: FetchResult) -> None:
-        detail = f"its host was given up: {result.detail}"
         while host.waiting:
-            task = host.waiting.popleft()
-            self._note(task, FetchResult("failed", result.cause, detail, contact=result.contact))
+            self._note(
+                host.waiting.popleft(), replace(result, detail=f"its host was given up: {result.detail}")
+            )
 
     def _note(self, task: _Task, result: FetchResult) -> None:
-        detail = result.detail
-        if result.kind == "retry":
-            detail += f" ({task.attempts} attempts)"
         if task.url != task.address:
-            detail = f"{detail} at {task.url}".strip()
-        outcome = Outcome(result.cause, detail, result.sha256, result.size)
+            result = replace(result, detail=f"{result.detail} at {task.url}".strip())
         if result.contact:
-            self.journal.add(task.address, outcome)
+            self._add(task.address, result)
         else:
-            self.held.append((task.address, outcome))
+            self.held.append((task.address, result))
         self._count()
+
+    def _add(self, address: str, result: FetchResult) -> None:
+        """Note a result in the journal; the last of an address counts."""
+        kept = {key: getattr(result, key) for key in ("cause", "detail", "sha256", "size")}
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        line = json.dumps({"address": address, **kept, "at": at}, ensure_ascii=False)
+        self.journal.write(line.encode() + b"\n")
+        self.results[address] = FetchResult(**kept)
 
     def _count(self, settled: int = 1) -> None:
         self.done += settled
-        if self.progress is not None:
-            self.progress(self.done, len(self.wanted), "files")
+        self.advance(settled)
 
     def _settle_held(self) -> None:
         """There is a network: what could not be reached is gone."""
-        for address, outcome in self.held:
-            self.journal.add(address, outcome)
+        for address, result in self.held:
+            self._add(address, result)
         self.held.clear()
         self.unreachable.clear()
 
-    def _looks_cut_off(self) -> bool:
-        """Whether so many hosts in a row could not be reached that it may be this machine's network."""
-        return len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts)))
-
     async def _check_network(self) -> None:
-        if not await self._reaches_a_known_host():
-            host, reason = next(reversed(self.unreachable.items()))
-            raise FetchError(
-                f"{len(self.unreachable):,} hosts in a row cannot be reached (the last: {host}: {reason}): "
-                "is there a network? Nothing was noted as dead for it, and the same command resumes from here"
-            )
-        self._settle_held()
-
-    async def _reaches_a_known_host(self) -> bool:
-        """Whether one of the last three hosts that answered still takes a connection."""
+        """Raises FetchError unless one of the last three hosts that answered still takes a connection."""
         silent = ("not-http", "no-such-host", "no-connection")
-        outcomes = reversed(self.journal.outcomes.items())
-        answered = (host_of(address) for address, outcome in outcomes if outcome.cause not in silent)
-        hosts = dict.fromkeys(host for host in answered if host is not None)
-        for host in itertools.islice(hosts, 3):
-            if await can_connect(host, self.limits):
-                return True
-        return False
+        results = reversed(self.results.items())
+        answered = (host_of(address) for address, result in results if result.cause not in silent)
+        for host in itertools.islice(dict.fromkeys(filter(None, answered)), 3):
+            with suppress(OSError, ValueError, _BadAddressError):
+                parts = urllib.parse.urlsplit(f"//{host}")
+                async with asyncio.timeout(5):
+                    addresses = await _addresses(parts.hostname or "", False, self.policy)
+                    _, writer = await asyncio.open_connection(addresses[0], parts.port)
+                    writer.close()
+                self._settle_held()
+                return
+        host, reason = next(reversed(self.unreachable.items()))
+        raise FetchError(
+            f"{len(self.unreachable):,} hosts in a row cannot be reached (the last: {host}: {reason}): "
+            "is there a network? Nothing was noted as dead for it, and the same command resumes from here"
+        )
+
+
+async def http_get(url: str, wanted: frozenset[str], part: Path, policy: CrawlPolicy) -> FetchResult:
+    """Request `url` once; a body whose sha256 is in `wanted` is left in the file `part`.
+
+    Whatever the server does is a result. Raises FetchError where `part` cannot be written, SetupError where
+    this machine is at its limits or httpx is not installed.
+    """
+    try:
+        import httpx
+    except ImportError:
+        raise SetupError("fetching FaceScrub needs httpx: pip install '.[facescrub]'") from None
+
+    answered, proxy = False, None
+    try:
+        async with asyncio.timeout(policy.longest):
+            target = httpx.URL(url)
+            proxy = _proxy(target.scheme, target.netloc.decode())
+            addresses = await _addresses(target.raw_host.decode(), proxy is not None, policy)
+            for address in addresses:
+                request = httpx.Request(
+                    "GET",
+                    target.copy_with(host=address),
+                    headers={"Host": target.netloc.decode(), **HEADERS},
+                    extensions={
+                        "timeout": httpx.Timeout(policy.timeout).as_dict(),
+                        "sni_hostname": target.raw_host.decode(),
+                    },
+                )
+                # A new connection each time: one kept open belongs to the name that it was opened for. Not
+                # a client, which would parse a redirect's address and fail where it makes no sense.
+                async with httpx.AsyncHTTPTransport(verify=_tls(), proxy=proxy) as transport:
+                    try:
+                        response = await transport.handle_async_request(request)
+                    except (httpx.ConnectError, httpx.ConnectTimeout):
+                        if address == addresses[-1]:
+                            raise
+                        continue
+                    answered = True
+                    try:
+                        return await _read(response, url, wanted, part, policy)
+                    finally:
+                        await response.aclose()
+            raise AssertionError("the last address returns or raises")
+    except _BadAddressError as error:
+        return FetchResult("private-address", str(error), contact=not error.resolved)
+    except TimeoutError:
+        return FetchResult("too-slow", f"not whole after {policy.longest:g} s", retry=True, contact=answered)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return _explain(error, policy, proxied=proxy is not None)
+
+
+def host_of(url: str) -> str | None:
+    """Host and port of an address that may be requested; None for anything but http and https."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            return None
+        return f"{parts.hostname}:{parts.port or (80 if parts.scheme == 'http' else 443)}"
+    except ValueError:
+        return None
+
+
+def is_public(address: str) -> bool:
+    """Whether `address`, an IPv4 or IPv6 address, is one of the public internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in NAT64:
+            inner = ipaddress.IPv4Address(ip.packed[-4:])
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+class _BadAddressError(Exception):
+    """A host that is never connected to; `resolved` where it is a name.
+
+    Without a network, a captive portal's resolver may lead all names home.
+    """
+
+    def __init__(self, host: str, address: str, resolved: bool) -> None:
+        super().__init__(f"{host} leads to {address}, which is not on the public internet")
+        self.resolved = resolved
+
+
+async def _addresses(host: str, proxied: bool, policy: CrawlPolicy) -> list[str]:
+    """What to connect to for `host`: its addresses, all of them checked; through a proxy, the name itself."""
+    try:  # 127.1 and 0x7f000001 are numbers too
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        numeric = True
+    except (OSError, UnicodeError):
+        numeric, loop = False, asyncio.get_running_loop()
+        found = [] if proxied else await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
+    for address in addresses:
+        if not policy.allow_private_addresses and not is_public(address):
+            raise _BadAddressError(host, address, resolved=not numeric)
+    return [host] if proxied else addresses[:MOST_ADDRESSES]
+
+
+def _proxy(scheme: str, netloc: str) -> str | None:
+    """The proxy that the environment sets for a URL."""
+    proxy = urllib.request.getproxies().get(scheme)
+    if not proxy or urllib.request.proxy_bypass(netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """One for all: reading this machine's certificates takes longer than many a request."""
+    return ssl.create_default_context()
+
+
+async def _read(
+    response: "httpx.Response", url: str, wanted: frozenset[str], part: Path, policy: CrawlPolicy
+) -> FetchResult:
+    status = response.status_code
+    answer = f"{status} {_plain(response.reason_phrase)}"
+    if status in (301, 302, 303, 307, 308):
+        location = response.headers.get("Location", "")
+        with suppress(ValueError):  # what cannot be joined cannot be followed either
+            location = urllib.parse.urljoin(url, location)
+        if host_of(location) is None:
+            return FetchResult("redirect", f"{answer} to {_plain(location)}")
+        return FetchResult("redirect", answer, location=location)
+    if status in (408, 429) or status >= 500:
+        pause = _seconds(response.headers.get("Retry-After", ""))
+        return FetchResult("busy" if status == 429 else "server-error", answer, retry=True, pause=pause)
+    if status != 200:
+        return FetchResult("gone" if status in (404, 410) else "refused", answer)
+    try:
+        return await _save(response, wanted, part, policy)
+    except OSError as error:  # of the disk: httpx has its own for the network
+        raise FetchError(explain_write_failure(part, error)) from error
+
+
+async def _save(
+    response: "httpx.Response", wanted: frozenset[str], part: Path, policy: CrawlPolicy
+) -> FetchResult:
+    import httpx
+
+    text = response.headers.get("Content-Length", "")
+    announced = int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+    digest, size = hashlib.sha256(), 0
+    html = "html" in response.headers.get("Content-Type", "")
+    with part.open("wb") as stream:
+        try:
+            async for block in response.aiter_raw():
+                html = html or (not size and re.match(rb"\s*<(!doctype\s+)?html", block, re.I) is not None)
+                size += len(block)
+                if max(size, announced or 0) > policy.max_bytes:
+                    return FetchResult("too-large", f"more than {policy.max_bytes:,} bytes")
+                digest.update(block)
+                stream.write(block)
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            if announced is None:
+                raise
+            text = f"the connection ended after {size:,} of {announced:,} bytes"
+            return FetchResult("cut", text, retry=True)
+        sha256 = digest.hexdigest()
+        if sha256 in wanted:
+            return FetchResult("found", sha256=sha256, size=size)
+    if html:
+        return FetchResult("page", "an HTML page instead of a picture")
+    return FetchResult("mismatch", f"{size:,} bytes with sha256 {sha256}")
+
+
+def _explain(error: Exception, policy: CrawlPolicy, proxied: bool) -> FetchResult:
+    """What a failed connection means."""
+    import httpx
+
+    for inner in _causes(error):
+        number = getattr(inner, "errno", None)
+        if number in OUR_LIMITS and not isinstance(inner, (ssl.SSLError, socket.gaierror)):
+            problem = f"this machine is at its limits ({os.strerror(number)})"
+            raise SetupError(f"{problem}: raise them (`ulimit -n`) and start again")
+        if isinstance(inner, ConnectionRefusedError):
+            return FetchResult("no-connection", "the connection is refused", contact=not proxied)
+        ended = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+        if isinstance(inner, ssl.SSLError) and not isinstance(inner, ended):
+            return FetchResult("certificate", _plain(getattr(inner, "verify_message", "") or inner))
+    connected = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+    match error:
+        case socket.gaierror():  # of the name or of this machine's network: it does not say
+            return FetchResult("no-such-host", _plain(error.strerror or error), retry=True, contact=False)
+        case httpx.TimeoutException():
+            cause, what = ("too-slow", "byte") if connected else ("no-connection", "answer")
+            return FetchResult(cause, f"no {what} for {policy.timeout:g} s", retry=True, contact=connected)
+        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | httpx.LocalProtocolError() | ValueError():
+            return FetchResult("not-http", f"cannot be asked for: {_plain(error)}")
+    if connected:
+        return FetchResult("cut", "no whole answer came", retry=True)
+    return FetchResult("no-connection", _plain(error), retry=True, contact=False)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that it was made of: httpx keeps the socket's own error at the end of a chain."""
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for part in error.exceptions:
+                yield from _causes(part)
+        error = error.__cause__ or error.__context__
+
+
+def _seconds(retry_after: str) -> float | None:
+    """What a Retry-After header asks for: a number of seconds, or a date."""
+    if re.fullmatch("[0-9]{1,9}", retry_after):
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _plain(text: object) -> str:
+    """A stranger's text, fit for one field of a report."""
+    return "".join(c if c.isprintable() else " " for c in str(text))[:200]

@@ -2,13 +2,11 @@
 
 What is accepted is judged by the content alone: a file name's ending says nothing. The result is RGB; grey
 images get three equal channels, transparency is dropped, and an orientation in the metadata is not applied,
-as boxes and labels refer to the pixels as stored. The processes import numpy and Pillow, never torch.
+as boxes and labels refer to the pixels as stored.
 """
 
 import hashlib
-import multiprocessing
 import os
-import signal
 import stat
 import struct
 import threading
@@ -17,8 +15,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -30,30 +27,19 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from repro.data.download import Progress
 from repro.data.prepared import Images
+from repro.data.progress import progress
 from repro.errors import SetupError
 from repro.system import usable_cores
 
 BATCH = 128  # images decoded together
-AHEAD = 3  # batches per process that are under way or wait to be taken: bounds the memory
+AHEAD = 3  # batches per thread that are under way or wait to be taken: bounds the memory
 MIN_INSIDE = 0.5  # how much of a box's area must lie in the image; the part outside is cut off
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels, the last two exclusive; rounded to whole pixels."""
 
 _ADMITTED_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
-_KINDS = (
-    (b"\xff\xd8\xff", "a JPEG"),
-    (b"\x89PNG", "a PNG"),
-    (b"GIF8", "a GIF"),
-    (b"BM", "a BMP"),
-    (b"RIFF", "a WebP"),
-    (b"II*\0", "a TIFF"),
-    (b"MM\0*", "a TIFF"),
-    (b"%PDF", "a PDF"),
-    (b"PK\3\4", "a zip"),
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ class DecodeRules:
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One file of a source, small enough to be handed to another process.
+    """One file of a source.
 
     `name` is its path below the folder `root`, unique and with slashes. In a zip, `root` is the archive and
     `member` the file's whole name there. `size` is in bytes, as listed.
@@ -94,7 +80,9 @@ class ImageFile:
         path = self.root if self.member else os.path.join(self.root, self.name)  # noqa: PTH118 100,000 times
         try:
             if self.member:
-                with _open_zip(path, os.stat(path).st_mtime_ns).open(self.member) as stream:  # noqa: PTH116
+                with _zip_opening:
+                    archive = _open_zip(path, os.stat(path).st_mtime_ns)  # noqa: PTH116
+                with archive.open(self.member) as stream:
                     return stream.read(limit + 1)
             # Without O_NONBLOCK a pipe that poses as an image would never open.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -108,9 +96,12 @@ class ImageFile:
             raise ValueError(f"damaged in its archive ({error or type(error).__name__})") from None
 
 
+_zip_opening = threading.Lock()  # or each thread would read the directory, while one is enough
+
+
 @lru_cache(maxsize=1)
 def _open_zip(path: str, changed: int) -> zipfile.ZipFile:
-    """One per process and version of the file: reading the directory of 110,000 files takes a second."""
+    """One per version of the file, for all threads: reading the directory of 110,000 files takes a second."""
     return zipfile.ZipFile(path)
 
 
@@ -178,27 +169,58 @@ class Decoded:
     problems: list[str | None]
 
 
-def decode_batch(requests: Sequence[ImageRequest], rules: DecodeRules) -> Decoded:
-    """Reads and decodes each image. Raises SetupError for a file that cannot be read at all."""
+def decode_images(
+    requests: Sequence[ImageRequest], rules: DecodeRules, threads: int | None = None
+) -> Iterator[Decoded]:
+    """The images in pieces, in order, decoded on `threads` (default: one per usable core).
+
+    Threads are enough: Pillow and hashlib let go of the interpreter's lock while they work.
+
+    Raises SetupError for a file that cannot be read at all.
+    """
+    threads = threads or usable_cores()
+    pending: deque[Future[Decoded]] = deque()
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(threads) as pool,
+        progress("prepared", len(requests), "images") as advance,
+    ):
+        # Pillow warns of what is checked or dropped here anyway: size, metadata, transparency.
+        warnings.simplefilter("ignore")
+
+        def next_piece() -> Decoded:
+            piece = pending.popleft().result()
+            advance(len(piece.problems))
+            return piece
+
+        try:
+            for start, end in pairwise([*range(0, len(requests), BATCH), len(requests)]):
+                pending.append(pool.submit(_decode_batch, requests[start:end], rules))
+                # Executor.map would queue every batch, and keep every result until it is taken.
+                if len(pending) >= AHEAD * threads:
+                    yield next_piece()
+            while pending:
+                yield next_piece()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode_batch(requests: Sequence[ImageRequest], rules: DecodeRules) -> Decoded:
     pixels = np.zeros((len(requests), 3, rules.size, rules.size), dtype=np.uint8)
     hashes: list[str] = []
     problems: list[str | None] = []
-    with warnings.catch_warnings():
-        # Pillow warns of what is checked or dropped here anyway: size, metadata, transparency.
-        warnings.simplefilter("ignore")
-        for index, each in enumerate(requests):
-            content = b""
-            problem = None
-            try:
-                content = each.file.read(rules.max_bytes)
-                if each.sha256 is None or each.sha256 == hashlib.sha256(content).hexdigest():
-                    pixels[index] = decode(content, rules, each.box)
-                else:
-                    problem = "its bytes are not those that were published"
-            except ValueError as error:
-                problem = str(error)
-            hashes.append(hashlib.sha256(content).hexdigest())
-            problems.append(problem)
+    for index, each in enumerate(requests):
+        content, problem = b"", None
+        try:
+            content = each.file.read(rules.max_bytes)
+            if each.sha256 is None or each.sha256 == hashlib.sha256(content).hexdigest():
+                pixels[index] = decode(content, rules, each.box)
+            else:
+                problem = "its bytes are not those that were published"
+        except ValueError as error:
+            problem = str(error)
+        hashes.append(hashlib.sha256(content).hexdigest())
+        problems.append(problem)
     return Decoded(pixels, hashes, problems)
 
 
@@ -225,7 +247,7 @@ def decode(content: bytes, rules: DecodeRules, box: Box | None = None) -> NDArra
     except _UnfitError:
         raise
     except Image.UnidentifiedImageError:
-        raise _UnfitError(f"{_kind(content)}, expected {' or '.join(rules.formats)}") from None
+        raise _UnfitError(f"not an image of the kind {' or '.join(rules.formats)}") from None
     except Image.DecompressionBombError:
         raise _UnfitError(f"more than {rules.max_pixels:,} pixels") from None
     # All of these come out of Pillow's decoders on torn or hostile input.
@@ -265,92 +287,3 @@ def _area(width: int, height: int, crop: float, box: Box | None) -> tuple[int, i
     if whole[0] == whole[2] or whole[1] == whole[3]:
         raise _UnfitError("its box has no area")
     return whole
-
-
-def _kind(content: bytes) -> str:
-    """What the bytes look like, for the message alone."""
-    start = content[:512].lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
-        return "a web page"
-    for magic, kind in _KINDS:
-        if content.startswith(magic):
-            return kind
-    return "not an image"
-
-
-class ImageDecoder:
-    """Decodes sequences of images on one set of processes, which have ended when the block is left.
-
-    What comes back does not depend on how many `processes` there are (default: one per usable core).
-    """
-
-    def __init__(self, processes: int | None = None) -> None:
-        self._processes = processes or usable_cores()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "ImageDecoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def decode(
-        self, requests: Sequence[ImageRequest], rules: DecodeRules, progress: Progress | None = None
-    ) -> Iterator[Decoded]:
-        """The images in pieces, in order.
-
-        Raises SetupError for a file that cannot be read, or where a process died.
-        """
-        bounds = pairwise([*range(0, len(requests), BATCH), len(requests)])
-        batches = (requests[start:end] for start, end in bounds)
-        alone = self._processes == 1 or (len(requests) <= BATCH and self._pool is None)
-        here = (decode_batch(batch, rules) for batch in batches)
-        done = 0
-        for piece in here if alone else self._decode_ahead(batches, rules):
-            done += len(piece.problems)
-            if progress is not None:
-                progress(done, len(requests), "images")
-            yield piece
-
-    def _decode_ahead(
-        self, batches: Iterator[Sequence[ImageRequest]], rules: DecodeRules
-    ) -> Iterator[Decoded]:
-        pending: deque[Future[Decoded]] = deque()
-        try:
-            for batch in batches:
-                pending.append(self._submit(batch, rules))
-                # Executor.map would queue every batch, and keep every result until it is taken.
-                if len(pending) >= AHEAD * self._processes:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool:
-            raise SetupError(
-                "a process that decoded images died (killed, or out of memory?): nothing was kept; "
-                "start the same command again"
-            ) from None
-
-    def _submit(self, batch: Sequence[ImageRequest], rules: DecodeRules) -> Future[Decoded]:
-        if self._pool is None:
-            # Fresh interpreters: nothing of this process, whatever threads it has, is copied into them.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start_worker)
-        # The first calls start one process each: blocked, Ctrl-C cannot reach it before it ignores it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return self._pool.submit(decode_batch, batch, rules)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this runs in the pool's processes only
-    parent.join()
-    os._exit(1)

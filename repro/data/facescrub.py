@@ -6,7 +6,7 @@
                          missing.tsv    every listed face that is not there, and why
 
 A face is cut out by its listed box and resized; which identities count and how they are split is
-`repro.data.identity_split`. The paper's 361 classes are not asserted: what was found is what the set has.
+`repro.data.identities`. The paper's 361 classes are not asserted: what was found is what the set has.
 
 A folder tree that another program downloaded is taken as well. Two kinds of files count, wherever they lie:
 
@@ -27,17 +27,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from repro.data import DATA_SETS, FetchOptions, PrepareOptions
-from repro.data.crawl import Outcome, crawl, picture, read_journal
+from repro.data import DATA_SETS
+from repro.data.crawl import CrawlPolicy, FetchResult, crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
-from repro.data.download import Progress
 from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
 from repro.data.files import explain_write_failure
-from repro.data.http_get import CrawlPolicy, RequestLimits
-from repro.data.identity_split import Candidate, SplitRule, write_identities
+from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
+from repro.data.progress import progress
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest
@@ -65,27 +64,22 @@ class FaceFile:
     sha256: str
 
 
-@dataclass(frozen=True)
-class FaceTree:
-    """What a tree has of the lists, in their order; `others` are files that are no face of them."""
-
-    found: tuple[FaceFile, ...]
-    others: int
-
-
 def fetch(
     data_dir: Path,
-    options: FetchOptions,
-    progress: Progress | None = None,
+    *,
+    lists: Path | None = None,
+    retry_dead: bool = False,
+    allow_private_addresses: bool = False,
     policy: CrawlPolicy | None = None,
 ) -> Path:
     """The folder of the pictures, after each address of the lists was asked for once.
 
-    The lists in `options.lists` are copied; without, those that are there count. `progress` counts files.
+    The files in the folder `lists` are copied; without, those that are there count. `retry_dead` requests
+    addresses again that brought nothing, `allow_private_addresses` those of this machine and its network too.
 
     Raises DataMissingError without lists, FetchError without a network, SetupError.
     """
-    listed = _listed(data_dir, options.lists)
+    listed = _listed(data_dir, lists)
     folder = _raw(data_dir)
     wanted: dict[str, set[str]] = {}
     for sha256, addresses in listed.addresses.items():
@@ -95,70 +89,70 @@ def fetch(
     crawled = crawl(
         {address: frozenset(pictures) for address, pictures in wanted.items()},
         folder,
-        policy=policy,
-        limits=RequestLimits(allow_private_addresses=options.allow_private_addresses),
-        retry_failed=options.retry_dead,
-        progress=progress,
+        replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses),
+        retry_failed=retry_dead,
     )
-    missing = _missing(listed, crawled.on_disk, crawled.outcomes)
+    missing = _missing(listed, crawled.on_disk, crawled.results)
     report = folder / "missing.tsv"
     _write_report(report, listed, missing)
     _log.info("%s; %s lists what is missing", _found_note(listed, crawled.on_disk, missing), report)
     return folder
 
 
-def prepare(data_dir: Path, options: PrepareOptions, progress: Progress | None = None) -> Manifest:
+def prepare(
+    data_dir: Path,
+    *,
+    source: Path | None = None,
+    lists: Path | None = None,
+    save_as: str = NAME,
+    title: str | None = None,
+    min_images: int | None = None,
+) -> Manifest:
     """Write the prepared set from the pictures that `fetch` got or, where it is named, from another's tree.
 
     Raises UsageError for another rule than the paper's under the paper's name, DataMissingError without
     lists or pictures, SetupError where a folder cannot be read or written.
     """
-    name = options.name or NAME
-    if options.min_images is not None and name == NAME:
+    if min_images is not None and save_as == NAME:
         raise UsageError(
-            f"--min-images {options.min_images}: {TITLE} itself leaves out people with fewer than "
-            f"{SplitRule().min_images} images; a set by another rule needs a name of its own, --as NAME"
+            f"--min-images {min_images}: {TITLE} itself leaves out people with fewer than {MIN_IMAGES} "
+            "images; a set by another rule needs a name of its own, --as NAME"
         )
-    if name != NAME and TITLE.casefold() in (options.title or "").casefold():
-        raise UsageError(f"--title {options.title!r}: only {NAME} itself may be called {TITLE}")
-    title = TITLE if name == NAME else options.title or name
-    rule = SplitRule() if options.min_images is None else SplitRule(min_images=options.min_images)
+    if save_as != NAME and TITLE.casefold() in (title or "").casefold():
+        raise UsageError(f"--title {title!r}: only {NAME} itself may be called {TITLE}")
+    title = TITLE if save_as == NAME else title or save_as
+    rule = SplitRule(min_images or MIN_IMAGES)
     rules = DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS)
-    listed = _listed(data_dir, options.lists)
-    if options.source is None:
-        found = _fetched(data_dir, listed)
-        files = [each.file for each in found]
-    else:
-        files = tree_files(options.source)
+    settings = {"crop": "the listed box"}
+    listed = _listed(data_dir, lists)
+    found = _fetched(data_dir, listed) if source is None else ()
+    files = [each.file for each in found] if source is None else tree_files(source)
     listing = listing_digest(files)
 
     def make(writer: PreparedWriter) -> Manifest:
-        if options.source is None:
-            faces, on_disk = found, frozenset(each.sha256 for each in found)
+        if source is None:
+            on_disk = frozenset(each.sha256 for each in found)
             missing = _missing(listed, on_disk, read_journal(_raw(data_dir)))
-            note = _found_note(listed, on_disk, missing)
+            faces, note = found, _found_note(listed, on_disk, missing)
         else:
-            tree = match_tree(options.source, files, listed, progress)
-            faces, note = tree.found, _tree_note(listed, tree.found, tree.others)
+            faces, others = match_tree(source, files, listed)
+            note = _tree_note(listed, faces, others)
         return write_identities(
             writer,
             [_candidate(each) for each in faces],
             rule,
             rules,
-            settings={"crop": "the listed box"},
-            left_out={},
+            settings=settings,
             sources=listed.sources,
             listing=listing,
             notes=[_rows_note(listed), note],
-            progress=progress,
         )
 
-    def same(there: Manifest) -> bool:
-        settings = {"crop": "the listed box", **rule.settings}
-        lists_same = listed.sources.items() <= there.sources.items()
-        return lists_same and (there.title, there.settings, there.listing) == (title, settings, listing)
+    def wanted(there: Manifest) -> bool:
+        same = (there.title, there.settings, there.listing) == (title, {**settings, **rule.settings}, listing)
+        return same and listed.sources.items() <= there.sources.items()
 
-    return prepare_once(data_dir, name, title, make, wanted=same, progress=progress)
+    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
 
 def tree_files(root: Path) -> list[ImageFile]:
@@ -186,12 +180,10 @@ def tree_files(root: Path) -> list[ImageFile]:
     return files
 
 
-def match_tree(
-    root: Path, files: Sequence[ImageFile], lists: FaceLists, progress: Progress | None = None
-) -> FaceTree:
-    """Find the faces of `lists` among the `files` below `root`; `progress` counts files.
+def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[tuple[FaceFile, ...], int]:
+    """The faces of `lists` among the `files` below `root`, in their order, and how many files are none.
 
-    Raises DataMissingError where there is none, SetupError where a file cannot be read.
+    Raises DataMissingError where there is no face, SetupError where a file cannot be read.
     """
     by_picture: dict[str, list[Face]] = {}
     for face in lists.faces:
@@ -200,8 +192,8 @@ def match_tree(
     whole: dict[tuple[str, int, int], FaceFile] = {}
     cut_out: dict[tuple[str, int, int], FaceFile] = {}
     others = 0
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        for done, (file, sha256) in enumerate(zip(files, threads.map(_sha256, files), strict=True), start=1):
+    with ThreadPoolExecutor(usable_cores()) as threads, progress("hashed", len(files), "files") as advance:
+        for file, sha256 in zip(files, threads.map(_sha256, files), strict=True):
             if sha256 in by_picture:
                 for face in by_picture[sha256]:
                     whole.setdefault(face.key, FaceFile(face, file, face.box, sha256))
@@ -209,18 +201,17 @@ def match_tree(
                 cut_out.setdefault(named.key, FaceFile(named, file, None, sha256))
             else:
                 others += 1
-            if progress is not None:
-                progress(done, len(files), "files")
+            advance(1)
     either = {**cut_out, **whole}
     if not either:
         raise DataMissingError(
             f"none of the {len(files):,} files below {root} is a face of the lists: expected pictures as "
             "they were published, or cut-out faces named as in faces/Name_Surname/Name_Surname_1_2.jpeg"
         )
-    return FaceTree(tuple(either[face.key] for face in lists.faces if face.key in either), others)
+    return tuple(either[face.key] for face in lists.faces if face.key in either), others
 
 
-def located(data_dir: Path) -> Path | None:
+def find_source(data_dir: Path) -> Path | None:
     """The folder of the pictures where something was fetched, by name alone; None where not."""
     images = _raw(data_dir) / "images"
     return images if images.is_dir() else None
@@ -271,17 +262,17 @@ def _candidate(each: FaceFile) -> Candidate:
 
 
 def _missing(
-    listed: FaceLists, on_disk: frozenset[str], outcomes: Mapping[str, Outcome]
+    listed: FaceLists, on_disk: frozenset[str], results: Mapping[str, FetchResult]
 ) -> list[tuple[str, ...]]:
     """Cause, name, ids, address and detail of each address of each face that is not there."""
     rows: list[tuple[str, ...]] = []
     for face in listed.faces:
         for address in listed.addresses[face.sha256] if face.sha256 not in on_disk else ():
-            outcome = outcomes.get(address, Outcome("not-asked", "not asked for yet"))
-            if outcome.found:  # another of the pictures that the lists expect there
-                outcome = Outcome("mismatch", f"{outcome.size:,} bytes with sha256 {outcome.sha256}")
+            result = results.get(address, FetchResult("not-asked", "not asked for yet"))
+            if result.found:  # another of the pictures that the lists expect there
+                result = FetchResult("mismatch", f"{result.size:,} bytes with sha256 {result.sha256}")
             ids = (str(face.image_id), str(face.face_id))
-            rows.append((outcome.cause, face.name, *ids, address, outcome.detail))
+            rows.append((result.cause, face.name, *ids, address, result.detail))
     return rows
 
 

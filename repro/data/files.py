@@ -4,6 +4,7 @@ import errno
 import gzip
 import hashlib
 import logging
+import lzma
 import shutil
 import tarfile
 import zlib
@@ -24,11 +25,10 @@ def file_hash(path: Path, algorithm: str) -> str:
     """Hexadecimal digest of a file, "md5" or "sha256". Raises SetupError where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(
-                stream, lambda: hashlib.new(algorithm, usedforsecurity=False)
-            ).hexdigest()
+            digest = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -84,23 +84,43 @@ def unpack_tar(
     max_ratio: float = 50,
     expected: str = "the publisher's own archive: delete this one and fetch it again",
 ) -> None:
-    """Unpack a tar archive, plain or gzipped, all of whose files lie below one folder named like `target`.
+    """Unpack a tar archive, packed or not, all of whose files lie below one folder named like `target`.
 
     The folder appears whole or not at all. `max_ratio` is unpacked bytes per byte of the archive.
 
-    Raises DataCorruptError for an archive that is torn, larger than the limits, has links or devices, or a
-    path that leads out of its folder; the message ends with what was `expected`. Raises SetupError where
-    the folder cannot be written.
+    Raises DataCorruptError for an archive that is torn, larger than the limits, or has anything but files
+    and folders below that folder; the message ends with what was `expected`. Raises SetupError where the
+    archive cannot be read or the folder not be written.
     """
     temporary = target.with_name(f".{target.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         temporary.mkdir(parents=True)
-        _extract(archive, temporary, target.name, max_members, max_bytes, max_ratio)
+    except OSError as error:
+        raise SetupError(explain_write_failure(target, error)) from error
+    try:
+        limit = min(max_bytes, max(BLOCK, max_ratio * archive.stat().st_size))
+        with tarfile.open(archive) as tar:
+            # Came with Python 3.11.4; without it, what `_check_member` admits is harmless too.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+            for count, member in enumerate(tar, start=1):
+                limit -= member.size
+                if count > max_members or limit < 0:
+                    raise _RefusedError(f"over {max_members:,} members, {max_bytes:,} bytes or {max_ratio:g} "
+                                        "times its own size unpacked")  # fmt: skip
+                _check_member(member, target.name)
+                tar.extract(member, temporary, set_attrs=False)
+        if not (temporary / target.name).is_dir():
+            raise _RefusedError(f"it has no folder {target.name!r}")
         (temporary / target.name).rename(target)
-    except _RefusedError as refusal:
+    # tarfile and the decompressors raise all of these on torn or hostile input.
+    except (
+        _RefusedError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError,
+        RecursionError, FileExistsError, NotADirectoryError, IsADirectoryError,
+    ) as error:  # fmt: skip
+        why = error if isinstance(error, _RefusedError) else f"it is not a whole tar archive ({error})"
         raise DataCorruptError(
-            f"{archive} is not unpacked: {refusal}; nothing of it was kept. Expected {expected}"
+            f"{archive} is not unpacked: {why}; nothing of it was kept. Expected {expected}"
         ) from None
     except OSError as error:
         if error.filename == str(archive):
@@ -114,55 +134,10 @@ class _RefusedError(Exception):
     """Why an archive is not unpacked."""
 
 
-def _extract(
-    archive: Path, folder: Path, top: str, max_members: int, max_bytes: int, max_ratio: float
-) -> None:
-    try:
-        with archive.open("rb") as stream:
-            gzipped = stream.read(2) == b"\x1f\x8b"
-        # tarfile reads a long name or extended header whole, whatever its size: so all is counted first.
-        _check_size(archive, gzipped, max_bytes, max_ratio)
-        with tarfile.open(archive, "r:gz" if gzipped else "r:") as tar:
-            # Came with Python 3.11.4; without it, what `_check_member` admits is harmless too.
-            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            for count, member in enumerate(tar, start=1):
-                if count > max_members:
-                    raise _RefusedError(f"it has more than the {max_members:,} members expected at most")
-                _check_member(member, top)
-                tar.extract(member, folder, set_attrs=False)
-    # tarfile and zlib raise all of these on torn or hostile input.
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
-        raise _RefusedError(f"it is not a whole tar archive ({error or type(error).__name__})") from error
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise _RefusedError(f"{error.filename!r} is both a file and a folder") from error
-    if not (folder / top).is_dir():
-        raise _RefusedError(f"it has no folder {top!r}")
-
-
-def _check_size(archive: Path, gzipped: bool, max_bytes: int, max_ratio: float) -> None:
-    packed = archive.stat().st_size
-    total = packed
-    if gzipped:
-        total = 0
-        with gzip.open(archive) as stream:
-            while total <= max_bytes and (block := stream.read(BLOCK)):
-                total += len(block)
-                if total > max(BLOCK, max_ratio * packed):
-                    raise _RefusedError(f"its {packed:,} bytes unpack to over {max_ratio:g} times as many")
-    if total > max_bytes:
-        raise _RefusedError(f"it unpacks to more than the {max_bytes:,} bytes expected at most")
-
-
 def _check_member(member: tarfile.TarInfo, top: str) -> None:
     """Stricter than tarfile's own filter, which admits links and cuts off a leading slash."""
-    path = PurePosixPath(member.name)
-    if not member.name.isprintable() or "\\" in member.name:
-        raise _RefusedError(f"the name {member.name!r} has a control character or a backslash")
-    if path.is_absolute() or ".." in path.parts:
-        raise _RefusedError(f"the path {member.name!r} leads out of the archive's folder")
-    if path.parts[:1] != (top,):
+    parts = PurePosixPath(member.name).parts
+    if not member.name.isprintable() or "\\" in member.name or ".." in parts or parts[:1] != (top,):
         raise _RefusedError(f"{member.name!r} does not lie below {top!r}")
-    if not (member.isreg() or member.isdir()) or member.issparse():
+    if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
         raise _RefusedError(f"{member.name!r} is a link or a special file, expected files and folders only")
-    if member.size < 0:
-        raise _RefusedError(f"{member.name!r} has a negative size")

@@ -1,7 +1,7 @@
-"""What training gets of a data set, and which of its images a reduced preset takes.
+"""A prepared data set as training sees it, and the subset of its images that a reduced preset uses.
 
-Apart from `repro.data.arrays`, which reads and writes files: how bytes are kept does not change what a run
-learns from them, so only this module belongs to the code that a record is signed with.
+Separate from `repro.data.arrays`, which reads and writes files: how bytes are stored does not change what a
+run learns from them, so only this module is part of the code hash in a record's signature.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set that can be trained on."""
+    """A data set ready for training."""
 
     manifest: Manifest
     train: Arrays
@@ -37,15 +37,13 @@ class PreparedData:
 
 
 def first_of_each_class(labels: Labels, k: int) -> NDArray[np.int64]:
-    """Positions of the first `k` images of each class, ascending: the reduced presets' training set.
+    """Positions (M,) of the first `k` images of each class, ascending: the reduced presets' training set.
 
-    `labels` is (N,) int64. A class with fewer than `k` images gives all that it has, as in face sets, whose
-    classes differ in size.
-
-    Raises UsageError for k below 1.
+    `labels` is (N,) int64. Classes with fewer than `k` images contribute all of theirs; face sets have
+    classes of different sizes. Raises UsageError for k below 1.
     """
     if k < 1:
-        raise UsageError(f"images a class: expected 1 or more, got {k}")
+        raise UsageError(f"images per class: expected 1 or more, got {k}")
     counts = np.bincount(labels)
     by_class = np.argsort(labels, kind="stable")
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -13,7 +13,6 @@ read straight from the zip: 110,000 small files need not be written.
 
 import hashlib
 import logging
-import os
 import re
 import struct
 import zipfile
@@ -24,21 +23,20 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data import DATA_SETS, FetchOptions, PrepareOptions
+from repro.data import DATA_SETS
+from repro.data import download as downloading
 from repro.data.arrays import membership
 from repro.data.decode import (
     DecodeRules,
-    ImageDecoder,
     ImageFile,
     ImageRequest,
+    decode_images,
     decoder_versions,
     folder_files,
     image_digest,
     is_os_metadata,
     listing_digest,
 )
-from repro.data.download import Progress, download
-from repro.data.files import file_hash
 from repro.data.prepared import Images
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataCorruptError, DataMissingError
@@ -53,86 +51,73 @@ NAMED = 5  # files that a sentence names before it counts the rest
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is published: an address, the archive's MD5, and how much a whole copy has."""
+@dataclass(frozen=True, kw_only=True)
+class Published(downloading.Published):
+    """The archive, and how much a whole copy has."""
 
-    url: str
-    archive: str
-    archive_md5: str
-    folder: str
     classes: int
     train_per_class: int
     test_per_class: int
-    max_members: int = 130_000
-    max_bytes: int = 600_000_000  # of the archive, packed and unpacked
+    max_members: int
 
 
-PUBLISHED = Source(
+PUBLISHED = Published(
+    name=NAME,
+    title=TITLE,
     url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    mirror_variable="REPRO_TINY_IMAGENET_URL",
     archive="tiny-imagenet-200.zip",
     archive_md5="90528d7ca1a48142e341f4ef8d21d0de",
     folder="tiny-imagenet-200",
+    max_bytes=600_000_000,
     classes=200,
     train_per_class=500,
     test_per_class=50,
+    max_members=130_000,
 )
 
 Split = list[tuple[ImageFile, int]]
 """Images with their labels, in the order of the set."""
 
 
-def fetch(
-    data_dir: Path,
-    options: FetchOptions | None = None,
-    progress: Progress | None = None,
-    source: Source = PUBLISHED,
-) -> Path:
+def fetch(data_dir: Path, *, url: str | None = None, published: Published = PUBLISHED) -> Path:
     """The published archive, or a whole unpacked copy where there is one; downloaded where neither is.
 
-    `options.url` or the environment variable REPRO_TINY_IMAGENET_URL names a mirror of the archive.
+    `url` or the environment variable REPRO_TINY_IMAGENET_URL names a mirror of the archive.
 
     Raises FetchError, DataCorruptError or SetupError.
     """
-    archives, folders = _places(data_dir, source)
-    for archive in archives:
-        if archive.is_file() and file_hash(archive, "md5") == source.archive_md5:
-            return archive
-    for folder in filter(Path.is_dir, folders):
+    if archive := published.whole_archive(data_dir):
+        return archive
+    for folder in filter(Path.is_dir, published.places(data_dir, published.folder)):
         try:
-            if (missing := _Copy(folder, source).missing) is None:
+            if (missing := _Copy(folder, published).missing) is None:
                 return folder
         except (DataMissingError, DataCorruptError) as error:
             missing = str(error)
         _log.info("%s is not used: it has %s; fetching the whole set", folder, missing)
-    mirror = (options and options.url) or os.environ.get("REPRO_TINY_IMAGENET_URL")
-    return download(
-        mirror or source.url,
-        archives[0],
-        md5=source.archive_md5,
-        max_bytes=source.max_bytes,
-        progress=progress,
-    )
+    return published.download(data_dir, url)
 
 
 def prepare(
     data_dir: Path,
-    options: PrepareOptions | None = None,
-    progress: Progress | None = None,
-    source: Source = PUBLISHED,
+    *,
+    source: Path | None = None,
+    save_as: str = NAME,
+    title: str = TITLE,
+    allow_partial: bool = False,
+    published: Published = PUBLISHED,
 ) -> Manifest:
     """Write the prepared set from files already on disk; whole arrays of the same files that are there stay.
 
-    A copy that lacks images is refused unless `options.allow_partial`; the manifest then says what it lacks.
+    A copy that lacks images is refused unless `allow_partial`; the manifest then says what it lacks.
 
     Raises DataMissingError where no source is found or images lack, DataCorruptError naming an image or list
     that is not as it should be, SetupError where the folder cannot be written.
     """
-    options = options or PrepareOptions()
-    title = options.title or TITLE
-    place = located(data_dir, source, options.source)
-    copy = None if place is None else _Copy(place, source)
-    if copy is not None and copy.missing and not options.allow_partial:
+    place = find_source(data_dir, source, published)
+    copy = None if place is None else _Copy(place, published)
+    if copy is not None and copy.missing and not allow_partial:
         raise DataMissingError(
             f"{place} has {copy.missing}: that is not all of {TITLE}. `repro data fetch {NAME}` gets the "
             "whole set; --allow-partial takes what is there, and every table made from it will say so"
@@ -141,29 +126,26 @@ def prepare(
 
     def wanted(there: Manifest) -> bool:
         same = there.title == title and listing in (None, there.listing)
-        return same and (there.partial is None or options.allow_partial)
+        return same and (there.partial is None or allow_partial)
 
     def make(writer: PreparedWriter) -> Manifest:
         if place is None or copy is None:
-            raise _not_found(data_dir, options.source, source)
+            raise published.not_found(data_dir, source)
         notes = []
-        if place.is_file() and (actual := file_hash(place, "md5")) != source.archive_md5:
-            wrong = f"{place} has MD5 {actual}, expected {source.archive_md5}"
-            if options.source is None:
-                raise DataCorruptError(f"{wrong}: delete it and run `repro data fetch {NAME}`")
+        if place.is_file() and (wrong := published.wrong_md5(place)):
+            if source is None:
+                raise published.corrupt(wrong)
             notes.append(f"made of an archive that is not the published one: {wrong}")
         if copy.skipped:
             count, named = len(copy.skipped), _first(copy.skipped)
             notes.append(f"{count:,} files that are not of the set are passed over: {named}")
         sources = {name: copy.texts[name] for name in ("wnids.txt", "val_annotations.txt")}
-        with ImageDecoder() as decoder:
-            for which, split in (("train", copy.train), ("test", copy.test)):
-                names = [image.name for image, _ in split]
-                labels = np.array([label for _, label in split], dtype=np.int64)
-                hashes: list[str] = []
-                pieces = _decode(decoder, split, place, hashes, progress)
-                writer.split(which, labels, membership(names), pieces)
-                sources[f"{which} images"] = image_digest(names, hashes)
+        for which, split in (("train", copy.train), ("test", copy.test)):
+            names = [image.name for image, _ in split]
+            labels = np.array([label for _, label in split], dtype=np.int64)
+            hashes: list[str] = []
+            writer.split(which, labels, membership(names), _decode(split, place, hashes), RULES.size)
+            sources[f"{which} images"] = image_digest(names, hashes)
         return writer.finish(
             copy.class_names,
             sources,
@@ -173,19 +155,17 @@ def prepare(
             listing=listing,
         )
 
-    return prepare_once(data_dir, options.name or NAME, title, make, wanted=wanted, progress=progress)
+    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
 
-def located(data_dir: Path, source: Source = PUBLISHED, given: Path | None = None) -> Path | None:
+def find_source(data_dir: Path, source: Path | None = None, published: Published = PUBLISHED) -> Path | None:
     """The archive or folder that `prepare` would read, found by name alone; None where there is none."""
-    if given is None:
-        archives, folders = _places(data_dir, source)
-        candidates = [*archives, *folders]  # an archive first, as its checksum is known
-    elif given.is_file() or (given / "wnids.txt").is_file() or (given / "train").is_dir():
-        candidates = [given]
-    else:
-        candidates = [given / source.archive, given / source.folder]
-    return next((place for place in candidates if place.exists()), None)
+    if source is not None and ((source / "wnids.txt").is_file() or (source / "train").is_dir()):
+        return source
+    # An archive first, as its checksum is known; a folder that is named is one only by what is in it.
+    places = [path for path in published.places(data_dir, published.archive, source) if path.is_file()]
+    places += [path for path in published.places(data_dir, published.folder, source) if path.is_dir()]
+    return next((path for path in places if path != source or path.is_file()), None)
 
 
 class _Copy:
@@ -195,22 +175,24 @@ class _Copy:
     DataCorruptError for a torn zip and for lists that contradict themselves or the images.
     """
 
-    def __init__(self, place: Path, source: Source) -> None:
-        self.place, self.source = place, source
+    def __init__(self, place: Path, published: Published) -> None:
+        self.place, self.published = place, published
         self.texts: dict[str, str] = {}  # text file → its sha256
         self.skipped: list[str] = []  # files among the images that are not of the set
         self._zipped = self._index_zip() if place.is_file() else None
-        self.labels = self._read_labels()
-        named = dict(line.partition("\t")[::2] for line in self._lines("words.txt"))
-        words = [named.get(wnid, "") for wnid in self.labels]
-        self.class_names = [
-            name if name and name.isprintable() else wnid
-            for wnid, name in zip(self.labels, words, strict=True)
-        ]
+        lines = [line for line in self._lines("wnids.txt") if line]
+        if any(not re.fullmatch(r"n[0-9]{8}", line) for line in lines) or not (
+            len(lines) == len(set(lines)) == published.classes
+        ):
+            raise self._corrupt(f"wnids.txt: expected {published.classes} different classes like n01443537")
+        self.labels = {wnid: label for label, wnid in enumerate(lines)}
+        words = dict(line.partition("\t")[::2] for line in self._lines("words.txt"))
+        named = {wnid: words.get(wnid, "") for wnid in lines}
+        self.class_names = [name if name and name.isprintable() else wnid for wnid, name in named.items()]
         self.train: Split = [
             (file, label)
             for wnid, label in self.labels.items()
-            for file in self._numbered(f"train/{wnid}/images", wnid, source.train_per_class)
+            for file in self._numbered(f"train/{wnid}/images", wnid, published.train_per_class)
         ]
         self.test = self._read_test()
         self.missing = self._find_missing()  # what a whole copy has and this one lacks
@@ -226,7 +208,7 @@ class _Copy:
         return folder_files(self.place, folder) if (self.place / folder).is_dir() else []
 
     def _index_zip(self) -> dict[str, list[ImageFile]]:
-        source, by_folder = self.source, dict[str, list[ImageFile]]()
+        published, by_folder = self.published, dict[str, list[ImageFile]]()
         try:
             with zipfile.ZipFile(self.place) as archive:
                 members = archive.infolist()
@@ -240,16 +222,17 @@ class _Copy:
             OSError,
         ) as error:
             raise self._corrupt(f"not a whole zip archive ({error})") from error
-        if len(members) > source.max_members or sum(each.file_size for each in members) > source.max_bytes:
-            limits = f"{source.max_members:,} files or {source.max_bytes:,} bytes"
+        size = sum(each.file_size for each in members)
+        if len(members) > published.max_members or size > published.max_bytes:
+            limits = f"{published.max_members:,} files or {published.max_bytes:,} bytes"
             raise self._corrupt(f"more than the {limits} that {TITLE} has at most")
-        for member in members:
+        for member in sorted(members, key=lambda each: each.filename):
             top, _, name = member.filename.partition("/")
             folder, _, last = name.rpartition("/")
-            if top == source.folder and last and not is_os_metadata(last):
+            if top == published.folder and last and not is_os_metadata(last):
                 file = ImageFile(str(self.place), name, member.file_size, member.filename)
                 by_folder.setdefault(folder, []).append(file)
-        return {folder: sorted(files, key=lambda file: file.name) for folder, files in by_folder.items()}
+        return by_folder
 
     def _lines(self, path: str) -> list[str]:
         """The lines of a text file; its sha256 goes to `texts`."""
@@ -263,23 +246,10 @@ class _Copy:
         try:
             content = file.read(LONGEST_TEXT)
             self.texts[name] = hashlib.sha256(content).hexdigest()
-            if len(content) > LONGEST_TEXT:
-                raise ValueError(f"longer than {LONGEST_TEXT:,} bytes")
             # Only line feeds end a line, with or without a carriage return before.
             return [line.removesuffix("\r") for line in content.decode().split("\n")]
         except ValueError as error:  # of decoding, too
             raise self._corrupt(f"{path} is not whole text ({error})") from None
-
-    def _read_labels(self) -> dict[str, int]:
-        lines = [line for line in self._lines("wnids.txt") if line]
-        for number, line in enumerate(lines, 1):
-            if not re.fullmatch(r"n[0-9]{8}", line):
-                raise self._corrupt(f"wnids.txt, line {number}: {_shown(line)} is not a class's name")
-        labels = {wnid: label for label, wnid in enumerate(lines)}
-        if len(lines) != self.source.classes or len(labels) != self.source.classes:
-            found = f"{len(labels)} different classes on {len(lines)} lines"
-            raise self._corrupt(f"wnids.txt has {found}, expected {self.source.classes}")
-        return labels
 
     def _read_test(self) -> Split:
         path = "val/val_annotations.txt"
@@ -287,13 +257,13 @@ class _Copy:
         for number, line in enumerate(self._lines(path), 1):
             name, wnid = [*line.split("\t"), ""][:2]
             if name and (wnid not in self.labels or name in listed):
-                of_class = f"is of the class {_shown(wnid)}, which wnids.txt lacks"
-                wrong = "is listed twice" if wnid in self.labels else of_class
+                wrong = (
+                    "is listed twice" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
+                )
                 raise self._corrupt(f"{path}, line {number}: {_shown(name)} {wrong}")
             if name:
                 listed[name] = self.labels[wnid]
-        count = self.source.classes * self.source.test_per_class
-        files = self._numbered("val/images", "val", count)
+        files = self._numbered("val/images", "val", self.published.classes * self.published.test_per_class)
         if unlisted := [file.name for file in files if _base_name(file) not in listed]:
             raise self._corrupt(f"{path} has no class for {_first(unlisted)}")
         return [(file, listed[_base_name(file)]) for file in files]
@@ -310,69 +280,41 @@ class _Copy:
         return [found[number] for number in sorted(found)]
 
     def _find_missing(self) -> str | None:
-        whole = (self.source.train_per_class, self.source.test_per_class)
-        counted = [Counter(label for _, label in split) for split in (self.train, self.test)]
-        counts = {wnid: (counted[0][label], counted[1][label]) for wnid, label in self.labels.items()}
-        for wnid, (train, test) in counts.items():
-            if not train or not test:
-                which = "test" if train else "training"
+        whole = (self.published.train_per_class, self.published.test_per_class)
+        train, test = (Counter(label for _, label in split) for split in (self.train, self.test))
+        counts = {wnid: (train[label], test[label]) for wnid, label in self.labels.items()}
+        for wnid, (of_train, of_test) in counts.items():
+            if not of_train or not of_test:
+                which = "test" if of_train else "training"
                 raise DataMissingError(
                     f"{self.place}: the class {wnid} has no {which} images; every class needs some"
                 )
-            if test > whole[1]:
-                gives = f"gives the class {wnid} {test} images, expected {whole[1]}"
+            if of_test > whole[1]:
+                gives = f"gives the class {wnid} {of_test} images, expected {whole[1]}"
                 raise self._corrupt(f"val/val_annotations.txt {gives}")
-        short = [(pair, wnid) for wnid, pair in counts.items() if pair != whole]
-        if not short:
+        if set(counts.values()) == {whole}:
             return None
-        (train, test), wnid = min(short)
-        if set(counts.values()) == {(train, test)}:
-            return f"{train} of {whole[0]} training and {test} of {whole[1]} test images a class"
-        of_train, of_test = (count * len(self.labels) for count in whole)
-        return (
-            f"{len(self.train):,} of {of_train:,} training and {len(self.test):,} of {of_test:,} test "
-            f"images; {len(short)} of {len(self.labels)} classes lack some, {wnid} most with {train} "
-            f"training and {test} test images"
-        )
+        if len(set(counts.values())) == 1:
+            return f"{of_train} of {whole[0]} training and {of_test} of {whole[1]} test images a class"
+        expected, found = [count * len(counts) for count in whole], (len(self.train), len(self.test))
+        return f"{found[0]:,} of {expected[0]:,} training and {found[1]:,} of {expected[1]:,} test images"
 
     def _corrupt(self, problem: str) -> DataCorruptError:
         return DataCorruptError(f"{self.place}: {problem}; `repro data fetch {NAME}` gets the whole set")
 
 
-def _decode(
-    decoder: ImageDecoder, split: Split, place: Path, hashes: list[str], progress: Progress | None
-) -> Iterator[Images]:
+def _decode(split: Split, place: Path, hashes: list[str]) -> Iterator[Images]:
     """The images of a split, in pieces; each file's sha256 is added to `hashes`."""
-    for decoded in decoder.decode([ImageRequest(image) for image, _ in split], RULES, progress):
+    for decoded in decode_images([ImageRequest(image) for image, _ in split], RULES):
         done = split[len(hashes) : len(hashes) + len(decoded.problems)]
-        if bad := [
-            f"{image.name}: {why}" for (image, _), why in zip(done, decoded.problems, strict=True) if why
-        ]:
+        pairs = zip(done, decoded.problems, strict=True)
+        if bad := [f"{image.name}: {why}" for (image, _), why in pairs if why]:
             raise DataCorruptError(
                 f"{place} has images that are not as published ({_first(bad)}): `repro data fetch {NAME}` "
                 "gets the set whole"
             )
         hashes += decoded.sha256
         yield decoded.pixels
-
-
-def _places(data_dir: Path, source: Source) -> tuple[list[Path], list[Path]]:
-    """Where the archive is looked for, and where the folder."""
-    parents = (data_dir / NAME / "raw", data_dir)
-    return [parent / source.archive for parent in parents], [parent / source.folder for parent in parents]
-
-
-def _not_found(data_dir: Path, given: Path | None, source: Source) -> DataMissingError:
-    if given is not None:
-        return DataMissingError(
-            f"{given} is not {TITLE}: expected {source.archive}, the folder {source.folder}, or a folder "
-            "above one of them"
-        )
-    archives, folders = _places(data_dir, source)
-    return DataMissingError(
-        f"{TITLE} is not on disk (looked for {', '.join(map(str, archives + folders))}): run "
-        f"`repro data fetch {NAME}`, or name its place with --from"
-    )
 
 
 def _base_name(file: ImageFile) -> str:

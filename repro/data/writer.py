@@ -1,14 +1,12 @@
 """Writing a prepared set whole or not at all, from images that come in pieces.
 
-Images are written, hashed, counted and summed as they come, so that a set of any size passes through a few
-megabytes. Everything goes to a temporary folder beside the real one, which is renamed when all is written
-and on disk: a folder that looks finished is finished, and an older one stays until then.
+Images go to memory-mapped files, so that a set of any size passes through a few megabytes. Everything lies in
+a temporary folder beside the real one, which is renamed when all is written and on disk: a folder that looks
+finished is finished, and an older one stays until then.
 """
 
-import hashlib
-import io
-import itertools
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from repro.data.arrays import check_images, check_labels, verify_prepared
-from repro.data.download import Progress
-from repro.data.files import explain_write_failure, one_at_a_time
+from repro.data.arrays import check_labels, verify_prepared
+from repro.data.files import explain_write_failure, file_hash, one_at_a_time
 from repro.data.prepared import Images, Labels
-from repro.data.statistics import ChannelSums
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, prepared_folder
 from repro.storage import fsync_folder
+
+CHUNK = 1024  # images looked at together: bounds the memory, not the result
+
+Channels = tuple[float, float, float]
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ def prepare_once(
     make: Callable[["PreparedWriter"], Manifest],
     *,
     wanted: Callable[[Manifest], bool] = lambda manifest: True,
-    progress: Progress | None = None,
 ) -> Manifest:
     """The manifest of the set `name`: whole arrays of the `wanted` kind stay, else `make` writes them.
 
@@ -46,22 +45,28 @@ def prepare_once(
     Raises what `make` raises, and SetupError where the folder cannot be written.
     """
     # Looked at without the lock first: whole arrays may lie in a folder that cannot be written.
-    manifest, problem = _whole(data_dir, name, wanted, progress)
+    manifest, problem = _whole(data_dir, name, wanted)
     if manifest:
         return manifest
     if problem:
         _log.info("preparing %s again: %s", title, problem)
     target = prepared_folder(data_dir, name)
     with one_at_a_time(target.with_name(".prepared.lock"), f"preparing {title}"):
-        manifest, _ = _whole(data_dir, name, wanted, None)
+        manifest, _ = _whole(data_dir, name, wanted)
         if manifest:
             return manifest
-        with _open_writer(target, name, title) as writer:
+        writer = PreparedWriter(target, name, title)
+        _tidy(target, writer.folder)  # what a killed process left; its lock is ours now
+        try:
+            with writer.explained():
+                writer.folder.mkdir(parents=True)
             return make(writer)
+        finally:
+            _tidy(target, writer.folder)
 
 
 class PreparedWriter:
-    """Takes first the training, then the test images of one set; `finish` gives the folder its name.
+    """Takes the training and the test images of one set; `finish` gives the folder its name.
 
     `folder` is the temporary one: what a preparation puts there besides is removed with it.
     """
@@ -70,54 +75,63 @@ class PreparedWriter:
         self._target, self._name, self._title = target, name, title
         self._splits: dict[str, Split] = {}
         self._labels: list[Labels] = []
-        self._sums = ChannelSums()
         self.folder = target.with_name(".prepared.writing")
 
-    def split(self, which: str, labels: Labels, members: str, images: Iterable[Images]) -> None:
-        """Write the split `which`, "train" or "test": `images` in pieces (n, 3, S, S) uint8, one a label.
+    def split(self, which: str, labels: Labels, members: str, images: Iterable[Images], size: int) -> None:
+        """Write the split `which`, "train" or "test", from `images` in pieces (n, 3, size, size) uint8.
 
         `labels` is (N,) int64, `members` what `arrays.membership` gives for the images.
 
         Raises ValueError for other shapes, types or counts, SetupError where it cannot be written.
         """
         check_labels(labels, len(labels))
+        array = self.new_array(f"{which}-images.npy", len(labels), size)
+        done = 0
+        for piece in images:
+            if (
+                piece.shape[1:] != array.shape[1:]
+                or piece.dtype != np.uint8
+                or done + len(piece) > len(array)
+            ):
+                raise ValueError(
+                    f"{which}: expected {array.shape} of uint8 in all, got {piece.shape} of {piece.dtype} "
+                    f"after {done} images"
+                )
+            array[done : done + len(piece)] = piece
+            done += len(piece)
+        if done != len(array):
+            raise ValueError(f"{which}: expected {len(array)} images in all, got {done}")
+        with self.explained():
+            array.flush()
+            np.save(self.folder / f"{which}-labels.npy", labels)
+            self._labels.append(labels)
+            self._splits[which] = Split(
+                images=self._written(f"{which}-images.npy", array),
+                labels=self._written(f"{which}-labels.npy", labels),
+                membership=members,
+            )
 
-        def checked() -> Iterator[Images]:
-            for piece in images:
-                check_images(piece)
-                if which == "train":
-                    self._sums.add(piece)
-                yield piece
-
-        self._labels.append(labels)
-        self._splits[which] = Split(
-            images=self._write_array(self.folder / f"{which}-images.npy", len(labels), checked()),
-            labels=self._write_array(self.folder / f"{which}-labels.npy", len(labels), [labels]),
-            membership=members,
-        )
-
-    @contextmanager
-    def spool(self, path: Path) -> Iterator[Callable[[Images], None]]:
-        """Opens a file in `folder` for images that are put in order later; hands over what appends to it."""
-        with self._explained():
-            stream = path.open("wb", buffering=0)
-        with stream:
-            yield lambda images: self._append(stream, np.ascontiguousarray(images).data)
+    def new_array(self, file: str, count: int, size: int) -> np.memmap:
+        """A memory-mapped `.npy` (count, 3, size, size) uint8 in `folder`, all of it allocated on disk."""
+        path = self.folder / file
+        with self.explained():
+            array = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (count, 3, size, size))
+            # A full disk is an OSError here; met later, through the map, it would be a SIGBUS.
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        return array
 
     def finish(self, class_names: Sequence[str], sources: Mapping[str, str], **facts: Any) -> Manifest:
         """Write the manifest and put the folder in its place, replacing an older one whole.
 
         `facts` are further fields of the manifest: partial, notes, tools, settings, left_out, listing.
 
-        Raises ValueError for labels beyond the class names or splits of different sizes, SetupError where it
-        cannot be written.
+        Raises ValueError for labels beyond the class names, SetupError where it cannot be written.
         """
         train, test = self._splits["train"], self._splits["test"]
-        if train.images.shape[1:] != test.images.shape[1:]:
-            raise ValueError(f"training images are {train.images.shape[1:]}, test {test.images.shape[1:]}")
         for labels in self._labels:
             check_labels(labels, len(labels), len(class_names))
-        mean, std = self._sums.mean_and_std()
+        mean, std = statistics(np.load(self.folder / train.images.file, mmap_mode="r"))
         manifest = Manifest(
             preparation_version=PREPARATION_VERSION,
             name=self._name,
@@ -131,9 +145,12 @@ class PreparedWriter:
             std=std,
             **facts,
         )
-        self._write(self.folder / "manifest.json", [manifest.to_json().encode()])
         kept = {"manifest.json", *(file.file for s in (train, test) for file in (s.images, s.labels))}
-        with self._explained():
+        with self.explained():
+            with (self.folder / "manifest.json").open("wb") as stream:
+                stream.write(manifest.to_json().encode())
+                stream.flush()
+                os.fsync(stream.fileno())
             for entry in self.folder.iterdir():
                 if entry.name not in kept:
                     entry.unlink()
@@ -144,74 +161,41 @@ class PreparedWriter:
             fsync_folder(self._target.parent)
         return manifest
 
-    def _write_array(self, path: Path, count: int, pieces: Iterable[Images | Labels]) -> ArrayFile:
-        """What np.save would write of the pieces, one after another."""
-        remaining = iter(pieces)
-        first = next(remaining, None)
-        if first is None:
-            raise ValueError(f"expected images for {path.name}, got none")
-        shape, dtype = (count, *first.shape[1:]), first.dtype
-        arrived = 0
-
-        def contents() -> Iterator[bytes | memoryview]:
-            nonlocal arrived
-            header = io.BytesIO()
-            np.lib.format.write_array_header_1_0(
-                header, {"descr": dtype.str, "fortran_order": False, "shape": shape}
-            )
-            yield header.getvalue()
-            for piece in itertools.chain([first], remaining):
-                if piece.shape[1:] != shape[1:] or piece.dtype != dtype:
-                    raise ValueError(f"{path.name}: expected {shape[1:]} of {dtype}, got {piece.shape[1:]}")
-                arrived += len(piece)
-                yield np.ascontiguousarray(piece).data
-
-        sha256 = self._write(path, contents())
-        if arrived != count:
-            raise ValueError(f"{path.name}: expected {count} in all, got {arrived}")
-        return ArrayFile(file=path.name, sha256=sha256, shape=shape, dtype=str(dtype))
-
-    def _write(self, path: Path, contents: Iterable[bytes | memoryview]) -> str:
-        """Write a file and return its sha256."""
-        digest = hashlib.sha256()
-        # Unbuffered, so that closing never has bytes left to write, and nothing to fail at.
-        with self._explained():
-            stream = path.open("wb", buffering=0)
-        with stream:
-            for content in contents:
-                digest.update(content)
-                self._append(stream, content)
-            with self._explained():
-                os.fsync(stream.fileno())
-        return digest.hexdigest()
-
-    def _append(self, stream: io.FileIO, content: bytes | memoryview) -> None:
-        rest = memoryview(content).cast("B")
-        with self._explained():
-            while rest:
-                rest = rest[stream.write(rest) :]
+    def _written(self, file: str, array: Images | Labels) -> ArrayFile:
+        """What the manifest says of a file, which is on disk then."""
+        with (self.folder / file).open("rb") as stream:
+            os.fsync(stream.fileno())
+        sha256 = file_hash(self.folder / file, "sha256")
+        return ArrayFile(file=file, sha256=sha256, shape=array.shape, dtype=str(array.dtype))
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
+        """Turns a failed write into SetupError with what to do."""
         try:
             yield
         except OSError as error:
             raise SetupError(explain_write_failure(self._target, error)) from error
 
 
-@contextmanager
-def _open_writer(target: Path, name: str, title: str) -> Iterator[PreparedWriter]:
-    """A writer with its folder, under the lock; what is left of it goes when the block ends."""
-    writer = PreparedWriter(target, name, title)
-    _tidy(target, writer.folder)  # what a killed process left; its lock is ours now
-    try:
-        try:
-            writer.folder.mkdir(parents=True)
-        except OSError as error:
-            raise SetupError(explain_write_failure(target, error)) from error
-        yield writer
-    finally:
-        _tidy(target, writer.folder)
+def statistics(images: Images) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of images (N, 3, H, W) uint8, channel by channel, in 0..1.
+
+    Summed in integers: exact whatever the order and the machine.
+    """
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(images), CHUNK):
+        for channel in range(3):
+            values = images[start : start + CHUNK, channel].ravel()
+            counts[channel] += np.bincount(values, minlength=256)
+    n = images.size // 3
+    levels = np.arange(256, dtype=object)  # Python's integers: exact at any size
+    totals, squares = counts @ levels, counts @ levels**2
+    stds = [
+        math.sqrt(n * square - total * total) / (255 * n)
+        for total, square in zip(totals, squares, strict=True)
+    ]
+    means = [total / (255 * n) for total in totals]
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
 def _tidy(target: Path, new: Path) -> None:
@@ -227,12 +211,10 @@ def _old(target: Path) -> Path:
     return target.with_name(".prepared.old")
 
 
-def _whole(
-    data_dir: Path, name: str, wanted: Callable[[Manifest], bool], progress: Progress | None
-) -> tuple[Manifest | None, str]:
+def _whole(data_dir: Path, name: str, wanted: Callable[[Manifest], bool]) -> tuple[Manifest | None, str]:
     """The manifest of the arrays that are there, whole and of the wanted kind, or what is wrong with them."""
     try:
-        found = verify_prepared(data_dir, name, progress)
+        found = verify_prepared(data_dir, name)
     except DataMissingError:
         return None, ""  # never prepared, or by another version
     except DataCorruptError as error:

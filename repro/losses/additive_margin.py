@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.losses.arguments import non_negative, positive, whole
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 
 class AdditiveMarginLoss(ClassificationLoss):
@@ -34,9 +33,9 @@ class AdditiveMarginLoss(ClassificationLoss):
         projection_bias: bool = False,
     ) -> None:
         super().__init__(feature_dim, classes)
-        self.scale = positive("scale", scale)
-        self.margin = non_negative("margin", margin)
-        self.embedding_dim = whole("projection", projection, at_least=0) or feature_dim
+        check_positive(scale=scale)
+        self.scale, self.margin = scale, margin
+        self.embedding_dim = projection or feature_dim
         self.projection: nn.Module = (
             nn.Linear(feature_dim, projection, bias=projection_bias) if projection else nn.Identity()
         )

@@ -10,13 +10,19 @@ A loss differs from another one in `embed`, `classify`, `softmax_input`, `criter
 loss overrides it) and `extra_loss`, and in nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.losses.arguments import whole
+
+def check_positive(**values: float) -> None:
+    """Raises ValueError for a value that is not a finite number above 0: it would train to nonsense."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
 
 
 class ClassificationLoss(nn.Module):
@@ -37,7 +43,9 @@ class ClassificationLoss(nn.Module):
     Initial values come from torch's global CPU generator, in the order that the class's docstring gives;
     the caller seeds it. Linear layers keep the initialisation of torch's `nn.Linear`, uniform in ±1/√fan_in.
 
-    Raises `UsageError` for a constructor's argument, `ValueError` for a tensor of the wrong shape or dtype.
+    A loss's parameters are checked where a TOML or `losses.build` gives them, by their schema in
+    `repro.config`; a constructor itself raises `ValueError` for what would train to nonsense, and every loss
+    for a tensor of the wrong shape or dtype.
     """
 
     min_training_batch = 1
@@ -46,8 +54,9 @@ class ClassificationLoss(nn.Module):
 
     def __init__(self, feature_dim: int, classes: int) -> None:
         super().__init__()
-        self.feature_dim = whole("feature_dim", feature_dim, at_least=1)
-        self.classes = whole("classes", classes, at_least=2)
+        if feature_dim < 1 or classes < 2:
+            raise ValueError(f"expected 1 feature and 2 classes or more, got {feature_dim} and {classes}")
+        self.feature_dim, self.classes = feature_dim, classes
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
         """The loss, a scalar (None without labels), and the logits (B, C), never with the margin in them.

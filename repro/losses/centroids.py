@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from repro.errors import UsageError
-from repro.losses.arguments import whole
 
 
 def evenly_distributed(classes: int, dim: int, generator: Generator | None = None) -> Tensor:
@@ -35,9 +34,7 @@ def regular_simplex(classes: int, dim: int, generator: Generator | None = None) 
     d · (C − 1) normal numbers from `generator` (None: torch's global one). Raises UsageError unless
     2 ≤ C ≤ d + 1.
     """
-    whole("classes", classes, at_least=2)
-    whole("dim", dim, at_least=1)
-    if classes > dim + 1:
+    if not 2 <= classes <= dim + 1:
         raise UsageError(
             f"a regular simplex of {classes} classes needs at least {classes - 1} dimensions, got {dim}"
         )
@@ -69,8 +66,8 @@ def charge_repulsion(
     same library and number of threads.
     Raises UsageError if charges do not come to rest, and for C < 2 or d < 2.
     """
-    whole("classes", classes, at_least=2)
-    whole("dim", dim, at_least=2)
+    if classes < 2 or dim < 2:
+        raise UsageError(f"expected 2 charges and 2 dimensions or more, got {classes} and {dim}")
     points = torch.randn(classes, dim, generator=generator, dtype=torch.float64, device="cpu")
     points.requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -91,7 +88,7 @@ def charge_repulsion(
         return value
 
     force = math.inf
-    for _ in range(whole("rounds", rounds, at_least=1)):
+    for _ in range(rounds):
         optimizer.step(energy)
         force = _largest_relative_force(points, energy)
         if force <= tolerance:

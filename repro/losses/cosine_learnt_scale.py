@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.losses.arguments import positive, whole
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 
 class CosineLearntScale(ClassificationLoss):
@@ -27,12 +26,12 @@ class CosineLearntScale(ClassificationLoss):
         self, feature_dim: int, classes: int, *, initial_scale: float = 10.0, projection: int = 0
     ) -> None:
         super().__init__(feature_dim, classes)
-        self.scale = nn.Parameter(torch.tensor(positive("initial_scale", initial_scale)))
-        width = whole("projection", projection, at_least=0) or feature_dim
+        check_positive(initial_scale=initial_scale)
+        self.scale = nn.Parameter(torch.tensor(float(initial_scale)))
         self.projection: nn.Module = (
             nn.Linear(feature_dim, projection, bias=False) if projection else nn.Identity()
         )
-        self.classifier = nn.Linear(width, classes, bias=False)
+        self.classifier = nn.Linear(projection or feature_dim, classes, bias=False)
 
     def embed(self, features: Tensor) -> Tensor:
         """x̂: the feature, projected if there is a projection, on the unit sphere (B, d)."""

@@ -4,7 +4,6 @@ scaling cosine logits for effectively learning deep face representations*, CVPR 
 
 import math
 
-from repro.errors import UsageError
 from repro.losses.am_softmax import AMSoftmax
 
 
@@ -14,11 +13,11 @@ class CosineScaleByClasses(AMSoftmax):
     The source takes the scale at which the target's probability changes fastest at θ = π/4, with the other
     C − 1 classes at right angles: s = ln(C − 1) / cos(π/4), for C = 100 / 200 / 361: 6.50 / 7.49 / 8.32.
 
-    Otherwise as AM-Softmax with m = 0. UsageError for two classes, for which s would be 0.
+    Otherwise as AM-Softmax with m = 0. ValueError for two classes, for which s would be 0.
     """
 
     def __init__(self, feature_dim: int, classes: int, *, projection: int = 0) -> None:
         if classes < 3:
-            raise UsageError(f"classes: expected at least 3 for a scale of √2·ln(C − 1), got {classes!r}")
+            raise ValueError(f"classes: expected at least 3 for a scale of √2·ln(C − 1), got {classes!r}")
         scale = math.sqrt(2) * math.log(classes - 1)
         super().__init__(feature_dim, classes, scale=scale, margin=0.0, projection=projection)

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from repro.losses.arguments import truth
 from repro.losses.base import ClassificationLoss
 
 
@@ -17,7 +16,7 @@ class CrossEntropy(ClassificationLoss):
 
     def __init__(self, feature_dim: int, classes: int, *, bias: bool = True) -> None:
         super().__init__(feature_dim, classes)
-        self.classifier = nn.Linear(feature_dim, classes, bias=truth("bias", bias))
+        self.classifier = nn.Linear(feature_dim, classes, bias=bias)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """W·x + b, (B, C)."""

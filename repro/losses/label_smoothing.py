@@ -5,8 +5,6 @@ computer vision*, CVPR 2016, section 7.
 import torch.nn.functional as F
 from torch import Tensor
 
-from repro.errors import UsageError
-from repro.losses.arguments import non_negative
 from repro.losses.cross_entropy import CrossEntropy
 
 
@@ -20,9 +18,9 @@ class LabelSmoothing(CrossEntropy):
 
     def __init__(self, feature_dim: int, classes: int, *, smoothing: float = 0.1, bias: bool = True) -> None:
         super().__init__(feature_dim, classes, bias=bias)
-        self.smoothing = non_negative("smoothing", smoothing)
-        if self.smoothing >= 1:
-            raise UsageError(f"smoothing: expected a finite number below 1, got {smoothing!r}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing: expected a number from 0 to below 1, got {smoothing!r}")
+        self.smoothing = smoothing
 
     def criterion(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy against q in training, against y in evaluation; a scalar."""

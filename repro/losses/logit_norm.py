@@ -5,8 +5,7 @@ normalization*, ICML 2022 (arXiv 2205.09310), Eq. 5.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.losses.arguments import positive, truth
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 
 class LogitNorm(ClassificationLoss):
@@ -25,8 +24,9 @@ class LogitNorm(ClassificationLoss):
         self, feature_dim: int, classes: int, *, temperature: float = 0.04, bias: bool = True
     ) -> None:
         super().__init__(feature_dim, classes)
-        self.temperature = positive("temperature", temperature)
-        self.classifier = nn.Linear(feature_dim, classes, bias=truth("bias", bias))
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+        self.classifier = nn.Linear(feature_dim, classes, bias=bias)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """x / (τ·‖x‖), (B, C), each row of length 1/τ."""

@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from repro.losses.arguments import positive, truth
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 
 class LogitScale(ClassificationLoss):
@@ -22,8 +21,9 @@ class LogitScale(ClassificationLoss):
 
     def __init__(self, feature_dim: int, classes: int, *, scale: float, bias: bool = False) -> None:
         super().__init__(feature_dim, classes)
-        self.scale = positive("scale", scale)
-        self.classifier = nn.Linear(feature_dim, classes, bias=truth("bias", bias))
+        check_positive(scale=scale)
+        self.scale = scale
+        self.classifier = nn.Linear(feature_dim, classes, bias=bias)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """s · (W·x + b), (B, C)."""

@@ -4,8 +4,7 @@ in knowledge distillation*, CVPR 2024 (arXiv 2403.01427), where they are those o
 
 from torch import Tensor, nn
 
-from repro.losses.arguments import positive
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 EPS = 1e-12
 """Added to the variance, so that a sample whose logits are all alike has finite gradients."""
@@ -24,7 +23,8 @@ class LogitZScore(ClassificationLoss):
 
     def __init__(self, feature_dim: int, classes: int, *, temperature: float = 1.0) -> None:
         super().__init__(feature_dim, classes)
-        self.temperature = positive("temperature", temperature)
+        check_positive(temperature=temperature)
+        self.temperature = temperature
         self.classifier = nn.Linear(feature_dim, classes, bias=False)
 
     def classify(self, embedding: Tensor) -> Tensor:

@@ -5,9 +5,7 @@ evenly-distributed class centroids*, IEEE Access 2019.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.errors import UsageError
 from repro.losses.additive_margin import AdditiveMarginLoss
-from repro.losses.arguments import non_negative
 from repro.losses.centroids import evenly_distributed
 
 DISTANCES = ("squared-norm", "element-mean", "sum")
@@ -59,13 +57,12 @@ class PEDCC(AdditiveMarginLoss):
         projection: int = 512,
         embedding: str = "linear",
     ) -> None:
-        if embedding not in EMBEDDINGS:
-            raise UsageError(f"embedding: expected one of {', '.join(EMBEDDINGS)}, got {embedding!r}")
-        if embedding != "linear" and projection == 0:
-            raise UsageError(
-                f"embedding: {embedding!r} needs a projection above 0, got projection = 0; "
-                "leave embedding out, or set projection to 512"
+        if embedding not in EMBEDDINGS or (embedding != "linear" and projection == 0):
+            raise ValueError(
+                f"embedding: {embedding!r} is none of {', '.join(EMBEDDINGS)}, or needs a projection"
             )
+        if distance not in DISTANCES:
+            raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
         super().__init__(
             feature_dim,
             classes,
@@ -78,10 +75,7 @@ class PEDCC(AdditiveMarginLoss):
         if embedding == "linear-bn":
             self.norm = nn.BatchNorm1d(projection, affine=False)
             self.min_training_batch = 2  # over one image the variance is zero
-        self.distance_weight = non_negative("distance_weight", distance_weight)
-        if distance not in DISTANCES:
-            raise UsageError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
-        self.distance = distance
+        self.distance_weight, self.distance = distance_weight, distance
         self.register_buffer("centroids", evenly_distributed(classes, self.embedding_dim))
 
     def embed(self, features: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.errors import UsageError
-from repro.losses.arguments import positive, truth
-from repro.losses.base import ClassificationLoss
+from repro.losses.base import ClassificationLoss, check_positive
 
 STATISTICS = ("running", "full-batches", "training-set")
 
@@ -55,17 +53,12 @@ class ScaledBN(ClassificationLoss):
         statistics: str = "running",
     ) -> None:
         super().__init__(feature_dim, classes)
-        self.scale = positive("scale", scale)
-        self.classifier = nn.Linear(feature_dim, classes, bias=False)
-        self.norm = nn.BatchNorm1d(
-            classes,
-            eps=positive("eps", eps),
-            momentum=positive("momentum", momentum, at_most=1.0),
-            affine=truth("affine", affine),
-        )
+        check_positive(scale=scale, eps=eps, momentum=momentum)
         if statistics not in STATISTICS:
-            raise UsageError(f"statistics: expected one of {', '.join(STATISTICS)}, got {statistics!r}")
-        self.statistics = statistics
+            raise ValueError(f"statistics: expected one of {', '.join(STATISTICS)}, got {statistics!r}")
+        self.scale, self.statistics = scale, statistics
+        self.classifier = nn.Linear(feature_dim, classes, bias=False)
+        self.norm = nn.BatchNorm1d(classes, eps=eps, momentum=momentum, affine=affine)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """m · BN(W·f), (B, C); in training it also updates the running statistics."""

@@ -1,4 +1,4 @@
-"""The networks, by the names that experiments/*.toml use; `repro.implementations` says where each is."""
+"""The networks, by the names that experiments/*.toml use; `repro.plugins` says where each is."""
 
 import inspect
 import math
@@ -7,10 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from repro.errors import OwnCodeError, UsageError
-from repro.implementations import NETWORKS, find, load
 from repro.models.network import Network
 from repro.models.stem import STEM_POOLS
-from repro.own_code import try_network
+from repro.plugins import NETWORKS, find, load, try_network
 
 
 def build(

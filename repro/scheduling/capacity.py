@@ -5,10 +5,11 @@ below, so that nothing is refused that would fit: what the forward pass keeps fo
 with gradient and momentum, the data set, and CUDA's own part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from repro.recipes import Recipe
+from repro.config import Recipe
+from repro.network_facts import NETWORK_FACTS, has_stem_pool
 from repro.registry import Run
 from repro.scheduling.devices import Device
 
@@ -27,26 +28,11 @@ class Work:
         """The work of a network under a recipe, on square images of `image_size` px."""
         return cls(network, image_size, recipe.width, recipe.stem_pool)
 
-    @property
-    def pools(self) -> bool:
-        """Whether a ResNet's stem ends in a max-pool."""
-        return self.stem_pool == "always" or (self.stem_pool == "auto" and self.image_size >= 64)
-
-
-PARAMETERS: Mapping[str, float] = {
-    "vgg16": 14.7e6,
-    "vgg13": 9.4e6,
-    "vgg16-4096": 33.6e6,
-    "vgg-lsoftmax": 18.7e6,
-    "resnet18": 11.2e6,
-    "resnet50": 23.5e6,
-}
-"""Weights of a network at full width, on images of 64 px; they go with the square of the width."""
 
 CHECKPOINTS = 3
 """Checkpoints of a run under way that can be there at once: two are kept while a third is written."""
 
-_BYTES_OF_A_PARAMETER = 8  # the weight and its momentum, float32
+_SAVED_PER_PARAMETER = 8  # bytes: the weight and its momentum, float32
 _BYTES_OF_A_RECORD = 9_000
 _BYTES_OF_AN_EPOCH = 300
 _BYTES_OF_LOGS = 5_000
@@ -72,13 +58,14 @@ class Footprint:
         )
 
 
-def footprint(runs: Sequence[Run], recipe: Recipe, slots: int) -> Footprint:
-    """What training `runs` adds to the disk, `slots` of them at a time."""
-    largest = max((PARAMETERS.get(run.cell.network, max(PARAMETERS.values())) for run in runs), default=0.0)
-    checkpoint = largest * recipe.width**2 * _BYTES_OF_A_PARAMETER
+def footprint(runs: Sequence[Run], recipe: Recipe, at_once: int) -> Footprint:
+    """What training `runs` adds to the disk, `at_once` of them at a time."""
+    parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
+    largest = max((parameters.get(run.cell.network, max(parameters.values())) for run in runs), default=0.0)
+    checkpoint = largest * recipe.width**2 * _SAVED_PER_PARAMETER
     return Footprint(
         records=len(runs) * (_BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs),
-        checkpoints=round(min(slots, len(runs)) * CHECKPOINTS * checkpoint),
+        checkpoints=round(min(at_once, len(runs)) * CHECKPOINTS * checkpoint),
         logs=len(runs) * _BYTES_OF_LOGS,
     )
 
@@ -92,17 +79,6 @@ def format_bytes(count: float) -> str:
     return f"{count / 1e3:,.0f} kB"
 
 
-KEPT: Mapping[str, float] = {
-    "vgg16": 2.60e6,
-    "vgg13": 2.38e6,
-    "vgg16-4096": 2.68e6,
-    "vgg-lsoftmax": 9.97e6,
-    "resnet18": 4.70e6,
-    "resnet50": 25.5e6,
-}
-"""Bytes in float32 that the forward pass of a network keeps for the backward pass, an image of 32 px at full
-width; they go with the width and with the number of pixels."""
-
 CONTEXT = 0.4e9
 """Bytes that CUDA takes of a GPU for a process before anything is trained."""
 
@@ -112,7 +88,7 @@ HALF_PRECISION_FROM = (7, 0)
 # Bytes a pixel of the image that a ResNet's stem keeps: two maps of 64 channels; before a max-pool a quarter
 # of a map more, and its 8-byte indices.
 _STEM, _POOLED_STEM = 64 * 8, 64 * 11
-_BYTES_OF_A_PARAMETER = 12  # weight, gradient and momentum, float32
+_HELD_PER_PARAMETER = 12  # bytes: weight, gradient and momentum, float32
 
 
 def least_bytes(work: Work, recipe: Recipe, images: int, half: bool) -> float | None:
@@ -120,14 +96,14 @@ def least_bytes(work: Work, recipe: Recipe, images: int, half: bool) -> float | 
 
     `images` are those of its data set that lie on the device, `half` whether maps are in half precision.
     """
-    if work.network not in KEPT:
+    facts = NETWORK_FACTS.get(work.network)
+    if facts is None:
         return None
     pixels = work.image_size**2
-    pooled = work.network.startswith("resnet") and work.pools
-    maps = KEPT[work.network] * work.width * pixels / 32**2
-    if pooled:
+    maps = facts.kept_bytes * work.width * pixels / 32**2
+    if has_stem_pool(work.network, work.image_size, work.stem_pool):
         maps += work.width * pixels * (_POOLED_STEM - _STEM) - 0.75 * (maps - work.width * pixels * _STEM)
-    weights = PARAMETERS[work.network] * work.width**2 * _BYTES_OF_A_PARAMETER
+    weights = facts.parameters * work.width**2 * _HELD_PER_PARAMETER
     return maps * recipe.batch_size * (0.5 if half else 1.0) + weights + 3 * pixels * images
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from repro.recipes import Preset, Recipe
+from repro.config import Preset, Recipe
+from repro.network_facts import NETWORK_FACTS, has_stem_pool
 from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Registry, Run
@@ -19,23 +20,6 @@ StalePolicy = Literal["keep", "rerun"]
 
 EVALUATION_COST = 1 / 3  # of a test image, in training images: the forward pass of three equal parts
 ROOFLINE_SHARE = (0.3, 0.7)  # what the harness reaches of the roofline, slowest network to fastest
-
-_ROOFLINES: dict[str, dict[tuple[str, int], float]] = {
-    "H200": {("vgg16", 32): 225e3, ("resnet18", 32): 127e3, ("resnet50", 32): 32e3, ("vgg16", 64): 66e3},
-    "H100": {("vgg16", 32): 196e3, ("resnet18", 32): 108e3, ("resnet50", 32): 24e3, ("vgg16", 64): 57e3},
-    "A100": {("vgg16", 32): 96e3, ("resnet18", 32): 54e3, ("resnet50", 32): 14e3, ("vgg16", 64): 28e3},
-    # Not measured: from the data sheet, 165 TFLOP/s (bf16, dense, summed in float32) and 0.9 × 1,008 GB/s.
-    "RTX 4090": {("vgg16", 32): 49e3, ("resnet18", 32): 27e3, ("resnet50", 32): 6.9e3, ("vgg16", 64): 14e3},
-    "RTX 3090": {("vgg16", 32): 28e3, ("resnet18", 32): 16e3, ("resnet50", 32): 5.1e3, ("vgg16", 64): 7.6e3},
-    "GTX 1080 Ti": {
-        ("vgg16", 32): 5.2e3,
-        ("resnet18", 32): 2.9e3,
-        ("resnet50", 32): 1.0e3,
-        ("vgg16", 64): 1.3e3,
-    },
-}
-"""Training images/s if every kernel took only what its arithmetic or its memory traffic must take
-(see docs on performance), by the model in the device's name, network and image size in px; full width."""
 
 # A card with one of these words behind its model is another card: the RTX 4090 Laptop has 57 % of an RTX
 # 4090's bandwidth, the H100 PCIe two thirds of that of the H100 above (SXM).
@@ -93,30 +77,26 @@ def roofline_speed(device: Device, work: Work) -> Speed | None:
 
     Quarter-width networks are bound by launches, of which a roofline says nothing.
     """
-    for model, speeds in _ROOFLINES.items():
-        if _is_model(model, device.name) and work.width == 1:
-            rate = _rate(speeds, work)
-            if rate is not None:
-                low, high = (share * rate for share in ROOFLINE_SHARE)
-                return Speed(
-                    low, high, f"{ROOFLINE_SHARE[0]} to {ROOFLINE_SHARE[1]} of the {model}'s roofline"
-                )
+    facts = NETWORK_FACTS.get(work.network)
+    for (model, image_size), base in facts.images_per_second.items() if facts and work.width == 1 else ():
+        if not _is_model(model, device.name):
+            continue
+        if image_size == 32 and work.network.startswith("resnet"):
+            # Everything behind the stem shrinks with the image's area, and by four where the stem pools.
+            pooled = has_stem_pool(work.network, work.image_size, work.stem_pool)
+            rate = base * (32 / work.image_size) ** 2 * (4 if pooled else 1)
+        elif image_size == work.image_size:
+            rate = base
+        else:
+            continue
+        low, high = (share * rate for share in ROOFLINE_SHARE)
+        return Speed(low, high, f"{ROOFLINE_SHARE[0]} to {ROOFLINE_SHARE[1]} of the {model}'s roofline")
     return None
 
 
 def _is_model(model: str, name: str) -> bool:
     """Whether a device's name, as the driver gives it, is of exactly this model: a GH200 is no H200."""
     return re.search(rf"(?<!\w){re.escape(model)}(?!\w)(?! (?:{_VARIANTS})\b)", name) is not None
-
-
-def _rate(speeds: Mapping[tuple[str, int], float], work: Work) -> float | None:
-    if (work.network, work.image_size) in speeds and not work.network.startswith("resnet"):
-        return speeds[work.network, work.image_size]
-    base = speeds.get((work.network, 32))
-    if base is None or not work.network.startswith("resnet"):
-        return None
-    # Everything behind the stem shrinks with the image's area, and by four where the stem pools.
-    return base * (32 / work.image_size) ** 2 * (4 if work.pools else 1)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from repro.config import Preset
 from repro.experiments import TableName
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry
 from repro.scheduling.budget import Budget, Part, spend

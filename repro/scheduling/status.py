@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from repro.attempts import AttemptNote, Outcome, given_up, read_attempts
+from repro.config import Recipe
 from repro.paths import Project
-from repro.recipes import Recipe
 from repro.record_state import RecordState
 from repro.registry import Run
 from repro.scheduling.capacity import format_bytes

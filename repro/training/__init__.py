@@ -1,1 +1,1 @@
-"""Trains one run."""
+"""Training of one run."""

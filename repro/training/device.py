@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from repro.config import RunConfig
 from repro.errors import DataMissingError, DeviceError
 from repro.manifest import read_manifest
-from repro.recipes import RunConfig
-from repro.training.techniques import Techniques
+from repro.training.accelerations import Accelerations
 
 COMPILING_PAYS_FROM = 2_000_000  # training images of one run
 # The paper's recipe has 3 to 10 million, and the minute of compiling is shared by all runs of the network in
@@ -53,20 +53,20 @@ def self_test(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def choose_techniques(
+def choose_accelerations(
     device: torch.device,
     images: int = 0,
     on: Sequence[str] = (),
     off: Sequence[str] = (),
     deterministic: bool = False,
     capability: tuple[int, int] | None = None,
-) -> Techniques:
-    """The techniques of a run that trains on `images` over its epochs, with what is switched `on` and `off`.
+) -> Accelerations:
+    """The accelerations of a run that trains on `images` over its epochs, with those switched `on` and `off`.
 
     A CUDA graph from compute capability 7.0, and torch.compile from 8.0 where there are enough images and
     nothing is to be deterministic; neither on older GPUs nor on a CPU, where compiling is an option and a
-    graph is not. `capability` replaces what the hardware says. Raises DeviceError where a technique that was
-    asked for is unavailable.
+    graph is not. `capability` replaces what the hardware says. Raises DeviceError where one that was asked
+    for is unavailable.
     """
     graph = compiles = False
     if device.type == "cuda":
@@ -81,7 +81,7 @@ def choose_techniques(
         raise DeviceError("cuda-graph needs a CUDA device; this run is on the CPU")
     if "compile" in on and deterministic:
         raise DeviceError("compile and --deterministic exclude each other: compiled kernels round otherwise")
-    return Techniques(cuda_graph=graph, compile=compiles).switched(on, off)
+    return Accelerations(cuda_graph=graph, compile=compiles).switched(on, off)
 
 
 def images_to_train(config: RunConfig, data_dir: Path) -> int:
@@ -97,9 +97,3 @@ def images_to_train(config: RunConfig, data_dir: Path) -> int:
     if recipe.images_per_class is not None:
         most = min(most, manifest.classes * recipe.images_per_class)
     return recipe.epochs * most
-
-
-def unmeasured(device: torch.device, techniques: Techniques) -> tuple[str, ...]:
-    """Those in use whose speed on such a device this project has never measured."""
-    names = techniques.names() if device.type == "cuda" else ()
-    return tuple(name for name in names if name in ("cuda-graph", "compile"))

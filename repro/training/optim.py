@@ -1,11 +1,11 @@
-"""SGD as the paper says: momentum 0.9, weight decay 5e-4, the lr dropped by epochs."""
+"""SGD as in the paper: momentum 0.9, weight decay 5e-4, lr drops at given epochs."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repro.recipes import Recipe
+from repro.config import Recipe
 
 
 def make_optimizer(
@@ -15,14 +15,13 @@ def make_optimizer(
     fused: bool = True,
     lr_device: torch.device | None = None,
 ) -> torch.optim.SGD:
-    """SGD over the network's and the loss's parameters.
+    """SGD over the parameters of the network and the loss.
 
-    Weight decay is on every parameter, the recipe's `weight_decay_on` being "all", or with "weights" only on
-    those of two dimensions and more: not on biases, batch norm's γ and β, and other single numbers a channel.
-    The fused kernel updates all parameters at once on CPU and CUDA alike; without it torch's foreach
-    functions do. Momentum is kept across lr drops, and begins at zero rather than with a first step of
-    another kind: 0.9 · 0 + g is g. With an `lr_device` the lr is a number there, which a recorded step reads
-    anew.
+    With the recipe's `weight_decay_on` "all", weight decay applies to every parameter; with "weights" only to
+    those of two or more dimensions: not to biases, batch norm's γ and β, and other per-channel numbers.
+    `fused` updates all parameters in one kernel, on CPU and CUDA alike; otherwise torch's foreach functions
+    do. With an `lr_device` the lr is a float32 tensor there, which a captured step reads at every launch.
+    Momentum is kept across lr drops.
     """
     parameters = [p for module in (network, loss) for p in module.parameters() if p.requires_grad]
     if recipe.weight_decay_on == "all":
@@ -43,13 +42,15 @@ def make_optimizer(
         foreach=not fused,
     )
     if recipe.momentum:
+        # torch takes another path in a first step without buffers, and a graph would contain that path. From
+        # zeros the result is the same: 0.9 · 0 + g is g.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the lr of the epoch that begins; in place where it is a number on the device."""
+    """Sets the lr; in place where it is a tensor, whose address a captured step knows."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
@@ -58,7 +59,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The momentum of a checkpoint; how this optimizer works, and where its lr lives, stay its own."""
+    """Loads the momentum of a checkpoint; this optimizer keeps its own lr tensor and its kind of kernel."""
     own = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
@@ -66,5 +67,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def momentum_buffers(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What a step changes beside the parameters."""
+    """What a step changes besides the parameters."""
     return [state["momentum_buffer"] for state in optimizer.state.values() if "momentum_buffer" in state]

@@ -1,7 +1,7 @@
-"""Which arithmetic a device is given: bf16, fp16 or fp32.
+"""Precision by device: bf16, fp16 or fp32.
 
-Master weights, batch norm statistics and the loss head stay float32 in all of them; only the network's
-forward and backward run under autocast.
+Master weights, batch norm statistics and the loss head stay float32 in all three; only the network's
+forward and backward pass run under autocast.
 """
 
 import contextlib
@@ -17,13 +17,12 @@ from repro.errors import DeviceError
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 
-WIDEST_VECTOR = 16
-"""float32 numbers in the widest vector of a CPU (AVX-512)."""
+WIDEST_VECTOR = 16  # float32 numbers in the widest vector register of a CPU (AVX-512)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A device's arithmetic: the autocast type, and the memory format that suits it."""
+    """The autocast type on a device, and the memory format that suits it."""
 
     name: str
     device: torch.device
@@ -37,12 +36,10 @@ class Precision:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def for_network(self, network: nn.Module) -> "Precision":
-        """This precision with a memory format that the device computes `network` correctly in.
-
-        oneDNN's gradient of a strided 1×1 convolution writes out of bounds in channels_last where it has
-        fewer input channels than the CPU's vectors (github.com/uxlfoundation/oneDNN/issues/6035): wrong
-        numbers or a crash. Only very narrow networks have one; they train in NCHW.
-        """
+        """This precision with a memory format in which the device computes `network` correctly."""
+        # On a CPU in channels_last, oneDNN's gradient of a strided 1×1 convolution writes out of bounds if it
+        # has fewer input channels than a vector register holds (github.com/uxlfoundation/oneDNN/issues/6035):
+        # wrong numbers or a crash. Only very narrow networks have such a convolution; they train in NCHW.
         narrow = any(
             isinstance(module, nn.Conv2d)
             and module.kernel_size == (1, 1)
@@ -55,7 +52,7 @@ class Precision:
         return self
 
     def scaler(self) -> torch.amp.GradScaler | None:
-        """fp16 needs its gradients scaled; the others do not."""
+        """A gradient scaler for fp16, whose range is small; None for the others."""
         return torch.amp.GradScaler(self.device.type) if self.name == "fp16" else None
 
 
@@ -65,11 +62,11 @@ def choose_precision(
     capability: tuple[int, int] | None = None,
     cpu_has_bf16: Callable[[], bool] | None = None,
 ) -> Precision:
-    """The precision of `device`: by its compute capability, or `forced`.
+    """The precision for `device`: `forced`, or chosen by its compute capability.
 
-    CUDA: bf16 from 8.0, fp16 on 7.x, fp32 below (Pascal: no bf16, no useful fp16), which also keeps NCHW
-    there. CPU: bf16 where the processor multiplies it, else fp32. `capability` and `cpu_has_bf16` replace
-    what the hardware says. Raises DeviceError if the forced one cannot run.
+    CUDA: bf16 from 8.0, fp16 on 7.x, fp32 in NCHW below (Pascal: no bf16, no useful fp16). CPU: bf16 if the
+    processor has instructions for it, else fp32. `capability` and `cpu_has_bf16` override what the hardware
+    reports. Raises DeviceError if the device does not support the forced precision.
     """
     if device.type == "cuda":
         capability = capability or torch.cuda.get_device_capability(device)
@@ -87,12 +84,12 @@ def choose_precision(
         if forced == "fp16":
             raise DeviceError("fp16 is for GPUs; on a CPU use --precision fp32 or bf16")
     if forced is not None and forced not in PRECISIONS:
-        raise DeviceError(f"unknown precision {forced!r}; there are: {', '.join(PRECISIONS)}")
+        raise DeviceError(f"unknown precision {forced!r}; known: {', '.join(PRECISIONS)}")
     return Precision(forced or name, device, memory_format)
 
 
 def processor_has_bf16() -> bool:
-    """Whether the processor has bf16 matrix instructions; emulated bf16 is slower than float32."""
+    """Whether the processor has bf16 matrix instructions; where bf16 is emulated, float32 is faster."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):

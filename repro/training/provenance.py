@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from repro import __version__
+from repro.config import Preset, RunConfig
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
 from repro.gpus import consumed_joules, driver_version
-from repro.recipes import Preset, RunConfig
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
 from repro.storage import make_folder, refusal
@@ -98,7 +98,7 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
             precision=precision.name,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
-            accelerations=(*trained.techniques, *(("tf32",) if _uses_tf32(precision) else ())),
+            accelerations=(*trained.accelerations, *(("tf32",) if _uses_tf32(precision) else ())),
             runs_on_device=origin.runs_on_device,
             images_per_second=trained.images_per_second,
             peak_memory_bytes=peak_memory(precision.device),

@@ -22,21 +22,21 @@ from repro.attempts import (
     read_attempts,
     write_attempt,
 )
+from repro.config import Preset, RunConfig
 from repro.data.prepared import PreparedData
 from repro.errors import DeviceError, NoSpaceError, ReadOnlyError, RunInterruptedError, SetupError
 from repro.paths import Project, RunPaths
-from repro.recipes import Preset, RunConfig
 from repro.records import Environment, RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
 from repro.sweep import RunProgress, SweepRun
-from repro.training.checkpoint import Arithmetic, Checkpoint, CheckpointFolder, CheckpointUnfitError
-from repro.training.device import choose_techniques, images_to_train
-from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, training
+from repro.training.accelerations import Accelerations
+from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
+from repro.training.device import choose_accelerations, images_to_train
+from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, Trainer
 from repro.training.precision import Precision, choose_precision
 from repro.training.provenance import EnergyMeter, Origin, anonymous, make_record
-from repro.training.techniques import Techniques
 from repro.training.tensorboard import LiveCurves
 
 RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
@@ -206,14 +206,14 @@ class RunAttempt:
         )
         curves = self._live_curves()
         while True:
-            start, precision, techniques = self._choose_start(checkpoints)
+            start, precision, accelerations = self._choose_start(checkpoints)
             self.resumed_at_step = start.step if start else 0
             self.note = self.note.model_copy(
                 update={"resumed_at_step": self.resumed_at_step, "saved_step": self.resumed_at_step}
             )
             self._write(self.note)
             try:
-                trained = yield from training(
+                trainer = Trainer(
                     self.config,
                     self.data,
                     precision,
@@ -222,13 +222,14 @@ class RunAttempt:
                     should_stop=self.process.should_stop,
                     checkpoint_interval=self.process.options.checkpoint_interval,
                     start=start,
-                    techniques=techniques,
-                    say=self._warn,
+                    accelerations=accelerations,
+                    warn=self._warn,
                 )
+                trained = yield from trainer.steps()
                 break
-            except CheckpointUnfitError as error:
+            except CheckpointMismatchError as error:
                 assert start is not None
-                checkpoints.pass_over(start.path, str(error))
+                checkpoints.reject(start.path, str(error))
         self._check_not_superseded()
         done = self._ended(Outcome.DONE)
         record = self._record(signature, trained, precision, done)
@@ -249,16 +250,18 @@ class RunAttempt:
         self.progress = RunProgress(self.run.id, self.note.number, **asdict(progress))
         self.process.tick()
 
-    def _choose_start(self, checkpoints: CheckpointFolder) -> tuple[Checkpoint | None, Precision, Techniques]:
-        """The newest checkpoint, and the precision and techniques to continue in.
+    def _choose_start(
+        self, checkpoints: CheckpointFolder
+    ) -> tuple[Checkpoint | None, Precision, Accelerations]:
+        """The newest checkpoint, and the precision and accelerations to continue in.
 
-        A run keeps its numeric settings to the end: precision and techniques are the checkpoint's unless one
-        was forced, and so are the threads. Where that cannot be, the run restarts.
+        A run keeps its numeric settings to the end: precision and accelerations are the checkpoint's unless
+        one was forced, and so are the threads. Where that cannot be, the run restarts.
         """
         process, options = self.process, self.process.options
         device = process.device
         images = images_to_train(self.config, process.project.data)
-        chosen = choose_techniques(
+        chosen = choose_accelerations(
             device, images, options.switch_on, options.switch_off, options.deterministic
         )
         restart = None, process.precision, self._without_risky(chosen)
@@ -269,18 +272,22 @@ class RunAttempt:
         found = checkpoints.newest()
         if found is None:
             return restart
-        then, precision, techniques = found.arithmetic, process.precision, self._without_risky(chosen)
+        then, precision, accelerations = (
+            found.numeric_settings,
+            process.precision,
+            self._without_risky(chosen),
+        )
         if options.precision is None and then.device == device.type:
             with contextlib.suppress(DeviceError):
                 precision = choose_precision(device, then.precision)
         if not options.switch_on and not options.switch_off and then.device == device.type:
-            techniques = self._without_risky(Techniques.of(then.techniques))
+            accelerations = self._without_risky(Accelerations.of(then.accelerations))
         if then.threads != torch.get_num_threads() and self.most_at_once > 1:
             raise ThreadsDifferError
         torch.set_num_threads(then.threads)
-        now = Arithmetic.here(device, precision.name, techniques.names())
+        now = NumericSettings.here(device, precision.name, accelerations.names())
         if now == then:
-            return found, precision, techniques
+            return found, precision, accelerations
         torch.set_num_threads(process.threads)
         changed = [name for name, value in asdict(now).items() if asdict(then)[name] != value]
         used = ", ".join(f"{_word(asdict(then)[name])} {name}" for name in changed)
@@ -288,12 +295,12 @@ class RunAttempt:
         self._warn(f"restarting from epoch 1: the checkpoint used {used}; this run uses {uses}")
         return restart
 
-    def _without_risky(self, techniques: Techniques) -> Techniques:
+    def _without_risky(self, accelerations: Accelerations) -> Accelerations:
         """Without graph and compiler where an attempt at this run has broken its GPU, unless asked for."""
         broken = any("CUDA error" in note.outcome for note in read_attempts(self.paths))
         risky = [name for name in ("cuda-graph", "compile") if name not in self.process.options.switch_on]
-        if not broken or techniques == (safe := techniques.switched(off=risky)):
-            return techniques
+        if not broken or accelerations == (safe := accelerations.switched(off=risky)):
+            return accelerations
         self._warn(f"training without {' and '.join(risky)}: an earlier attempt ended in a CUDA error")
         return safe
 
@@ -369,29 +376,9 @@ class _FencedCheckpoints(CheckpointFolder):
 
     fence: Callable[[], None] = lambda: None
 
-    def save(self, step: int, arithmetic: Arithmetic, state: dict[str, object]) -> Path | None:
+    def save(self, step: int, settings: NumericSettings, state: dict[str, object]) -> Path | None:
         self.fence()
-        return super().save(step, arithmetic, state)
-
-
-def note_dead_attempt(paths: RunPaths, death: str, interrupted: bool, alone: bool | None) -> None:
-    """Closes the note of an attempt whose process is dead; call it holding the run's lock.
-
-    `alone` says whether its run had the process to itself, None where only its own note tells.
-    """
-    notes = read_attempts(paths)
-    if not notes or notes[-1].kind is not Outcome.RUNNING:
-        return
-    note = notes[-1]
-    folder = paths.attempts / str(note.number)
-    outcome = Outcome.INTERRUPTED if interrupted else Outcome.CRASHED
-    update = {
-        "ended": datetime.now(UTC),
-        "outcome": f"{outcome}: {death}" if death else str(outcome),
-        "saved_step": max(note.resumed_at_step, last_saved_step(folder)),
-        "alone": note.alone if alone is None else alone,
-    }
-    write_attempt(folder, note.model_copy(update=update))
+        return super().save(step, settings, state)
 
 
 def _word(value: object) -> str:

@@ -1,7 +1,7 @@
-"""One step of SGD, on the device alone: batch, forward, backward, update, and what is measured of it.
+"""One step of SGD, entirely on the device: batch, forward, backward, update and metrics.
 
-It reads no tensor's value on the host and takes nothing from it but the batch's size, so that it can be
-recorded as a CUDA graph and done again; `repro.training.capture` does that.
+It reads no tensor value on the host and gets nothing from the host but the batch size, so that
+`repro.training.cuda_graph` can capture it as a CUDA graph and replay it.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.data.loader import Feed
+from repro.data.loader import BatchStream
 from repro.losses import ClassificationLoss
 from repro.training.metrics import EpochSums
 from repro.training.optim import momentum_buffers
@@ -21,21 +21,24 @@ from repro.training.precision import Precision
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A step; called with its batch's number of images. `compiled` has torch.compile fuse both modules."""
+    """A training step, called with the number of images in its batch.
+
+    With `compiled`, torch.compile fuses the operations of network and loss.
+    """
 
     network: nn.Module
     loss: ClassificationLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     precision: Precision
-    feed: Feed
+    batches: BatchStream
     sums: EpochSums
     compiled: bool = False
 
     def __call__(self, size: int) -> None:
-        """Trains on the next `size` images and adds what was measured to the sums."""
+        """Trains on the next `size` images and adds their metrics to the sums."""
         call = compiled_call() if self.compiled else _call
-        images, labels = self.feed.batch(size)
+        images, labels = self.batches.next_batch(size)
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision.autocast():
             features = call(self.network, images)
@@ -48,7 +51,7 @@ class TrainingStep:
             gradient = features.grad
         else:
             self.scaler.scale(value).backward()
-            # The scale as a tensor: get_scale() would wait for the device.
+            # The scale as a tensor, because get_scale() would wait for the device.
             gradient = features.grad.float() / self.scaler.scale(torch.ones((), device=labels.device))
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -58,20 +61,20 @@ class TrainingStep:
         self.sums.add(value.detach(), logits, at_softmax, features.detach(), gradient, images, labels)
 
     def weights(self) -> list[Tensor]:
-        """The trained parameters of both modules."""
+        """The trainable parameters of network and loss."""
         modules = (self.network, self.loss)
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def statistics(self) -> list[Tensor]:
-        """The running statistics of both modules."""
+        """The running statistics of network and loss."""
         modules = (self.network, self.loss)
         return [b for module in modules for b in module.buffers() if b.is_floating_point()]
 
     def written(self) -> list[Tensor]:
-        """Every tensor outside itself that a step writes; the scaler's are its own affair."""
+        """All tensors that a step writes and that outlive it, except the scaler's."""
         modules = (self.network, self.loss)
         of_modules = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return [*of_modules, *momentum_buffers(self.optimizer), self.sums.values, self.feed.position]
+        return [*of_modules, *momentum_buffers(self.optimizer), self.sums.values, self.batches.position]
 
 
 def _call(module: nn.Module, *inputs: Tensor) -> Any:
@@ -80,14 +83,14 @@ def _call(module: nn.Module, *inputs: Tensor) -> Any:
 
 @cache
 def compiled_call() -> Callable[..., Any]:
-    """`_call` through torch.compile, one per process: modules of one kind share what was compiled.
+    """`_call` through torch.compile, once per process: modules of the same kind share compiled code.
 
-    A module that cannot be compiled whole raises an error when it is called, rather than run uncompiled in
-    part; and so does one too many.
+    A call raises an error if its module cannot be compiled as a whole, or if the cache limit is exceeded.
     """
-    from torch._dynamo import config  # slow to import, and seldom needed
+    from torch._dynamo import config  # slow to import and rarely needed
 
-    # Every loss of a column, for each of its batch sizes: beyond the default of 8 nothing more is compiled.
-    # The name is that of torch 2.6, which later ones still take.
+    # One process compiles every loss of a column for each of its batch sizes; the default of 8 is too low.
+    # The option is called so in torch 2.6; later versions accept this name too.
     config.cache_size_limit = 256
+    # fullgraph: an error instead of silently running a part of the module uncompiled.
     return torch.compile(_call, dynamic=False, fullgraph=True)

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from repro.attempts import SAME_ERRORS, ErrorStreak, Outcome, read_attempts
+from repro.attempts import SAME_ERRORS, ErrorStreak, Outcome
+from repro.config import Preset, RunConfig
+from repro.data import open_for_training
 from repro.data.prepared import PreparedData
-from repro.data.training_set import open_for_training
 from repro.errors import (
     DataCorruptError,
     DataMissingError,
@@ -28,8 +29,7 @@ from repro.errors import (
     RunInterruptedError,
     SetupError,
 )
-from repro.paths import Project, RunPaths
-from repro.recipes import Preset, RunConfig
+from repro.paths import Project
 from repro.registry import Registry
 from repro.signature import data_hash
 from repro.storage import FileLock, quarantine_damaged
@@ -40,12 +40,11 @@ from repro.sweep import (
     RunStatus,
     Sweep,
     SweepRun,
-    WorkerNote,
     new_worker_note,
     stop_request,
 )
-from repro.training.capture import is_out_of_memory
 from repro.training.concurrency import Concurrency
+from repro.training.cuda_graph import is_out_of_memory
 from repro.training.device import choose_device, self_test, use_deterministic_algorithms
 from repro.training.precision import choose_precision
 from repro.training.provenance import EnergyMeter, describe_environment, host_salt
@@ -55,7 +54,6 @@ from repro.training.run_attempt import (
     SupersededError,
     ThreadsDifferError,
     TrainOptions,
-    note_dead_attempt,
 )
 from repro.training.signals import Stop
 from repro.training.tensorboard import require_tensorboard
@@ -118,6 +116,8 @@ class Worker:
         self._next_beat = 0.0
         self._errors = ErrorStreak()
         self._trained = 0
+        self._stepped = False
+        self._warned: set[str] = set()
         self._preparing = True
 
     def run(self) -> int:
@@ -138,6 +138,9 @@ class Worker:
             if self.device_lock:
                 self.device_lock.release()
         self._say(phase=Phase.ENDED, left=dict(self.queue.impossible))
+        if not self.note.job:  # nobody reads how a worker ended that was started by hand
+            with contextlib.suppress(OSError):
+                (self.project.workers(self.preset.name) / f"{self.note.name}.json").unlink(missing_ok=True)
         return code
 
     def _work(self) -> int:
@@ -234,6 +237,8 @@ class Worker:
                 continue
             lock = FileLock(self.project.run(self.preset.name, entry.run).lock)
             if not lock.acquire():
+                if self.sweep_file is None:
+                    self._warn_once(f"{entry.run}: another process is training it; skipped")
                 continue
             try:
                 attempt = self._begin(entry, config, data, lock)
@@ -284,7 +289,7 @@ class Worker:
     ) -> RunAttempt | None:
         """Judges the run anew now that nobody else can change it; None where it is settled after all."""
         paths = self.project.run(self.preset.name, entry.run)
-        self._note_dead(paths)
+        self.queue.close_dead_attempt(entry)
         status = self.queue.status(entry)
         if status not in (RunStatus.FREE, RunStatus.SUSPECT) or (status is RunStatus.SUSPECT and self.active):
             return None
@@ -305,25 +310,13 @@ class Worker:
 
         return self._retry_until_writable(begin, f"{entry.run}: starting")
 
-    def _note_dead(self, paths: RunPaths) -> None:
-        """Closes the note that a dead worker left: what it did last decides whether the run is to blame."""
-        notes = read_attempts(paths)
-        if not notes or notes[-1].kind is not Outcome.RUNNING:
-            return
-        path = self.project.workers(self.preset.name) / f"{notes[-1].worker}.json"
-        life = WorkerNote.read(path)
-        note_dead_attempt(
-            paths,
-            death=life.death if life else "",
-            interrupted=life is not None and (life.phase is Phase.STOPPING or life.blameless),
-            alone=len(life.runs) <= 1 if life else None,
-        )
-
     def _step_all(self) -> None:
         """One step of each run in turn."""
         self.concurrency.begin_round(len(self.active))
         waiting = 0
         for attempt in list(self.active):
+            if attempt not in self.active:
+                continue  # it has just left its memory to an older one
             if attempt.waiting_until > time.monotonic():
                 waiting += 1
                 continue
@@ -339,7 +332,9 @@ class Worker:
     def _advance(self, attempt: RunAttempt) -> None:
         """Takes one step of `attempt`; whatever goes wrong ends it, and leaves its neighbours alone."""
         try:
-            if attempt.advance():
+            unfinished = attempt.advance()
+            self._stepped = True
+            if unfinished:
                 return
             self._trained += 1
             self._errors.reset()
@@ -389,7 +384,9 @@ class Worker:
             if newest is not attempt:
                 newest.end(Outcome.WITHDRAWN, "left its memory to the runs that were there before")
                 self._remove(newest)
-            self.warn(f"{attempt.run.id}: out of memory: {len(self.active) - 1} runs at once from now on")
+            self.warn(
+                f"{attempt.run.id}: out of memory: from now on at most {self.concurrency.limit} at once"
+            )
         elif self._trained:
             attempt.end(Outcome.WITHDRAWN, f"{reason}; to be tried in a fresh process")
             self.stop.drain = True  # the supervisor starts another worker for it
@@ -461,9 +458,8 @@ class Worker:
 
     def _say(self, **changes: Any) -> None:
         """Writes the worker's note. It is shown, and a disk that takes none is no reason to stop."""
-        stepped = self.note.stepped or any(attempt.progress.step for attempt in self.active)
         runs = tuple(attempt.progress for attempt in self.active)
-        self.note = replace(self.note, runs=runs, stepped=stepped, beat=self.note.beat + 1, **changes)
+        self.note = replace(self.note, runs=runs, stepped=self._stepped, beat=self.note.beat + 1, **changes)
         with contextlib.suppress(SetupError):
             self.note.write(self.project.workers(self.preset.name))
 
@@ -483,6 +479,11 @@ class Worker:
                 return None
             time.sleep(1.0)
             self._tick()
+
+    def _warn_once(self, line: str) -> None:
+        if line not in self._warned:
+            self._warned.add(line)
+            self.warn(line)
 
     def warn(self, line: str) -> None:
         """Prints the line; a log on a full disk takes none, which is no reason to stop."""

@@ -13,8 +13,8 @@ from statistics import NormalDist
 import numpy as np
 from pretended_environment import PRETENDED, correct_images
 
+from repro.config import Preset
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.records import (
     HISTOGRAM_BINS,

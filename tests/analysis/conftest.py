@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from analysis_records import CODE, write_experiments
 
+from repro.config import Preset
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.registry import Registry
 
 

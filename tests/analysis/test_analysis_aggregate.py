@@ -6,9 +6,9 @@ import pytest
 from analysis_records import FINGERPRINT, done, edit_by_hand, make_record, write_record
 
 from repro.analysis.aggregate import CellSummary, integrity_errors, seeds_text, summarise
+from repro.config import Preset
 from repro.errors import RecordCorruptError, RecordMisplacedError
 from repro.paths import Project
-from repro.recipes import Preset
 from repro.record_state import RecordState, assess
 from repro.registry import Registry, Run, Selection
 

@@ -12,9 +12,9 @@ from repro.analysis.claims import ClaimWord, claim_runs, judge_claims
 from repro.analysis.effects import measured
 from repro.analysis.rules import Rules, read_rules
 from repro.analysis.verdict_text import claims_text
+from repro.config import Preset
 from repro.errors import RegistryError
 from repro.experiments import Row
-from repro.recipes import Preset
 from repro.record_state import RunState
 from repro.registry import Registry, Run
 

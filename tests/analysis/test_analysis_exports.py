@@ -19,7 +19,7 @@ from repro.analysis.rules import read_rules
 from repro.analysis.tables import render_tables
 from repro.analysis.tidy import CSV_COLUMNS, READING_FIELDS
 from repro.analysis.verdicts import judge_cells
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.records import RunRecord
 from repro.registry import Registry, Selection
 

@@ -14,7 +14,7 @@ from repro.analysis.figures import draw_figures
 from repro.analysis.logit_figure import draw_figure2
 from repro.analysis.style import figure_style
 from repro.analysis.weight_figure import draw_figure3
-from repro.recipes import Preset
+from repro.config import Preset
 from repro.record_state import RecordState, RunState
 from repro.records import RunRecord
 from repro.registry import Registry

@@ -10,9 +10,9 @@ from analysis_records import done, make_record, missing
 
 from repro.analysis.aggregate import CellSummary, summarise
 from repro.analysis.tables import TABLE_FORMATS, render_tables
+from repro.config import Preset
 from repro.errors import UsageError
 from repro.experiments import ReportedData
-from repro.recipes import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
 

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from repro import models
-from repro.benchmark.rates import Rates
-from repro.benchmark.roofline import Kernel, count_kernels, roofline_seconds
+from repro.benchmark.roofline import Kernel, Rates, count_kernels, roofline_seconds
 
 
 @pytest.mark.parametrize(

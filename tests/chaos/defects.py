@@ -42,9 +42,9 @@ GENERATOR_SHARED_BY_RUNS = """
 import sys
 if "train" in sys.orig_argv:
     import torch
-    import repro.training.randomness
+    import repro.training.seeding
     shared = torch.Generator().manual_seed(0)
-    repro.training.randomness.generator = lambda seed, purpose, index=0: shared
+    repro.training.seeding.generator = lambda seed, purpose, index=0: shared
 """
 
 NO_DEATH_SIGNAL = """

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
-from pathlib import Path
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -12,37 +13,44 @@ from smoke_project import ROOT, smoke_context
 
 from repro.cli import main
 from repro.cli.context import Context
-from repro.cli.doctor import (
-    OLD_CARDS_INDEX,
-    check_data,
-    check_executor,
-    check_places,
-    check_torch,
-    judge_device,
-    read_torch_facts,
-)
-from repro.errors import DeviceError
+from repro.cli.doctor import OLD_CARDS_INDEX, check_data, check_executor, check_places, check_torch
+from repro.data import DataSetState
+from repro.errors import DataCorruptError, DeviceError
 from repro.gpus import Gpu
 
+MODULE = sys.modules["repro.cli.doctor"]  # as an attribute, the command of that name hides it
 PASCAL = Gpu(0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30)
 NEW_WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 OLD_WHEEL = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 
-def facts(**changes):
+def facts(capability=(6, 1), architectures=OLD_WHEEL, fault=None, **changes):
+    device = {"name": PASCAL.name, "capability": list(capability), "fault": fault}
     return {
         "torch": "2.6.0",
         "torchvision": "0.21.0",
         "cuda": "12.6",
-        "architectures": OLD_WHEEL,
+        "architectures": architectures,
         "available": True,
-        "devices": [],
+        "devices": [device],
         "cpu": "AVX2",
     } | changes
 
 
-def device(name="NVIDIA GeForce GTX 1080 Ti", capability=(6, 1), fault=None):
-    return {"name": name, "capability": list(capability), "fault": fault}
+def about_gpu(monkeypatch, torch, present=(PASCAL,)):
+    """The finding on the GPU, given what torch says of itself and the GPUs that the driver shows."""
+
+    def read_gpus():
+        if isinstance(present, Exception):
+            raise present
+        return present
+
+    monkeypatch.setattr(MODULE, "read_torch_facts", lambda: torch)
+    monkeypatch.setattr("repro.gpus.read_gpus", read_gpus)
+    monkeypatch.setattr("repro.gpus.driver_version", lambda: None)
+    first, finding = check_torch()
+    assert (first.matter, first.level) == ("torch", "ok")
+    return finding
 
 
 @pytest.mark.parametrize(
@@ -59,28 +67,13 @@ def device(name="NVIDIA GeForce GTX 1080 Ti", capability=(6, 1), fault=None):
         ((7, 5), [], "error"),
     ],
 )
-def test_a_card_that_torchs_build_does_not_carry_is_an_error(capability, architectures, level):
-    finding = judge_device(device(capability=capability), architectures)
+def test_a_card_that_torchs_build_does_not_carry_is_an_error(monkeypatch, capability, architectures, level):
+    finding = about_gpu(monkeypatch, facts(capability, architectures))
     assert finding.level == level
+    assert f"compute capability {capability[0]}.{capability[1]}" in finding.said
     if level == "error":
-        assert f"compute capability {capability[0]}.{capability[1]}" in finding.said
-        assert (
-            f"pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}" in finding.remedy
-        )
-
-
-def test_a_kernel_that_fails_is_quoted():
-    finding = judge_device(device(fault="CUDA error: out of memory"), OLD_WHEEL)
-    assert (finding.level, finding.said.rpartition(": ")[2]) == ("error", "out of memory")
-
-
-@pytest.mark.parametrize(
-    ("capability", "precision"), [((6, 1), "float32"), ((7, 0), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
-)
-def test_a_card_that_works_says_in_what_precision_it_trains(capability, precision):
-    finding = judge_device(device(capability=capability), [*OLD_WHEEL])
-    assert finding.level == "ok"
-    assert precision in finding.said
+        install = f"pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}"
+        assert install in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -90,53 +83,42 @@ def test_a_card_that_works_says_in_what_precision_it_trains(capability, precisio
         (facts(available=False), [PASCAL], None, "error", "torch sees no CUDA device"),
         (facts(available=False, cuda=None), [PASCAL], None, "error", "torch sees no CUDA device"),
         (facts(available=False), [PASCAL], "", "warning", "every GPU is hidden"),
-        (facts(devices=[device()]), [PASCAL], None, "ok", "a kernel ran; trains in float32"),
-        (
-            facts(devices=[device()], architectures=NEW_WHEEL),
-            [PASCAL],
-            None,
-            "error",
-            "carries no code for it",
-        ),
+        (facts(fault="CUDA error: out of memory"), [PASCAL], None, "error", "fails: CUDA error: out of memory"),
+        (facts(), [PASCAL], None, "ok", "a kernel ran; trains in float32"),
+        (facts((7, 0)), [PASCAL], None, "ok", "trains in fp16"),
+        (facts((8, 0)), [PASCAL], None, "ok", "trains in bf16"),
+        (facts(), DeviceError("the driver does not answer"), None, "error", "does not answer"),
     ],
-)
+)  # fmt: skip
 def test_torch_is_held_against_the_gpus_that_the_driver_shows(
-    torch, present, environment, level, says, monkeypatch
+    monkeypatch, torch, present, environment, level, says
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if environment is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", environment)
-    about_torch, about_gpu = check_torch(lambda: torch, lambda: present)
-    assert (about_torch.level, about_gpu.level) == ("ok", level)
-    assert says in about_gpu.said
-    assert about_gpu.remedy or level == "ok"
+    finding = about_gpu(monkeypatch, torch, present)
+    assert finding.level == level
+    assert says in finding.said
 
 
-def test_a_driver_that_does_not_answer_is_an_error():
-    def silent():
-        raise DeviceError("the NVIDIA driver does not answer")
-
-    findings = list(check_torch(lambda: facts(), silent))
-    assert [finding.level for finding in findings] == ["ok", "error"]
-
-
-def test_a_torch_that_cannot_be_imported_is_an_error_with_its_last_words(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("raise OSError('libcudart.so.12: cannot open')", "failed: OSError: libcudart.so.12: cannot open"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11: no message"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_is_an_error_with_its_last_words(tmp_path, monkeypatch, code, says):
+    (tmp_path / "torch.py").write_text(f"{code}\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    said = read_torch_facts()
-    assert said == "importing torch failed: OSError: libcudart.so.12: cannot open shared object file"
-    (finding,) = check_torch(lambda: said, lambda: [])
-    assert (finding.matter, finding.level) == ("torch", "error")
+    (finding,) = check_torch()
+    assert (finding.matter, finding.level, finding.said) == ("torch", "error", f"importing torch {says}")
 
 
-def test_a_torch_that_dies_is_an_error(tmp_path, monkeypatch):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    assert read_torch_facts() == "importing torch ended by signal 11: without a word"
-
-
-def test_the_torch_that_is_here_tells_its_facts():
-    assert set(read_torch_facts()) == set(facts())
+def test_a_torch_that_hangs_is_an_error(monkeypatch):
+    monkeypatch.setattr(MODULE, "_TORCH_TIMEOUT", 0.01)
+    (finding,) = check_torch()
+    assert (finding.level, "did not answer within 0.01 s" in finding.said) == ("error", True)
 
 
 def test_a_folder_on_a_read_only_file_system_is_an_error(tmp_path, monkeypatch):
@@ -145,40 +127,82 @@ def test_a_folder_on_a_read_only_file_system_is_an_error(tmp_path, monkeypatch):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", mount], capture_output=True).returncode:
         pytest.skip("a file system cannot be mounted here")
     try:
-        context = smoke_context(monkeypatch, mount / "results")
-        finding = next(check_places(context))
+        finding = next(check_places(smoke_context(monkeypatch, mount / "results")))
     finally:
         subprocess.run(["umount", mount], check=True)
     assert (finding.matter, finding.level) == ("results", "error")
-    assert "cannot be written" in finding.said
     assert "--results DIR" in finding.remedy
 
 
-def test_a_disk_without_room_for_the_runs_is_an_error(tmp_path, monkeypatch):
-    context = smoke_context(monkeypatch, tmp_path)
+def test_a_disk_without_room_for_the_runs_and_one_without_locks_are_errors(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    finding = next(check_places(context))
-    assert finding.level == "error"
-    assert "72 runs need about 0.4 GB" in finding.said
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    room, locks = list(check_places(smoke_context(monkeypatch, tmp_path)))[:2]
+    assert (room.level, locks.level) == ("error", "error")
+    assert "72 runs need about 0.4 GB" in room.said
+    assert "Operation not supported" in locks.said
 
 
 def test_places_and_locks_are_fine_in_a_fresh_folder_and_nothing_is_left_there(tmp_path, monkeypatch):
     findings = list(check_places(smoke_context(monkeypatch, tmp_path)))
-    assert {finding.level for finding in findings} == {"ok"}
-    assert "locks" in [finding.matter for finding in findings]
+    assert [(each.matter, each.level) for each in findings] == [
+        (matter, "ok") for matter in ("results", "locks", "figures", "data")
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
-def context_with_data(tmp_path: Path, monkeypatch) -> Context:
+@pytest.fixture
+def paper(tmp_path, monkeypatch) -> Context:
+    """The preset paper with a data folder that is empty."""
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
-    return Context.open("paper", results=tmp_path / "results", data=tmp_path / "data")
+    return Context.open("paper", results=tmp_path / "results", data=tmp_path / "my data")
 
 
-def test_a_missing_data_set_is_a_warning_with_the_commands_that_bring_it(tmp_path, monkeypatch):
-    first = next(check_data(context_with_data(tmp_path, monkeypatch), hash_them=True))
-    assert (first.matter, first.level) == ("data: cifar100", "warning")
-    assert first.remedy == "`repro data fetch cifar100 && repro data prepare cifar100`"
+def commands(remedy: str) -> list[list[str]]:
+    return [shlex.split(command) for command in remedy.split("`")[1::2]]
+
+
+def test_without_any_data_set_nothing_can_be_trained_and_the_remedies_take_the_folder(paper):
+    findings = {each.matter: each for each in check_data(paper, hash_them=True)}
+    assert [(each.level, "nothing can be trained" in each.said) for each in findings.values()] == [
+        ("error", True)
+    ] * 3
+    folder = ["--data-dir", str(paper.project.data)]
+    assert commands(findings["data: cifar100"].remedy) == [
+        ["repro", "data", "fetch", "cifar100", *folder],
+        ["repro", "data", "prepare", "cifar100", *folder],
+    ]
+    assert "--lists" in findings["data: facescrub"].remedy
+
+
+def test_a_set_is_an_error_where_it_is_damaged_and_a_warning_where_it_is_missing(paper, monkeypatch):
+    def verify(name, folder):
+        if name == "facescrub":
+            raise DataCorruptError("train.npy differs")
+
+    states = [
+        DataSetState("cifar100", "CIFAR-100", "prepared", 60_000, 100, 1, ""),
+        DataSetState("tiny-imagenet", "TinyImageNet", "fetched", None, None, 1, ""),
+        DataSetState("facescrub", "FaceScrub", "prepared", 9, 3, 1, ""),
+        DataSetState("mine", "Mine", "corrupt", None, None, 1, "manifest.json is torn"),
+    ]
+    monkeypatch.setattr("repro.data.listing", lambda folder: states)
+    monkeypatch.setattr("repro.data.verify", verify)
+    findings = list(check_data(paper, hash_them=True))
+    assert [(each.level, each.said) for each in findings] == [
+        ("ok", "60,000 images of 100 classes, every array as its manifest says"),
+        ("warning", "fetched, its runs are left out"),
+        ("error", "train.npy differs"),
+        ("error", "manifest.json is torn"),
+    ]
+    assert [command[1:4] for command in commands(findings[1].remedy)] == [
+        ["data", "prepare", "tiny-imagenet"]
+    ]
+    assert [command[3:6] for command in commands(findings[3].remedy)] == [["mine", "--from", "FOLDER"]]
 
 
 def test_the_smoke_preset_needs_no_data(tmp_path, monkeypatch):
@@ -188,9 +212,8 @@ def test_the_smoke_preset_needs_no_data(tmp_path, monkeypatch):
 
 def test_an_extra_that_is_not_installed_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    finding = next(check_executor("ray"))
-    assert finding.level == "error"
-    assert "'.[ray]'" in finding.remedy
+    (finding,) = check_executor("ray")
+    assert (finding.level, finding.remedy) == ("error", "`pip install --editable '.[ray]'`")
     assert list(check_executor("local")) == []
 
 
@@ -200,18 +223,12 @@ def test_the_command_prints_a_line_a_matter_and_exits_3_on_an_error(tmp_path, mo
     fine = CliRunner().invoke(main, argv)
     assert fine.exit_code == 0, fine.output
     assert fine.output.splitlines()[0].startswith("ok      Python")
+    monkeypatch.setattr(MODULE, "read_torch_facts", lambda: facts(available=False))
     monkeypatch.setenv("PATH", str(tmp_path))
     wrong = CliRunner().invoke(main, [*argv, "--executor", "slurm", "--json"])
     assert wrong.exit_code == 3
     found = json.loads(wrong.stdout)
     assert [entry["matter"] for entry in found if entry["level"] == "error"][-1] == "slurm"
-
-
-def test_a_damaged_data_set_is_an_error_with_the_command_that_mends_it(tmp_path, monkeypatch):
-    context = context_with_data(tmp_path, monkeypatch)
-    folder = tmp_path / "data" / "cifar100" / "prepared"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text('{"schema_version": 1, "na')
-    finding = next(check_data(context, hash_them=True))
-    assert (finding.level, finding.remedy) == ("error", "`repro data prepare cifar100`")
-    assert "manifest.json" in finding.said
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    nothing = CliRunner().invoke(main, ["doctor", "--quick", "--results", str(tmp_path)])
+    assert nothing.exit_code == 3, nothing.output

@@ -1,18 +1,15 @@
 """`--log tensorboard`: the curves that TensorBoard's own reader finds are those of the record."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT, RUN, record_of, smoke_context, train_here
+from smoke_project import RUN, interrupt, record_of, repro, smoke_context, train_here
 
 from repro.cli.context import Context
-from repro.commands.live_curves import LiveCurves, require_tensorboard
-from repro.errors import RunInterruptedError, SetupError
+from repro.errors import SetupError
 from repro.signature import code_hash, training_modules
 from repro.training.loop import Progress
+from repro.training.tensorboard import LiveCurves, require_tensorboard
 
 Reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="the extra is not installed"
@@ -53,23 +50,31 @@ def progress(epoch: int, loss: float, accuracy: float) -> Progress:
     return Progress("training", epoch, 9, 0, 5, 100.0, loss, accuracy)
 
 
-def test_every_epoch_of_the_record_is_in_the_curves(context):
+def test_a_run_has_its_curves_and_the_record_that_it_has_without_them(context, tmp_path):
+    plain = Context.open("smoke", results=tmp_path / "plain")
+    assert train_here(plain, RUN) == 0
     assert train_here(context, RUN, log="tensorboard") == 0
-    found = read(context.project.live_curves("smoke", RUN))
     record = record_of(context, RUN)
+    found = read(context.project.live_curves("smoke", RUN))
     assert found.pop("speed/images per second")
     assert found == expected(record)
-
-
-def test_the_record_and_the_codes_hash_are_what_they_are_without(context, tmp_path):
-    plain = Context.open("smoke", results=tmp_path / "plain")
-    assert train_here(context, RUN, log="tensorboard") == 0
-    assert train_here(plain, RUN) == 0
-    assert record_of(context, RUN).comparable() == record_of(plain, RUN).comparable()
+    assert record.comparable() == record_of(plain, RUN).comparable()
     config = plain.registry.config(plain.registry.parse(RUN), plain.preset)
-    assert record_of(context, RUN).signature.code == code_hash(config)
-    assert "repro.commands.live_curves" not in training_modules(config)
+    assert record.signature.code == code_hash(config)
+    assert "repro.training.tensorboard" not in training_modules(config)
     assert not plain.project.live_curves("smoke", RUN).exists()
+
+
+def test_a_run_that_was_stopped_and_resumed_has_each_epoch_once(context):
+    interrupt(context, RUN, log="tensorboard")
+    assert train_here(context, RUN, log="tensorboard") == 0
+    folder = context.project.live_curves("smoke", RUN)
+    assert len(list(folder.iterdir())) == 2
+    record = record_of(context, RUN)
+    assert record.provenance.attempts[-1].resumed_at_step > 0
+    found = read(folder)
+    found.pop("speed/images per second")
+    assert found == expected(record)
 
 
 def test_an_epoch_is_there_as_soon_as_the_next_begins(tmp_path):
@@ -94,70 +99,30 @@ def test_what_an_attempt_had_beyond_its_checkpoint_is_dropped(tmp_path):
     assert read(tmp_path)["loss/train"] == [(1, 9.0), (2, 8.0), (3, 17.0), (4, 16.0)]
 
 
-def test_a_run_that_was_stopped_and_resumed_has_each_epoch_once(context):
-    """Stopped in its second epoch by a real stop request, then trained to the end."""
-    from repro.commands.stop import Stop
-    from repro.commands.train import train
-    from repro.commands.worker import TrainOptions
-
-    class StopsLater(Stop):
-        asked = 0
-
-        @property
-        def now(self):
-            self.asked += 1
-            return self.asked > 9
-
-        @now.setter
-        def now(self, value):
-            assert not value
-
-    options = TrainOptions(device="cpu", log="tensorboard", checkpoint_interval=0)
-    arguments = ([RUN], context.registry, context.preset, context.project, options)
-    code = train(*arguments, say=lambda line: None, stop=StopsLater())
-    assert code == RunInterruptedError.exit_code
-    assert train_here(context, RUN, log="tensorboard") == 0
-    folder = context.project.live_curves("smoke", RUN)
-    assert len(list(folder.iterdir())) == 2
-    found = read(folder)
-    record = record_of(context, RUN)
-    assert record.provenance.attempts[-1].resumed_at_step > 0
-    found.pop("speed/images per second")
-    assert found == expected(record)
-
-
 def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(context):
     folder = context.project.live_curves("smoke", RUN)
     folder.parent.mkdir(parents=True)
     folder.write_text("in the way")
     said: list[str] = []
-    from repro.commands.train import train
-    from repro.commands.worker import TrainOptions
-
-    options = TrainOptions(device="cpu", log="tensorboard")
-    code = train([RUN], context.registry, context.preset, context.project, options, say=said.append)
-    assert code == 0
+    assert train_here(context, RUN, say=said.append, log="tensorboard") == 0
     assert len([line for line in said if "its curves for TensorBoard end here" in line]) == 1
     assert record_of(context, RUN)
 
 
-def test_a_sweep_logs_every_run_and_a_plain_one_none(tmp_path):
-    def repro(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, "-m", "repro", *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-
-    words = ("run", "--preset", "smoke", "--results", str(tmp_path), "--dataset", "cifar100", "--network")
-    done = repro(*words, "resnet18", "--loss", "scaled-bn-m1", "--log", "tensorboard")
-    assert done.returncode == 0, done.stderr
-    done = repro(*words, "resnet18", "--loss", "scaled-bn-m0.9")
-    assert done.returncode == 0, done.stderr
-    logged = sorted((tmp_path / "smoke" / ".work" / "tensorboard").rglob("events*"))
-    assert [path.parent.relative_to(tmp_path / "smoke" / ".work" / "tensorboard").as_posix() for path in logged] == [RUN]  # fmt: skip
+def test_a_sweep_passes_the_wish_on_to_its_workers(tmp_path):
+    words = (
+        "run",
+        "--preset",
+        "smoke",
+        "--results",
+        tmp_path,
+        "--dataset",
+        "cifar100",
+        "--network",
+        "resnet18",
+    )
+    repro(*words, "--loss", "scaled-bn-m1", "--log", "tensorboard", check=0)
+    assert list((tmp_path / "smoke" / ".work" / "tensorboard" / RUN).glob("events*"))
 
 
 def test_without_the_extra_it_is_said_before_anything_trains(monkeypatch, context):

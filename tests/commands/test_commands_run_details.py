@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
 
+from repro.attempts import read_attempts
 from repro.cli import main
-from repro.storage import attempts_of
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +106,5 @@ def test_a_record_names_no_host_and_no_process(results):
     salt = context.project.host_salt("smoke").read_bytes()
     assert (attempt.host, attempt.pid) == (hashlib.sha256(salt + host.encode()).hexdigest()[:12], None)
     # What stays on this machine keeps both, so that a lock that is never freed can be traced.
-    (kept,) = attempts_of(context.project.run("smoke", RUN))
+    (kept,) = read_attempts(context.project.run("smoke", RUN))
     assert (kept.host, kept.pid) == (host, os.getpid())

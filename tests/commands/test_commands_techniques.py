@@ -4,29 +4,26 @@ from datetime import UTC, datetime
 
 import pytest
 import torch
-from smoke_project import RUN, record_of, smoke_context, train_here
-
-from repro.commands.stop import Stop
-from repro.commands.techniques import COMPILING_PAYS_FROM, choose_techniques, unmeasured
-from repro.commands.train import train
-from repro.commands.worker import TrainOptions
-from repro.storage import begin_attempt, note_attempt
-from repro.errors import DeviceError
-from repro.records import Attempt
-from repro.training.precision import choose_precision
 from repro.training.techniques import Techniques
+from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
+
+from repro.attempts import AttemptNote, new_attempt, write_attempt
+from repro.errors import DeviceError
+from repro.training import run_attempt
+from repro.training.device import COMPILING_PAYS_FROM, choose_techniques, unmeasured
+from repro.training.precision import choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MANY = COMPILING_PAYS_FROM
+ALL = ("channels-last", "fused-sgd", "cuda-graph", "compile")
 
 
 @pytest.mark.parametrize(
     ("capability", "images", "names"),
     [
-        ((9, 0), MANY, ("channels-last", "fused-sgd", "cuda-graph", "compile")),
-        ((8, 0), MANY - 1, ("channels-last", "fused-sgd", "cuda-graph")),
-        ((7, 5), MANY, ("channels-last", "fused-sgd", "cuda-graph")),
-        ((7, 0), MANY, ("channels-last", "fused-sgd", "cuda-graph")),
+        ((9, 0), MANY, ALL),
+        ((8, 0), MANY - 1, ALL[:3]),
+        ((7, 0), MANY, ALL[:3]),
     ],
 )
 def test_a_gpu_gets_what_its_capability_and_the_length_of_the_work_make_worthwhile(capability, images, names):
@@ -37,9 +34,7 @@ def test_a_1080_ti_trains_in_float32_on_nchw_kernel_by_kernel_and_uncompiled():
     techniques = choose_techniques(CUDA, MANY, capability=(6, 1))
     precision = techniques.layout(choose_precision(CUDA, capability=(6, 1)))
     assert (precision.name, precision.memory_format) == ("fp32", torch.contiguous_format)
-    assert not techniques.cuda_graph
-    assert not techniques.compile
-    assert precision.scaler() is None
+    assert (techniques.cuda_graph, techniques.compile, precision.scaler()) == (False, False, None)
     with pytest.raises(DeviceError, match=r"compile needs compute capability 7\.0, this GPU has 6\.1"):
         choose_techniques(CUDA, on=["compile"], capability=(6, 1))
     with pytest.raises(DeviceError, match=r"bf16 needs compute capability 8\.0, this GPU has 6\.1"):
@@ -47,8 +42,7 @@ def test_a_1080_ti_trains_in_float32_on_nchw_kernel_by_kernel_and_uncompiled():
 
 
 def test_deterministic_mode_compiles_nothing_and_keeps_the_graph():
-    techniques = choose_techniques(CUDA, MANY, deterministic=True, capability=(9, 0))
-    assert techniques.names() == ("channels-last", "fused-sgd", "cuda-graph")
+    assert choose_techniques(CUDA, MANY, deterministic=True, capability=(9, 0)).names() == ALL[:3]
     with pytest.raises(DeviceError, match="exclude each other"):
         choose_techniques(CUDA, on=["compile"], deterministic=True, capability=(9, 0))
 
@@ -56,12 +50,10 @@ def test_deterministic_mode_compiles_nothing_and_keeps_the_graph():
 def test_every_technique_can_be_switched_off():
     for name in ("channels-last", "cuda-graph", "compile"):
         techniques = choose_techniques(CUDA, MANY, off=[name], capability=(9, 0))
-        assert set(techniques.names()) == {"channels-last", "fused-sgd", "cuda-graph", "compile"} - {name}
+        assert set(techniques.names()) == set(ALL) - {name}
     # foreach reads the lr on the host, so that a graph cannot be had with it.
-    assert choose_techniques(CUDA, MANY, off=["fused-sgd"], capability=(9, 0)).names() == (
-        "channels-last",
-        "compile",
-    )
+    without = choose_techniques(CUDA, MANY, off=["fused-sgd"], capability=(9, 0))
+    assert without.names() == ("channels-last", "compile")
 
 
 def test_a_cpu_compiles_when_asked_and_has_no_graph():
@@ -77,8 +69,12 @@ def test_what_was_never_measured_on_a_gpu_is_said_to_be_so():
     assert unmeasured(CPU, choose_techniques(CPU)) == ()
 
 
-def test_a_record_says_which_techniques_were_in_use(monkeypatch, tmp_path):
-    context = smoke_context(monkeypatch, tmp_path)
+@pytest.fixture
+def context(monkeypatch, tmp_path):
+    return smoke_context(monkeypatch, tmp_path)
+
+
+def test_a_record_says_which_techniques_were_in_use(context):
     vgg = RUN.replace("resnet18", "vgg16")
     assert train_here(context, RUN, vgg, precision="fp32", switch_off=("fused-sgd",)) == 0
     # The narrow ResNet cannot be trained in NHWC on a CPU.
@@ -86,62 +82,30 @@ def test_a_record_says_which_techniques_were_in_use(monkeypatch, tmp_path):
     assert record_of(context, vgg).provenance.accelerations == ("resident-data", "channels-last")
 
 
-def interrupted(context, *runs, after, **options):
-    """Trains until `after` reports of whether to stop were asked for."""
-
-    class Soon(Stop):
-        asked = 0
-
-        @property
-        def now(self):
-            self.asked += 1
-            return self.asked > after
-
-        @now.setter
-        def now(self, value):
-            assert not value
-
-    options = TrainOptions(device="cpu", precision="fp32", **options)
-    said = []
-    args = (runs, context.registry, context.preset, context.project, options)
-    return train(*args, say=said.append, stop=Soon()), said
-
-
-def test_a_run_goes_on_with_the_techniques_it_began_with(monkeypatch, tmp_path):
-    context = smoke_context(monkeypatch, tmp_path)
-    code, _ = interrupted(context, RUN, after=4, switch_off=("fused-sgd",))
-    assert code == 75
+def test_a_run_is_resumed_with_the_techniques_it_began_with(context):
+    interrupt(context, RUN, precision="fp32", switch_off=("fused-sgd",))
     assert train_here(context, RUN, precision="fp32") == 0
     record = record_of(context, RUN)
     assert record.provenance.accelerations == ("resident-data",)
     assert record.provenance.attempts[-1].resumed_at_step > 0
 
 
-def test_a_run_begun_with_other_techniques_than_are_asked_for_starts_anew_and_says_so(monkeypatch, tmp_path):
-    context = smoke_context(monkeypatch, tmp_path)
-    assert interrupted(context, RUN, after=4)[0] == 75
-    code, said = interrupted(context, RUN, after=10**6, switch_off=("fused-sgd",))
-    assert code == 0
-    assert any("starts anew" in line and "channels-last+fused-sgd → channels-last" in line for line in said)
+def test_a_run_that_is_asked_to_use_others_restarts_and_says_so(context):
+    interrupt(context, RUN, precision="fp32")
+    said: list[str] = []
+    assert train_here(context, RUN, say=said.append, precision="fp32", switch_off=("fused-sgd",)) == 0
+    words = "the checkpoint used channels-last+fused-sgd techniques; this run uses channels-last techniques"
+    assert f"{RUN}: restarting from epoch 1: {words}" in said
     assert record_of(context, RUN).provenance.attempts[-1].resumed_at_step == 0
 
 
-def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler(monkeypatch, tmp_path):
-    context = smoke_context(monkeypatch, tmp_path)
-    paths = context.project.run(context.preset.name, RUN)
-    attempt = Attempt(
-        number=1,
-        started=datetime.now(UTC),
-        ended=datetime.now(UTC),
-        outcome="failed: AcceleratorError: CUDA error: an illegal memory access was encountered",
-        resumed_at_step=0,
-    )
-    note_attempt(begin_attempt(paths), attempt)
-    monkeypatch.setattr("repro.commands.train.choose_techniques", lambda *args: Techniques(compile=True))
-    code, said = interrupted(context, RUN, after=10**6)
-    assert code == 0
-    assert any(
-        "goes on without cuda-graph and compile: an attempt before ended in a CUDA error" in line
-        for line in said
-    )
+def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler(context, monkeypatch):
+    folder = new_attempt(context.project.run(context.preset.name, RUN))
+    now, outcome = datetime.now(UTC), "device error: CUDA error: an illegal memory access was encountered"
+    write_attempt(folder, AttemptNote(number=1, started=now, ended=now, outcome=outcome, resumed_at_step=0))
+    monkeypatch.setattr(run_attempt, "choose_techniques", lambda *arguments: Techniques(compile=True))
+    said: list[str] = []
+    assert train_here(context, RUN, say=said.append) == 0
+    words = "training without cuda-graph and compile: an earlier attempt ended in a CUDA error"
+    assert f"{RUN}: {words}" in said
     assert record_of(context, RUN).provenance.accelerations == ("resident-data", "fused-sgd")

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from smoke_project import ROOT, smoke_context
+from smoke_project import ROOT, RUN, smoke_context, train_here
 
 from repro.cli import main
-from repro.commands.train import train as train_runs
-from repro.commands.worker import TrainOptions
 from repro.data.arrays import membership
 from repro.data.prepared import Arrays
 from repro.data.writer import prepare_once
 from repro.records import parse_record
 
-RUN = "cifar100/vgg16/cross-entropy+batch_size=16+epochs=1+images_per_class=2/seed0"
+TINY = "cifar100/vgg16/cross-entropy+batch_size=16+epochs=1+images_per_class=2/seed0"
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ def train(run, data, results, monkeypatch):
 def test_an_array_that_does_not_match_its_manifest_is_not_trained_on(data, array, tmp_path, monkeypatch):
     """Right in shape, type and size: all labels zero once trained and gave 100 %."""
     np.save(data / array, np.zeros_like(np.load(data / array)))
-    done = train(RUN, data, tmp_path / "results", monkeypatch)
+    done = train(TINY, data, tmp_path / "results", monkeypatch)
     assert done.exit_code == 3
     assert f"{array} has sha256" in done.stderr
     assert "run `repro data prepare cifar100`" in done.stderr
@@ -55,7 +53,7 @@ def test_an_array_that_does_not_match_its_manifest_is_not_trained_on(data, array
 
 
 def test_the_sha256_of_what_was_trained_on_is_in_the_record(data, tmp_path, monkeypatch):
-    done = train(RUN, data, tmp_path / "results", monkeypatch)
+    done = train(TINY, data, tmp_path / "results", monkeypatch)
     assert done.exit_code == 0, done.stderr
     (path,) = (tmp_path / "results").rglob("seed0.json")
     record = parse_record(path.read_text(), str(path))
@@ -76,9 +74,8 @@ def test_cublas_hears_of_deterministic_mode_before_cuda_is_asked_for(tmp_path, m
 
     monkeypatch.setattr("torch.cuda.is_available", no_gpu)
     context = smoke_context(monkeypatch, tmp_path)
-    options = TrainOptions(deterministic=True)
     try:
-        assert train_runs([], context.registry, context.preset, context.project, options) == 0
+        assert train_here(context, RUN, device=None, deterministic=True) == 0
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)

@@ -27,10 +27,11 @@ def said() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger("repro.data")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     yield messages
-    logger.setLevel(logging.NOTSET)
+    logger.setLevel(before)
     logger.removeHandler(handler)
 
 

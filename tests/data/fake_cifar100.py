@@ -1,55 +1,18 @@
-"""A tiny CIFAR-100 in the published format: pickles as Python 2 wrote them, and their archive."""
+"""A tiny CIFAR-100 in the published layout: three pickles, and their archive."""
 
 import hashlib
 import io
-import struct
+import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from repro.data.cifar100 import Source
+from repro.data.cifar100 import PUBLISHED, Published
 
 CLASSES = 5
 FINE_LABELS = [f"class_{index}" for index in range(CLASSES)]
-
-
-def python2_pickle(content: dict[str, object]) -> bytes:
-    """Protocol 2 of Python 2, opcode by opcode: strings are bytes, arrays go through numpy.core."""
-    return b"\x80\x02" + _dump(content) + b"."
-
-
-def _dump(value: object) -> bytes:
-    match value:
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case None:
-            return b"N"
-        case int():
-            return b"J" + struct.pack("<i", value)
-        case str():
-            return _dump(value.encode())
-        case bytes():
-            return b"T" + struct.pack("<i", len(value)) + value
-        case tuple() | list():
-            items = b"".join(map(_dump, value))
-            return b"(" + items + b"t" if isinstance(value, tuple) else b"](" + items + b"e"
-        case dict():
-            pairs = b"".join(_dump(key) + _dump(item) for key, item in value.items())
-            return b"}(" + pairs + b"u"
-        case np.ndarray():
-            made = (
-                b"cnumpy.core.multiarray\n_reconstruct\n"
-                + b"(cnumpy\nndarray\n"
-                + _dump((0,))
-                + b"U\x01bt"
-                + b"R"
-            )
-            pixel_type = b"cnumpy\ndtype\n" + _dump((value.dtype.str[1:], 0, 1)) + b"R"
-            pixel_type += _dump((3, "|", None, None, None, -1, -1, 0)) + b"b"
-            state = _dump(1) + _dump(value.shape) + pixel_type + _dump(False) + _dump(value.tobytes())
-            return made + b"(" + state + b"tb"
-    raise TypeError(type(value))
 
 
 def split(name: str, per_class: int, seed: int) -> tuple[dict[str, object], np.ndarray]:
@@ -69,16 +32,16 @@ def split(name: str, per_class: int, seed: int) -> tuple[dict[str, object], np.n
 def files() -> dict[str, bytes]:
     """train (4 images a class), test (2) and meta."""
     return {
-        "train": python2_pickle(split("train", 4, seed=1)[0]),
-        "test": python2_pickle(split("test", 2, seed=2)[0]),
-        "meta": python2_pickle({"fine_label_names": FINE_LABELS, "coarse_label_names": ["all"]}),
+        "train": pickle.dumps(split("train", 4, seed=1)[0]),
+        "test": pickle.dumps(split("test", 2, seed=2)[0]),
+        "meta": pickle.dumps({"fine_label_names": FINE_LABELS, "coarse_label_names": ["all"]}),
     }
 
 
-def archive(contents: dict[str, bytes], compression: str = "gz") -> bytes:
+def archive(contents: dict[str, bytes]) -> bytes:
     """The files as the published archive has them, below `cifar-100-python/`."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as tar:
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         folder = tarfile.TarInfo("cifar-100-python")
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
@@ -89,15 +52,13 @@ def archive(contents: dict[str, bytes], compression: str = "gz") -> bytes:
     return buffer.getvalue()
 
 
-def source(contents: dict[str, bytes], packed: bytes, url: str = "http://127.0.0.1:9/none") -> Source:
+def published(contents: dict[str, bytes], packed: bytes) -> Published:
     """What would be published of these files."""
-    return Source(
-        url=url,
-        archive="cifar-100-python.tar.gz",
+    return replace(
+        PUBLISHED,
+        url="http://127.0.0.1:9/none",  # refuses connections
         archive_md5=md5(packed),
-        folder="cifar-100-python",
         files={name: md5(contents[name]) for name in ("meta", "train", "test")},
-        max_bytes=10_000_000,
     )
 
 

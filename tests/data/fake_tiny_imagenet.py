@@ -2,11 +2,12 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 from fake_cifar100 import md5
 from pictures import jpeg
 
-from repro.data.tiny_imagenet import Source
+from repro.data.tiny_imagenet import PUBLISHED, Published
 
 # Not sorted: the order of the labels is that of the file.
 CLASSES = ("n00000007", "n00000003", "n00000005")
@@ -53,13 +54,12 @@ def zipped(contents: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def source(packed: bytes, url: str = "http://127.0.0.1:9/none") -> Source:
+def published(packed: bytes) -> Published:
     """What would be published of this archive."""
-    return Source(
-        url=url,
-        archive="tiny-imagenet-200.zip",
+    return replace(
+        PUBLISHED,
+        url="http://127.0.0.1:9/none",  # refuses connections
         archive_md5=md5(packed),
-        folder="tiny-imagenet-200",
         classes=3,
         train_per_class=4,
         test_per_class=2,

@@ -3,9 +3,7 @@
 import contextlib
 import hashlib
 import json
-import math
 import resource
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,9 +19,8 @@ from repro.data.arrays import (
     verify_prepared,
 )
 from repro.data.prepared import Arrays, first_of_each_class
-from repro.data.statistics import statistics
-from repro.data.writer import prepare_once
-from repro.errors import DataCorruptError, DataMissingError, SetupError, UsageError
+from repro.data.writer import prepare_once, statistics
+from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import prepared_folder, read_manifest
 
 FILES = ("train-images.npy", "train-labels.npy", "test-images.npy", "test-labels.npy")
@@ -53,43 +50,32 @@ def test_arrays_come_back_as_they_were_written(tmp_path):
     assert not data.train.images.flags.writeable
     assert data.train.labels.dtype == np.int64
     assert data.manifest == manifest == read_manifest(tmp_path, "set")
+    assert sorted(path.name for path in prepared_folder(tmp_path, "set").iterdir()) == [
+        "manifest.json",
+        *sorted(FILES),
+    ]
     assert (manifest.notes, manifest.partial, manifest.image_size) == (("one", "two"), "half of it", 8)
 
 
-def test_numpy_alone_can_read_the_files(tmp_path):
-    write(tmp_path)
-    folder = prepared_folder(tmp_path, "set")
-    assert np.array_equal(np.load(folder / "train-images.npy"), arrays(20, 1).images)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "manifest.json"])
+@pytest.mark.parametrize("piece", [1, 3, 100])
+def test_the_pieces_and_the_memory_layout_that_images_come_in_leave_no_trace(tmp_path, piece):
+    train = Arrays(np.asfortranarray(arrays(20, 1).images), arrays(20, 1).labels)
+    for place, changes in (("one", {"piece": piece, "train": train}), ("two", {})):
+        write(tmp_path / place, **changes)
+    folders = (prepared_folder(tmp_path / place, "set") for place in ("one", "two"))
+    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert first == second
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
-    contents = []
-    for place in ("one", "two"):
-        write(tmp_path / place)
-        folder = prepared_folder(tmp_path / place, "set")
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert contents[0] == contents[1]
-
-
-def test_arrays_laid_out_otherwise_in_memory_give_the_same_bytes(tmp_path):
-    train = arrays(20, 1)
-    other = Arrays(np.asfortranarray(train.images), train.labels)
-    assert write(tmp_path / "one") == write(tmp_path / "two", train=other)
-
-
-def test_statistics_are_exact(tmp_path):
+def test_statistics_are_exact():
     images = arrays(3000, 5, size=4).images  # more than one chunk
     exact = images.astype(np.float64) / 255
     mean, std = statistics(images)
     assert mean == pytest.approx(exact.mean(axis=(0, 2, 3)), abs=1e-14)
     assert std == pytest.approx(exact.std(axis=(0, 2, 3)), abs=1e-14)
     assert statistics(images[::-1]) == (mean, std)
-
-
-def test_statistics_of_one_colour_have_no_spread():
-    images = np.full((5, 3, 4, 4), 51, dtype=np.uint8)
-    assert statistics(images) == ((0.2, 0.2, 0.2), (0.0, 0.0, 0.0))
+    plain = np.full((5, 3, 4, 4), 51, dtype=np.uint8)
+    assert statistics(plain) == ((0.2, 0.2, 0.2), (0.0, 0.0, 0.0))
 
 
 def test_an_older_folder_is_replaced_whole(tmp_path):
@@ -104,53 +90,34 @@ def test_an_older_folder_is_replaced_whole(tmp_path):
     assert np.array_equal(opened.train.images, arrays(20, 1).images)
 
 
+def images(count: int, *shape: int, dtype: type = np.uint8, labels: type = np.int64) -> Arrays:
+    return Arrays(np.zeros((count, *shape), dtype), np.zeros(count, labels))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": Arrays(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, np.int64))}, "expected images"),
-        ({"train": Arrays(np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int64))}, "expected images"),
+        ({"train": images(4, 8, 8, 3)}, "expected"),
+        ({"train": images(4, 3, 8, 8, dtype=np.float32)}, "of float32"),
+        ({"train": images(4, 3, 8, 9)}, "expected"),
+        ({"test": images(0, 3, 8, 8)}, "expected labels"),
         (
-            {"train": Arrays(np.zeros((4, 3, 8, 9), np.uint8), np.zeros(4, np.int64))},
-            "expected square images",
-        ),
-        ({"test": Arrays(np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, np.int64))}, "expected images"),
-        (
-            {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(3, np.int64))},
-            "expected 3 in all, got 4",
+            {"test": Arrays(images(4, 3, 8, 8).images, np.zeros(3, np.int64))},
+            "got .4, 3, 8, 8. of uint8 after 0",
         ),
         (
-            {"test": Arrays(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int32))},
-            r"expected labels \(4,\)",
+            {"test": Arrays(images(3, 3, 8, 8).images, np.zeros(4, np.int64))},
+            "expected 4 images in all, got 3",
         ),
+        ({"test": images(4, 3, 8, 8, labels=np.int32)}, r"expected labels \(4,\)"),
         ({"class_names": ["a", "b"]}, "expected labels from 0 to 1, got 0 to 3"),
     ],
 )
-def test_arrays_of_another_shape_or_type_are_not_written(tmp_path, changes, message):
+def test_arrays_of_another_shape_type_or_number_are_not_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path, **changes)
     assert not prepared_folder(tmp_path, "set").exists()
     assert hidden(tmp_path) == []
-
-
-def test_images_that_change_their_shape_or_do_not_fit_their_number_are_not_written(tmp_path):
-    def make(writer, pieces):
-        writer.split("train", arrays(4, 1).labels, membership([]), pieces)
-        raise AssertionError("never reached")
-
-    for pieces, message in (
-        ([arrays(2, 1).images, arrays(2, 1, size=16).images], r"expected \(3, 8, 8\) of uint8"),
-        ([arrays(3, 1).images], "expected 4 in all, got 3"),
-        ([arrays(4, 1).images] * 2, "expected 4 in all, got 8"),
-        ([], "expected images for train-images.npy, got none"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            prepare_once(tmp_path, "set", "Set", lambda writer, given=pieces: make(writer, given))
-    assert hidden(tmp_path) == []
-
-
-@pytest.mark.parametrize("piece", [1, 3, 100])
-def test_the_pieces_that_images_come_in_leave_no_trace(tmp_path, piece):
-    assert write(tmp_path / "one", piece=piece) == write(tmp_path / "two", piece=7)
 
 
 def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path, said):
@@ -179,15 +146,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, file):
         verify_prepared(tmp_path, "set")
 
 
-def test_verifying_whole_arrays_gives_their_manifest_and_counts_the_bytes(tmp_path):
-    manifest = write(tmp_path)
-    seen = []
-    assert verify_prepared(tmp_path, "set", lambda *call: seen.append(call)) == manifest
-    total = sum((prepared_folder(tmp_path, "set") / file).stat().st_size for file in FILES)
-    assert seen[-1] == (total, total)
-
-
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES[:2])
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "longer", "another array", "not an array"])
 def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
     write(tmp_path)
@@ -214,7 +173,7 @@ def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
     ("change", "message"),
     [
         ({"name": "other"}, "is of the data set other, expected set"),
-        ({"image_size": 16}, "the manifest says"),
+        ({"image_size": 16}, r"expected images \(20, 3, 16, 16\) of uint8"),
         ({"class_names": ["a"]}, "expected labels from 0 to 0"),
         ({"surprise": 1}, "surprise"),
         ({"mean": [1.0]}, "mean"),
@@ -234,7 +193,7 @@ def test_a_manifest_cannot_point_at_files_elsewhere(tmp_path):
         open_prepared(tmp_path, "set")
 
 
-@pytest.mark.parametrize("key", ["mean", "std", "membership", "archive", "title", "image_size", "sha256"])
+@pytest.mark.parametrize("key", ["mean", "membership", "image_size", "sha256"])
 def test_one_flipped_bit_in_the_manifest_is_found(tmp_path, key):
     write(tmp_path)
     path = prepared_folder(tmp_path, "set") / "manifest.json"
@@ -249,7 +208,7 @@ def test_one_flipped_bit_in_the_manifest_is_found(tmp_path, key):
         verify_prepared(tmp_path, "set")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
 def test_a_torn_manifest_is_named(tmp_path, content):
     write(tmp_path)
     (prepared_folder(tmp_path, "set") / "manifest.json").write_bytes(content)
@@ -302,7 +261,7 @@ DYING = textwrap.dedent(
 )
 
 
-MOMENTS = [("fsync", 1), ("fsync", 5), ("fsync", 7), ("rename", 1)]
+MOMENTS = [("fsync", 1), ("fsync", 5), ("rename", 1)]
 
 
 @pytest.mark.parametrize(
@@ -350,13 +309,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write(tmp_path)
 
 
-def test_the_first_images_of_each_class_keep_their_order():
-    labels = np.array([2, 0, 0, 1, 2, 1, 0, 2, 1])
-    assert first_of_each_class(labels, 1).tolist() == [0, 1, 3]
-    assert first_of_each_class(labels, 2).tolist() == [0, 1, 2, 3, 4, 5]
-    assert first_of_each_class(labels, 3).tolist() == list(range(9))
-
-
 def test_the_first_images_of_each_class_agree_with_a_plain_loop():
     labels = np.random.default_rng(0).integers(0, 7, 500)
     seen: dict[int, int] = {}
@@ -377,17 +329,6 @@ def test_a_class_with_fewer_images_than_asked_for_gives_all_it_has():
     assert first_of_each_class(labels[:0], 1).tolist() == []
 
 
-def test_less_than_one_image_of_a_class_is_a_usage_error():
-    with pytest.raises(UsageError, match="expected 1 or more, got 0"):
-        first_of_each_class(np.array([0, 1], dtype=np.int64), 0)
-
-
-def test_membership_depends_on_names_and_order():
-    assert membership(["a", "b"]) != membership(["b", "a"])
-    assert membership(["ab"]) != membership(["a", "b"])
-    assert membership(["a", "b"]) == membership(iter(["a", "b"]))
-
-
 def test_the_fingerprint_follows_source_and_membership_and_nothing_else(tmp_path):
     base = write(tmp_path / "0").fingerprint()
     assert write(tmp_path / "1", tools={"numpy": "9"}, notes=["n"], seed=9).fingerprint() == base
@@ -395,10 +336,4 @@ def test_the_fingerprint_follows_source_and_membership_and_nothing_else(tmp_path
     assert write(tmp_path / "2s", settings={"crop": "half"}).fingerprint() != base
     assert write(tmp_path / "2l", left_out={"a": "torn"}, listing="0" * 64).fingerprint() == base
     assert write(tmp_path / "3", train_membership=membership(["2", "1"])).fingerprint() != base
-    assert math.isfinite(write(tmp_path / "4").std[0])
-
-
-def test_a_folder_moved_elsewhere_still_opens(tmp_path):
-    write(tmp_path / "one")
-    shutil.move(tmp_path / "one", tmp_path / "two")
-    verify_prepared(tmp_path / "two", "set")
+    assert membership(["ab"]) != membership(["a", "b"])

@@ -1,34 +1,44 @@
-"""repro.data.facescrub on a small FaceScrub behind a real server."""
+"""repro.data.facescrub on a small FaceScrub: fetched from a real server, prepared, or found in another's tree."""
 
 import csv
+import hashlib
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fake_facescrub import ACTORS, ACTRESSES, FakeFaceScrub
+from fake_facescrub import ACTORS, ACTRESSES, COLOURS, FakeFaceScrub, FakePicture
 from local_server import status
-from small_files_server import SmallFilesServer, file_of_path, page
+from small_files_server import SmallFilesServer, page
 
-from repro.data import FetchOptions, facescrub
-from repro.data.crawl import picture
-from repro.data.http_get import CrawlPolicy
-from repro.errors import DataMissingError, FetchError, SetupError
+from repro.data import facescrub
+from repro.data.arrays import open_prepared, verify_prepared
+from repro.data.crawl import CrawlPolicy, picture
+from repro.data.face_lists import FaceLists, read_face_lists
+from repro.data.facescrub import FaceFile, match_tree, tree_files
+from repro.errors import DataMissingError, FetchError, SetupError, UsageError
+from repro.manifest import Manifest, prepared_folder
 
 EAGER = CrawlPolicy(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)
-FAKE = FakeFaceScrub({"Ada Lovelace": 5, "Grace Hopper": 4})
+FEW = FakeFaceScrub({"Ada Lovelace": 5, "Grace Hopper": 4})
+MANY = FakeFaceScrub({"Ada Lovelace": 72, "Alan Turing": 69, "Kurt Gödel": 80})
+BASE = "http://pictures.example"
 
 
 @pytest.fixture
 def lists(site: SmallFilesServer, tmp_path: Path) -> Path:
     """The folder of the lists, whose pictures are on `site`."""
-    for each in FAKE.pictures:
+    for each in FEW.pictures:
         site.add(each.path, each.content)
-    return FAKE.lay_lists(tmp_path / "lists", site.base)
+    return FEW.lay_lists(tmp_path / "lists", site.base)
 
 
 def fetch(data_dir: Path, **options) -> Path:
-    chosen = FetchOptions(allow_private_addresses=True, **options)
-    return facescrub.fetch(data_dir, chosen, policy=EAGER)
+    return facescrub.fetch(data_dir, allow_private_addresses=True, policy=EAGER, **options)
 
 
 def missing(raw: Path) -> list[dict[str, str]]:
@@ -38,17 +48,17 @@ def missing(raw: Path) -> list[dict[str, str]]:
 
 def test_the_lists_are_kept_beside_the_pictures_so_that_they_are_named_once(lists, tmp_path, said):
     raw = fetch(tmp_path / "data", lists=lists)
-    for each in FAKE.pictures:
+    for each in FEW.pictures:
         assert picture(raw, each.sha256).read_bytes() == each.content
     assert said == [
         "the lists have 9 rows: 9 faces at 9 addresses",
         f"9 faces found; {raw / 'missing.tsv'} lists what is missing",
     ]
     shutil.rmtree(lists)
-    first = said.copy()
-    said.clear()
+    with pytest.raises(DataMissingError, match=r"no facescrub_actors\.txt"):
+        fetch(tmp_path / "data", lists=lists)
     fetch(tmp_path / "data")
-    assert said == first
+    assert said[2:] == said[:2]
     assert missing(raw) == []
 
 
@@ -56,37 +66,41 @@ def test_what_is_not_there_is_counted_by_cause_and_listed_with_its_reason(lists,
     site.answers["/1.jpg"] = [status(404)]
     site.answers["/2.jpg"] = [page]
     site.files["/3.jpg"] = b"another picture"
-    site.answers["/4.jpg"] = [status(404)]
+    text = (lists / ACTORS).read_text().replace(f"{site.base}/4.jpg", f"file://{tmp_path}/secret.jpg")
+    (lists / ACTORS).write_text(text)
+    with (lists / ACTRESSES).open("a") as stream:
+        stream.write("Grace Hopper\t99\t1099\thttp://a.example/cut-o\n")
+        stream.write(FEW.pictures[0].row(site.base).replace("/1.jpg", "/copy.jpg").replace("\t1\t", "\t77\t"))
+    site.files["/copy.jpg"] = FEW.pictures[0].content  # a second address of the first picture
     raw = fetch(tmp_path / "data", lists=lists)
-    assert said[-1].startswith("5 faces found, 4 missing (by address: gone 2, page 1, mismatch 1); ")
+    assert (
+        said[0]
+        == "the lists have 11 rows, 2 of them unusable (truncated 1, duplicate 1): 9 faces at 10 addresses"
+    )
+    assert said[-1].startswith("6 faces found, 3 missing (by address: page 1, mismatch 1, not-http 1); ")
     rows = missing(raw)
     assert [(row["cause"], row["name"], row["image_id"]) for row in rows] == [
-        ("gone", "Ada Lovelace", "1"),
         ("page", "Ada Lovelace", "2"),
         ("mismatch", "Ada Lovelace", "3"),
-        ("gone", "Ada Lovelace", "4"),
+        ("not-http", "Ada Lovelace", "4"),
+        ("row-truncated", "", ""),
+        ("row-duplicate", "", ""),
     ]
-    assert rows[0]["url"] == f"{site.base}/1.jpg"
-    assert rows[0]["detail"] == "404 Not Found"
-
-
-def test_rows_that_cannot_be_used_are_counted_and_listed_too(lists, tmp_path, said):
-    with (lists / ACTRESSES).open("a") as stream:
-        stream.write("Grace Hopper\t99\t1099\thttp://a.example/cut-o")
-    raw = fetch(tmp_path / "data", lists=lists)
-    assert said[0] == "the lists have 10 rows, 1 of them unusable (truncated 1): 9 faces at 9 addresses"
-    assert [(row["cause"], row["detail"]) for row in missing(raw)] == [
-        ("row-truncated", "facescrub_actresses.txt line 5: 4 fields, expected 6")
-    ]
+    assert (rows[0]["url"], rows[0]["detail"]) == (f"{site.base}/2.jpg", "an HTML page instead of a picture")
+    assert rows[3]["detail"] == "facescrub_actresses.txt line 5: 4 fields, expected 6"
+    site.answers["/2.jpg"] = []
+    raw = fetch(tmp_path / "data")
+    assert not picture(raw, FEW.pictures[1].sha256).exists()
+    fetch(tmp_path / "data", retry_dead=True)
+    assert picture(raw, FEW.pictures[1].sha256).exists()
 
 
 def test_no_name_or_address_of_a_list_becomes_a_path(site, tmp_path):
     evil = FakeFaceScrub({"Ada Lovelace": 1, "Grace Hopper": 1})
     lists = evil.lay_lists(tmp_path / "lists", site.base)
     for path in (lists / ACTORS, lists / ACTRESSES):
-        path.write_text(
-            path.read_text().replace("Ada Lovelace", "../../../evil").replace("/1.jpg", "/..%2f..%2fevil")
-        )
+        text = path.read_text().replace("Ada Lovelace", "../../../evil")
+        path.write_text(text.replace("/1.jpg", "/..%2f..%2fevil"))
     site.files["/..%2f..%2fevil"] = evil.pictures[0].content
     site.files["/2.jpg"] = evil.pictures[1].content
     before = set(tmp_path.rglob("*"))
@@ -96,56 +110,252 @@ def test_no_name_or_address_of_a_list_becomes_a_path(site, tmp_path):
     assert all(path.is_relative_to(tmp_path / "data") and "evil" not in str(path.name) for path in new)
 
 
-def test_addresses_of_other_kinds_are_never_asked_for(lists, site, tmp_path, said):
-    (tmp_path / "secret.jpg").write_bytes(FAKE.pictures[0].content)
-    text = (lists / ACTORS).read_text().replace(f"{site.base}/1.jpg", f"file://{tmp_path}/secret.jpg")
-    (lists / ACTORS).write_text(text.replace(f"{site.base}/2.jpg", "ftp://127.0.0.1/2.jpg"))
-    raw = fetch(tmp_path / "data", lists=lists)
-    assert "2 missing (by address: not-http 2)" in said[-1]
-    assert not picture(raw, FAKE.pictures[0].sha256).exists()
-
-
-def test_two_addresses_of_one_picture_are_two_chances(lists, site, tmp_path):
-    each = FAKE.pictures[0]
-    site.answers[each.path] = [status(410)]
-    site.files["/copy.jpg"] = each.content
-    with (lists / ACTORS).open("a") as stream:
-        stream.write(each.row(site.base).replace(each.path, "/copy.jpg").replace("\t1\t", "\t77\t"))
-    raw = fetch(tmp_path / "data", lists=lists)
-    assert picture(raw, each.sha256).exists()
-    assert [row["cause"] for row in missing(raw)] == ["row-duplicate"]
-
-
-def test_fetching_again_asks_for_nothing_twice_unless_the_dead_are_wanted(lists, site, tmp_path):
-    site.answers["/1.jpg"] = [status(404), file_of_path]
-    fetch(tmp_path / "data", lists=lists)
-    fetch(tmp_path / "data")
-    assert set(site.times().values()) == {1}
-    raw = fetch(tmp_path / "data", retry_dead=True)
-    assert site.times()["/1.jpg"] == 2
-    assert picture(raw, FAKE.pictures[0].sha256).exists()
-
-
-def test_without_lists_it_is_said_where_they_come_from_and_go(tmp_path):
-    with pytest.raises(
-        DataMissingError, match=r"data/facescrub/raw/lists\. FaceScrub's publishers send the lists"
-    ):
-        fetch(tmp_path / "data")
-
-
-def test_lists_that_are_not_there_leave_those_of_before(lists, tmp_path):
-    fetch(tmp_path / "data", lists=lists)
-    with pytest.raises(DataMissingError, match=r"no facescrub_actors\.txt"):
-        fetch(tmp_path / "data", lists=tmp_path / "elsewhere")
-    fetch(tmp_path / "data")
-
-
-def test_a_folder_without_write_permission_is_named(lists, read_only):
+def test_a_folder_that_cannot_be_written_is_named(lists, read_only, small_disk):
     with pytest.raises(SetupError, match="no permission to write"):
         fetch(read_only, lists=lists)
-
-
-def test_a_disk_too_full_for_the_lists_is_named(lists, small_disk):
     (small_disk / "filler").write_bytes(bytes((1 << 20) - 8192))
     with pytest.raises(FetchError, match="no space left for"):
         fetch(small_disk, lists=lists)
+
+
+def lay(data_dir: Path, pictures: list[FakePicture], more: str = "") -> Path:
+    """The data folder as a fetch of `pictures` leaves it."""
+    raw = data_dir / "facescrub" / "raw"
+    MANY.lay_lists(raw / "lists", BASE, more)
+    for each in pictures:
+        path = picture(raw, each.sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(each.content)
+    return data_dir
+
+
+def prepare(data_dir: Path, **options) -> Manifest:
+    return facescrub.prepare(data_dir, **options)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    data_dir = lay(tmp_path_factory.mktemp("prepared"), MANY.pictures)
+    prepare(data_dir)
+    return data_dir
+
+
+def test_people_with_fewer_than_70_images_are_out_and_a_tenth_of_each_ones_boxes_is_for_testing(prepared):
+    data = open_prepared(prepared, "facescrub")
+    manifest = data.manifest
+    assert (manifest.title, manifest.class_names) == ("FaceScrub", ("Ada Lovelace", "Kurt Gödel"))
+    assert np.bincount(data.train.labels).tolist() == [65, 72]
+    assert np.bincount(data.test.labels).tolist() == [7, 8]
+    assert manifest.notes == (
+        "the lists have 221 rows: 221 faces",
+        "221 faces found",
+        "1 classes with fewer than 70 images are left out, 69 images in all",
+    )
+    assert set(manifest.sources) >= {"facescrub_actors.txt", "facescrub_actresses.txt"}
+    assert data.train.images.shape[1:] == (3, 64, 64)
+    # Every face is of one colour on gray, so a box that missed would show.
+    for part in (data.train, data.test):
+        for image, label in zip(part.images, part.labels, strict=True):
+            colour = np.array(COLOURS[manifest.class_names[label]])
+            inner = image[:, 4:60, 4:60].reshape(3, -1).astype(int)
+            assert np.abs(inner - colour[:, None]).max() < 30
+    assert verify_prepared(prepared, "facescrub") == manifest
+
+
+def test_whole_arrays_of_the_same_pictures_stay_and_more_pictures_make_the_same_as_at_once(
+    prepared, tmp_path
+):
+    lay(tmp_path, MANY.pictures[1:])
+    assert prepare(tmp_path).train.count == 64 + 72
+    folder = prepared_folder(tmp_path, "facescrub")
+    made = folder.stat().st_ino
+    prepare(tmp_path)
+    assert folder.stat().st_ino == made
+    prepare(lay(tmp_path, MANY.pictures))
+    expected = prepared_folder(prepared, "facescrub")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in expected.iterdir()
+    }
+
+
+def test_what_cannot_be_used_is_left_out_and_named_and_what_is_missing_counted(tmp_path):
+    lay(tmp_path, MANY.pictures[:-2], more="Ada Lovelace\t999\n")
+    raw = tmp_path / "facescrub" / "raw"
+    first, second, third = MANY.pictures[:3]
+    damaged = picture(raw, first.sha256)
+    damaged.write_bytes(first.content[:-1] + b"x")
+    novel = FakePicture(third.name, third.image_id, third.face_id, third.box, b"not an image at all")
+    text = (raw / "lists" / ACTORS).read_text().replace(third.row(BASE), novel.row(BASE))
+    outside = second.row(BASE).replace(",".join(map(str, second.box)), "900,900,990,990")
+    (raw / "lists" / ACTORS).write_text(text.replace(second.row(BASE), outside))
+    picture(raw, novel.sha256).parent.mkdir(exist_ok=True)
+    picture(raw, novel.sha256).write_bytes(novel.content)
+    lines = [
+        {"address": f"{BASE}{each.path}", "cause": cause, "detail": "", "sha256": "", "size": 0}
+        for each, cause in zip(MANY.pictures[-2:], ("gone", "mismatch"), strict=True)
+    ]
+    (raw / "fetched.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = prepare(tmp_path, save_as="faces", min_images=60)
+    assert manifest.left_out == {
+        "Ada Lovelace/1/1001": "its bytes are not those that were published",
+        "Ada Lovelace/2/1002": "its box 900,900,990,990 lies outside of 64 × 48",
+        "Ada Lovelace/3/1003": "not an image of the kind JPEG or PNG or GIF or WEBP or BMP",
+    }
+    assert manifest.notes[:2] == (
+        "the lists have 222 rows, 1 of them unusable (truncated 1): 221 faces",
+        "219 faces found, 2 missing (by address: gone 1, mismatch 1)",
+    )
+    assert "3 unusable images are left out" in manifest.notes[-1]
+
+
+def test_another_rule_than_the_papers_needs_another_name_and_too_few_pictures_are_no_set(tmp_path):
+    lay(tmp_path, [])
+    with pytest.raises(DataMissingError, match=r"repro data fetch facescrub --lists DIR.* --from DIR"):
+        prepare(tmp_path)
+    lay(tmp_path, MANY.pictures[:80])
+    with pytest.raises(DataMissingError, match="1 of 2 classes have 70 usable images or more"):
+        prepare(tmp_path)
+    with pytest.raises(UsageError, match="a set by another rule needs a name of its own, --as NAME"):
+        prepare(tmp_path, min_images=69)
+    with pytest.raises(UsageError, match="only facescrub itself may be called FaceScrub"):
+        prepare(tmp_path, min_images=69, save_as="faces-69", title="Our FaceScrub")
+    lay(tmp_path, MANY.pictures)
+    manifest = prepare(tmp_path, min_images=69, save_as="faces-69")
+    assert (manifest.name, manifest.title, manifest.classes) == ("faces-69", "faces-69", 3)
+    assert not prepared_folder(tmp_path, "facescrub").exists()
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def folder_of(each: FakePicture) -> str:
+    return each.name.replace(" ", "_")
+
+
+def ids_of(each: FakePicture) -> str:
+    return f"{folder_of(each)}_{each.image_id}_{each.face_id}.jpeg"
+
+
+def test_a_downloaded_tree_of_whole_pictures_gives_the_arrays_of_those_that_were_fetched(prepared, tmp_path):
+    for each in MANY.pictures:
+        put(tmp_path / "tree" / folder_of(each) / f"{each.image_id}.jpg", each.content)
+    source, lists = tmp_path / "tree", MANY.lay_lists(tmp_path / "lists", BASE)
+    manifest, other = (
+        prepare(tmp_path / "data", source=source, lists=lists),
+        verify_prepared(prepared, "facescrub"),
+    )
+    assert manifest.fingerprint() == other.fingerprint()
+    assert (manifest.train, manifest.test) == (other.train, other.test)
+    found = "221 faces found in a downloaded tree, 221 in whole pictures and 0 cut out"
+    assert manifest.notes[1].startswith(found)
+
+
+def test_a_tree_of_faces_cut_out_is_taken_whole(tmp_path):
+    for each in MANY.pictures:
+        put(tmp_path / "tree" / "faces" / folder_of(each) / ids_of(each), each.cut_out())
+    lists = MANY.lay_lists(tmp_path / "lists", BASE)
+    manifest = prepare(tmp_path / "data", source=tmp_path / "tree", lists=lists)
+    assert (manifest.train.count, manifest.test.count) == (137, 15)
+    assert "221 cut out by others, whose bytes cannot be checked" in manifest.notes[1]
+    image = open_prepared(tmp_path / "data", "facescrub").train.images[0].astype(int)
+    assert np.abs(image - np.array(COLOURS["Ada Lovelace"])[:, None, None]).mean() < 12
+
+
+@pytest.fixture
+def face_lists(tmp_path: Path) -> FaceLists:
+    return read_face_lists(FEW.lay_lists(tmp_path / "lists", BASE))
+
+
+def match(root: Path, lists: FaceLists) -> tuple[tuple[FaceFile, ...], int]:
+    return match_tree(root, tree_files(root), lists)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "faces/{folder}/{folder}_{image}_{face}.jpeg",
+        "{folder}/face/{image}_{face}.jpg",
+        "{folder}/face/{sha1}.jpg",
+    ],
+)
+def test_faces_cut_out_are_known_by_name_and_ids_or_by_the_address(face_lists, tmp_path, name):
+    for each in FEW.pictures:
+        sha1 = hashlib.sha1((BASE + each.path).encode()).hexdigest()
+        path = name.format(folder=folder_of(each), image=each.image_id, face=each.face_id, sha1=sha1)
+        put(tmp_path / "tree" / path, each.cut_out())
+    found, others = match(tmp_path / "tree", face_lists)
+    assert ([file.face for file in found], others) == (list(face_lists.faces), 0)
+    assert all(file.box is None for file in found)
+    assert found[0].sha256 == hashlib.sha256(FEW.pictures[0].cut_out()).hexdigest()
+
+
+def test_a_whole_picture_counts_before_the_face_cut_out_of_it_and_what_is_no_face_is_counted(
+    face_lists, tmp_path
+):
+    each, tree = FEW.pictures[0], tmp_path / "tree"
+    put(tree / "images" / "a.jpg", each.content)
+    put(tree / "faces" / folder_of(each) / ids_of(each), each.cut_out())
+    put(tree / ids_of(FEW.pictures[1]), FEW.pictures[1].cut_out())  # in no folder of faces
+    put(tree / "faces" / "Somebody_Else" / "Somebody_Else_1_1001.jpeg", each.cut_out())
+    put(tree / "faces" / folder_of(each) / "notes.txt", b"hello")
+    put(tree / ".DS_Store", b"")
+    put(tree / "b\x1b.jpg", FEW.pictures[1].content)
+    (tree / "again").symlink_to(tree)
+    os.mkfifo(tree / "pipe.jpg")
+    (only,), others = match(tree, face_lists)
+    assert (only.file.name, only.box, others) == ("images/a.jpg", each.box, 4)
+
+
+def test_a_tree_of_something_else_says_what_was_expected(face_lists, tmp_path):
+    with pytest.raises(DataMissingError, match="is not a folder: --from names the top of a downloaded tree"):
+        match(tmp_path / "tree", face_lists)
+    put(tmp_path / "tree" / "cat.jpg", b"meow")
+    with pytest.raises(DataMissingError, match=r"none of the 1 files below .*tree is a face of the lists"):
+        match(tmp_path / "tree", face_lists)
+
+
+def test_the_command_goes_from_lists_to_verified_arrays(tmp_path):
+    def repro(*words: object) -> subprocess.CompletedProcess:
+        command = [
+            sys.executable,
+            "-m",
+            "repro",
+            "data",
+            *map(str, words),
+            "--data-dir",
+            str(tmp_path / "data"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_PROXY": "*"})
+
+    for command in ("fetch", "prepare"):
+        done = repro(command, "facescrub")
+        assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+        assert "http://vintage.winklerbros.net/facescrub.html" in done.stderr
+    fake = FakeFaceScrub({"Ada Lovelace": 72, "Kurt Gödel": 72})
+    hosts = [SmallFilesServer() for _ in range(16)]
+    try:
+        lists = fake.lay_lists(tmp_path / "lists", BASE)
+        for file in lists.iterdir():
+            for each in fake.pictures:  # a host for every sixteenth picture: none may be asked often
+                url = hosts[each.image_id % len(hosts)].add(each.path, each.content)
+                file.write_text(file.read_text().replace(f"{BASE}{each.path}\t", f"{url}\t"))
+        for number, answer in ((1, status(404)), (2, page)):
+            hosts[number].answers[fake.pictures[number - 1].path] = [answer]
+        done = repro("fetch", "facescrub", "--lists", lists, "--allow-private-addresses")
+        assert done.returncode == 0, done.stderr
+        assert "142 faces found, 2 missing (by address: gone 1, page 1)" in done.stderr
+        assert all(host.most_at_once <= 2 for host in hosts)
+        assert repro("fetch", "facescrub").returncode == 0
+        assert sum(len(host.requests) for host in hosts) == 144
+    finally:
+        for host in hosts:
+            host.stop()
+    done = repro("prepare", "facescrub")
+    assert done.returncode == 0, done.stderr
+    assert "facescrub: 128 training and 14 test images of 2 classes, 64 × 64" in done.stderr
+    assert "facescrub: 142 faces found, 2 missing (by address: gone 1, page 1)" in done.stderr
+    assert repro("verify", "facescrub").returncode == 0
+    listed = json.loads(repro("list", "--json").stdout)
+    assert [each["state"] for each in listed if each["name"] == "facescrub"] == ["prepared"]

@@ -19,7 +19,7 @@ from repro.data.loader import (
     training_batch,
 )
 from repro.registry import Registry
-from repro.training.randomness import generator
+from repro.training.seeding import generator
 
 CPU = torch.device("cpu")
 RECIPE = Registry.load(Path(__file__).parents[2] / "experiments").preset("smoke").recipe

@@ -8,12 +8,11 @@ import pytest
 
 from repro import data
 from repro.data import cifar100
-from repro.errors import DataMissingError, UsageError
+from repro.errors import UsageError
 from repro.manifest import prepared_folder
 
 FILES = fake.files()
-PACKED = fake.archive(FILES)
-SOURCE = fake.source(FILES, PACKED)
+PUBLISHED = fake.published(FILES, fake.archive(FILES))
 
 
 def state(data_dir, name="cifar100"):
@@ -32,50 +31,31 @@ def test_the_three_sets_of_the_paper_are_known_by_name():
     }
 
 
-def test_an_unknown_set_is_answered_with_the_known_ones(tmp_path):
+def test_an_unknown_set_and_an_option_that_means_nothing_are_usage_errors(tmp_path):
     for ask in (data.fetch, data.prepare, data.verify):
-        with pytest.raises(
-            UsageError, match="unknown data set 'mnist'; known: cifar100, tiny-imagenet, facescrub"
-        ):
+        with pytest.raises(UsageError, match="'mnist'; known: cifar100, tiny-imagenet, facescrub"):
             ask("mnist", tmp_path)
-
-
-def test_an_option_that_means_nothing_for_a_set_is_a_usage_error(tmp_path):
-    options = data.PrepareOptions(allow_partial=True)
-    with pytest.raises(
-        UsageError, match="repro data prepare cifar100: --allow-partial means nothing for this set"
-    ):
-        data.prepare("cifar100", tmp_path, options)
+    with pytest.raises(UsageError, match="prepare cifar100: --allow-partial means nothing for this set"):
+        data.prepare("cifar100", tmp_path, allow_partial=True)
+    with pytest.raises(UsageError, match="fetch cifar100: --retry-dead means nothing for this set"):
+        data.fetch("cifar100", tmp_path, url=None, retry_dead=True)
     with pytest.raises(
         UsageError, match="--as facescrub: tiny-imagenet cannot be kept under another known set"
     ):
-        data.prepare("tiny-imagenet", tmp_path, data.PrepareOptions(name="facescrub"))
+        data.prepare("tiny-imagenet", tmp_path, save_as="facescrub")
 
 
-def test_cifar100_is_prepared_from_a_place_elsewhere(tmp_path):
-    folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
-    (tmp_path / "packed.tar.gz").write_bytes(PACKED)
-    for number, place in enumerate((folder, folder.parent, tmp_path / "packed.tar.gz")):
-        manifest = cifar100.prepare(tmp_path / str(number), data.PrepareOptions(source=place), source=SOURCE)
-        assert manifest.train.count == 20
-    with pytest.raises(DataMissingError, match="CIFAR-100 is not on disk"):
-        cifar100.prepare(tmp_path / "empty", data.PrepareOptions(source=tmp_path), source=SOURCE)
-
-
-def test_importing_the_package_imports_neither_numpy_nor_torch():
-    script = "import sys, repro.data; print(sorted({'numpy', 'torch', 'pydantic'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("script", "missing"),
+    [
+        ("import repro.data", ("numpy", "torch", "pydantic")),
+        ("import repro.data.cifar100, repro.data.tiny_imagenet, repro.data.identities, repro.data.facescrub", ("torch", "httpx")),
+    ],
+)  # fmt: skip
+def test_importing_needs_little(script, missing):
+    script = f"import sys; {script}; print(sorted({set(missing)} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
-
-
-def test_nothing_of_the_data_but_training_needs_torch():
-    script = (
-        "import sys, repro.data.cifar100, repro.data.tiny_imagenet, repro.data.image_folder, pathlib; "
-        "repro.data.listing(pathlib.Path('none')); "
-        "print('torch' in sys.modules)"
-    )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "False"
 
 
 def test_the_listing_follows_a_set_from_missing_to_prepared_to_corrupt(tmp_path):
@@ -86,27 +66,22 @@ def test_the_listing_follows_a_set_from_missing_to_prepared_to_corrupt(tmp_path)
     fetched = state(tmp_path)
     assert (fetched.state, fetched.images, fetched.bytes) == ("fetched", None, sum(map(len, FILES.values())))
 
-    cifar100.prepare(tmp_path, source=SOURCE)
+    manifest = cifar100.prepare(tmp_path, published=PUBLISHED)
     prepared = state(tmp_path)
     assert (prepared.state, prepared.images, prepared.classes) == ("prepared", 30, 5)
     assert prepared.bytes > 30 * 3072
+    assert data.prepare("cifar100", tmp_path) == data.verify("cifar100", tmp_path) == manifest
 
     (prepared_folder(tmp_path, "cifar100") / "test-images.npy").write_bytes(b"")
     assert state(tmp_path).state == "corrupt"
     assert "test-images.npy" in state(tmp_path).detail
 
 
-def test_a_set_on_disk_is_prepared_and_verified_by_name(tmp_path):
-    cifar100.prepare(fake.lay_out(FILES, tmp_path / "cifar-100-python").parent, source=SOURCE)
-    assert data.prepare("cifar100", tmp_path) == data.verify("cifar100", tmp_path)
-
-
 @pytest.mark.shared
 def test_the_real_set_is_prepared_by_name(real_cifar100, tmp_path):
     (tmp_path / "cifar-100-python").symlink_to(real_cifar100 / "cifar-100-python")
     assert data.fetch("cifar100", tmp_path) == tmp_path / "cifar-100-python"
-    manifest = data.prepare("cifar100", tmp_path)
-    known = data.described("cifar100")
-    assert (manifest.classes, manifest.train.count) == (known.classes, known.train_count)
-    assert (manifest.test.count, manifest.image_size) == (known.test_count, known.image_size)
+    manifest, known = data.prepare("cifar100", tmp_path), data.described("cifar100")
+    found = (manifest.classes, manifest.train.count, manifest.test.count, manifest.image_size)
+    assert found == (known.classes, known.train_count, known.test_count, known.image_size)
     assert state(tmp_path).state == "prepared"

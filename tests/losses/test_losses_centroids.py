@@ -103,7 +103,7 @@ def test_charges_not_at_rest_within_the_bound_are_an_error_and_not_a_result():
 
 
 def test_charges_need_two_dimensions():
-    with pytest.raises(UsageError, match="dim: expected a whole number of at least 2, got 1"):
+    with pytest.raises(UsageError, match="expected 2 charges and 2 dimensions or more, got 3 and 1"):
         evenly_distributed(3, 1)
 
 

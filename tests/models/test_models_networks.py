@@ -10,6 +10,7 @@ from torch import nn
 from repro.errors import UsageError
 from repro.models import NETWORKS, STEM_POOLS, build
 from repro.models.network import Network, scaled
+from repro.network_facts import NETWORK_FACTS, has_stem_pool
 
 NARROW = 0.125
 each_network = pytest.mark.parametrize("name", list(NETWORKS))
@@ -52,6 +53,16 @@ def test_the_other_networks_have_the_parameters_that_their_layers_add_up_to():
     liu = convolutions(*[96] * 5, *[192] * 4, *[384] * 4) + 13  # one PReLU slope a convolution
     assert parameters(on_paper("vgg-lsoftmax", 32)) == liu + 4 * 4 * 384 * 512
     assert parameters(on_paper("vgg-lsoftmax", 64)) == liu + 8 * 8 * 384 * 512
+
+
+@each_network
+def test_the_facts_that_planning_uses_are_those_of_the_network(name):
+    assert NETWORK_FACTS[name].parameters == pytest.approx(parameters(on_paper(name, 64)), rel=0.02)
+    for image_size in (32, 64, 96):
+        for pool in STEM_POOLS:
+            stem = getattr(on_paper(name, image_size, stem_pool=pool), "stem", nn.Identity())
+            pooled = any(isinstance(module, nn.MaxPool2d) for module in stem.modules())
+            assert has_stem_pool(name, image_size, pool) is pooled
 
 
 @each_network

@@ -1,130 +1,133 @@
-"""Executors: how a worker is started, asked to stop, and ended."""
+"""Executors: how a worker is started, asked to stop, and ended; which options a cluster takes."""
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from sweep_bench import cpu_slots, wait_for
+from smoke_project import ROOT, repro, wait_for
 
-from repro.errors import DataMissingError, SetupError
-from repro.scheduling.executors.base import Job
-from repro.scheduling.executors.inline import InlineExecutor, StopRequest
+from repro.errors import SetupError
+from repro.scheduling.devices import find_devices
+from repro.scheduling.executors.base import JobEnd, WorkerJob
 from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.executors.slurm import SlurmRequest
+
+CHILD = "import os, pathlib, subprocess, sys; p = subprocess.Popen(['sleep', '600']); "
+CHILD += "pathlib.Path('new').write_text(str(p.pid)); os.rename('new', 'child'); "
 
 
-def job_of(tmp_path: Path, code: str = "", program: str = sys.executable, **environment: str) -> Job:
-    argv = (program, "-c", code)
-    return Job(1, ("a/b/c/seed0",), argv, environment, tmp_path / "logs" / "1.log", cpu_slots(1)[0], 0)
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Starts Python code as a worker in a folder of its own; the executor and the job."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(code: str, program: str = sys.executable, **environment: str):
+        (device, *_) = find_devices(1, "cpu")
+        job = WorkerJob("1", (program, "-c", code), environment, tmp_path / "logs" / "1.log", device)
+        executor = LocalExecutor()
+        executor.start([job])
+        return executor, job
+
+    return start
 
 
-def end_of(executor, job) -> int:
-    wait_for(lambda: executor.poll(job) is not None, "the job's end")
-    code = executor.poll(job)
-    assert code is not None
-    return code
+def end_of(executor, job) -> JobEnd:
+    return wait_for(lambda: executor.poll(job), "the job's end", 30)
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and waits to be reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
-def test_a_process_gets_its_environment_and_writes_to_its_log(tmp_path):
-    code = (
+def test_a_process_gets_its_environment_and_writes_to_its_log(run):
+    executor, job = run(
         "import os, sys; print(os.environ['COLOUR'], os.environ['REPRO_DIE_WITH_PARENT'], os.getsid(0) =="
-        " os.getpid()); print('to stderr', file=sys.stderr); sys.exit(7)"
+        " os.getpid()); print('to stderr', file=sys.stderr); sys.exit(7)",
+        COLOUR="blue",
     )
-    job, executor = job_of(tmp_path, code, COLOUR="blue"), LocalExecutor()
-    executor.submit(job)
-    assert end_of(executor, job) == 7
+    assert end_of(executor, job) == JobEnd(7)
     assert job.log.read_text() == f"blue {os.getpid()} True\nto stderr\n"
 
 
-@pytest.mark.parametrize(("word", "signal_name"), [("drain", "SIGUSR2"), ("terminate", "SIGTERM")])
-def test_a_request_reaches_the_process_as_a_signal(tmp_path, word, signal_name):
-    code = (
-        "import pathlib, signal, sys\n"
-        f"signal.signal(signal.{signal_name}, lambda *_: sys.exit(75))\n"
-        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "signal.pause()"
+@pytest.mark.parametrize(("urgency", "number"), [("drain", signal.SIGUSR2), ("now", signal.SIGTERM)])
+def test_a_request_reaches_the_process_as_a_signal(run, urgency, number):
+    executor, job = run(
+        f"import pathlib, signal, sys; signal.signal({number}, lambda *_: sys.exit(75))\n"
+        "pathlib.Path('ready').touch(); signal.pause()"
     )
-    job, executor = job_of(tmp_path, code), LocalExecutor()
-    executor.submit(job)
-    wait_for((tmp_path / "ready").exists, "the process to be ready")
+    wait_for(Path("ready").exists, "the process to be ready")
     assert executor.poll(job) is None
-    getattr(executor, word)(job)
-    assert end_of(executor, job) == 75
-    getattr(executor, word)(job)
+    executor.stop(job, urgency)
+    assert end_of(executor, job) == JobEnd(75)
+    executor.stop(job, urgency)  # of one that has ended: nothing
 
 
-CHILD = "import subprocess, sys, pathlib; p = subprocess.Popen(['sleep', '600']); "
-
-
-def test_killing_a_job_kills_what_it_started(tmp_path):
-    child = tmp_path / "child"
-    code = CHILD + f"pathlib.Path({str(child)!r}).write_text(f'{{p.pid}} '); p.wait()"
-    job, executor = job_of(tmp_path, code), LocalExecutor()
-    executor.submit(job)
-    wait_for(lambda: child.exists() and child.read_text().endswith(" "), "the child")
-    executor.kill(job)
-    assert end_of(executor, job) == -9
-    wait_for(lambda: not alive(int(child.read_text())), "the child's end")
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_leaves_no_child_behind_killed_or_ended(run, killed):
+    executor, job = run(CHILD + ("p.wait()" if killed else "p.returncode = 0"))
+    child = psutil.Process(int(wait_for(Path("child").exists, "the child") and Path("child").read_text()))
+    if killed:
+        executor.kill(job)
+    assert end_of(executor, job) == (JobEnd(-9, "killed by SIGKILL") if killed else JobEnd(0))
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child's end", 10)
     executor.kill(job)
 
 
-def test_a_job_that_ends_leaves_no_child_behind(tmp_path):
-    child = tmp_path / "child"
-    code = CHILD + f"pathlib.Path({str(child)!r}).write_text(str(p.pid)); p.returncode = 0"
-    job, executor = job_of(tmp_path, code), LocalExecutor()
-    executor.submit(job)
-    assert end_of(executor, job) == 0
-    wait_for(lambda: not alive(int(child.read_text())), "the child's end")
+def test_a_kill_by_the_kernels_oom_killer_is_told_from_any_other(run):
+    """A real one, in a memory cgroup of 64 MiB."""
+    roots = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
+    root = next(
+        (each for each in roots if (each / "cgroup.procs").exists() and os.access(each, os.W_OK)), None
+    )
+    if root is None:
+        pytest.skip("no memory cgroup can be made here")
+    group = root / f"repro-test-oom-{os.getpid()}"
+    try:
+        group.mkdir()
+        limits = (group / name for name in ("memory.limit_in_bytes", "memory.max"))
+        next(limit for limit in limits if limit.exists()).write_text(str(64 << 20))
+        subprocess.run(["sh", "-c", f"echo $$ > {group}/cgroup.procs"], check=True, stderr=subprocess.DEVNULL)
+    except (OSError, StopIteration, subprocess.CalledProcessError):
+        pytest.skip("no process can be put into a memory cgroup here")
+    executor, job = run(
+        f"open('{group}/cgroup.procs', 'w').write('0'); import time; time.sleep(0.1); x = bytearray(500 << 20)"
+    )
+    assert "the kernel's OOM killer" in end_of(executor, job).death
+    group.rmdir()
 
 
-def test_a_program_that_is_not_there_is_an_error_that_names_it(tmp_path):
+def test_a_program_that_is_not_there_is_an_error_that_names_it(run):
     with pytest.raises(SetupError, match="cannot start /no/such/python"):
-        LocalExecutor().submit(job_of(tmp_path, program="/no/such/python"))
-
-
-def test_an_inline_job_runs_and_returns_its_code(tmp_path):
-    job = job_of(tmp_path)
-    executor = InlineExecutor(lambda job, asked: len(job.runs))
-    executor.submit(job)
-    assert end_of(executor, job) == 1
+        run("", program="/no/such/python")
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [(DataMissingError("no pictures"), 3, "no pictures\n"), (ValueError("odd"), 1, "ValueError: odd\n")],
+    ("options", "code", "words"),
+    [
+        ("ray --partition gpu", 2, "--partition belongs to --executor slurm"),
+        ("ray --mem 16G", 2, "--mem belongs to --executor slurm"),
+        ("ray --job-gpus 1.5", 2, "a fraction of one GPU, or whole ones"),
+        ("slurm --ray-address a:1", 2, "--ray-address belongs to --executor ray"),
+        ("slurm --job-gpus 0.5", 2, "--gres shard:2"),
+        ("slurm --sbatch =x", 2, "constraint=a100"),
+        ("slurm --gpus 0", 2, "--job-gpus or --gres"),
+        ("slurm --budget 1h", 2, "a cluster's job has --time"),
+        ("local --jobs 4", 2, "need --executor slurm or --executor ray"),
+        ("slurm", 3, "no sbatch on PATH: run this on a login node"),
+        ("ray", 3, "needs Ray: pip install '.[ray]'"),
+    ],
 )
-def test_an_error_in_an_inline_job_ends_in_its_log_and_an_exit_code(tmp_path, error, code, words):
-    def work(job, asked):
-        raise error
+def test_what_an_executor_does_not_take_is_refused_in_one_line(tmp_path, options, code, words):
+    (tmp_path / "ray.py").write_text("raise ImportError('no Ray')")
+    environment = {"PATH": "", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = repro("run", "--preset", "smoke", "--results", tmp_path, "--executor", *options.split(),
+                 check=code, environment=environment)  # fmt: skip
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
 
-    job, executor = job_of(tmp_path), InlineExecutor(work)
-    executor.submit(job)
-    assert end_of(executor, job) == code
-    assert job.log.read_text().endswith(words)
 
-
-def test_an_inline_job_is_asked_to_stop(tmp_path):
-    seen = []
-
-    def work(job, asked):
-        for request in (StopRequest.DRAIN, StopRequest.TERMINATE):
-            wait_for(lambda wanted=request: asked() is wanted, "a request")
-            seen.append(request)
-        return 75
-
-    job, executor = job_of(tmp_path), InlineExecutor(work)
-    executor.submit(job)
-    executor.drain(job)
-    wait_for(lambda: seen == [StopRequest.DRAIN], "the request to drain")
-    assert executor.poll(job) is None
-    executor.terminate(job)
-    assert end_of(executor, job) == 75
+def test_what_the_user_says_last_goes_to_sbatch():
+    extra = {"signal": "USR1@300", "exclusive": True}
+    request = SlurmRequest(cores=2, gres="gpu:1", time="4:00:00", extra=extra)
+    expected = "--cpus-per-task=2 --gres=gpu:1 --time=4:00:00 --requeue --signal=USR1@300 --exclusive"
+    assert request.options() == expected.split()

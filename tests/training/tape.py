@@ -58,13 +58,13 @@ class Tape(TorchDispatchMode):
 
 
 class TapeCapture:
-    """`repro.training.capture.Capture` by tapes; `recorded` counts them, `replays` how often each was used."""
+    """`repro.training.cuda_graph.Capture` by tapes; `recorded` counts them, `replays` how often each was used."""
 
     def __init__(self) -> None:
         self.recorded = 0
         self.replays: list[int] = []
 
-    def warming(self) -> AbstractContextManager[object]:
+    def warm_up(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:

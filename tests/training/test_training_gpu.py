@@ -13,26 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import LOSSES, checkpoints_in, comparable, config_of, data_of, in_turns, train
 from smoke_project import ROOT
 from tape import TapeCapture
 
-from repro.commands.techniques import choose_techniques
-from repro.data.training_set import open_for_training
 from repro.errors import RunInterruptedError
-from repro.records import Signature, parse_record
-from repro.registry import Registry
-from repro.training.checkpoint import CheckpointFolder
-from repro.training.loop import train_run, training
+from repro.records import parse_record
+from repro.training.accelerations import Accelerations
+from repro.training.device import choose_accelerations
+from repro.training.loop import Trainer
 from repro.training.precision import choose_precision
-from repro.training.techniques import Techniques
 
 CUDA = torch.device("cuda")
 ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-GRAPHED = Techniques(cuda_graph=True)
-LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
+GRAPHED = Accelerations(cuda_graph=True)
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,16 @@ class Device:
     recipe: dict[str, Any] = field(default_factory=dict)
     capture: Callable[[torch.device], Any] | None = None
 
+    def config(self, loss="cross-entropy", network="resnet18", **recipe):
+        """On a GPU 160 images in batches of 96, so that the last has 64, at a quarter of the width."""
+        return config_of(loss, network, **{"batch_size": 96, "width": 0.25, **self.recipe, **recipe})
+
     def precision(self, forced=None):
         return choose_precision(torch.device(self.name), forced or ("fp32" if self.capture else None))
 
     @property
     def graphed(self) -> dict[str, Any]:
-        return {"techniques": GRAPHED, **({"capture": self.capture} if self.capture else {})}
+        return {"accelerations": GRAPHED, **({"capture": self.capture} if self.capture else {})}
 
 
 GPU = Device("cuda")
@@ -60,11 +61,6 @@ CPU = Device(
 BOTH = [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=ON_GPU)]
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(ROOT / "experiments")
-
-
 @pytest.fixture
 def deterministic():
     """As `--deterministic` has it; conftest.py has set cuBLAS' workspace before CUDA started."""
@@ -74,21 +70,6 @@ def deterministic():
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = benchmark
-
-
-def config_of(registry, device, loss="cross-entropy", network="resnet18", **recipe):
-    """On a GPU 160 images in batches of 96, so that the last has 64, at a quarter of the width."""
-    config = registry.config(registry.parse(f"cifar100/{network}/{loss}/seed0"), registry.preset("smoke"))
-    recipe = {"batch_size": 96, "width": 0.25, **device.recipe, **recipe}
-    return config.model_copy(update={"recipe": config.recipe.model_copy(update=recipe)})
-
-
-def data_of(config):
-    return open_for_training(config, ROOT / "no data needed")
-
-
-def comparable(trained):
-    return trained.result, [e.model_dump(exclude={"seconds"}) for e in trained.curve], trained.probes
 
 
 @pytest.mark.parametrize(
@@ -104,91 +85,77 @@ def comparable(trained):
     ],
 )
 def test_graphed_is_eager_to_the_bit_where_kernels_are_deterministic(
-    registry, deterministic, device, loss, network, precision
+    deterministic, device, loss, network, precision
 ):
     """lr drops, short last batches and evaluation between the epochs are in it."""
-    config = config_of(registry, device, loss, network)
-    data, said = data_of(config), []
-    chosen = device.precision(precision)
-    graphed = train_run(config, data, chosen, say=said.append, **device.graphed)
+    config = device.config(loss, network)
+    chosen, said = device.precision(precision), []
+    graphed = train(config, chosen, warn=said.append, **device.graphed)
     assert said == []
-    assert "cuda-graph" in graphed.techniques
-    assert comparable(graphed) == comparable(train_run(config, data, chosen))
+    assert "cuda-graph" in graphed.accelerations
+    assert comparable(graphed) == comparable(train(config, chosen))
 
 
 @pytest.mark.parametrize("device", BOTH)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_graph_is_taken_where_kernels_are_not_deterministic_and_learns_as_well(registry, device, loss):
-    config = config_of(registry, device, loss)
-    data, said = data_of(config), []
-    precision = device.precision()
-    graphed = train_run(config, data, precision, say=said.append, **device.graphed)
-    eager = train_run(config, data, precision)
+def test_a_graph_is_taken_where_kernels_are_not_deterministic_and_learns_as_well(device, loss):
+    config = device.config(loss)
+    said = []
+    graphed = train(config, device.precision(), warn=said.append, **device.graphed)
+    eager = train(config, device.precision())
     assert said == []
     losses = [[epoch.train_loss for epoch in run.curve] for run in (graphed, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=0.5)
 
 
 @pytest.mark.parametrize("device", [pytest.param(GPU, marks=ON_GPU)])
-def test_a_compiled_graph_is_taken_and_a_second_run_compiles_no_network_again(registry, device):
+def test_a_compiled_graph_is_taken_and_a_second_run_compiles_no_network_again(device):
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU is not compiled for")
     from torch._dynamo.utils import counters
 
-    both = Techniques(cuda_graph=True, compile=True)
+    both = Accelerations(cuda_graph=True, compile=True)
     said, graphs = [], []
     for loss in ("scaled-bn-m1", "scaled-bn-m0.8"):
-        config = config_of(registry, device, loss)
-        trained = train_run(config, data_of(config), device.precision(), techniques=both, say=said.append)
-        assert {"cuda-graph", "compile"} <= set(trained.techniques), said
+        config = device.config(loss)
+        trained = train(config, device.precision(), accelerations=both, warn=said.append)
+        assert {"cuda-graph", "compile"} <= set(trained.accelerations), said
         graphs.append(counters["stats"]["unique_graphs"])
     # The first compiled network and head, each for two batch sizes; the second needs its own head only.
     assert graphs[1] - graphs[0] <= 2 < graphs[0]
 
 
 @pytest.mark.parametrize("device", BOTH)
-def test_packed_is_alone_to_the_bit(registry, deterministic, device):
+def test_packed_is_alone_to_the_bit(deterministic, device):
     """Four runs in one process, a graph each, on a GPU a stream each; their steps by turns."""
-    configs = [config_of(registry, device, loss) for loss in LOSSES]
-    data, precision = data_of(configs[0]), device.precision()
-    alone = [comparable(train_run(config, data, precision, **device.graphed)) for config in configs]
-    going = {n: training(config, data, precision, **device.graphed) for n, config in enumerate(configs)}
+    configs = [device.config(loss) for loss in LOSSES]
+    precision = device.precision()
+    alone = [comparable(train(config, precision, **device.graphed)) for config in configs]
+    trainers = [Trainer(config, data_of(config), precision, **device.graphed) for config in configs]
     streams = [torch.cuda.Stream() if device is GPU else None for _ in configs]
-    packed = {}
-    while going:
-        for number in list(going):
-            with torch.cuda.stream(streams[number]):
-                try:
-                    next(going[number])
-                except StopIteration as end:
-                    packed[number] = comparable(end.value)
-                    del going[number]
-    assert [packed[number] for number in range(len(configs))] == alone
+    assert [comparable(trained) for trained in in_turns(trainers, streams)] == alone
 
 
 @pytest.mark.parametrize("device", BOTH)
-def test_resumed_in_the_middle_of_an_epoch_is_straight_to_the_bit(registry, deterministic, device, tmp_path):
-    config = config_of(registry, device, "scaled-bn-m1")
-    data, precision = data_of(config), device.precision()
-    straight = train_run(config, data, precision, **device.graphed)
+def test_resumed_in_the_middle_of_an_epoch_is_straight_to_the_bit(deterministic, device, tmp_path):
+    config = device.config("scaled-bn-m1")
+    precision = device.precision()
+    straight = train(config, precision, **device.graphed)
     # Before each of an epoch's two steps, before its evaluation's one batch, and so on: the fifth is at step 3.
-    asked = iter([False] * 4 + [True])
-    folder = tmp_path / "1"
-    folder.mkdir()
-    checkpoints = CheckpointFolder(tmp_path, folder, Signature(config="1", data="2", code="3"))
+    asked, checkpoints = iter([False] * 4 + [True]), checkpoints_in(tmp_path)
     with pytest.raises(RunInterruptedError):
-        train_run(config, data, precision, checkpoints, should_stop=lambda: next(asked), **device.graphed)
+        train(config, precision, checkpoints=checkpoints, should_stop=lambda: next(asked), **device.graphed)
     start = checkpoints.newest()
     assert start.step == 3
-    resumed = train_run(config, data, precision, start=start, **device.graphed)
-    assert comparable(resumed) == comparable(straight)
+    assert start.numeric_settings.accelerations == GRAPHED.names()
+    assert comparable(train(config, precision, start=start, **device.graphed)) == comparable(straight)
 
 
 @pytest.mark.parametrize("device", [pytest.param(GPU, marks=ON_GPU)])
-def test_a_step_never_waits_for_the_device(registry, device):
+def test_a_step_never_waits_for_the_device(device):
     """An epoch's steps under a debug mode of torch that makes every wait an error; the tape has the CPU's."""
-    config = config_of(registry, device, epochs=1, lr_drops=())
-    steps = training(config, data_of(config), device.precision())
+    config = device.config(epochs=1, lr_drops=())
+    steps = Trainer(config, data_of(config), device.precision()).steps()
     next(steps)
     try:
         with warnings.catch_warnings():
@@ -201,30 +168,30 @@ def test_a_step_never_waits_for_the_device(registry, device):
 
 
 @pytest.mark.parametrize("device", BOTH)
-def test_the_generators_of_the_device_are_left_as_they_were(registry, device):
-    config = config_of(registry, device, epochs=1, lr_drops=())
+def test_the_generators_of_the_device_are_left_as_they_were(device):
+    config = device.config(epochs=1, lr_drops=())
     state = torch.cuda.get_rng_state if device is GPU else torch.get_rng_state
     torch.manual_seed(11)
     before = state()
-    train_run(config, data_of(config), device.precision(), **device.graphed)
+    train(config, device.precision(), **device.graphed)
     assert torch.equal(state(), before)
 
 
-def test_no_generator_of_a_gpu_is_seeded_while_a_run_is_built_and_trained(registry, monkeypatch):
+def test_no_generator_of_a_gpu_is_seeded_while_a_run_is_built_and_trained(monkeypatch):
     """Others train beside it in the same process; without a GPU a call of CUDA's seeding is what can be seen."""
 
     def reseeded(seed):
         raise AssertionError("every GPU's generator was seeded")
 
     monkeypatch.setattr("torch.cuda.manual_seed_all", reseeded)
-    config = config_of(registry, CPU, epochs=1, lr_drops=())
-    train_run(config, data_of(config), CPU.precision(), **CPU.graphed)
+    config = CPU.config(epochs=1, lr_drops=())
+    train(config, CPU.precision(), **CPU.graphed)
 
 
 @pytest.mark.parametrize("device", [pytest.param(GPU, marks=ON_GPU)])
 def test_a_gpu_gets_a_graph_by_itself_from_volta_on(device):
     capable = torch.cuda.get_device_capability() >= (7, 0)
-    assert choose_techniques(CUDA).cuda_graph == capable
+    assert choose_accelerations(CUDA).cuda_graph == capable
 
 
 @pytest.mark.parametrize("device", BOTH)

@@ -1,5 +1,7 @@
 """Precision by device, with the hardware's answers handed in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,28 +13,23 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("capability", "name", "memory_format"),
+    ("device", "forced", "hardware", "name", "memory_format"),
     [
-        ((9, 0), "bf16", torch.channels_last),
-        ((8, 0), "bf16", torch.channels_last),
-        ((7, 5), "fp16", torch.channels_last),
-        ((7, 0), "fp16", torch.channels_last),
-        ((6, 1), "fp32", torch.contiguous_format),
+        (CUDA, None, {"capability": (9, 0)}, "bf16", torch.channels_last),
+        (CUDA, None, {"capability": (8, 0)}, "bf16", torch.channels_last),
+        (CUDA, None, {"capability": (7, 5)}, "fp16", torch.channels_last),
+        (CUDA, None, {"capability": (7, 0)}, "fp16", torch.channels_last),
+        (CUDA, None, {"capability": (6, 1)}, "fp32", torch.contiguous_format),
+        (CPU, None, {"cpu_has_bf16": lambda: True}, "bf16", torch.channels_last),
+        (CPU, None, {"cpu_has_bf16": lambda: False}, "fp32", torch.channels_last),
+        (CUDA, "fp32", {"capability": (9, 0)}, "fp32", torch.channels_last),
+        (CPU, "bf16", {"cpu_has_bf16": lambda: False}, "bf16", torch.channels_last),
     ],
 )
-def test_a_gpu_gets_what_its_capability_carries(capability, name, memory_format):
-    precision = choose_precision(CUDA, capability=capability)
+def test_a_device_gets_what_it_computes_fast_or_what_is_forced(device, forced, hardware, name, memory_format):
+    precision = choose_precision(device, forced, **hardware)
     assert (precision.name, precision.memory_format) == (name, memory_format)
-
-
-@pytest.mark.parametrize(("has_bf16", "name"), [(True, "bf16"), (False, "fp32")])
-def test_a_cpu_gets_bf16_only_where_it_has_it(has_bf16, name):
-    assert choose_precision(CPU, cpu_has_bf16=lambda: has_bf16).name == name
-
-
-def test_a_forced_precision_wins():
-    assert choose_precision(CUDA, "fp32", capability=(9, 0)).name == "fp32"
-    assert choose_precision(CPU, "bf16", cpu_has_bf16=lambda: False).name == "bf16"
+    assert (replace(precision, device=CPU).scaler() is None) == (name != "fp16")
 
 
 @pytest.mark.parametrize(
@@ -40,17 +37,12 @@ def test_a_forced_precision_wins():
     [
         (CUDA, "bf16", "bf16 needs compute capability 8.0, this GPU has 6.1; use --precision fp32"),
         (CPU, "fp16", "fp16 is for GPUs"),
-        (CPU, "fp8", "unknown precision 'fp8'; there are: bf16, fp16, fp32"),
+        (CPU, "fp8", "unknown precision 'fp8'; known: bf16, fp16, fp32"),
     ],
 )
 def test_a_precision_the_device_cannot_run_is_refused(device, forced, says):
     with pytest.raises(DeviceError, match=says):
         choose_precision(device, forced, capability=(6, 1), cpu_has_bf16=lambda: False)
-
-
-def test_only_fp16_scales_its_gradients():
-    assert choose_precision(CUDA, capability=(9, 0)).scaler() is None
-    assert choose_precision(CPU).scaler() is None
 
 
 @pytest.mark.parametrize(

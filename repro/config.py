@@ -135,7 +135,7 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
     "logit-z-score": LogitZScoreParameters,
     "label-smoothing": LabelSmoothingParameters,
 }
-"""Each loss's parameters; a test compares them with the constructors in `repro.losses`."""
+"""Each loss's parameters, checked here alone; a test compares them with `repro.losses`' constructors."""
 
 
 class Recipe(TomlModel):
@@ -203,7 +203,7 @@ class Preset(Model):
 class RunConfig(Model):
     """Everything that decides a run's numbers but the data themselves; recorded whole.
 
-    `network` and `loss` name their code as `repro.implementations` reads it; `folder` is what a file of the
+    `network` and `loss` name their code as `repro.plugins` reads it; `folder` is what a file of the
     user's own is relative to, and neither recorded nor part of what the run is.
     """
 

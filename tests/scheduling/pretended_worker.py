@@ -1,0 +1,134 @@
+"""A worker that only pretends to train, without torch: `pretended_worker.py train --sweep FILE --job NAME …`.
+
+It speaks the real one's protocol and does to each run what `behaviour.json` in the results folder says, one
+action per attempt, the last one repeated; a run not named is done.
+
+    done        commits a record
+    fail:TEXT   notes TEXT as the run's error
+    kill        dies of SIGKILL in the middle of the attempt
+    further     the same, after a later checkpoint than before
+    hang        shows no further sign of life and ignores SIGTERM
+    wait        trains until asked to stop, or until the file `release` appears
+    start:CODE  ends with this exit code before it takes a run
+    left:TEXT   leaves the run to other devices
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from repro.attempts import AttemptNote, new_attempt, read_attempts, write_attempt
+from repro.paths import Project
+from repro.records import RunRecord, Signature
+from repro.registry import Registry
+from repro.storage import FileLock, commit_record
+from repro.sweep import Phase, RunProgress, RunQueue, RunStatus, Sweep, new_worker_note, stop_request
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stop:
+    """What signals and the sweep's stop file ask for."""
+
+    def __init__(self, sweep_file: Path) -> None:
+        self.file = sweep_file
+        self.heard = ""
+        signal.signal(signal.SIGUSR2, lambda number, frame: self.hear("drain"))
+        signal.signal(signal.SIGTERM, lambda number, frame: self.hear("now"))
+
+    def hear(self, what: str) -> None:
+        self.heard = what
+
+    @property
+    def asked(self) -> str:
+        return self.heard or stop_request(self.file) or ""
+
+
+def main() -> int:
+    words = sys.argv[2:]
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    results, file = Path(options["--results"]), Path(options["--sweep"])
+    behaviour = json.loads((results / "behaviour.json").read_text())
+    for action in behaviour.get("worker", []):
+        if action.startswith("start:"):
+            print("repro: pretended trouble", flush=True)
+            return int(action.removeprefix("start:"))
+    sweep = Sweep.read(file)
+    registry = Registry.load(ROOT / "experiments")
+    project = Project(ROOT, results, results / "figures", results / "data")
+    queue, stop = RunQueue(sweep, registry, project), Stop(file)
+    note = new_worker_note(sweep.id, options["--job"], "cpu")
+    folder = project.workers(sweep.preset)
+    note.write(folder)
+    while not stop.asked:
+        for entry in queue.takeable():
+            paths = project.run(sweep.preset, entry.run)
+            actions = behaviour.get(entry.run, ["done"])
+            if actions[0].startswith("left:"):
+                queue.exclude(entry.run, actions[0].removeprefix("left:"))
+                continue
+            lock = FileLock(paths.lock)
+            if lock.acquire():
+                break
+        else:
+            break
+        number = len(read_attempts(paths))
+        action = actions[min(number, len(actions) - 1)]
+        queue.close_dead_attempt(entry)
+        if queue.status(entry) not in (RunStatus.FREE, RunStatus.SUSPECT):
+            lock.release()
+            continue
+        attempt = new_attempt(paths)
+        begun = AttemptNote(
+            number=int(attempt.name),
+            started=datetime.now(UTC),
+            ended=None,
+            outcome="running",
+            resumed_at_step=0,
+            worker=note.name,
+        )
+        write_attempt(attempt, begun)
+        if action == "further":
+            (attempt / f"checkpoint-{number + 1:08d}.pt").touch()
+        progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)
+        note = replace(note, phase=Phase.TRAINING, runs=(progress,), stepped=True, beat=note.beat + 1)
+        note.write(folder)
+
+        def end(outcome: str, attempt=attempt, begun=begun) -> None:
+            write_attempt(attempt, begun.model_copy(update={"ended": datetime.now(UTC), "outcome": outcome}))
+
+        if action in ("kill", "further"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "hang":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+        while action == "wait" and stop.asked != "now" and not (results / "release").exists():
+            time.sleep(0.02)
+            note = replace(note, beat=note.beat + 1)
+            note.write(folder)
+        if stop.asked == "now":
+            end("interrupted")
+        elif action.startswith("fail:"):
+            end(f"failed: {action.removeprefix('fail:')}")
+            time.sleep(0.3)
+        else:
+            template = RunRecord.model_validate_json((results / "template.json").read_text())
+            config = registry.config(registry.parse(entry.run), registry.preset(sweep.preset))
+            signature = Signature(config=entry.config, data=entry.data or "d" * 64, code=entry.code)
+            made = {"run": entry.run, "config": config, "signature": signature}
+            commit_record(template.model_copy(update=made), paths, attempt, entry.record)
+            end("done")
+        lock.release()
+        note = replace(note, runs=(), beat=note.beat + 1)
+        note.write(folder)
+    replace(note, phase=Phase.ENDED, left=dict(queue.impossible), beat=note.beat + 1).write(folder)
+    return 75 if stop.asked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The supervisor with workers as real processes that only pretend to train."""
+
+import io
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from smoke_project import ROOT, record_of, smoke_context, sweep_of, train_here
+
+import repro.scheduling.supervisor as supervisor_module
+from repro.cli.context import Context
+from repro.scheduling.devices import Device
+from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
+from repro.scheduling.view import PlainView
+from repro.storage import FileLock
+from repro.sweep import RunQueue, read_worker_notes
+
+HERE = Path(__file__).resolve().parent
+FAST = Intervals(poll=0.02, runs=0.02, grace=5.0, backoff=0.05)
+
+
+class PretendedCommand(TrainCommand):
+    """Starts the pretended worker instead of `repro train`."""
+
+    def worker(self, sweep_file, name, device):
+        words = super().worker(sweep_file, name, device)
+        place = words.index("train")
+        return (sys.executable, str(HERE / "pretended_worker.py"), *words[place:])
+
+
+@dataclass
+class Bench:
+    """A results folder to sweep into, and what was said meanwhile."""
+
+    context: Context
+    runs: tuple[str, ...]
+    said: io.StringIO = field(default_factory=io.StringIO)
+
+    def behave(self, **actions):
+        """Says what attempts at each run come to; `worker` what workers do before they take one."""
+        content = {run: actions.get(f"run{number}", ["done"]) for number, run in enumerate(self.runs)}
+        content["worker"] = actions.get("worker", [])
+        self.context.project.results.mkdir(parents=True, exist_ok=True)
+        (self.context.project.results / "behaviour.json").write_text(json.dumps(content))
+
+    def supervisor(self, workers=2, deadline=None, intervals=FAST, runs=None):
+        context = self.context
+        if not (context.project.results / "behaviour.json").exists():
+            self.behave()
+        sweep = sweep_of(context, *(runs or self.runs), workers=workers)
+        devices = tuple(Device("cpu", n, "a processor", None, 2**30, workers, {}) for n in range(workers))
+        return Supervisor(
+            sweep,
+            RunQueue(sweep, context.registry, context.project),
+            devices,
+            LocalExecutor(),
+            PretendedCommand("smoke", context.project.results, context.project.data, 1),
+            context.project,
+            PlainView(self.said),
+            deadline=deadline,
+            intervals=intervals,
+        )
+
+    @property
+    def text(self):
+        return self.said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """One real record, after which pretended ones are made."""
+    context = smoke_context(None, tmp_path_factory.mktemp("template"))
+    run = "cifar100/resnet18/cross-entropy/seed0"
+    assert train_here(context, run) == 0
+    return record_of(context, run).to_json()
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, template):
+    context = smoke_context(monkeypatch, tmp_path / "results")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    context.project.results.mkdir()
+    content = json.loads(template)
+    del content["sha256"]
+    (context.project.results / "template.json").write_text(json.dumps(content))
+    runs = context.runs(tables=(1,), networks=("resnet18",), seeds=(0,))
+    return Bench(context, tuple(run.id for run in runs))
+
+
+def committed(bench):
+    return {run for run in bench.runs if bench.context.project.run("smoke", run).record.exists()}
+
+
+def test_workers_share_the_list_and_every_run_is_trained_once(bench):
+    summary = bench.supervisor().run()
+    assert (sorted(summary.done), summary.exit_code) == (sorted(bench.runs), 0)
+    for run in bench.runs:
+        assert len(list(bench.context.project.run("smoke", run).attempts.iterdir())) == 1
+    assert f"[8/8] done {summary.done[-1]}" in bench.text
+    project = bench.context.project
+    assert not list(project.sweeps("smoke").iterdir())
+    assert not read_worker_notes(project.workers("smoke"))
+
+
+def test_a_worker_that_dies_is_started_again_and_the_run_resumes(bench):
+    bench.behave(run0=["kill", "kill", "done"], run5=["kill", "done"])
+    summary = bench.supervisor().run()
+    assert (len(summary.done), summary.exit_code) == (8, 0)
+    assert "killed by SIGKILL" in bench.text
+
+
+def test_a_run_that_kills_its_worker_three_times_is_given_up_and_the_others_are_done(bench):
+    bench.behave(run2=["kill"])
+    summary = bench.supervisor().run()
+    (failure,) = summary.failed
+    assert (failure.run, failure.attempts, summary.exit_code) == (bench.runs[2], 3, 1)
+    assert len(summary.done) == 7
+    assert f"repro train {bench.runs[2]} --preset smoke" in summary.to_text()
+
+
+def test_a_run_may_be_killed_as_often_as_it_gets_further(bench):
+    bench.behave(run0=["further"] * 6 + ["done"])
+    assert bench.supervisor(workers=1, runs=bench.runs[:1]).run().exit_code == 0
+
+
+def test_an_error_is_final_and_told_with_its_text(bench):
+    bench.behave(run1=["fail:ValueError: no such layer"])
+    summary = bench.supervisor().run()
+    assert [failure.reason for failure in summary.failed] == ["ValueError: no such layer"]
+    assert f"failed {bench.runs[1]}  ValueError: no such layer" in bench.text
+
+
+def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
+    bench.behave(**{f"run{number}": ["fail:ValueError: all alike"] for number in range(8)})
+    summary = bench.supervisor(workers=1).run()
+    assert 3 <= len(summary.failed) < 8
+    assert "failed alike: ValueError: all alike" in summary.stopped_early
+    assert summary.exit_code == 1
+
+
+@pytest.mark.parametrize(("code", "starts"), [(3, 1), (1, 3)])
+def test_a_device_whose_workers_die_before_their_first_run_is_left_out(bench, code, starts):
+    bench.behave(worker=[f"start:{code}"])
+    summary = bench.supervisor(workers=1).run()
+    assert "cpu:0 is left out: " in bench.text
+    assert "pretended trouble" in bench.text
+    assert summary.exit_code == 3
+    assert not committed(bench)
+    assert len(list(bench.context.project.logs("smoke").iterdir())) == starts
+
+
+def test_what_a_device_cannot_train_is_told_once_and_the_rest_is_done(bench):
+    bench.behave(run3=["left:the data are not prepared"], run4=["left:the data are not prepared"])
+    summary = bench.supervisor().run()
+    assert (len(summary.done), summary.exit_code) == (6, 3)
+    assert "2 runs not trained: the data are not prepared" in summary.to_text()
+
+
+def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "HUNG", 1.0)
+    bench.behave(run0=["hang", "done"])
+    summary = bench.supervisor(workers=1, runs=bench.runs[:2]).run()
+    assert summary.exit_code == 0
+    assert "hung: no sign of life" in bench.text
+
+
+def test_a_run_locked_by_another_process_is_waited_for(bench):
+    lock = FileLock(bench.context.project.run("smoke", bench.runs[0]).lock)
+    assert lock.acquire()
+
+    def release_once_waited_for():
+        while "being trained by another process; waiting" not in bench.text:
+            time.sleep(0.02)
+        lock.release()
+
+    threading.Thread(target=release_once_waited_for).start()
+    summary = bench.supervisor().run()
+    assert (len(summary.done), summary.exit_code) == (8, 0)
+
+
+def test_a_silent_lock_ends_the_sweep_and_is_named(bench, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "SILENT_LOCKS", 1.0)
+    lock = FileLock(bench.context.project.run("smoke", bench.runs[0]).lock)
+    assert lock.acquire()
+    with lock:
+        summary = bench.supervisor().run()
+    assert summary.elsewhere == (bench.runs[0],)
+    assert str(lock.path) in summary.stopped_early
+    assert summary.exit_code == 75
+
+
+def test_two_supervisors_on_one_folder_train_each_run_once(bench):
+    first, second = bench.supervisor(workers=1), bench.supervisor(workers=1)
+    second.sweep_file = second.sweep_file.with_name("second.json")
+    summaries = []
+    thread = threading.Thread(target=lambda: summaries.append(first.run()))
+    thread.start()
+    summaries.append(second.run())
+    thread.join()
+    assert [summary.exit_code for summary in summaries] == [0, 0]
+    assert all(len(summary.done) == 8 for summary in summaries)
+    for run in bench.runs:
+        assert len(list(bench.context.project.run("smoke", run).attempts.iterdir())) == 1
+
+
+def test_the_end_of_a_budget_writes_checkpoints_and_exits_75(bench):
+    bench.behave(run0=["wait"])
+    intervals = Intervals(poll=0.02, runs=0.02, lead=0.1, grace=5.0)
+    summary = bench.supervisor(workers=1, deadline=time.monotonic() + 1.5, intervals=intervals).run()
+    assert (summary.interrupted, summary.exit_code) == ("budget", 75)
+    assert "budget spent: the same command resumes it" in summary.to_text()
+
+
+def test_a_stop_request_from_another_process_drains_the_sweep(bench):
+    bench.behave(run0=["wait"])
+    sweep = bench.supervisor(workers=1)
+
+    def ask():
+        time.sleep(1.0)
+        sweep.sweep_file.with_suffix(".stop").write_text("now")
+
+    threading.Thread(target=ask).start()
+    summary = sweep.run()
+    assert summary.exit_code == 75
+    assert "stopped by request: the same command resumes it" in summary.to_text()
+    assert not committed(bench)
