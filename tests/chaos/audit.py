@@ -8,18 +8,19 @@ step at which an attempt says that it began.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from chaos.damage import Damages, age, step_of
 from chaos.interposer import Event
 from chaos.sweep import Sweep
+from repro.attempts import AttemptNote, Outcome
 from repro.errors import IntegrityError
 from repro.paths import RunPaths
-from repro.records import Attempt, RunRecord, parse_record
+from repro.records import RunRecord, parse_record
 from repro.registry import Run
 
-Harm = Literal["lost", "duplicate", "corrupt accepted", "byte-unequal", "orphan"]
-HARMS: tuple[Harm, ...] = ("lost", "duplicate", "corrupt accepted", "byte-unequal", "orphan")
+Harm = Literal["lost", "duplicate", "corrupt accepted", "byte-unequal", "blamed", "orphan", "stop ignored"]
+HARMS: tuple[Harm, ...] = get_args(Harm)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ def audit(
 ) -> list[Finding]:
     """Everything wrong with a finished round whose journal is `events`."""
     without_lock = {lock.parent for lock in locks_deleted} | _without_lock(events)
+    failing = {
+        event.pid for event in events if event.name == "fault" and event.fields[0] in ("fail", "short")
+    }
     found: list[Finding] = []
     for run in sweep.runs:
         paths = sweep.paths(run)
         own = [event for event in events if event.fields and _is_about(event.path, paths)]
         found += _final_record(sweep, run, reference[run.id], damages)
-        found += _History(run, paths).follow(own, check_steps=paths.work not in without_lock)
+        found += _History(run, paths, failing).follow(own, has_lock=paths.work not in without_lock)
         found += _quarantined(run, paths, damages)
     return found
 
@@ -90,13 +94,17 @@ class _History:
 
     run: Run
     paths: RunPaths
+    failing: set[int]  # pids of processes in which a system call did not do what it says
     found: list[Finding] = field(default_factory=list)
     _record: Literal["none", "good", "damaged"] = "none"
     _good: set[Path] = field(default_factory=set)
     _damaged: set[Path] = field(default_factory=set)
+    _newest: Path | None = None
+    _saving: set[Path] = field(default_factory=set)
 
-    def follow(self, events: Iterable[Event], check_steps: bool) -> list[Finding]:
-        """What the events show to be wrong; `check_steps` where the run's lock could be relied on."""
+    def follow(self, events: Sequence[Event], has_lock: bool) -> list[Finding]:
+        """What the events show to be wrong; `has_lock` where the run's lock could be relied on."""
+        self._saving = {event.path.parent for event in events if event.name == "saved"}
         for event in events:
             if event.name == "damage" and event.path == self.paths.record:
                 self._record = "damaged"
@@ -104,13 +112,16 @@ class _History:
                 self._good.discard(event.path)
                 self._damaged.add(event.path)
             elif event.name == "saved":
+                if has_lock and self._newest not in (None, event.path.parent):
+                    self._find("duplicate", f"{event.path} was saved after {self._newest} had begun")
                 self._good.add(event.path)
                 self._damaged.discard(event.path)
             elif event.name == "dropped":
                 self._good.discard(event.path)
                 self._damaged.discard(event.path)
-            elif event.name == "attempt" and check_steps:
-                self._attempt(event.path)
+            elif event.name == "attempt":
+                self._newest = event.path
+                self._attempt(event.path, has_lock)
             elif event.name in ("link", "rename", "unlink", "taken", "overwrite"):
                 self._change(event.name)
         return self.found
@@ -130,26 +141,34 @@ class _History:
                 self._find("duplicate", f"a second commit, by {what}, replaced the first")
             self._record = "good"
 
-    def _attempt(self, folder: Path) -> None:
-        """Whether it went on from the newest good checkpoint there was."""
+    def _attempt(self, folder: Path, has_lock: bool) -> None:
+        """Whether it failed for no fault, and went on from the newest good checkpoint there was."""
         try:
-            note = Attempt.model_validate_json((folder / "attempt.json").read_bytes())
+            note = AttemptNote.model_validate_json((folder / "attempt.json").read_bytes())
         except (OSError, ValueError):
             # Killed before it wrote its note, or the note was torn on purpose: it says nothing.
             return
-        began = note.resumed_at_step
-        if note.outcome == "running" and began == 0:
-            # The note is first written before a checkpoint is looked for; this one was killed in between.
+        began, attempt = note.resumed_at_step, f"attempt {folder.name}"
+        if note.kind is Outcome.FAILED and note.pid not in self.failing:
+            self._find(
+                "blamed", f"{attempt} failed though nothing but its process was stopped: {note.reason}"
+            )
+        if not has_lock:
+            return
+        if note.kind is Outcome.SUPERSEDED:
+            self._find("duplicate", f"{attempt} was superseded though its run's lock was held")
+        if began == 0 and folder not in self._saving:
+            # The note is first written before a checkpoint is looked for; this one ended in between.
             return
         newest = step_of(max(self._good, key=age)) if self._good else 0
         if began == newest:
             return
         if began < newest:
-            self._find("lost", f"attempt {folder.name} began at step {began}: step {newest} was saved")
+            self._find("lost", f"{attempt} began at step {began}: step {newest} was saved")
         else:
             damaged = any(step_of(path) == began for path in self._damaged)
             which = "a damaged checkpoint" if damaged else "no known checkpoint"
-            self._find("corrupt accepted", f"attempt {folder.name} began at step {began}, from {which}")
+            self._find("corrupt accepted", f"{attempt} began at step {began}, from {which}")
 
     def _find(self, harm: Harm, what: str) -> None:
         self.found.append(Finding(harm, f"{self.run.id}: {what}"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.faults import Damage, Draw
-from chaos.sweep import Sweep
+from chaos.sweep import PRESET, Sweep
 from repro.records import RunRecord
 from repro.registry import Run
 
@@ -41,12 +41,12 @@ class Damages:
             return self._damage_checkpoints(kind, run)
         paths = self.sweep.paths(run)
         if kind == "lock files deleted":
-            locks = list(self.sweep.results.rglob("lock"))
+            locks = [*self.sweep.results.rglob("lock"), *self.sweep.results.rglob("*.lock")]
             for lock in locks:
                 lock.unlink()
             return bool(locks)
-        if kind == "progress report torn":
-            return _tear(paths.progress)
+        if kind == "worker's note torn":
+            return any(map(_tear, self.sweep.context.project.workers(PRESET).glob("*.json")))
         notes = sorted(paths.attempts.glob("*/attempt.json"), key=lambda note: int(note.parent.name))
         return bool(notes) and _tear(notes[-1])
 

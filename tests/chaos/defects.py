@@ -48,10 +48,58 @@ if "train" in sys.orig_argv:
 """
 
 NO_DEATH_SIGNAL = """
-import repro.commands.stop
-import repro.scheduling.guardian
-repro.commands.stop.die_with_parent = lambda stop: None
-repro.scheduling.guardian.guarded_environment = lambda scheduler: {}
+import repro.training.signals
+repro.training.signals.die_with_parent = lambda stop: None
+"""
+
+TRAINS_WITHOUT_LOCK = """
+import repro.storage
+
+locked = repro.storage.FileLock.acquire
+repro.storage.FileLock.acquire = lambda self: self.path.name == "lock" or locked(self)
+"""
+
+REPLACES_WHATEVER_IS_THERE = """
+import repro.storage
+
+compare_and_swap = repro.storage.commit_record
+repro.storage.commit_record = lambda record, paths, attempt, replaces: compare_and_swap(
+    record, paths, attempt, repro.storage.record_digest(paths.record)
+)
+"""
+
+STOP_IGNORED = """
+import repro.training.signals
+repro.training.signals.Stop.now = property(lambda self: False, lambda self, asked: None)
+"""
+
+INTERRUPTED_IS_FAILED = """
+import repro.attempts
+
+write = repro.attempts.write_attempt
+
+def blame(folder, note):
+    if note.kind is repro.attempts.Outcome.INTERRUPTED:
+        note = note.model_copy(update={"outcome": "failed: stopped"})
+    write(folder, note)
+
+repro.attempts.write_attempt = blame
+"""
+
+DAMAGED_CHECKPOINT_IS_READ = """
+import sys
+if "train" in sys.orig_argv:
+    import io
+    import torch
+    from repro.training import checkpoint
+
+    def believe(path):
+        content = path.read_bytes()
+        loaded = torch.load(io.BytesIO(content[len(checkpoint._MAGIC) + 32 :]), weights_only=True)
+        arithmetic = checkpoint.Arithmetic(**loaded["arithmetic"])
+        return loaded["signature"], checkpoint.Checkpoint(path, loaded["step"], arithmetic, loaded["state"])
+
+    checkpoint._read = believe
 """
 
 

@@ -18,7 +18,7 @@ TWICE = "SIGINT twice"
 
 @dataclass(frozen=True)
 class Signalled:
-    """Signals to a living worker or scheduler; a pause is SIGSTOP and, a moment later, SIGCONT."""
+    """Signals to a living worker or supervisor; a pause is SIGSTOP and, a moment later, SIGCONT."""
 
     name: str
     role: Role
@@ -36,16 +36,20 @@ def _signalled(role: Role, **weights: float) -> list[Signalled]:
 SIGNALS = (
     *_signalled("worker", SIGKILL=16, SIGTERM=9, SIGUSR1=9, SIGUSR2=4, SIGINT=6),
     Signalled(f"worker: {PAUSE}", "worker", (signal.SIGSTOP, signal.SIGCONT), 28),
-    *_signalled("scheduler", SIGKILL=2, SIGTERM=1.5, SIGUSR1=0.5, SIGINT=1.5),
-    Signalled(f"scheduler: {TWICE}", "scheduler", (signal.SIGINT, signal.SIGINT), 1.5),
-    Signalled(f"scheduler: {PAUSE}", "scheduler", (signal.SIGSTOP, signal.SIGCONT), 3),
+    *_signalled("supervisor", SIGKILL=2, SIGTERM=1.5, SIGUSR1=0.5, SIGINT=1.5),
+    Signalled(f"supervisor: {TWICE}", "supervisor", (signal.SIGINT, signal.SIGINT), 1.5),
+    Signalled(f"supervisor: {PAUSE}", "supervisor", (signal.SIGSTOP, signal.SIGCONT), 3),
 )
 
 FULL_DISK = "the results' file system fills up"
 LOCK_DELETED = "lock file deleted while held"
-SECOND = "a second scheduler on the same folder"
+RESTARTED = "supervisor killed and started again at once"
+STOP_NOW = "repro stop --now"
+DRAIN = "repro stop"
+SECOND = "a second supervisor on the same folder"
+ELSEWHERE = "a second supervisor, as on another machine"
 
-LIVE: dict[str, float] = {FULL_DISK: 4, LOCK_DELETED: 5}
+LIVE: dict[str, float] = {FULL_DISK: 4, LOCK_DELETED: 5, RESTARTED: 2, STOP_NOW: 2, DRAIN: 1}
 """What else happens while a sweep runs, beside signals."""
 
 Damage = Literal[
@@ -60,7 +64,7 @@ Damage = Literal[
     "record of another run",
     "record of another recipe",
     "attempt's note torn",
-    "progress report torn",
+    "worker's note torn",
     "lock files deleted",
 ]
 
@@ -76,7 +80,7 @@ DAMAGES: dict[Damage, float] = {
     "record of another run": 3,
     "record of another recipe": 3,
     "attempt's note torn": 2,
-    "progress report torn": 1,
+    "worker's note torn": 1,
     "lock files deleted": 2,
 }
 """What is done to files between two sweeps, when no process of theirs is alive."""
@@ -84,6 +88,8 @@ DAMAGES: dict[Damage, float] = {
 COMMIT_CALLS = 12
 """Calls of a commit whose folder is there already, with two to spare; a first one makes that too."""
 CHECKPOINT_CALLS = 18
+ATTEMPT_CALLS = 14
+"""Calls from a run's lock to the second writing of its attempt's note, which is the last before its first step."""
 OTHER_CALLS = 45
 
 
@@ -97,12 +103,14 @@ class Draw:
     random: random.Random
     only: tuple[str, ...] = ("*",)
     _sites: dict[tuple[str, str], int] = field(
-        default_factory=lambda: {("kill", "commit"): 0, ("kill", "checkpoint"): 0}
+        default_factory=lambda: dict.fromkeys(
+            [("kill", "commit"), ("kill", "checkpoint"), ("kill", "attempt")], 0
+        )
     )
 
     def __post_init__(self) -> None:
-        tickets = (ticket.kind for ticket, _ in [*self._for_worker(), *self._for_scheduler()])
-        kinds = sorted({*(kind.name for kind in SIGNALS), *LIVE, SECOND, *DAMAGES, *tickets})
+        tickets = (ticket.kind for ticket, _ in [*self._for_worker(), *self._for_supervisor()])
+        kinds = sorted({*(kind.name for kind in SIGNALS), *LIVE, SECOND, ELSEWHERE, *DAMAGES, *tickets})
         for pattern in self.only:
             if not any(fnmatchcase(kind, pattern) for kind in kinds):
                 raise UsageError(
@@ -142,7 +150,7 @@ class Draw:
         """A fault inside the next process of `role`."""
         kinds = [
             (ticket, weight)
-            for ticket, weight in (self._for_worker() if role == "worker" else self._for_scheduler())
+            for ticket, weight in (self._for_worker() if role == "worker" else self._for_supervisor())
             if self.wants(ticket.kind)
         ]
         ticket = _choose(self.random, kinds)
@@ -158,6 +166,7 @@ class Draw:
         return [
             (self._in_turn("commit", COMMIT_CALLS), 34),
             (self._in_turn("checkpoint", CHECKPOINT_CALLS), 24),
+            (self._in_turn("attempt", ATTEMPT_CALLS), 16),
             (Ticket("worker", "kill", "other", self._when(), nth=other), 7),
             (Ticket("worker", "tear", "commit", nth=nth), 5),
             (Ticket("worker", "tear", "checkpoint", nth=nth), 5),
@@ -169,16 +178,16 @@ class Draw:
             (Ticket("worker", "nolock"), 4),
         ]
 
-    def _for_scheduler(self) -> list[tuple[Ticket, float]]:
+    def _for_supervisor(self) -> list[tuple[Ticket, float]]:
         nth = self.random.randint(1, 12)
         full, window = errno.ENOSPC, self._window()
         return [
-            (Ticket("scheduler", "kill", when=self._when(), nth=nth), 5),
-            (Ticket("scheduler", "fail", nth=nth, argument=full, window_ms=window), 2),
-            (Ticket("scheduler", "clock", nth=nth, argument=self._jump()), 4),
+            (Ticket("supervisor", "kill", when=self._when(), nth=nth), 5),
+            (Ticket("supervisor", "fail", nth=nth, argument=full, window_ms=window), 2),
+            (Ticket("supervisor", "clock", nth=nth, argument=self._jump()), 4),
         ]
 
-    def _in_turn(self, part: Literal["commit", "checkpoint"], calls: int) -> Ticket:
+    def _in_turn(self, part: Literal["commit", "checkpoint", "attempt"], calls: int) -> Ticket:
         """Before and after each call, one after the other: chance alone would leave some of them out."""
         site = self._sites["kill", part]
         return Ticket("worker", "kill", part, ("before", "after")[site % 2], nth=site // 2 % calls + 1)

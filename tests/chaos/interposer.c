@@ -4,7 +4,10 @@
  * a ticket names it kills the process, tears the write, or lets the call fail. It also keeps a journal of what
  * really happened to records and checkpoints: the audit counts commits from it, not from what the program says.
  *
- * A process whose arguments hold `train` is a worker, one with `run` a scheduler; any other is left alone.
+ * It can also make a process believe that it is on another machine (REPRO_CHAOS_HOST), and a supervisor that it
+ * may use REPRO_CHAOS_CORES cores, which is how many workers it starts.
+ *
+ * A process whose arguments hold `train` is a worker, one with `run` a supervisor; any other is left alone.
  * At its start it takes one ticket from REPRO_CHAOS_CONTROL/tickets/<role>, by rename, so that each serves one
  * process. A ticket is a line  ACTION CLASS WHEN NTH ARGUMENT  (see interposer.py); a journal line is
  * pid, role, event and its fields, separated by tabs. */
@@ -15,6 +18,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -27,8 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NONE, COMMIT, CHECKPOINT, OTHER, CLASSES };
-static const char *const class_names[CLASSES] = {"none", "commit", "checkpoint", "other"};
+enum { NONE, COMMIT, CHECKPOINT, ATTEMPT, OTHER, CLASSES };
+static const char *const class_names[CLASSES] = {"none", "commit", "checkpoint", "attempt", "other"};
 
 #define DESCRIPTORS 1024
 static struct { int class; char *path; } opened[DESCRIPTORS];
@@ -94,6 +98,8 @@ static int class_of(const char *path) {
     if (strstr(name, "checkpoint-")) return CHECKPOINT;
     if (!strstr(path, "/.work")) return COMMIT;
     if (strstr(name, "record.json") || strstr(path, "/superseded") || strstr(path, "/quarantine")) return COMMIT;
+    /* From the lock to the first step, and once more at the end. */
+    if (ends_with(path, "/lock") || strstr(path, "/attempts")) return ATTEMPT;
     return OTHER;
 }
 
@@ -300,6 +306,24 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     return result;
 }
 
+int gethostname(char *name, size_t size) {
+    REAL(gethostname);
+    const char *pretended = getenv("REPRO_CHAOS_HOST");
+    if (!role || !pretended) return real(name, size);
+    snprintf(name, size, "%s", pretended);
+    return 0;
+}
+
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *cores) {
+    REAL(sched_getaffinity);
+    const char *pretended = getenv("REPRO_CHAOS_CORES");
+    int result = real(pid, size, cores);
+    if (result || !pretended || !role || strcmp(role, "supervisor")) return result;
+    CPU_ZERO_S(size, cores);
+    for (int core = 0; core < atoi(pretended); core++) CPU_SET_S(core, size, cores);
+    return result;
+}
+
 static const char *find_role(void) {
     char words[16384];
     int file = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
@@ -308,7 +332,7 @@ static const char *find_role(void) {
     words[length > 0 ? length : 0] = 0;
     for (char *word = words; word < words + length; word += strlen(word) + 1) {
         if (!strcmp(word, "train")) return "worker";
-        if (!strcmp(word, "run")) return "scheduler";
+        if (!strcmp(word, "run")) return "supervisor";
     }
     return NULL;
 }

@@ -1,6 +1,6 @@
 """The interposer from Python: built with the system's compiler, told by tickets, read from its journal.
 
-`interposer.c` says what it does. A ticket is meant for one process: the next worker or scheduler that starts
+`interposer.c` says what it does. A ticket is meant for one process: the next worker or supervisor that starts
 takes it. The journal is one file for the whole test, in the order in which things happened.
 """
 
@@ -15,11 +15,16 @@ from typing import Literal
 
 from repro.errors import SetupError
 
-Role = Literal["worker", "scheduler"]
+Role = Literal["worker", "supervisor"]
 Action = Literal["kill", "tear", "short", "fail", "clock", "nolock"]
-Part = Literal["commit", "checkpoint", "other", "any"]
+Part = Literal["commit", "checkpoint", "attempt", "other", "any"]
 
-PARTS = {"commit": "commit", "checkpoint": "checkpoint's write", "other": "note, lock or log"}
+PARTS = {
+    "commit": "commit",
+    "checkpoint": "checkpoint's write",
+    "attempt": "run's lock or attempt's note",
+    "other": "worker's note, list or log",
+}
 """The interposer's classes of calls, in words."""
 
 
@@ -117,7 +122,7 @@ class Interposer:
     @classmethod
     def build(cls, control: Path) -> "Interposer":
         """Compiles the library into `control`; SetupError without a working C compiler."""
-        for name in ("tickets/worker", "tickets/scheduler", "taken"):
+        for name in ("tickets/worker", "tickets/supervisor", "taken"):
             (control / name).mkdir(parents=True)
         library = control / "interposer.so"
         source = Path(__file__).with_name("interposer.c")

@@ -28,12 +28,13 @@ class Report:
     runs: int
     workers: int
     training: int
-    schedulers: int
+    supervisors: int
     attempts: int
     checkpoints: int
     checkpoints_undisturbed: int
     commits: int
     undone: int
+    shapes: dict[str, int]
     exits: dict[str, int]
     tracebacks: dict[str, int]
     small_disk: bool
@@ -65,7 +66,7 @@ class Report:
         lines = [
             f"{self.faults} faults, seed {self.seed}, in {minutes}",
             f"{self.workers} worker processes, {self.training} of which came to train, under "
-            f"{self.schedulers} schedulers",
+            f"{self.supervisors} supervisors",
             f"{_count(self.rounds, 'round')} with {self.runs} runs in all, "
             f"{self.attempts} attempts, {self.checkpoints} checkpoints "
             f"(an undisturbed run writes {self.checkpoints_undisturbed})",
@@ -84,7 +85,8 @@ class Report:
             lines += ["", f"nobody was killed at {len(self.calls_left_out)} others of a commit or checkpoint"]
         if not self.small_disk:
             lines += ["", "no small file system could be mounted here: a full disk was pretended only"]
-        lines += ["", "exit codes of the schedulers", *_table(self.exits)]
+        lines += ["", "sweeps by what they were given", *_table(self.shapes)]
+        lines += ["", "exit codes of the supervisors", *_table(self.exits)]
         if self.tracebacks:
             lines += ["", "tracebacks in the logs", *_table(self.tracebacks)]
         lines += ["", "audit", *_table(self.counts()), ""]

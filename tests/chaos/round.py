@@ -6,18 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from chaos.audit import Finding, Harm
 from chaos.damage import Damages
 from chaos.faults import (
     DAMAGES,
+    DRAIN,
+    ELSEWHERE,
     FULL_DISK,
     LOCK_DELETED,
+    RESTARTED,
     SECOND,
+    STOP_NOW,
     Draw,
     Signalled,
     Tally,
 )
 from chaos.interposer import Role
-from chaos.sweep import SmallDisk, Sweep, SweepProcess, scheduler_of
+from chaos.sweep import SHAPES, Shape, SmallDisk, Sweep, SweepProcess, supervisor_of
 from repro.errors import IntegrityError
 
 BETWEEN_FAULTS = (0.4, 0.8, 1.5, 4.0)
@@ -31,31 +36,27 @@ POLL = 0.05
 
 
 @dataclass
-class Orphans:
-    """Looks for what outlives a scheduler by more than `patience` seconds."""
+class Overdue:
+    """Looks for processes that live longer than they may."""
 
     sweep: Sweep
-    patience: float
-    found: list[str] = field(default_factory=list)
-    _until: dict[int, float] = field(default_factory=dict)
+    found: list[Finding] = field(default_factory=list)
+    _until: dict[tuple[int, Harm], tuple[float, str]] = field(default_factory=dict)
 
-    def ended(self, scheduler: int) -> None:
-        """The clock starts."""
-        self._until[scheduler] = time.monotonic() + self.patience
+    def expect_end(self, supervisor: int, seconds: float, harm: Harm, event: str) -> None:
+        """From now on a supervisor and its workers have so many seconds to end after `event`."""
+        what = f"{seconds:g} s after {event}"
+        self._until.setdefault((supervisor, harm), (time.monotonic() + seconds, what))
 
     def look(self) -> bool:
         """Notes and ends every process whose time is up; whether some still have time."""
-        for scheduler, until in list(self._until.items()):
-            alive = self.sweep.processes(scheduler)
-            if not alive:
-                del self._until[scheduler]
-            elif time.monotonic() >= until:
-                del self._until[scheduler]
-                self.found += [
-                    f"process {process.pid} alive {self.patience:g} s after its scheduler's end"
-                    for process in alive
-                ]
-                self.sweep.kill(alive)
+        for (supervisor, harm), (until, what) in list(self._until.items()):
+            alive = self.sweep.processes(supervisor)
+            if alive and time.monotonic() < until:
+                continue
+            del self._until[supervisor, harm]
+            self.found += [Finding(harm, f"process {process.pid} alive {what}") for process in alive]
+            self.sweep.kill(alive)
         return bool(self._until)
 
 
@@ -68,11 +69,15 @@ class Round:
     damages: Damages
     draw: Draw
     tally: Tally
-    orphans: Orphans
-    number_of_schedulers: Callable[[], int]
+    overdue: Overdue
+    orphan_seconds: float
+    stop_seconds: float
+    number_of_supervisors: Callable[[], int]
     stuck: list[str] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
     locks_deleted: set[Path] = field(default_factory=set)
+    _started: set[int] = field(default_factory=set)
     _workers: set[int] = field(default_factory=set)
     _training: set[int] = field(default_factory=set)
     _next: Signalled | str | None = None
@@ -106,7 +111,7 @@ class Round:
 
     def _settle(self) -> None:
         """Waits until nothing of the sweep is alive, or has been found to live too long."""
-        while self.orphans.look():
+        while self.overdue.look():
             time.sleep(POLL)
         self._read_journal()
 
@@ -120,20 +125,20 @@ class Round:
                     self.tally.add(kind)
 
     def _sweep(self) -> None:
-        """One scheduler, at times two, from start to end."""
+        """One supervisor, at times two, from start to end."""
         self._lay_tickets()
         self._start()
         second = None
-        if not self.tally.enough and self.draw.wants(SECOND) and self.draw.chance(0.25):
+        kinds = [kind for kind in (SECOND, ELSEWHERE) if self.draw.wants(kind)]
+        if not self.tally.enough and kinds and self.draw.chance(0.25):
             second = time.monotonic() + self.draw.seconds(0, 4)
         mean = self.draw.random.choice(BETWEEN_FAULTS)
         next_fault = time.monotonic() + self.draw.after(mean)
-        running = {process.scheduler for process in self.sweep.running()}
-        while running:
+        while self._started:
             time.sleep(POLL)
             now = time.monotonic()
             self._read_journal()
-            self.orphans.look()
+            self.overdue.look()
             for due, action in [entry for entry in self._later if entry[0] <= now]:
                 self._later.remove((due, action))
                 action()
@@ -142,32 +147,36 @@ class Round:
                 next_fault = now + self.draw.after(mean)
             if second is not None and now >= second:
                 second = None
-                running.add(self._start())
-                self.tally.add(SECOND)
+                kind = self.draw.random.choice(kinds)
+                self._start("elsewhere" if kind == ELSEWHERE else None)
+                self.tally.add(kind)
             if now - self._sign_of_life > STUCK_AFTER:
-                self.stuck.append(f"no sign of life for {STUCK_AFTER:g} s from scheduler {sorted(running)}")
+                self.stuck.append(
+                    f"no sign of life for {STUCK_AFTER:g} s from supervisor {sorted(self._started)}"
+                )
                 self.sweep.kill(self.sweep.processes())
-            alive = {process.scheduler for process in self.sweep.running()}
-            for scheduler in running - alive:
-                self.exits.append(self.sweep.schedulers[scheduler].returncode)
-                self.orphans.ended(scheduler)
-            running = alive
+            alive = {process.supervisor for process in self.sweep.running()}
+            for supervisor in self._started - alive:
+                self.exits.append(self.sweep.supervisors[supervisor].returncode)
+                self.overdue.expect_end(supervisor, self.orphan_seconds, "orphan", "its supervisor's end")
+            self._started = alive
         for _, action in self._later:
             action()
         self._later.clear()
         self.sweep.interposer.withdraw()
 
-    def _start(self) -> int:
-        number = self.number_of_schedulers()
-        self.sweep.start(number)
+    def _start(self, host: str | None = None) -> None:
+        number, shape = self.number_of_supervisors(), self.draw.random.choice(SHAPES)
+        self.sweep.start(number, shape, host)
+        self.shapes.append(shape)
+        self._started.add(number)
         self._sign_of_life = time.monotonic()
-        return number
 
     def _lay_tickets(self) -> None:
         for _ in range(self.draw.random.randint(1, 3)):
             self._lay_ticket("worker")
         if self.draw.chance(0.25):
-            self._lay_ticket("scheduler")
+            self._lay_ticket("supervisor")
 
     def _lay_ticket(self, role: Role) -> None:
         if not self.tally.enough and (ticket := self.draw.ticket(role)):
@@ -189,7 +198,7 @@ class Round:
     def _strike(self) -> None:
         """Does what is drawn; while there is nothing to do it to, the same is tried again later.
 
-        Drawing anew would favour schedulers, since a worker spends half of its life before it trains.
+        Drawing anew would favour supervisors, since a worker spends half of its life before it trains.
         """
         self._next = self._next or self.draw.live(self.disk.mounted)
         if self._next is not None and self._strike_with(self._next):
@@ -203,6 +212,10 @@ class Round:
             return True
         if kind == LOCK_DELETED:
             return self._delete_lock()
+        if kind in (STOP_NOW, DRAIN):
+            return self._ask_to_stop(now=kind == STOP_NOW)
+        if kind == RESTARTED:
+            return self._restart()
         assert isinstance(kind, Signalled)
         victim = self._victim(kind)
         if victim is None or not victim.send(kind.signals[0]):
@@ -216,17 +229,34 @@ class Round:
 
     def _send_if_same(self, process: SweepProcess, number: signal.Signals) -> None:
         # The number may be another process's by now.
-        if scheduler_of(process.pid) == process.scheduler:
+        if supervisor_of(process.pid) == process.supervisor:
             process.send(number)
 
     def _victim(self, kind: Signalled) -> SweepProcess | None:
-        schedulers = self.sweep.running()
-        if kind.role == "scheduler":
-            return self.draw.random.choice(schedulers) if schedulers else None
+        supervisors = self.sweep.running()
+        if kind.role == "supervisor":
+            return self.draw.random.choice(supervisors) if supervisors else None
         # Mostly in training: half of a worker's life is its imports, where there is little to break.
         among = self._training if self.draw.chance(0.9) else self._workers
         workers = [process for process in self.sweep.processes() if process.pid in among]
         return self.draw.random.choice(workers) if workers else None
+
+    def _ask_to_stop(self, now: bool) -> bool:
+        asked = self.sweep.ask_to_stop(now)
+        for supervisor in asked if now else ():
+            self.overdue.expect_end(supervisor, self.stop_seconds, "stop ignored", "repro stop --now")
+        if asked:
+            self.tally.add(STOP_NOW if now else DRAIN)
+        return bool(asked)
+
+    def _restart(self) -> bool:
+        """The new one meets the old one's workers, which have a few seconds for their checkpoints."""
+        running = self.sweep.running()
+        if not running or not self.draw.random.choice(running).send(signal.SIGKILL):
+            return False
+        self._start()
+        self.tally.add(RESTARTED)
+        return True
 
     def _delete_lock(self) -> bool:
         held = _locked_inodes()

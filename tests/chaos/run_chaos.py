@@ -18,7 +18,7 @@ from chaos.damage import Damages
 from chaos.faults import Draw, Tally
 from chaos.interposer import Event, Interposer
 from chaos.report import Report
-from chaos.round import Orphans, Round
+from chaos.round import Overdue, Round
 from chaos.sweep import SmallDisk, Sweep, Workload, tracebacks, train_alone
 from repro.errors import UsageError
 from repro.records import RunRecord
@@ -38,13 +38,18 @@ IDLE_ROUNDS = 5
 
 @dataclass(frozen=True)
 class ChaosOptions:
-    """How many faults, from which seed, of which kinds (globs), on what, and how patient with orphans."""
+    """How many faults, from which seed, of which kinds (globs), on what, and how patient.
+
+    A worker has `orphan_seconds` after its supervisor's end, and every process `stop_seconds` after
+    `repro stop --now`, its imports included.
+    """
 
     faults: int = 200
     seed: int = 0
     only: tuple[str, ...] = ("*",)
     workload: Workload | None = None
     orphan_seconds: float = 10.0
+    stop_seconds: float = 30.0
 
     def what_is_trained(self) -> Workload:
         """Two runs for a short test, one per kind of loss for a longer one, the whole column for a long one."""
@@ -104,8 +109,9 @@ class _ChaosTest:
         self.draw = Draw(random.Random(options.seed), options.only)
         self.findings: list[Finding] = []
         self.exits: Counter[str] = Counter()
+        self.shapes: Counter[str] = Counter()
         self.tracebacks: Counter[str] = Counter()
-        self.schedulers = count(1)
+        self.supervisors = count(1)
         self.small_disk = False
         self.stopped = False
         self.idle_rounds = 0
@@ -162,12 +168,20 @@ class _ChaosTest:
         folder = self.home / f"round-{number}"
         with SmallDisk(folder) as disk:
             self.small_disk = disk.mounted
-            sweep = Sweep(self.workload, folder / "results", interposer, self.home / "schedulers.log")
+            sweep = Sweep(self.workload, folder / "results", interposer, self.home / "supervisors.log")
             damages = Damages(sweep, reference.records, self.draw)
-            orphans = Orphans(sweep, self.options.orphan_seconds)
+            overdue = Overdue(sweep)
             first = len(interposer.events)
             played = Round(
-                sweep, disk, damages, self.draw, self.tally, orphans, lambda: next(self.schedulers)
+                sweep,
+                disk,
+                damages,
+                self.draw,
+                self.tally,
+                overdue,
+                self.options.orphan_seconds,
+                self.options.stop_seconds,
+                lambda: next(self.supervisors),
             )
             try:
                 played.play()
@@ -175,9 +189,10 @@ class _ChaosTest:
                 disk.free()
                 sweep.kill(sweep.processes())
             self.exits.update(map(_exit, played.exits))
+            self.shapes.update(map(str, played.shapes))
             self.tracebacks.update(tracebacks(sweep.results))
             found = audit(sweep, reference.records, damages, interposer.events[first:], played.locks_deleted)
-            found += [Finding("orphan", what) for what in orphans.found]
+            found += overdue.found
             found += [Finding("lost", what) for what in played.stuck]
             if found:
                 shutil.copytree(sweep.results, self.home / f"found-{number}")
@@ -198,12 +213,13 @@ class _ChaosTest:
             runs=rounds * len(self.workload.losses),
             workers=sum(event.name == "start" and event.role == "worker" for event in events),
             training=len({event.pid for event in events if event.name == "attempt"}),
-            schedulers=sum(event.name == "start" and event.role == "scheduler" for event in events),
+            supervisors=sum(event.name == "start" and event.role == "supervisor" for event in events),
             attempts=sum(event.name == "attempt" for event in events),
             checkpoints=sum(event.name == "saved" for event in events),
             checkpoints_undisturbed=reference.checkpoints,
             commits=sum(event.name in ("link", "rename") for event in events),
             undone=_undone(events),
+            shapes=dict(sorted(self.shapes.items())),
             exits=dict(sorted(self.exits.items())),
             tracebacks=dict(sorted((self.tracebacks + Counter(tracebacks(self.home))).items())),
             small_disk=self.small_disk,

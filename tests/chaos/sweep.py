@@ -24,7 +24,22 @@ NETWORK = "resnet18"
 CORES = 2
 """The sweep is kept to so many cores, so that it is the same sweep on a large machine."""
 
-_MARK = "REPRO_CHAOS_SCHEDULER"
+
+@dataclass(frozen=True)
+class Shape:
+    """How many workers a supervisor starts, and how many runs at once each of them trains."""
+
+    workers: int = 2
+    runs_per_worker: int = 1
+
+    def __str__(self) -> str:
+        return f"workers: {self.workers}, runs at once in each: {self.runs_per_worker}"
+
+
+SHAPES = (Shape(2), Shape(3), Shape(1, 2), Shape(2, 2))
+
+
+_MARK = "REPRO_CHAOS_SUPERVISOR"
 _TMPFS_BYTES = 24 * 1024 * 1024
 
 
@@ -41,7 +56,7 @@ class Workload:
         return replace(context, project=replace(context.project, results=results.absolute()))
 
     def runs(self, context: Context) -> tuple[Run, ...]:
-        """The runs, in the scheduler's order."""
+        """The runs, in the supervisor's order."""
         selected = Selection(
             tables=(1,), networks=(NETWORK,), losses=self.losses, seeds=(0,), axes=(("epochs", self.epochs),)
         )
@@ -98,7 +113,7 @@ class SweepProcess:
     """A process of the sweep that is alive."""
 
     pid: int
-    scheduler: int
+    supervisor: int
 
     def send(self, number: signal.Signals) -> bool:
         """Whether it was still there to get the signal."""
@@ -111,7 +126,7 @@ class SweepProcess:
 
 @dataclass
 class Sweep:
-    """The schedulers on one results folder, by number, and every process that descends from them."""
+    """The supervisors on one results folder, by number, and every process that descends from them."""
 
     workload: Workload
     results: Path
@@ -119,7 +134,7 @@ class Sweep:
     log: Path
     context: Context = field(init=False)
     runs: tuple[Run, ...] = field(init=False)
-    schedulers: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    supervisors: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.context = self.workload.context(self.results)
@@ -133,13 +148,19 @@ class Sweep:
         """The run's record; raises IntegrityError if it is not valid."""
         return read_record(self.paths(run).record, run.id, PRESET)
 
-    def start(self, number: int) -> None:
-        """Starts a scheduler that nobody else has the number of."""
+    def start(self, number: int, shape: Shape = SHAPES[0], host: str | None = None) -> None:
+        """Starts a supervisor that nobody else has the number of; it believes that it is on `host`."""
         argv = [sys.executable, "-m", "repro", "run", "--preset", PRESET, *self.workload.selection()]
         argv += ["--results", str(self.results), "--checkpoint-interval", "0"]
-        environment = {**_environment(self.context), **self.interposer.environment(self.results)}
+        argv += ["--per-gpu", str(shape.runs_per_worker)]
+        environment = {
+            **_environment(self.context),
+            **self.interposer.environment(self.results),
+            "REPRO_CHAOS_CORES": str(shape.workers),
+            **({"REPRO_CHAOS_HOST": host} if host else {}),
+        }
         with self.log.open("ab") as log:
-            self.schedulers[number] = subprocess.Popen(
+            self.supervisors[number] = subprocess.Popen(
                 argv,
                 env={**environment, _MARK: str(number)},
                 stdin=subprocess.DEVNULL,
@@ -149,20 +170,33 @@ class Sweep:
                 preexec_fn=_few_cores,
             )
 
+    def ask_to_stop(self, now: bool) -> set[int]:
+        """Runs `repro stop`; the numbers of the supervisors that it asked."""
+        argv = [sys.executable, "-m", "repro", "stop", "--preset", PRESET, "--results", str(self.results)]
+        lists = [path.stem for path in self.context.project.sweeps(PRESET).glob("*.json")]
+        with self.log.open("ab") as log:
+            environment = _environment(self.context)
+            done = subprocess.run(argv + ["--now"] * now, env=environment, stdout=log, stderr=log)
+        if done.returncode:
+            return set()  # a full disk
+        # A list is named after the process that wrote it.
+        pids = {int(name.rpartition("-")[2]) for name in lists}
+        return {process.supervisor for process in self.running() if process.pid in pids}
+
     def running(self) -> list[SweepProcess]:
-        """The schedulers that have not ended; those that have are reaped."""
+        """The supervisors that have not ended; those that have are reaped."""
         return [
             SweepProcess(process.pid, number)
-            for number, process in self.schedulers.items()
+            for number, process in self.supervisors.items()
             if process.poll() is None
         ]
 
-    def processes(self, scheduler: int | None = None) -> list[SweepProcess]:
-        """Everything alive that one scheduler, or any, started, itself included: told by its environment."""
+    def processes(self, supervisor: int | None = None) -> list[SweepProcess]:
+        """Everything alive that one supervisor, or any, started, itself included: told by its environment."""
         found = []
         for entry in Path("/proc").iterdir():
-            number = scheduler_of(int(entry.name)) if entry.name.isdigit() else None
-            if number in self.schedulers and scheduler in (None, number):
+            number = supervisor_of(int(entry.name)) if entry.name.isdigit() else None
+            if number in self.supervisors and supervisor in (None, number):
                 found.append(SweepProcess(int(entry.name), number))
         return found
 
@@ -171,14 +205,14 @@ class Sweep:
         for process in processes:
             process.send(signal.SIGKILL)
         deadline = time.monotonic() + 30
-        while any(scheduler_of(process.pid) is not None for process in processes):
+        while any(supervisor_of(process.pid) is not None for process in processes):
             if time.monotonic() > deadline:
                 raise SetupError(f"processes of the sweep outlive SIGKILL: {[p.pid for p in processes]}")
             time.sleep(0.05)
 
 
-def scheduler_of(pid: int) -> int | None:
-    """The number of the scheduler that a living process descends from; None for any other process."""
+def supervisor_of(pid: int) -> int | None:
+    """The number of the supervisor that a living process descends from; None for any other process."""
     try:
         content = Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -12,7 +12,7 @@ import pytest
 from chaos import defects
 from chaos.report import upper_bound
 from chaos.run_chaos import FEW, ChaosOptions, run_chaos
-from chaos.sweep import Workload, scheduler_of
+from chaos.sweep import Workload, supervisor_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -55,7 +55,7 @@ def test_a_kind_that_there_is_not_is_refused_at_once_with_those_that_there_are()
     assert done.returncode == 2
     first, *kinds = done.stderr.splitlines()
     assert first == "chaos: --kind 'power cut' fits no kind of fault; there are:"
-    assert {"  record torn", "  worker killed at a system call of a commit", "  scheduler: SIGKILL"} < set(
+    assert {"  record torn", "  worker killed at a system call of a commit", "  supervisor: SIGKILL"} < set(
         kinds
     )
 
@@ -78,7 +78,7 @@ def test_a_short_chaos_test_finds_nothing(tmp_path):
     assert report["checkpoints_undisturbed"] >= 2
     assert list(tmp_path.glob("repro-chaos-*")) == [], "nothing is left behind"
     living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    assert [pid for pid in living if scheduler_of(pid) is not None] == []
+    assert [pid for pid in living if supervisor_of(pid) is not None] == []
 
 
 @pytest.mark.long
@@ -86,7 +86,7 @@ def test_a_commit_that_renames_instead_of_linking_is_a_duplicate(harms):
     found = harms(
         defects.RENAME_INSTEAD_OF_LINK,
         "worker: file locks without effect",
-        "a second scheduler*",
+        "a second supervisor*",
         workload=Workload(FEW[:1]),
         faults=6,
     )
@@ -126,12 +126,60 @@ def test_a_generator_shared_by_two_runs_makes_records_unequal(harms):
 def test_workers_without_a_death_signal_are_orphans(harms):
     found = harms(
         defects.NO_DEATH_SIGNAL,
-        "scheduler: SIGKILL",
+        "supervisor: SIGKILL",
         workload=Workload(FEW[:2], epochs=200),
         faults=1,
         orphan_seconds=3.0,
     )
     assert set(found) == {"orphan"}
+
+
+@pytest.mark.long
+def test_workers_that_train_without_the_runs_lock_are_duplicates(harms):
+    found = harms(defects.TRAINS_WITHOUT_LOCK, "worker: SIGUSR2", workload=Workload(FEW[:2]), faults=1)
+    assert found["duplicate"] > 0
+
+
+@pytest.mark.long
+def test_a_commit_that_replaces_whatever_is_there_throws_good_records_away(harms):
+    found = harms(
+        defects.REPLACES_WHATEVER_IS_THERE,
+        "worker: file locks without effect",
+        "a second supervisor*",
+        workload=Workload(FEW[:1]),
+        faults=6,
+    )
+    assert set(found) == {"lost"}
+
+
+@pytest.mark.long
+def test_a_worker_that_ignores_a_stop_request_is_named(harms):
+    found = harms(
+        defects.STOP_IGNORED,
+        "repro stop --now",
+        workload=Workload(FEW[:2], epochs=200),
+        faults=1,
+        stop_seconds=10.0,
+    )
+    assert found["stop ignored"] > 0
+
+
+@pytest.mark.long
+def test_an_interrupted_attempt_that_counts_as_failed_is_blamed(harms):
+    found = harms(defects.INTERRUPTED_IS_FAILED, "worker: SIGTERM", workload=Workload(FEW[:1]), faults=1)
+    assert set(found) == {"blamed"}
+
+
+@pytest.mark.long
+def test_a_damaged_checkpoint_that_is_resumed_from_is_accepted_though_corrupt(harms):
+    found = harms(
+        defects.DAMAGED_CHECKPOINT_IS_READ,
+        "checkpoint with a flipped bit",
+        "worker: SIGKILL",
+        workload=Workload(FEW[:1]),
+        faults=6,
+    )
+    assert found["corrupt accepted"] > 0
 
 
 @pytest.mark.parametrize(("faults", "percent"), [(1, 95.0), (10, 25.89), (59, 4.95), (1000, 0.2991)])
