@@ -213,7 +213,7 @@ def test_the_smoke_preset_needs_no_data(tmp_path, monkeypatch):
 def test_an_extra_that_is_not_installed_names_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (finding,) = check_executor("ray")
-    assert (finding.level, finding.remedy) == ("error", "`pip install --editable '.[ray]'`")
+    assert (finding.level, finding.remedy) == ("error", f"`pip install --editable '{ROOT}[ray]'`")
     assert list(check_executor("local")) == []
 
 
