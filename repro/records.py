@@ -26,8 +26,8 @@ SCHEMA_VERSION: Literal[2] = 2
 _CHECKSUM_KEY = ',\n "sha256": "'  # to_json indents by one blank, so that no nested key looks like it
 _CHECKSUM_END = '"\n}\n'
 
-# A list of plain numbers, which goes on one line: 400 histogram bins would be 400 lines of a diff. Nothing but
-# layout matches, since no text in JSON holds a raw line break.
+# A list of plain numbers goes on one line: 400 histogram bins would be 400 lines of a diff.
+# Nothing but layout matches, since no text in JSON holds a raw line break.
 _NUMBERS = re.compile(r"\[\n([-+.,eE\d\s]+)\n *\]")
 
 
