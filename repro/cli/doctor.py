@@ -87,11 +87,19 @@ def examine(context: "Context", executor: str, hash_data: bool) -> Iterator[Find
 
 def check_python() -> Iterator[Finding]:
     """This Python, every required package against its lower bound, and main memory."""
+    from configparser import ConfigParser
+
     from repro.system import memory_bytes
 
     yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
+    configuration = ConfigParser()
+    configuration.read(_SOURCE / "setup.cfg")
+    # Without a source tree, what the installed package says; its extras are behind a semicolon.
+    required = configuration.get("options", "install_requires", fallback="") or "\n".join(
+        metadata.requires("scaled-bn-repro") or []
+    )
     unmet = []
-    for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)", "\n".join(_requirements()), re.MULTILINE):
+    for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)$", required, re.MULTILINE):
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -109,17 +117,6 @@ def check_python() -> Iterator[Finding]:
     level: Literal["ok", "warning"] = "ok" if memory >= _ENOUGH_MEMORY else "warning"
     remedy = "" if level == "ok" else "fewer runs at once may fit than there are cores or GPUs"
     yield Finding("memory", level, f"{memory / 2**30:.1f} GiB of main memory", remedy)
-
-
-def _requirements() -> list[str]:
-    """What the package requires: by its source tree's `setup.cfg`, else by its installed metadata."""
-    from configparser import ConfigParser
-
-    configuration = ConfigParser()
-    configuration.read(_SOURCE / "setup.cfg")
-    if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":
-        return configuration["options"]["install_requires"].split()
-    return [line for line in metadata.requires("scaled-bn-repro") or [] if "extra ==" not in line]
 
 
 def check_torch() -> Iterator[Finding]:
@@ -250,9 +247,8 @@ def check_places(context: "Context") -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free
         room = f"{free / 1e9:,.1f} GB free"
         if not os.access(existing, os.W_OK | os.X_OK):
-            yield Finding(
-                matter, "error", f"{existing} cannot be written", f"make it writable, or {elsewhere}"
-            )
+            said = f"{existing} cannot be written"
+            yield Finding(matter, "error", said, f"make it writable, or {elsewhere}")
         elif matter == "results" and free < needed:
             said = f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints"
             yield Finding(matter, "error", said, f"free some space, or {elsewhere} on another disk")
@@ -310,12 +306,10 @@ def _prepare(context: "Context", name: str, fetch: bool) -> str:
     if known is None:
         return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
     prepare = suggest(context, "data", "prepare", name, options=options)
+    if not fetch:
+        return prepare
     lists = ["--lists", "DIR"] if "lists" in known.fetch_takes else []
-    return (
-        f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
-        if fetch
-        else prepare
-    )
+    return f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
 
 
 def check_executor(executor: str) -> Iterator[Finding]:
