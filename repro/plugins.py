@@ -211,9 +211,7 @@ def _schema(loss: Implementation) -> type[Model]:
     fields: dict[str, Any] = {}
     for name, argument in list(taken.items())[2:]:
         if name in ROW_KEYS or name.startswith("_") or hasattr(Model, name):
-            raise OwnCodeError(
-                f"{loss.name}: a TOML row cannot set its parameter {name}; rename it"
-            )
+            raise OwnCodeError(f"{loss.name}: a TOML row cannot set its parameter {name}; rename it")
         default = ... if argument.default is argument.empty else argument.default
         note = type(default) if argument.annotation is argument.empty else argument.annotation
         kind = get_args(note)[0] if get_origin(note) is Annotated else note
