@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from repro.cli.context import Context
     from repro.record_state import RunState
     from repro.records import RunRecord
-    from repro.registry import Run, Selection
-    from repro.scheduling.estimate import Survey
+    from repro.registry import Selection
     from repro.scheduling.status import Status
 
 INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
@@ -45,85 +44,39 @@ def status(context: "Context", selected: "Selection", watch: bool, as_json: bool
 
     Works from another terminal or machine while schedulers are at work, and without one.
     """
-    observer = Observer(context, selected)
     in_place = sys.stdout.isatty() and not as_json
     while True:
         started = time.monotonic()
-        now = observer.look()
+        now = _look(context, selected)
         text = now.to_json() if as_json else now.to_text()
         if not watch:
             click.echo(text)
             return
         print(f"{_CLEAR}{text}" if in_place else f"{text}\n", flush=True)
+        # Reading takes at most a tenth of the time, however many records there are.
         time.sleep(max(INTERVAL, 10 * (time.monotonic() - started)))
 
 
-class Observer:
-    """Looks again and again; records that have not changed since are not read twice."""
+def _look(context: "Context", selected: "Selection") -> "Status":
+    from repro.scheduling.devices import find_devices
+    from repro.scheduling.plan import make_plan
+    from repro.scheduling.status import make_status, read_traces
+    from repro.sweep import read_worker_notes
 
-    def __init__(self, context: "Context", selected: "Selection") -> None:
-        self._context = context
-        self._runs = context.registry.select_runs(selected, context.preset)
-        self._survey: Survey | None = None
-        self._known: dict[str, tuple[tuple[int, ...], RunState]] = {}
-
-    def look(self) -> "Status":
-        """How things stand now."""
-        from repro.scheduling.devices import find_devices
-        from repro.scheduling.estimate import Survey
-        from repro.scheduling.plan import make_plan
-        from repro.scheduling.status import make_status, read_traces
-        from repro.sweep import read_worker_notes
-
-        context, project, preset = self._context, self._context.project, self._context.preset
-        # Before the records: a run that ends in between is then seen as done, not as interrupted.
-        traces = read_traces((run for run in self._runs if not self._stamp(run)), project, preset.name)
-        sizes = context.data_sizes(run.cell.dataset for run in self._runs)
-        self._survey = Survey.of(self._states(), sizes, before=self._survey)
-        to_do = self._survey.to_do("keep")
-        again = (run for run in to_do if run.id not in traces and self._stamp(run))
-        traces |= read_traces(again, project, preset.name)
-        plan = None
-        with contextlib.suppress(DeviceError):  # a driver that does not answer is no reason to show nothing
-            begun = {run.id: traces[run.id].begun for run in to_do if run.id in traces}
-            devices = find_devices(preset.threads)
-            plan = make_plan(self._survey, context.registry, preset, project, devices, begun=begun)
-        return make_status(
-            self._survey,
-            traces,
-            read_worker_notes(project.workers(preset.name)),
-            preset.recipe,
-            plan,
-            preset.heading or preset.description,
-            project.preset_results(preset.name),
-        )
-
-    def _states(self) -> "Iterator[RunState]":
-        """Those of unchanged records from memory, the others read again."""
-        from dataclasses import replace
-
-        known, changed = [], []
-        stamps = {}
-        for run in self._runs:
-            stamp = self._stamp(run)
-            before = self._known.get(run.id)
-            if stamp is not None and before is not None and before[0] == stamp:
-                known.append(before[1])
-            else:
-                changed.append(run)
-                stamps[run.id] = stamp
-        yield from known
-        for state in self._context.states(changed, whole=False):
-            if (stamp := stamps[state.run.id]) is not None:
-                self._known[state.run.id] = (stamp, replace(state, record=None))
-            yield state
-
-    def _stamp(self, run: "Run") -> tuple[int, ...] | None:
-        try:
-            found = self._context.project.run(self._context.preset.name, run.id).record.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    project, preset = context.project, context.preset
+    runs = context.registry.select_runs(selected, preset)
+    # Before the records: a run that ends in between is then seen as done, not as interrupted.
+    traces = read_traces(runs, project, preset.name)
+    survey = context.survey(runs)
+    plan = None
+    with contextlib.suppress(DeviceError):  # a driver that does not answer is no reason to show nothing
+        begun = {run: trace.begun for run, trace in traces.items()}
+        plan = make_plan(survey, context.registry, preset, project, find_devices(preset.threads), begun=begun)
+    workers = read_worker_notes(project.workers(preset.name))
+    heading = preset.heading or preset.description
+    return make_status(
+        survey, traces, workers, preset.recipe, plan, heading, project.preset_results(preset.name)
+    )
 
 
 @click.command("show")

@@ -247,13 +247,10 @@ class Survey:
     recorded: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of(
-        cls, states: Iterable[RunState], sizes: Mapping[str, DataSize], before: "Survey | None" = None
-    ) -> "Survey":
-        """Reads `states` to the end; what records taught `before` is still known."""
-        image_sizes = {name: size.image_size for name, size in sizes.items()}
-        measured = before.measured if before else Measured(image_sizes)
-        recorded = dict(before.recorded) if before else {}
+    def of(cls, states: Iterable[RunState], sizes: Mapping[str, DataSize]) -> "Survey":
+        """Reads `states` to the end."""
+        measured = Measured({name: size.image_size for name, size in sizes.items()})
+        recorded: dict[str, tuple[int, int]] = {}
         light: list[RunState] = []
         for state in states:
             if record := state.record:
