@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -24,6 +25,10 @@ SCHEMA_VERSION: Literal[2] = 2
 
 _CHECKSUM_KEY = ',\n "sha256": "'  # to_json indents by one blank, so that no nested key looks like it
 _CHECKSUM_END = '"\n}\n'
+
+# A list of plain numbers goes on one line: 400 histogram bins would be 400 lines of a diff.
+# Nothing but layout matches, since no text in JSON holds a raw line break.
+_NUMBERS = re.compile(r"\[\n([-+.,eE\d\s]+)\n *\]")
 
 
 class _Part(BaseModel):
@@ -220,8 +225,8 @@ class RunRecord(_Part):
         """The file's text: indented JSON, its last key the sha256 of all the text before that key."""
         content = self.model_dump(mode="json")
         # JSON has no NaN: allow_nan=False turns a slip of the schema into an error instead of bad JSON.
-        text = _compact_numbers(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
-        text = text.removesuffix("\n}")
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).removesuffix("\n}")
+        text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
         return f"{text}{_CHECKSUM_KEY}{_sha256(text)}{_CHECKSUM_END}"
 
     def comparable(self) -> dict[str, object]:
@@ -287,24 +292,3 @@ def decode_record(content: bytes, where: str, run_id: str, preset: str) -> RunRe
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _compact_numbers(text: str) -> str:
-    """Puts lists of plain numbers on one line: 400 histogram bins would be 400 lines of a diff."""
-    lines = text.split("\n")
-    out: list[str] = []
-    index = 0
-    while index < len(lines):
-        line = lines[index]
-        if line.endswith("["):
-            end = index + 1
-            while lines[end].lstrip("- ")[:1].isdigit():
-                end += 1
-            if end > index + 1 and lines[end].lstrip().startswith("]"):
-                items = " ".join(item.strip() for item in lines[index + 1 : end])
-                out.append(f"{line}{items}{lines[end].strip()}")
-                index = end + 1
-                continue
-        out.append(line)
-        index += 1
-    return "\n".join(out)

@@ -293,8 +293,8 @@ class Registry:
                 )
             if target[axis] == value:
                 raise UsageError(
-                    f"{run.id}: {axis}={format_axis(value)} is what the preset {preset.name} has anyway; "
-                    "leave it out"
+                    f"{run.id}: {axis}={format_axis(value)} is already the default in preset {preset.name}; "
+                    "remove it"
                 )
             target[axis] = value
         try:

@@ -25,7 +25,7 @@ from repro.attempts import (
     is_suspect,
     memory_that_was_too_small,
 )
-from repro.scheduling.supervisor import MAX_DEATHS_AT_START, MAX_STARTS_WITHOUT_STEP
+from repro.scheduling.supervisor import MAX_DEATHS_AT_START
 
 STEPS = 12  # of a run
 CHECKPOINT = 4  # steps between two checkpoints
@@ -48,7 +48,7 @@ class Rule(StrEnum):
     DATA = "a run whose data are missing is left to others"
     LEFT = "no worker starts for runs that its device cannot train"
     SELF_TEST = "a device is tested before it gets a run"
-    STARTS = "a device whose workers die without a step is left out"
+    STARTS = "a device whose workers die before their first run is left out"
     BASELINE = "any record since the sweep was planned counts, and is never replaced"
     FENCE = "an attempt ends when there is a newer one"
 
@@ -114,7 +114,6 @@ class Device:
     turns: TURNS | None = None
     left: frozenset[Run] = frozenset()
     deaths_at_start: int = 0
-    starts_without_step: int = 0
     starts_in_vain: int = 0
     kills: int = 0  # from outside, without a step in between
     out: bool = False
@@ -484,19 +483,15 @@ class World:
         for run in self.runs:
             self._release(run, life)
         if life.stepped:
-            device.deaths_at_start = device.starts_without_step = device.starts_in_vain = device.kills = 0
+            device.deaths_at_start = device.starts_in_vain = device.kills = 0
         device.left = frozenset() if died else frozenset(life.left)
         device.starts_in_vain += not (died or life.asked or life.stepped)
         if device.starts_in_vain > MOST_STARTS_IN_VAIN:
             self.violations["workers start though their device can train nothing"] += 1
         if died and not life.asked:
             device.deaths_at_start += life.phase == "starting"
-            device.starts_without_step += not life.stepped
         if Rule.STARTS in self.rules:
-            device.out = (
-                device.deaths_at_start >= MAX_DEATHS_AT_START
-                or device.starts_without_step >= MAX_STARTS_WITHOUT_STEP
-            )
+            device.out = device.deaths_at_start >= MAX_DEATHS_AT_START
 
     def _audit(self) -> None:
         able = [device for device in self.devices if not device.out]

@@ -129,7 +129,7 @@ def test_an_id_names_its_run_and_back(registry, run_id, table):
         ("cifar100/resnet18/cross-entropy+rotation=15.0/seed0", "write .*rotation=15/seed0"),
         ("cifar100/resnet18/cross-entropy+rotation/seed0", "expected axis=value"),
         ("cifar100/resnet18/cross-entropy+rotate=15/seed0", "unknown axis 'rotate'; the recipe has: data"),
-        ("cifar100/resnet18/cross-entropy+rotation=0/seed0", "is what the preset paper has anyway"),
+        ("cifar100/resnet18/cross-entropy+rotation=0/seed0", "is already the default in preset paper"),
         ("cifar100/resnet18/cross-entropy+rotation=-3/seed0", "rotation: Input should be greater"),
         ("cifar100/resnet18/cross-entropy+stem_pool=no/seed0", "stem_pool: Input should be 'auto', 'never'"),
     ],

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from repro.errors import DataCorruptError, DeviceError, ReproError, SetupError
 if TYPE_CHECKING:
     from repro.cli.context import Context
 
+_SOURCE = Path(__file__).parents[2]  # with run_all.sh, where the package was not installed as a wheel
+_INSTALL = f"`{shlex.quote(str(_SOURCE / 'run_all.sh'))} --install-only`"
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
 _OLD_CARDS_TORCH = f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
 _RECORD_BYTES = 60_000
@@ -84,11 +87,19 @@ def examine(context: "Context", executor: str, hash_data: bool) -> Iterator[Find
 
 def check_python() -> Iterator[Finding]:
     """This Python, every required package against its lower bound, and main memory."""
+    from configparser import ConfigParser
+
     from repro.system import memory_bytes
 
     yield Finding("Python", "ok", f"{platform.python_version()} in {sys.prefix}")
+    configuration = ConfigParser()
+    configuration.read(_SOURCE / "setup.cfg")
+    # Without a source tree, what the installed package says; its extras are behind a semicolon.
+    required = configuration.get("options", "install_requires", fallback="") or "\n".join(
+        metadata.requires("scaled-bn-repro") or []
+    )
     unmet = []
-    for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)", "\n".join(_requirements()), re.MULTILINE):
+    for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)$", required, re.MULTILINE):
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -98,7 +109,7 @@ def check_python() -> Iterator[Finding]:
         if number < bound:
             unmet.append(f"{name} {found} is older than {least}")
     if unmet:
-        remedy = "`./run_all.sh --install-only`, or `pip install --editable .`"
+        remedy = f"{_INSTALL}, or `pip install --editable {shlex.quote(str(_SOURCE))}`"
         yield Finding("packages", "error", "; ".join(unmet), remedy)
     else:
         yield Finding("packages", "ok", "all installed, none older than its lower bound")
@@ -106,17 +117,6 @@ def check_python() -> Iterator[Finding]:
     level: Literal["ok", "warning"] = "ok" if memory >= _ENOUGH_MEMORY else "warning"
     remedy = "" if level == "ok" else "fewer runs at once may fit than there are cores or GPUs"
     yield Finding("memory", level, f"{memory / 2**30:.1f} GiB of main memory", remedy)
-
-
-def _requirements() -> list[str]:
-    """What the package requires: by its source tree's `setup.cfg`, else by its installed metadata."""
-    from configparser import ConfigParser
-
-    configuration = ConfigParser()
-    configuration.read(Path(__file__).parents[2] / "setup.cfg")
-    if configuration.get("metadata", "name", fallback="") == "scaled-bn-repro":
-        return configuration["options"]["install_requires"].split()
-    return [line for line in metadata.requires("scaled-bn-repro") or [] if "extra ==" not in line]
 
 
 def check_torch() -> Iterator[Finding]:
@@ -127,9 +127,7 @@ def check_torch() -> Iterator[Finding]:
     try:
         facts = read_torch_facts()
     except SetupError as error:
-        yield Finding(
-            "torch", "error", str(error), "`./run_all.sh --install-only` installs a torch that fits"
-        )
+        yield Finding("torch", "error", str(error), f"{_INSTALL} installs a torch that fits")
         return
     build = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "built without CUDA"
     yield Finding("torch", "ok", f"{facts['torch']}, {build}; torchvision {facts['torchvision']}")
@@ -152,7 +150,7 @@ def check_torch() -> Iterator[Finding]:
         said = f"CUDA_VISIBLE_DEVICES is {hidden!r}: every GPU is hidden"
         yield Finding("GPU", "warning", said, "`unset CUDA_VISIBLE_DEVICES` to train on a GPU")
     else:
-        remedy = "install a torch with CUDA: `./run_all.sh --install-only`"
+        remedy = f"install a torch with CUDA: {_INSTALL}"
         if facts["cuda"]:
             remedy = f"update the NVIDIA driver, or install a torch for an older CUDA: {_OLD_CARDS_TORCH}"
         names = ", ".join(gpu.name for gpu in present)
@@ -175,7 +173,7 @@ def judge_device(device: Mapping[str, Any], architectures: Sequence[str]) -> Fin
     )
     if not fits:
         said = f"{name}: this torch carries no code for it (only {', '.join(architectures) or 'none'})"
-        remedy = f"{_OLD_CARDS_TORCH}, or let `./run_all.sh --install-only` choose"
+        remedy = f"{_OLD_CARDS_TORCH}, or let {_INSTALL} choose"
         return Finding("GPU", "error", said, remedy)
     if device["fault"]:
         return Finding("GPU", "error", f"{name}: a kernel fails: {device['fault']}", "see `nvidia-smi`")
@@ -249,9 +247,8 @@ def check_places(context: "Context") -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free
         room = f"{free / 1e9:,.1f} GB free"
         if not os.access(existing, os.W_OK | os.X_OK):
-            yield Finding(
-                matter, "error", f"{existing} cannot be written", f"make it writable, or {elsewhere}"
-            )
+            said = f"{existing} cannot be written"
+            yield Finding(matter, "error", said, f"make it writable, or {elsewhere}")
         elif matter == "results" and free < needed:
             said = f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints"
             yield Finding(matter, "error", said, f"free some space, or {elsewhere} on another disk")
@@ -309,12 +306,10 @@ def _prepare(context: "Context", name: str, fetch: bool) -> str:
     if known is None:
         return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
     prepare = suggest(context, "data", "prepare", name, options=options)
+    if not fetch:
+        return prepare
     lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
-    return (
-        f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
-        if fetch
-        else prepare
-    )
+    return f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
 
 
 def check_executor(executor: str) -> Iterator[Finding]:
@@ -323,7 +318,7 @@ def check_executor(executor: str) -> Iterator[Finding]:
     if package is None:
         return
     if util.find_spec(package) is None:
-        remedy = f"`pip install --editable '.[{executor}]'`"
+        remedy = f"`pip install --editable {shlex.quote(f'{_SOURCE}[{executor}]')}`"
         yield Finding(executor, "error", f"{package} is not installed", remedy)
     else:
         yield Finding(executor, "ok", f"{package} {metadata.version(package)}")

@@ -103,7 +103,7 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
                 continue
             images = content["data"].reshape(-1, 3, 32, 32)
             labels = np.array(content["fine_labels"], dtype=np.int64)
-            writer.split(name, labels, membership(content["filenames"]), [images], size=32)
+            writer.split(name, labels, membership(content["filenames"]), [images])
         return writer.finish(class_names, sources)
 
     return prepare_once(data_dir, NAME, TITLE, make)

@@ -27,8 +27,8 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from repro.data.files import progress
 from repro.data.prepared import Images
-from repro.data.progress import progress
 from repro.errors import SetupError
 from repro.system import usable_cores
 

@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro.data.files import BLOCK, explain_write_failure, file_hash, one_at_a_time
-from repro.data.progress import progress
+from repro.data.files import BLOCK, explain_write_failure, file_hash, one_at_a_time, progress
 from repro.errors import DataCorruptError, DataMissingError, FetchError
 
 LONGEST_PAUSE = 60.0  # seconds

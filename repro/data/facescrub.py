@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from repro.data import DATA_SETS
-from repro.data.crawl import CrawlPolicy, FetchResult, crawl, picture, read_journal
+from repro.data.crawl import crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
 from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
-from repro.data.files import explain_write_failure
+from repro.data.files import explain_write_failure, progress
+from repro.data.http_get import CrawlPolicy, FetchResult
 from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
-from repro.data.progress import progress
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest

@@ -1,4 +1,4 @@
-"""Files of a data set on disk: checksums, locks, unpacking a tar archive, and what a failed write means."""
+"""What all data sets need: checksums, locks, unpacking, how far a step is, and what a failed write means."""
 
 import errno
 import gzip
@@ -6,9 +6,11 @@ import hashlib
 import logging
 import lzma
 import shutil
+import sys
 import tarfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +19,7 @@ from filelock import FileLock, Timeout
 from repro.errors import DataCorruptError, SetupError
 
 BLOCK = 1 << 20  # bytes read at once
+PAUSE = 10.0  # seconds between two lines of a log that say how far a step is
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +60,36 @@ def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextmanager
+def progress(doing: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
+    """Hands over what counts further `unit`s ("bytes", "images"); silent unless INFO is logged.
+
+    `total` is how many there are in all, None where that is unknown.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        counted = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+        columns = ("{task.description}", BarColumn(), counted, unit, TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(doing, total=total)
+            yield lambda count: bar.advance(task, count)
+    else:
+        done, next_line = 0, time.monotonic() + PAUSE
+
+        def advance(count: int) -> None:
+            nonlocal done, next_line
+            done += count
+            if (now := time.monotonic()) >= next_line:
+                next_line = now + PAUSE
+                _log.info("%s %s%s %s", doing, f"{done:,}", f" of {total:,}" if total else "", unit)
+
+        yield advance
 
 
 def explain_write_failure(path: Path, error: OSError) -> str:

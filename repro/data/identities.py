@@ -163,7 +163,7 @@ def write_identities(
         sources[f"{which} images"] = image_digest(names, [hashes[position] for position in positions])
         labels = np.array([label for _, label in members], dtype=np.int64)
         pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
-        writer.split(which, labels, membership(names), pieces, rules.size)
+        writer.split(which, labels, membership(names), pieces)
     return writer.finish(
         split.class_names,
         sources,

@@ -144,7 +144,7 @@ def prepare(
             names = [image.name for image, _ in split]
             labels = np.array([label for _, label in split], dtype=np.int64)
             hashes: list[str] = []
-            writer.split(which, labels, membership(names), _decode(split, place, hashes), RULES.size)
+            writer.split(which, labels, membership(names), _decode(split, place, hashes))
             sources[f"{which} images"] = image_digest(names, hashes)
         return writer.finish(
             copy.class_names,

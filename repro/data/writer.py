@@ -5,6 +5,7 @@ a temporary folder beside the real one, which is renamed when all is written and
 finished is finished, and an older one stays until then.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -77,17 +78,21 @@ class PreparedWriter:
         self._labels: list[Labels] = []
         self.folder = target.with_name(".prepared.writing")
 
-    def split(self, which: str, labels: Labels, members: str, images: Iterable[Images], size: int) -> None:
-        """Write the split `which`, "train" or "test", from `images` in pieces (n, 3, size, size) uint8.
+    def split(self, which: str, labels: Labels, members: str, images: Iterable[Images]) -> None:
+        """Write the split `which`, "train" or "test", from `images` in pieces (n, 3, S, S) uint8.
 
         `labels` is (N,) int64, `members` what `arrays.membership` gives for the images.
 
         Raises ValueError for other shapes, types or counts, SetupError where it cannot be written.
         """
         check_labels(labels, len(labels))
-        array = self.new_array(f"{which}-images.npy", len(labels), size)
+        rest = iter(images)
+        first = next(rest, None)
+        if first is None or first.ndim != 4:
+            raise ValueError(f"{which}: expected images (N, 3, S, S), got {first!r:.50}")
+        array = self.new_array(f"{which}-images.npy", len(labels), first.shape[-1])
         done = 0
-        for piece in images:
+        for piece in itertools.chain([first], rest):
             if (
                 piece.shape[1:] != array.shape[1:]
                 or piece.dtype != np.uint8

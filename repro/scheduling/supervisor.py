@@ -36,7 +36,6 @@ from repro.sweep import (
 )
 
 MAX_DEATHS_AT_START = 3  # of a device's workers before their first run: the device is left out
-MAX_STARTS_WITHOUT_STEP = 5  # likewise, without a step of training
 LONGEST_BACKOFF = 300.0  # seconds between two starts on a device
 SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind end the sweep
 
@@ -93,7 +92,6 @@ class _Place:
     note: WorkerNote | None = None
     left: dict[str, str] = field(default_factory=dict)
     starts: int = 0
-    starts_without_step: int = 0
     deaths_at_start: int = 0
     not_before: float = 0.0
     out: str | None = None
@@ -250,8 +248,7 @@ class Supervisor:
             place.left = dict(note.left)
             self._close_note(note, death, end.blameless)
         if note is not None and note.stepped:
-            place.starts_without_step = place.deaths_at_start = 0
-            place.not_before = 0.0
+            place.deaths_at_start, place.not_before = 0, 0.0
         elif place.asked is Stage.GO_ON:
             place.not_before = time.monotonic() + self._backoff(place)
         if note is not None and note.phase is Phase.ENDED and not note.message:
@@ -274,15 +271,9 @@ class Supervisor:
             shown = f": {words}" if words and not death else ""
             self.view.line(f"worker on {label} {what}{shown} (log: {job.log})")
             if note is None or note.phase is Phase.STARTING:
-                place.deaths_at_start += 1
-            if note is None or not note.stepped:
-                place.starts_without_step += 1
+                place.deaths_at_start += 1  # it had no run yet: none is to blame
             if place.deaths_at_start >= MAX_DEATHS_AT_START:
-                place.out = (
-                    f"{place.deaths_at_start} workers in a row died before their first run: {words or what}"
-                )
-            elif place.starts_without_step >= MAX_STARTS_WITHOUT_STEP:
-                place.out = f"{MAX_STARTS_WITHOUT_STEP} workers died without a step: {words or what}"
+                place.out = f"{MAX_DEATHS_AT_START} workers died before their first run: {words or what}"
         if place.out:
             self.view.line(f"{label} is left out: {place.out}")
 

@@ -134,33 +134,22 @@ def test_each_program_is_started_as_those_who_use_it_start_it(bench, stand_ins):
     stand_ins.clear()
     bench("--rounds", "1", "--alone")
     assert list(stand_ins) == ["ours"]
+    done, _ = bench("--size", "48")
+    assert (done.exit_code, "--size: expected one of 32, 64, got 48" in done.stderr) == (2, True)
 
 
-def test_windows_that_vary_more_than_twofold_are_marked_in_text_and_json(bench, stand_ins):
+def test_a_busy_machine_and_windows_that_vary_more_than_twofold_are_marked(bench, stand_ins, monkeypatch):
+    monkeypatch.setattr("repro.system.busy_share", lambda seconds: 0.5)
     done, content = bench("--rounds", "2")
-    doubt = "resnet18, 32 px, scaled-bn: the windows of plain vary 2.0-fold"
+    busy = "other programs used 50% of the CPU time before the start; stop them first"
+    windows = "resnet18, 32 px, scaled-bn: the windows of plain vary 2.0-fold"
     for name in ("ours", "ours, 2 at once"):
         assert f"{name} beside plain: 2.27 ×" in done.stdout
-    assert content["not_trustworthy"] == [doubt]
-    assert done.stdout.endswith(f"\n\nnot trustworthy: {doubt}\n")
-    assert window_doubts({"plain": Speed((100.0, 200.0), 1.0, 1)}) == []
-
-
-def test_a_busy_machine_is_said_at_once_and_marked(bench, stand_ins, monkeypatch):
-    monkeypatch.setattr("repro.system.busy_share", lambda seconds: 0.5)
-    done, content = bench("--rounds", "1")
-    doubt = "other programs used 50% of the CPU time before the start; stop them first"
-    assert f"not trustworthy: {doubt}" in done.stderr.splitlines()
-    assert content["not_trustworthy"] == [doubt]
-    assert content["machine"]["busy"] == 0.5
-    assert busy_doubts(0.2) == []
+    assert (content["not_trustworthy"], content["machine"]["busy"]) == ([busy, windows], 0.5)
+    assert f"not trustworthy: {busy}" in done.stderr.splitlines()
+    assert done.stdout.endswith(f"\n\nnot trustworthy: {busy}\nnot trustworthy: {windows}\n")
+    assert window_doubts({"plain": Speed((100.0, 200.0), 1.0, 1)}) == busy_doubts(0.2) == []
     assert "does not say" in busy_doubts(None)[0]
-
-
-def test_a_size_that_no_data_set_has_is_a_usage_error(bench, stand_ins):
-    done, _ = bench("--size", "48")
-    assert done.exit_code == 2
-    assert "--size: expected one of 32, 64, got 48" in done.stderr
 
 
 def spawned() -> set[psutil.Process]:
@@ -248,10 +237,8 @@ def test_windows_of_all_programs_are_by_turns_and_the_ratio_is_of_the_same_round
     assert calls == [("a", 0.5), ("b", 0.5)] * 2
     assert measured == {"a": Speed((10, 10), 5.0, 3), "b": Speed((20, 20), 5.0, 4)}
     assert ratio((10, 30, 40), (5, 10, 40)) == 2
-
-
-def test_the_best_of_alone_and_packed_is_what_a_device_reaches():
-    names = {"ours": 200.0, "ours, 2 at once": 150.0, "ours, 4 at once": 250.0, "ours, no compile": 300.0}
-    speeds = {name: Speed((speed, speed), 1.0, 1) for name, speed in names.items()}
+    # The best of alone and packed is what a device reaches.
+    speeds = {"ours": 200.0, "ours, 2 at once": 150.0, "ours, 4 at once": 250.0, "ours, no compile": 300.0}
     fields = dict.fromkeys(CaseResult.__dataclass_fields__)
-    assert CaseResult(**{**fields, "speeds": speeds}).best == 250
+    fields["speeds"] = {name: Speed((speed, speed), 1.0, 1) for name, speed in speeds.items()}
+    assert CaseResult(**fields).best == 250

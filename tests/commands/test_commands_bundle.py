@@ -213,7 +213,7 @@ HERE = f"records/smoke/{RUN}.json"
         ("records/no-such-preset/x.json", str.encode, "there is no preset"),
         ("elsewhere/smoke/x.json", str.encode, "not a record's name"),
         ("records/../../smoke/evil.json", str.encode, "there is no preset"),
-        ("records/smoke/cifar100/resnet18/cross-entropy+epochs=3/seed0.json", str.encode, "is what the preset"),
+        ("records/smoke/cifar100/resnet18/cross-entropy+epochs=3/seed0.json", str.encode, "is already the default"),
     ],
 )  # fmt: skip
 def test_what_is_no_valid_record_is_refused_and_the_others_are_taken(

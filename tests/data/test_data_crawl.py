@@ -34,7 +34,9 @@ from small_files_server import (
 )
 
 from repro.data import crawl as crawling
-from repro.data.crawl import Crawled, CrawlPolicy, FetchResult, crawl, is_public, journal_path, picture
+from repro.data import http_get
+from repro.data.crawl import Crawled, crawl, journal_path, picture
+from repro.data.http_get import CrawlPolicy, FetchResult, is_public
 from repro.errors import FetchError, SetupError
 
 EAGER = CrawlPolicy(
@@ -386,7 +388,8 @@ SCRIPT = textwrap.dedent(
     """
     import json, logging, sys
     from pathlib import Path
-    from repro.data.crawl import CrawlPolicy, crawl
+    from repro.data.crawl import crawl
+    from repro.data.http_get import CrawlPolicy
     logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
     wanted = {url: frozenset([sha]) for url, sha in json.loads(Path(sys.argv[1]).read_text())}
     crawl(wanted, Path(sys.argv[2]), CrawlPolicy(
@@ -488,7 +491,7 @@ def test_an_address_is_public_or_not_however_it_is_wrapped(address, public):
 def elsewhere(site: SmallFilesServer, monkeypatch) -> Iterator[SmallFilesServer]:
     """A second server at the same port of 127.0.0.2, which alone counts as public."""
     server = SmallFilesServer("127.0.0.2", site.server_address[1])
-    monkeypatch.setattr(crawling, "is_public", lambda address: address == "127.0.0.2")
+    monkeypatch.setattr(http_get, "is_public", lambda address: address == "127.0.0.2")
     yield server
     server.stop()
 
@@ -552,7 +555,7 @@ def test_a_certificate_that_nobody_vouches_for_is_not_believed(encrypted, tmp_pa
 
 def test_a_picture_comes_over_an_encrypted_connection(encrypted, certificate, tmp_path, monkeypatch):
     trusting = ssl.create_default_context(cafile=str(certificate))
-    monkeypatch.setattr(crawling, "_tls", lambda: trusting)
+    monkeypatch.setattr(http_get, "_tls", lambda: trusting)
     assert get_one(encrypted, tmp_path).found
 
 

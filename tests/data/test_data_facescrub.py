@@ -17,9 +17,10 @@ from small_files_server import SmallFilesServer, page
 
 from repro.data import facescrub
 from repro.data.arrays import open_prepared, verify_prepared
-from repro.data.crawl import CrawlPolicy, picture
+from repro.data.crawl import picture
 from repro.data.face_lists import FaceLists, read_face_lists
 from repro.data.facescrub import FaceFile, match_tree, tree_files
+from repro.data.http_get import CrawlPolicy
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest, prepared_folder
 
