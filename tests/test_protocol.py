@@ -17,7 +17,7 @@ def test_no_interleaving_breaks_an_invariant(scenario):
         (Rule.ALONE, "segfault late, sticky CUDA error", "a healthy run was lost"),
         (Rule.PROGRESS, "killed very often", "a healthy run was lost"),
         (Rule.BOUND, "stopped again and again", "attempts without bound"),
-        (Rule.FOLDER, "killed between folder and note", "a device that works was left out"),
+        (Rule.FOLDER, "killed between folder and note", "attempts without bound"),
         (Rule.UNDER_LOCK, "segfault at step 2", "a living attempt was called dead"),
         (Rule.STOPPING, "stopped, then killed", "a healthy run was lost"),
         (Rule.MEMORY, "small devices beside a large one", "a big run was lost"),
