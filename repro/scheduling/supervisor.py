@@ -92,6 +92,7 @@ class _Place:
     note: WorkerNote | None = None
     left: dict[str, str] = field(default_factory=dict)
     starts: int = 0
+    starts_in_vain: int = 0  # in a row, without a step of training
     deaths_at_start: int = 0
     not_before: float = 0.0
     out: str | None = None
@@ -248,8 +249,9 @@ class Supervisor:
             place.left = dict(note.left)
             self._close_note(note, death, end.blameless)
         if note is not None and note.stepped:
-            place.deaths_at_start, place.not_before = 0, 0.0
+            place.deaths_at_start, place.starts_in_vain, place.not_before = 0, 0, 0.0
         elif place.asked is Stage.GO_ON:
+            place.starts_in_vain += 1
             place.not_before = time.monotonic() + self._backoff(place)
         if note is not None and note.phase is Phase.ENDED and not note.message:
             return
@@ -287,7 +289,7 @@ class Supervisor:
                 replace(note, death=death, blameless=blameless).write(folder)
 
     def _backoff(self, place: _Place) -> float:
-        return min(LONGEST_BACKOFF, self.intervals.backoff * 2 ** min(place.starts, 16))
+        return min(LONGEST_BACKOFF, self.intervals.backoff * 2 ** min(place.starts_in_vain, 16))
 
     def _look_at_runs(self, force: bool = False) -> None:
         """Tells of runs that have been done or given up since, by whomever."""

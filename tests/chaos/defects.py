@@ -89,17 +89,24 @@ repro.attempts.write_attempt = blame
 DAMAGED_CHECKPOINT_IS_READ = """
 import sys
 if "train" in sys.orig_argv:
-    import io
-    import torch
-    from repro.training import checkpoint
+    import hashlib
+    import types
+    import repro.training.checkpoint
 
-    def believe(path):
-        content = path.read_bytes()
-        loaded = torch.load(io.BytesIO(content[len(checkpoint._MAGIC) + 32 :]), weights_only=True)
-        arithmetic = checkpoint.Arithmetic(**loaded["arithmetic"])
-        return loaded["signature"], checkpoint.Checkpoint(path, loaded["step"], arithmetic, loaded["state"])
+    class EqualToAll(bytes):
+        def __ne__(self, other):
+            return False
 
-    checkpoint._read = believe
+    class Sha256:
+        digest_size = 32
+
+        def __init__(self, content=b""):
+            self.content = content
+
+        def digest(self):
+            return EqualToAll(hashlib.sha256(self.content).digest())
+
+    repro.training.checkpoint.hashlib = types.SimpleNamespace(sha256=Sha256)
 """
 
 

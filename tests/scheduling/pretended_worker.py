@@ -7,6 +7,7 @@ action per attempt, the last one repeated; a run not named is done.
     fail:TEXT   notes TEXT as the run's error
     kill        dies of SIGKILL in the middle of the attempt
     further     the same, after a later checkpoint than before
+    early       dies of SIGKILL before its first step
     hang        shows no further sign of life and ignores SIGTERM
     wait        trains until asked to stop, or until the file `release` appears
     start:CODE  ends with this exit code before it takes a run
@@ -93,6 +94,8 @@ def main() -> int:
             worker=note.name,
         )
         write_attempt(attempt, begun)
+        if action == "early":
+            os.kill(os.getpid(), signal.SIGKILL)
         if action == "further":
             (attempt / f"checkpoint-{number + 1:08d}.pt").touch()
         progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)

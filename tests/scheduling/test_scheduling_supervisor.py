@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +126,14 @@ def test_a_run_that_kills_its_worker_three_times_is_given_up_and_the_others_are_
 def test_a_run_may_be_killed_as_often_as_it_gets_further(bench):
     bench.behave(run0=["further"] * 6 + ["done"])
     assert bench.supervisor(workers=1, runs=bench.runs[:1]).run().exit_code == 0
+
+
+def test_starts_that_led_to_training_do_not_lengthen_the_wait_after_one_that_did_not(bench):
+    bench.behave(run0=["further"] * 6 + ["early", "done"])
+    patient = replace(FAST, backoff=1.0)
+    summary = bench.supervisor(workers=1, runs=bench.runs[:1], intervals=patient).run()
+    assert summary.exit_code == 0
+    assert summary.seconds < 200  # else the last wait alone is 256 s
 
 
 def test_an_error_is_final_and_told_with_its_text(bench):
