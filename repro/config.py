@@ -1,6 +1,6 @@
-"""What a training run is told: each loss's parameters, the recipe, and both resolved for one run.
+"""What configures a training run: each loss's parameters, the recipe, and both resolved for one run.
 
-Plain validated data without torch; `repro.registry` reads them from TOML, `repro.training` obeys them.
+Plain validated data without torch; `repro.registry` reads them from TOML.
 """
 
 import itertools
@@ -196,7 +196,7 @@ class Preset(Model):
 
     @property
     def heading(self) -> str:
-        """What stands before a table's or figure's title; empty for the paper's recipe."""
+        """What precedes a table's or figure's title; empty for the paper's recipe."""
         return f"{self.title}: {self.description}" if self.title else ""
 
 
@@ -217,7 +217,7 @@ class RunConfig(Model):
 
 
 def format_axis(value: Scalar) -> str:
-    """An axis's value as it stands in a run id: `true`, `15`, `0.5`, `never`."""
+    """An axis's value as a run id spells it: `true`, `15`, `0.5`, `never`."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, float):

@@ -13,10 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from repro.config import RunConfig
+from repro.config import Model, RunConfig
 from repro.errors import RecordCorruptError, RecordMisplacedError
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
@@ -31,11 +31,7 @@ _CHECKSUM_END = '"\n}\n'
 _NUMBERS = re.compile(r"\[\n([-+.,eE\d\s]+)\n *\]")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Signature(_Part):
+class Signature(Model):
     """What a record's numbers depend on; see `repro.signature`. Each a sha256."""
 
     config: str
@@ -43,7 +39,7 @@ class Signature(_Part):
     code: str
 
 
-class DataSummary(_Part):
+class DataSummary(Model):
     """The data set that was trained on, as its manifest tells it, after the preset's subset was taken."""
 
     name: str
@@ -60,7 +56,7 @@ class DataSummary(_Part):
     std: tuple[float, float, float]
 
 
-class Epoch(_Part):
+class Epoch(Model):
     """One epoch of training; means are over every training image of the epoch, as trained on.
 
     `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included (Eq. 8);
@@ -83,7 +79,7 @@ class Epoch(_Part):
     seconds: float
 
 
-class Result(_Part):
+class Result(Model):
     """Percent top-1 on the test images, each counted once, after the last epoch; the best epoch beside it.
 
     `correct_images` has one bit per test image in the data set's order, 1 where it was classified correctly:
@@ -126,7 +122,7 @@ class Result(_Part):
         return "" if self.diverged_in is None else f"diverged in epoch {self.diverged_in + 1}"
 
 
-class LogitHistogram(_Part):
+class LogitHistogram(Model):
     """Evaluation-mode logits of all test images and classes, in equal bins of [low, high)."""
 
     low: float
@@ -139,14 +135,14 @@ class LogitHistogram(_Part):
     quantiles: dict[str, float] = Field(description="percent → logit: 2.5, 25, 50, 75, 97.5")
 
 
-class Probes(_Part):
+class Probes(Model):
     """What Figures 2 and 3 are drawn from, taken after the last epoch; None in a diverged run."""
 
     logits: LogitHistogram | None
     weight_norms: tuple[float, ...] | None = Field(description="‖w_k‖₂ of every class, in class order")
 
 
-class Attempt(_Part):
+class Attempt(Model):
     """One start of the run: when, until when, how and why it ended, the step it started from, and by whom.
 
     `energy_joules` is what the device used during it, divided by the runs that shared the device. In a record
@@ -163,7 +159,7 @@ class Attempt(_Part):
     pid: int | None = None
 
 
-class Environment(_Part):
+class Environment(Model):
     """What a process trains on and with; known before its first step, and the same for all of its runs.
 
     `device` is the GPU's name or the processor's, `processor` always the latter; sizes are bytes.
@@ -207,7 +203,7 @@ class Provenance(Environment):
     ended: datetime
 
 
-class RunRecord(_Part):
+class RunRecord(Model):
     """Everything that one finished run leaves behind."""
 
     schema_version: Literal[2] = SCHEMA_VERSION

@@ -16,18 +16,18 @@ from repro.config import RunConfig, Scalar
 from repro.errors import OwnCodeError
 from repro.plugins import file_beside, find, module_file
 
+# Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit names
+# the records it voids.
 RECIPE_VERSION = 1
-"""Raised by a commit that changes what a recipe means (a fixed loss, another augmentation); that commit
-names the records it voids."""
 
+# Fields of the recipe and of losses that were added after records existed, each with the value at which a run
+# is what it was without the field: that value is left out of the hash, so older records keep counting.
 LATER_FIELDS: dict[str, Scalar] = {
     "weight_decay_on": "all",
     "statistics": "running",
     "momentum_reset": False,
     "embedding": "linear",
 }
-"""Fields of the recipe and of losses that came after records had been made, each with the value at which a
-run is what it was without the field: that value is left out of the hash, so older records keep counting."""
 
 _ENTRY = "repro.training.loop"
 _TRAINING_CODE = ("repro.losses", "repro.models", "repro.data", "repro.training")
@@ -77,7 +77,7 @@ def _code_hash(loss: str | None, network: str, folder: Path | None) -> str:
 
 
 def _training_code(loss: str | None, network: str, folder: Path | None) -> dict[str, Path]:
-    """Name → file, sorted by name, of all that a run imports of the training's packages or one's own."""
+    """Name → file, sorted by name, of all that a run imports of the training's packages or the user's own."""
     entry = module_file(_ENTRY)
     assert entry is not None
     queue = [(_ENTRY, entry)]

@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
     training step on a CPU faults in all its activations again. Call it before torch is imported: what was
     mapped until then stays mapped. It changes where numbers are stored, never the numbers.
 
-    The device is chosen with torch, so nobody knows it yet when this has to be called: it is set for GPU
+    The device is chosen with torch, so it is not known yet when this has to be called: it is set for GPU
     workers too, where it keeps at most the host memory that they used once.
     """
     try:

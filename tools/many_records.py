@@ -29,7 +29,7 @@ threads = 1
 def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 100) -> Bench:
     """Writes the experiments and the first `records` of the preset's runs, column by column.
 
-    Those that are there already stay, so that a call that was stopped goes on.
+    Those that are there already stay, so that an interrupted call can be repeated.
     """
     shutil.copytree(ROOT / "experiments", folder / "experiments", dirs_exist_ok=True)
     cells = len(Registry.load(ROOT / "experiments").cells)

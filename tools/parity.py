@@ -33,7 +33,7 @@ class Parity:
         ]
 
     def lines(self) -> list[str]:
-        """A line a run, then the mean difference with its 95 % interval (Student's t over the pairs)."""
+        """One line per run, then the mean difference with its 95 % interval (Student's t over the pairs)."""
         lines = [f"{one.run}: {_accuracy(one)} → {_accuracy(other)}" for one, other in self.pairs]
         for name, records in zip(("first", "second"), zip(*self.pairs, strict=True), strict=True):
             ways = {f"{r.provenance.precision}, {'+'.join(r.provenance.accelerations)}" for r in records}

@@ -18,7 +18,6 @@ from torchvision import transforms
 
 from repro.benchmark.case import Case
 from repro.system import usable_cores
-from repro.training.loop import build
 from repro.training.precision import Precision
 
 
@@ -48,10 +47,10 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
 def baseline(case: Case, precision: Precision, tuned: bool) -> Iterator[int]:
     """A script's loop, which trains a step per item: the images of that step. Tuned, it is in `precision`."""
-    device, recipe, manifest = precision.device, case.config.recipe, case.data.manifest
-    network, _ = build(case.config, manifest.image_size, manifest.classes)
+    device, recipe = precision.device, case.config.recipe
+    network, _ = case.build()
     features: int = network.feature_dim  # type: ignore[assignment]  # nn.Module's attributes have no types
-    model: nn.Module = nn.Sequential(network, nn.Linear(features, manifest.classes)).to(device)
+    model: nn.Module = nn.Sequential(network, nn.Linear(features, case.data.manifest.classes)).to(device)
     layout = precision.memory_format if tuned else torch.contiguous_format
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision.name) if tuned else None
     model = model.to(memory_format=layout)

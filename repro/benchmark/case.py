@@ -4,11 +4,15 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from repro.config import RunConfig
 from repro.data import synthetic
 from repro.data.arrays import open_prepared
 from repro.data.prepared import PreparedData
 from repro.errors import DataMissingError
+from repro.losses.base import ClassificationLoss
+from repro.training.loop import build
 
 DATA_SETS = {32: ("cifar100", 100), 64: ("tiny-imagenet", 200)}  # pixels per side → name, classes
 _ENDLESS = 10**9
@@ -26,6 +30,10 @@ class Case:
     def name(self) -> str:
         """As in `resnet18, 32 px, scaled-bn`."""
         return f"{self.config.network}, {self.data.manifest.image_size} px, {self.config.loss}"
+
+    def build(self) -> tuple[nn.Module, ClassificationLoss]:
+        """A new network and loss."""
+        return build(self.config, self.data.manifest.image_size, self.data.manifest.classes)
 
 
 def open_case(config: RunConfig, image_size: int, data_dir: Path) -> Case:

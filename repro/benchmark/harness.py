@@ -13,7 +13,7 @@ from repro.benchmark.case import Case, open_case
 from repro.benchmark.roofline import best_seconds, wait
 from repro.benchmark.timing import HARNESS, TUNED, Program, Window
 from repro.training.accelerations import Accelerations
-from repro.training.loop import Trainer, build
+from repro.training.loop import Trainer
 from repro.training.metrics import EpochSums
 from repro.training.precision import Precision, choose_precision
 
@@ -36,7 +36,8 @@ def prepare(program: Program) -> tuple[float, list[str]]:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not program.deterministic
     case = open_case(program.config, program.image_size, program.data_dir)
     accelerations = Accelerations.of(program.accelerations) if program.kind == HARNESS else Accelerations()
-    precision = used_precision(case, choose_precision(device, program.precision), accelerations)
+    precision = choose_precision(device, program.precision).for_network(case.build()[0])
+    precision = accelerations.layout(precision)
     notes: list[str] = []
     began = time.perf_counter()
     if program.kind == HARNESS:
@@ -65,13 +66,6 @@ def train_window(seconds: float) -> Window:
     elapsed = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return Window(sum(taken) / elapsed, 1000 * elapsed / len(taken), peak)
-
-
-def used_precision(case: Case, precision: Precision, accelerations: Accelerations) -> Precision:
-    """The precision with the memory format that `accelerations` train the case's network in."""
-    manifest = case.data.manifest
-    network, _ = build(case.config, manifest.image_size, manifest.classes)
-    return accelerations.layout(precision.for_network(network))
 
 
 def in_turn(
@@ -105,7 +99,7 @@ def measuring_seconds(case: Case, precision: Precision) -> float:
     """
     device, batch = precision.device, case.config.recipe.batch_size
     manifest = case.data.manifest
-    _, loss = build(case.config, manifest.image_size, manifest.classes)
+    _, loss = case.build()
     loss.to(device).train()
     logits = torch.randn(batch, manifest.classes, device=device)
     labels = torch.randint(manifest.classes, (batch,), device=device)

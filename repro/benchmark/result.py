@@ -13,11 +13,6 @@ MAX_BUSY = (
 MAX_SPREAD = 2.0  # fastest window of a program over its slowest, above which none of them is trusted
 
 
-def at_once(runs: int) -> str:
-    """The name of this project's loop with several runs on the device at the same time."""
-    return f"{HARNESS}, {runs} at once"
-
-
 def busy_doubts(busy: float | None) -> list[str]:
     """Why nothing measured on a machine is trusted that other programs keep busy to this share."""
     if busy is None:
@@ -62,7 +57,7 @@ class Machine:
 class CaseResult:
     """One network at one image size with one loss.
 
-    `speeds` and `preparing` (seconds to the first step done) by program, several runs at once among them.
+    `speeds` and `preparing` (seconds to the first step done) by program, `ours, 2 at once` among them.
     `roofline` is in images per second; `measuring` is in seconds. `notes` are what the loop said, as of a
     technique that it left out, and which program could not be measured.
     """

@@ -82,7 +82,7 @@ def bench(
     """
     import torch
 
-    from repro.benchmark.result import BenchResult, Machine, at_once, busy_doubts
+    from repro.benchmark.result import BenchResult, Machine, busy_doubts
     from repro.benchmark.roofline import measure_rates
     from repro.benchmark.timing import HARNESS, Program
     from repro.system import busy_share, usable_cores
@@ -136,7 +136,7 @@ def bench(
         )
         found = {HARNESS: ours}
         for copies in () if alone else packed or ((2, 4) if on.type == "cuda" else (2,)):
-            found[at_once(copies)] = (
+            found[f"{HARNESS}, {copies} at once"] = (
                 replace(ours, runs=copies)
                 if on.type == "cuda"
                 else replace(ours, processes=copies, threads=max(1, (threads or cores) // copies))
@@ -186,17 +186,16 @@ def _measure(
     import torch
 
     from repro.benchmark import timing
-    from repro.benchmark.harness import measuring_seconds, used_precision
+    from repro.benchmark.harness import measuring_seconds
     from repro.benchmark.result import CaseResult
     from repro.benchmark.roofline import count_kernels, roofline_seconds
-    from repro.training.loop import build
 
     def say(line: str) -> None:
         _say(f"{case.name}: {line}")
 
     manifest, config, batch = case.data.manifest, case.config, case.config.recipe.batch_size
-    network, _ = build(config, manifest.image_size, manifest.classes)
-    precision = used_precision(case, precision, accelerations)
+    network, _ = case.build()
+    precision = accelerations.layout(precision.for_network(network))
     kernels = count_kernels(network, batch, manifest.image_size, precision.name)
     notes: list[str] = []
     with timing.started(programs, notes, say) as running:
