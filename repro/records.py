@@ -266,7 +266,7 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
     """
     try:
         text = path.read_bytes().decode()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError:
         raise RecordCorruptError(f"{path}: not text: overwritten or damaged") from None
