@@ -38,9 +38,7 @@ def train_here(
     """Trains those of the runs that are not done, in this process; the exit code of `repro train`."""
     states = context.states([context.registry.parse(run) for run in runs])
     to_do = [state.run for state in states if is_to_do(state, "keep")]
-    sweep = plan_sweep(
-        to_do, context.registry, context.preset, context.project, context.fingerprints(to_do)
-    )
+    sweep = plan_sweep(to_do, context.registry, context.preset, context.project, context.fingerprints(to_do))
     asked = TrainOptions(**{"device": "cpu", **options})
     worker = Worker(sweep, context.registry, context.preset, context.project, asked, stop or Stop())
     worker.warn = say

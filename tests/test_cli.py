@@ -1,7 +1,6 @@
 """The command line as a user meets it: real processes, exit codes, what is on stdout and what on stderr."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -199,7 +198,7 @@ def test_a_wrong_toml_key_is_one_line_and_exit_code_2(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a CUDA device")
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a CUDA device")
 def test_a_cuda_device_that_is_not_there_is_exit_code_3(tmp_path):
     words = ("train", RUN, "--preset", "smoke", "--results", tmp_path, "--device", "cuda")
     assert "finds no CUDA device" in repro(*words, check=3).stderr
@@ -218,7 +217,10 @@ def test_a_run_that_fails_is_told_with_the_line_that_repeats_it_and_exit_code_1(
     )
     done = repro(*words, check=1, environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     attempts = tmp_path / "smoke" / ".work" / OTHER / "attempts"
-    assert f"failed {OTHER}: RuntimeError: boom\n  attempts: {attempts}\n  repeat it: repro train {OTHER} " in done.stderr
+    assert (
+        f"failed {OTHER}: RuntimeError: boom\n  attempts: {attempts}\n  repeat it: repro train {OTHER} "
+        in done.stderr
+    )
     shown = repro("logs", OTHER, "--preset", "smoke", "--results", tmp_path, check=0).stdout
     assert "failed: RuntimeError: boom" in shown
     assert "    Traceback (most recent call last):" in shown

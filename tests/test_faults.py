@@ -134,7 +134,7 @@ def test_what_a_worker_notes_of_an_error_says_whom_it_blames(context, monkeypatc
     """After an error of CUDA no other run can be trained in this process."""
 
     def training(*arguments, **options):
-        raise eval(error)  # noqa: S307
+        raise eval(error)
         yield
 
     monkeypatch.setattr(run_attempt, "training", training)

@@ -341,20 +341,17 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
 
 
 def check_executor(executor: str) -> Iterator[Finding]:
-    """What `--executor slurm` or `ray` needs: its package here and, for Slurm, its commands."""
+    """What `--executor slurm` or `ray` needs: Slurm's commands, Ray's package."""
     import importlib.util
     from importlib.metadata import version
 
-    package = {"slurm": "submitit", "ray": "ray"}.get(executor)
-    if package is None:
-        return
-    if importlib.util.find_spec(package) is None:
-        remedy = f"`pip install --editable '.[{executor}]'`"
-        yield Finding(executor, "error", f"{package} is not installed", remedy)
-    else:
-        yield Finding(executor, "ok", f"{package} {version(package)}")
+    if executor == "ray":
+        if importlib.util.find_spec("ray") is None:
+            yield Finding("ray", "error", "ray is not installed", "`pip install --editable '.[ray]'`")
+        else:
+            yield Finding("ray", "ok", f"ray {version('ray')}")
     if executor == "slurm":
-        missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+        missing = [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]
         if missing:
             yield Finding("slurm", "error", f"not found: {', '.join(missing)}",
                           "run this on a login node, or load the module that has them")  # fmt: skip

@@ -110,7 +110,17 @@ def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(context):
 
 
 def test_a_sweep_passes_the_wish_on_to_its_workers(tmp_path):
-    words = ("run", "--preset", "smoke", "--results", tmp_path, "--dataset", "cifar100", "--network", "resnet18")
+    words = (
+        "run",
+        "--preset",
+        "smoke",
+        "--results",
+        tmp_path,
+        "--dataset",
+        "cifar100",
+        "--network",
+        "resnet18",
+    )
     repro(*words, "--loss", "scaled-bn-m1", "--log", "tensorboard", check=0)
     assert list((tmp_path / "smoke" / ".work" / "tensorboard" / RUN).glob("events*"))
 

@@ -100,7 +100,9 @@ class RealSweep:
             assert not paths.superseded.exists()
             assert not paths.quarantine.exists()
             assert [note.kind for note in self.attempts(run)].count("done") == 1
-        found = {each for each in project.preset_results("smoke").rglob("seed*.json") if ".work" not in each.parts}
+        found = {
+            each for each in project.preset_results("smoke").rglob("seed*.json") if ".work" not in each.parts
+        }
         assert found == {project.run("smoke", run).record for run in self.runs}
         wait_for(lambda: not self.workers(), "the workers to end", 10)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sweep_bench import ROOT
 from smoke_project import repro
+from sweep_bench import ROOT
 from test_scheduling_plan import missing, plan_of
 
 from repro import models
@@ -97,7 +97,9 @@ def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
 
 
 def test_a_sweep_skips_what_cannot_fit_says_why_and_ends_with_3(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import repro.system; repro.system.memory_bytes = lambda: 2**20")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import repro.system; repro.system.memory_bytes = lambda: 2**20"
+    )
     words = ["--table", 1, "--network", "resnet18", "--loss", "scaled-bn-m1", "--loss", "cross-entropy"]
     done = repro("run", "--preset", "smoke", "--results", tmp_path / "results", *words, check=3,
                  environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip

@@ -27,7 +27,11 @@ def test_every_gpu_has_one_worker_however_many_runs_share_it():
     for per_gpu, at_once in (("auto", None), (3, 3)):
         first, second = devices_of(per_gpu=per_gpu)
         assert (first.label, second.label, second.name) == ("cuda:0", "cuda:1", "NVIDIA GeForce GTX 1080 Ti")
-        assert (first.runs_at_once, second.memory_bytes, second.capability) == (at_once, 11_811_160_064, (6, 1))
+        assert (first.runs_at_once, second.memory_bytes, second.capability) == (
+            at_once,
+            11_811_160_064,
+            (6, 1),
+        )
         assert second.environment["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb-1111"
         assert second.environment["OMP_NUM_THREADS"] == "2"
         assert second.lock_name.endswith("GPU-bbbb-1111")

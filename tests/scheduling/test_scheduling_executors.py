@@ -76,7 +76,9 @@ def test_a_worker_leaves_no_child_behind_killed_or_ended(run, killed):
 def test_a_kill_by_the_kernels_oom_killer_is_told_from_any_other(run):
     """A real one, in a memory cgroup of 64 MiB."""
     roots = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
-    root = next((each for each in roots if (each / "cgroup.procs").exists() and os.access(each, os.W_OK)), None)
+    root = next(
+        (each for each in roots if (each / "cgroup.procs").exists() and os.access(each, os.W_OK)), None
+    )
     if root is None:
         pytest.skip("no memory cgroup can be made here")
     group = root / f"repro-test-oom-{os.getpid()}"

@@ -39,7 +39,9 @@ def attempt(bench: Bench, run, outcome: str, checkpoint: bool = False, worker: s
 
 def worker_on(bench: Bench, run, **changes):
     """The note of a worker, this process unless told otherwise, in the middle of the run's second epoch."""
-    note = replace(new_worker_note("a sweep", "", "cpu"), phase=Phase.TRAINING, device_name="a bench", **changes)
+    note = replace(
+        new_worker_note("a sweep", "", "cpu"), phase=Phase.TRAINING, device_name="a bench", **changes
+    )
     progress = RunProgress(run.id, 1, "training", 1, 3, 2, 4, 160.0, 2.0, 12.3)
     note = replace(note, runs=(progress,))
     note.write(bench.project.workers(PRESET))
@@ -102,7 +104,10 @@ def test_a_run_in_training_is_shown_with_speed_and_time_left_and_silence_is_not_
     observer = Observer(context, RESNET18)
     # 6 of 12 steps of 32 images are left, at 160 images/s.
     line = f"running: {run.id}  epoch 2/3  160 images/s  12.3 %  1.2s left"
-    assert f"worker {os.getpid()} on {note.host} (a bench), training: {run.id}\n{line}\n" in observer.look().to_text()
+    assert (
+        f"worker {os.getpid()} on {note.host} (a bench), training: {run.id}\n{line}\n"
+        in observer.look().to_text()
+    )
     os.utime(path, (time.time() - 3600, time.time() - 3600))
     assert f"{line}  no sign of life for 1h 00m" in observer.look().to_text()
     replace(note, death="killed by SIGKILL").write(path.parent)

@@ -71,7 +71,9 @@ def test_a_worker_killed_again_and_again_ends_with_the_uninterrupted_record(swee
     said = its.end(0)
     assert said.count("killed by SIGKILL") == 4
     record = record_of(its.context, run)
-    assert [each.outcome for each in record.provenance.attempts] == ["crashed: killed by SIGKILL"] * 4 + ["done"]
+    assert [each.outcome for each in record.provenance.attempts] == ["crashed: killed by SIGKILL"] * 4 + [
+        "done"
+    ]
     assert record.provenance.attempts[-1].resumed_at_step > 0
     assert not list(folder.glob("*/checkpoint-*.pt"))
     straight = smoke_context(None, tmp_path / "straight")
