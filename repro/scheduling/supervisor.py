@@ -271,11 +271,11 @@ class Supervisor:
             place.not_before = 0.0
         elif place.asked is Stage.GO_ON:
             place.not_before = time.monotonic() + self._backoff(place)
-        if note is not None and note.phase is Phase.ENDED and not note.message:
-            return
         if place.asked is not Stage.GO_ON or end.blameless:
             if end.blameless and place.asked is Stage.GO_ON:
                 self.view.line(f"{label}: {death}")
+            return
+        if note is not None and note.phase is Phase.ENDED and not note.message:
             return
         words = _last_line(job.log)
         if note is not None and note.message == DEVICE_BUSY:
