@@ -89,18 +89,12 @@ def images(count: int, *shape: int, dtype: type = np.uint8, labels: type = np.in
         ({"train": images(4, 3, 8, 8, dtype=np.float32)}, "of float32"),
         ({"train": images(4, 3, 8, 9)}, "expected"),
         ({"test": images(0, 3, 8, 8)}, "expected labels"),
-        (
-            {"test": Arrays(images(4, 3, 8, 8).images, np.zeros(3, np.int64))},
-            "got .4, 3, 8, 8. of uint8 after 0",
-        ),
-        (
-            {"test": Arrays(images(3, 3, 8, 8).images, np.zeros(4, np.int64))},
-            "expected 4 images in all, got 3",
-        ),
+        ({"test": Arrays(images(4, 3, 8, 8).images, np.zeros(3, np.int64))}, "got .4, 3, 8, 8. of uint8 after 0"),
+        ({"test": Arrays(images(3, 3, 8, 8).images, np.zeros(4, np.int64))}, "expected 4 images in all, got 3"),
         ({"test": images(4, 3, 8, 8, labels=np.int32)}, r"expected labels \(4,\)"),
         ({"class_names": ["a", "b"]}, "expected labels from 0 to 1, got 0 to 3"),
     ],
-)
+)  # fmt: skip
 def test_arrays_of_another_shape_type_or_number_are_not_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write(tmp_path, **changes)

@@ -196,18 +196,10 @@ def test_no_loss_has_checks_or_precision_of_its_own(kind):
         (torch.zeros(DIM), None, "features: expected .* got"),
         (torch.zeros(0, DIM), None, "batch of at least"),
         (torch.zeros(BATCH, DIM).long(), None, r"features: expected floating point .* got torch\.int64"),
-        (
-            torch.zeros(BATCH, DIM),
-            torch.zeros(BATCH + 1).long(),
-            rf"labels: expected torch.int64 of shape \({BATCH},\)",
-        ),
-        (
-            torch.zeros(BATCH, DIM),
-            torch.zeros(BATCH),
-            rf"labels: expected torch.int64 of shape \({BATCH},\), got",
-        ),
+        (torch.zeros(BATCH, DIM), torch.zeros(BATCH + 1).long(), rf"labels: expected torch.int64 of shape \({BATCH},\)"),
+        (torch.zeros(BATCH, DIM), torch.zeros(BATCH), rf"labels: expected torch.int64 of shape \({BATCH},\), got"),
     ],
-)
+)  # fmt: skip
 def test_features_or_labels_of_another_shape_or_dtype_are_refused_with_both(features, labels, says):
     loss, _, _ = example(CHECKED)
     with pytest.raises(ValueError, match=says):
@@ -347,21 +339,9 @@ def test_a_training_step_never_waits_for_the_gpu(kind):
         ("am-softmax", {"scale": 0, "margin": 0}, "am-softmax: scale: Input should be greater than 0, got 0"),
         ("am-softmax", {"scale": float("inf"), "margin": 0}, "scale: Input should be a finite number"),
         ("am-softmax", {"scale": 1, "margin": -0.1}, "margin: Input should be greater than or equal to 0"),
-        (
-            "am-softmax",
-            {"scale": 1, "margin": 0, "projection": 1.5},
-            "projection: Input should be a valid integer",
-        ),
-        (
-            "pedcc",
-            {"scale": 1, "margin": 0, "distance": "cosine"},
-            "distance: Input should be 'squared-norm'",
-        ),
-        (
-            "pedcc",
-            {"scale": 1, "margin": 0, "embedding": "linear-bn", "projection": 0},
-            "needs a projection above 0",
-        ),
+        ("am-softmax", {"scale": 1, "margin": 0, "projection": 1.5}, "projection: Input should be a valid integer"),
+        ("pedcc", {"scale": 1, "margin": 0, "distance": "cosine"}, "distance: Input should be 'squared-norm'"),
+        ("pedcc", {"scale": 1, "margin": 0, "embedding": "linear-bn", "projection": 0}, "needs a projection above 0"),
         ("scaled-bn", {"scale": 1, "momentum": 1.5}, "momentum: Input should be less than or equal to 1"),
         ("scaled-bn", {"scale": 1, "statistics": "batch"}, "statistics: Input should be 'running'"),
         ("label-smoothing", {"smoothing": 1.0}, "smoothing: Input should be less than 1"),
@@ -369,7 +349,7 @@ def test_a_training_step_never_waits_for_the_gpu(kind):
         ("cosine-scale-by-classes", {"classes": 2}, "expected at least 3"),
         ("softmax", {}, "unknown loss 'softmax'; there are: cross-entropy, am-softmax, pedcc, scaled-bn"),
     ],
-)
+)  # fmt: skip
 def test_a_parameter_that_cannot_be_is_a_usage_error_by_its_name(kind, values, says):
     values = dict(values)
     with pytest.raises(UsageError, match=says):
