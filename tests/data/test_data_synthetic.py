@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from repro.data import DATA_SETS, described
+from repro.data import DATA_SETS, dataset_info
 from repro.data.synthetic import fingerprint, generate
 from repro.errors import UsageError
 
@@ -16,7 +16,7 @@ REQUEST = ("cifar100", 32, 10, 16, 8)
 
 @pytest.mark.parametrize("name", [*DATA_SETS, "lfw"])
 def test_the_data_have_the_shape_of_their_set_and_say_that_they_are_generated(name):
-    size = described(name).image_size
+    size = dataset_info(name).image_size
     data = generate(name, size, 4, 3, 2)
     for part, per_class in ((data.train, 3), (data.test, 2)):
         assert part.images.shape == (4 * per_class, 3, size, size)
@@ -24,7 +24,7 @@ def test_the_data_have_the_shape_of_their_set_and_say_that_they_are_generated(na
         assert np.bincount(part.labels).tolist() == [per_class] * 4
     manifest = data.manifest
     assert (manifest.generated, manifest.name) == (True, f"generated-{name}")
-    assert manifest.title == f"generated data in the shape of {described(name).title}"
+    assert manifest.title == f"generated data in the shape of {dataset_info(name).title}"
     assert (manifest.train.count, manifest.classes, manifest.image_size) == (12, 4, size)
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.train = data.test
