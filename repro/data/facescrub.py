@@ -20,7 +20,6 @@ Where both are there, the whole picture counts: its bytes are the published ones
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import unicodedata
@@ -32,13 +31,13 @@ from pathlib import Path, PurePosixPath
 
 from repro.data import DATA_SETS
 from repro.data.crawl import crawl, picture, read_journal
-from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
+from repro.data.decode import DecodeRules, ImageFile, ImageRequest, listing_digest, tree_files
 from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
 from repro.data.files import explain_write_failure, progress
 from repro.data.http_get import CrawlPolicy, FetchResult
 from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, FetchError, SetupError, UsageError
+from repro.errors import DataMissingError, FetchError, UsageError
 from repro.manifest import Manifest
 from repro.system import usable_cores
 
@@ -153,31 +152,6 @@ def prepare(
         return same and listed.sources.items() <= there.sources.items()
 
     return prepare_once(data_dir, save_as, title, make, wanted=wanted)
-
-
-def tree_files(root: Path) -> list[ImageFile]:
-    """Every file below `root` in an order that is the same everywhere, but hidden ones and hidden folders.
-
-    Links to folders are not followed.
-
-    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    if not root.is_dir():
-        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
-    files = []
-    for folder, folders, _ in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.isprintable())
-        below = Path(folder).relative_to(root).as_posix()
-        files += [
-            file
-            for file in folder_files(root, "" if below == "." else below)
-            if file.name.isprintable() and not PurePosixPath(file.name).name.startswith(".")
-        ]
-    return files
 
 
 def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[tuple[FaceFile, ...], int]:

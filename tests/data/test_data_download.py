@@ -47,27 +47,17 @@ def test_a_file_arrives_whole_once_and_a_damaged_one_is_replaced(server, tmp_pat
 @pytest.mark.parametrize(
     ("part", "answers", "ranges", "says"),
     [
-        (
-            None,
-            [cut_after(1_000_000)],
-            [None, "bytes=1000000-"],
-            "ended after 1,000,000 of 3,072,000 bytes; trying",
-        ),
+        (None, [cut_after(1_000_000)], [None, "bytes=1000000-"], "ended after 1,000,000 of 3,072,000 bytes; trying"),
         (1234, [], ["bytes=1234-"], None),  # of an earlier process
         (3_072_000, [], ["bytes=3072000-"], None),
         (1234, [whole], ["bytes=1234-"], None),  # a server that knows no ranges
         (1234, [wrong_range], ["bytes=1234-", None], "another range than the one asked for"),
         (b"x" * 1234, [], ["bytes=1234-", None], "do not fit together; starting over"),
         (None, [unannounced], [None], None),
-        (
-            None,
-            [status(503), status(429, Retry_After=1)],
-            [None] * 3,
-            "503 Service Unavailable; trying again in 0.01 s",
-        ),
+        (None, [status(503), status(429, Retry_After=1)], [None] * 3, "503 Service Unavailable; trying again in 0.01 s"),
         (None, [status(302, Location="/elsewhere")], [None] * 2, None),
     ],
-)
+)  # fmt: skip
 def test_a_download_gets_there_in_spite_of(server, tmp_path, said, part, answers, ranges, says):
     if part is not None:
         (tmp_path / "set.part").write_bytes(part if isinstance(part, bytes) else server.content[:part])

@@ -18,8 +18,9 @@ from small_files_server import SmallFilesServer, page
 from repro.data import facescrub
 from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.crawl import picture
+from repro.data.decode import tree_files
 from repro.data.face_lists import FaceLists, read_face_lists
-from repro.data.facescrub import FaceFile, match_tree, tree_files
+from repro.data.facescrub import FaceFile, match_tree
 from repro.data.http_get import CrawlPolicy
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest, prepared_folder
@@ -305,12 +306,15 @@ def test_a_whole_picture_counts_before_the_face_cut_out_of_it_and_what_is_no_fac
     put(tree / "b\x1b.jpg", FEW.pictures[1].content)
     (tree / "again").symlink_to(tree)
     os.mkfifo(tree / "pipe.jpg")
-    (only,), others = match(tree, face_lists)
-    assert (only.file.name, only.box, others) == ("images/a.jpg", each.box, 4)
+    (first, second), others = match(tree, face_lists)
+    assert (first.file.name, first.box, others) == ("images/a.jpg", each.box, 4)
+    assert second.file.name == "b\x1b.jpg"
 
 
 def test_a_tree_of_something_else_says_what_was_expected(face_lists, tmp_path):
-    with pytest.raises(DataMissingError, match="is not a folder: --from names the top of a downloaded tree"):
+    with pytest.raises(
+        DataMissingError, match="is not a folder: expected the top of an unpacked or downloaded tree"
+    ):
         match(tmp_path / "tree", face_lists)
     put(tmp_path / "tree" / "cat.jpg", b"meow")
     with pytest.raises(DataMissingError, match=r"none of the 1 files below .*tree is a face of the lists"):
