@@ -41,6 +41,7 @@ SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind
 
 HUNG = 600.0  # seconds without a sign of life after which a worker is killed
 HUNG_STARTING = 1800.0  # likewise before its first step: imports, compiling, capturing
+LINGERING = 30.0  # likewise after its last word: Slurm may not have noticed that its own daemon was killed
 LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
 
 
@@ -214,8 +215,8 @@ class Supervisor:
         """Reads what workers say, ends those that hang, and takes note of those that have ended."""
         notes = read_worker_notes(self.project.workers(self.sweep.preset))
         by_job: dict[str, list[WorkerNote]] = {}
-        for note in notes:
-            by_job.setdefault(note.job, []).append(note)
+        for each in notes:
+            by_job.setdefault(each.job, []).append(each)
         for place in self.places:
             if place.job is None:
                 continue
@@ -235,10 +236,9 @@ class Supervisor:
             elif not self.executor.waits(place.job):
                 place.silent += elapsed
             place.note = latest
-            limit = HUNG if latest and latest.stepped else HUNG_STARTING
-            if place.silent > limit and not place.killed_for:
-                place.killed_for = f"hung: no sign of life for {format_seconds(limit)}"
-                self.view.line(f"worker on {place.device.label} {place.killed_for}; killed")
+            if not place.killed_for and (reason := _why_hung(latest, place.silent)):
+                place.killed_for = reason
+                self.view.line(f"worker on {place.device.label} {reason}; killed")
                 self.executor.kill(place.job)
             if place.kill_at is not None and time.monotonic() >= place.kill_at:
                 self._kill_or_leave(place)
@@ -491,6 +491,14 @@ class Supervisor:
             interrupted=self._interrupted,
             seconds=seconds,
         )
+
+
+def _why_hung(note: WorkerNote | None, silent: float) -> str:
+    """Why a worker that has been silent for so many seconds is to be killed; empty where it is not."""
+    if note and note.phase is Phase.ENDED:
+        return "ended, but its job did not" if silent > LINGERING else ""
+    limit = HUNG if note and note.stepped else HUNG_STARTING
+    return f"hung: no sign of life for {format_seconds(limit)}" if silent > limit else ""
 
 
 def _last_line(log: Path, most: int = 500) -> str:
