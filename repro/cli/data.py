@@ -94,7 +94,7 @@ def verify(name: str, folder: Path) -> None:
     from repro.data import verify as verify_set
 
     described = _describe(verify_set(name, folder))
-    _log.info("%s: %s: every array is as its manifest says", name, dataset_info)
+    _log.info("%s: %s: every array is as its manifest says", name, described)
 
 
 @data.command("list")
