@@ -84,7 +84,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
-def show_run(context: "Context", run_id: str, as_json: bool) -> None:
+def show(context: "Context", run_id: str, as_json: bool) -> None:
     """Show one run: result, data, configuration, device, attempts and curve."""
     from rich.console import Console, Group
 
