@@ -64,13 +64,6 @@ class Attempt:
     late_steps: int = 0  # taken after a newer attempt had begun
 
 
-@dataclass
-class Record:
-    """A committed result of some `code`."""
-
-    code: str
-
-
 @dataclass(eq=False)
 class Run:
     """`behaviour` is what happens when it is trained; `memory` what it takes."""
@@ -81,7 +74,7 @@ class Run:
     holder: "Life | None" = None
     attempts: list[Attempt] = field(default_factory=list)
     checkpoint: tuple[int, str] | None = None  # step and arithmetic
-    record: Record | None = None
+    record: str | None = None  # the code that made it
     commits: list[str] = field(default_factory=list)
     kills: int = 0  # from outside, since its last progress
     stops: int = 0
@@ -189,10 +182,9 @@ class World:
         ]
         if scenario.sweeps > 1 and len(scenario.codes) > 1:
             for run in self.runs:
-                run.record = Record("old")
+                run.record = "old"
         self.baseline = {run: run.record for run in self.runs}
         self.violations: Counter[str] = Counter()
-        self._known: dict[tuple[Run, int, Device], str | None] = {}
 
     # What the disk says of a run.
 
@@ -227,8 +219,8 @@ class World:
     def has_result(self, run: Run, device: Device) -> bool:
         """Whether a record counts."""
         if Rule.BASELINE in self.rules:
-            return run.record is not self.baseline[run]
-        return run.record is not None and run.record.code == device.code
+            return run.record != self.baseline[run]
+        return run.record == device.code
 
     # A worker.
 
@@ -264,7 +256,7 @@ class World:
             return True
         if any(self._is_alone(run, attempt) for run, attempt in life.active.items()):
             return False
-        share = -(-sum(run.record is self.baseline[run] for run in self.runs) // len(self.devices))
+        share = -(-sum(run.record == self.baseline[run] for run in self.runs) // len(self.devices))
         return len(life.active) < min(limit, share)
 
     def _is_alone(self, run: Run, attempt: Attempt) -> bool:
@@ -376,10 +368,8 @@ class World:
         if attempt.step < STEPS:
             return False
         yield
-        if run.record is self.baseline[run] or (
-            Rule.BASELINE not in self.rules and run.record is not None and run.record.code != device.code
-        ):
-            run.record = Record(device.code)
+        if not self.has_result(run, device):
+            run.record = device.code
             run.commits.append(device.code)
         yield
         self._leave(run, life, Outcome.DONE)
@@ -503,7 +493,7 @@ class World:
         for run in self.runs:
             if len(set(run.commits)) < len(run.commits) or len(run.commits) > 1:
                 self.violations["a result was replaced"] += 1
-            if run.record is not self.baseline[run]:
+            if run.record != self.baseline[run]:
                 continue
             if run.kills >= MAX_CRASHES or run.stops >= MAX_INTERRUPTIONS:
                 continue  # it was killed or stopped often enough to be given up

@@ -267,8 +267,9 @@ class RunAttempt:
         restart = None, process.precision, self._without_risky(chosen)
         if device.type == "cuda" and self.most_at_once == 1:
             torch.cuda.reset_peak_memory_stats(device)
-        if self.most_at_once == 1:
+        if self.note.alone:
             torch.set_num_threads(process.threads)
+        threads = torch.get_num_threads()  # beside others it is theirs, and stays so
         found = checkpoints.newest()
         if found is None:
             return restart
@@ -282,13 +283,13 @@ class RunAttempt:
                 precision = choose_precision(device, then.precision)
         if not options.switch_on and not options.switch_off and then.device == device.type:
             accelerations = self._without_risky(Accelerations.of(then.accelerations))
-        if then.threads != torch.get_num_threads() and self.most_at_once > 1:
+        if then.threads != threads and not self.note.alone:
             raise ThreadsDifferError
         torch.set_num_threads(then.threads)
         now = NumericSettings.here(device, precision.name, accelerations.names())
         if now == then:
             return found, precision, accelerations
-        torch.set_num_threads(process.threads)
+        torch.set_num_threads(threads)
         changed = [name for name, value in asdict(now).items() if asdict(then)[name] != value]
         used = ", ".join(f"{_word(asdict(then)[name])} {name}" for name in changed)
         uses = ", ".join(f"{_word(asdict(now)[name])} {name}" for name in changed)

@@ -118,6 +118,7 @@ class Worker:
         self._trained = 0
         self._stepped = False
         self._warned: set[str] = set()
+        self._needs_other_threads: set[str] = set()  # runs that wait until this process trains nothing else
         self._preparing = True
 
     def run(self) -> int:
@@ -230,7 +231,7 @@ class Worker:
         for entry in self.queue.takeable(alone=not self.active):
             run = self.registry.parse(entry.run)
             config = self.registry.config(run, self.preset)
-            if self.active and not self._can_join(config):
+            if self.active and (entry.run in self._needs_other_threads or not self._can_join(config)):
                 continue
             data = self._open_data(entry, config)
             if data is None:
@@ -345,6 +346,7 @@ class Worker:
             attempt.end(Outcome.SUPERSEDED)
             self.warn(f"{attempt.run.id}: another process has started it since; this attempt ends")
         except ThreadsDifferError:
+            self._needs_other_threads.add(attempt.run.id)
             attempt.end(
                 Outcome.WITHDRAWN, "its checkpoint needs another number of threads than its neighbours"
             )

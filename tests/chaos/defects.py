@@ -5,7 +5,16 @@ The program's own files stay as they are: Python runs a sitecustomize before any
 
 from pathlib import Path
 
-RENAME_INSTEAD_OF_LINK = """
+# With the check for a newer attempt only the newest comes to commit: these defects show where it sees none.
+_NO_FENCE = """
+import sys
+if "train" in sys.orig_argv:
+    import repro.training.run_attempt
+    repro.training.run_attempt.RunAttempt._check_not_superseded = lambda self: None
+"""
+
+RENAME_INSTEAD_OF_LINK = (
+    """
 import os
 import repro.storage
 
@@ -18,6 +27,8 @@ class Renaming:
 
 repro.storage.os = Renaming()
 """
+    + _NO_FENCE
+)
 
 NO_VALIDATION_ON_READ = """
 import json
@@ -59,7 +70,8 @@ locked = repro.storage.FileLock.acquire
 repro.storage.FileLock.acquire = lambda self: self.path.name == "lock" or locked(self)
 """
 
-REPLACES_WHATEVER_IS_THERE = """
+REPLACES_WHATEVER_IS_THERE = (
+    """
 import repro.storage
 
 compare_and_swap = repro.storage.commit_record
@@ -67,6 +79,8 @@ repro.storage.commit_record = lambda record, paths, attempt, replaces: compare_a
     record, paths, attempt, repro.storage.record_digest(paths.record)
 )
 """
+    + _NO_FENCE
+)
 
 STOP_IGNORED = """
 import repro.training.signals

@@ -130,7 +130,7 @@ class Round:
         self._start()
         second = None
         kinds = [kind for kind in (SECOND, ELSEWHERE) if self.draw.wants(kind)]
-        if not self.tally.enough and kinds and self.draw.chance(0.25):
+        if not self.tally.enough and kinds and self.draw.chance(0.25 if self.draw.only == ("*",) else 1):
             second = time.monotonic() + self.draw.seconds(0, 4)
         mean = self.draw.random.choice(BETWEEN_FAULTS)
         next_fault = time.monotonic() + self.draw.after(mean)

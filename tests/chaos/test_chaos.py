@@ -11,14 +11,24 @@ import pytest
 
 from chaos import defects
 from chaos.report import upper_bound
-from chaos.run_chaos import FEW, ChaosOptions, run_chaos
+from chaos.run_chaos import FEW, ChaosOptions, run_chaos, train_reference
 from chaos.sweep import Workload, supervisor_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+TWO_RUNS, ONE_RUN = Workload(FEW[:2]), Workload(FEW[:1])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Two runs, trained without any defect."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_ROOT", str(ROOT))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        return train_reference(TWO_RUNS, tmp_path_factory.mktemp("reference") / "home")
 
 
 @pytest.fixture
-def harms(tmp_path, monkeypatch):
+def harms(tmp_path, monkeypatch, reference):
     """Runs chaos tests with a defect planted in every process of the sweep: the harms found, by kind.
 
     Faults strike at random times: one that comes when the defect cannot show itself finds nothing, so other
@@ -28,11 +38,11 @@ def harms(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
 
-    def run(defect: str | None, *only: str, **options) -> Counter[str]:
-        path = [str(ROOT)] if defect is None else [defects.plant(defect, tmp_path / "defect"), str(ROOT)]
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    def run(defect: str, *only: str, **options) -> Counter[str]:
+        monkeypatch.setenv("PYTHONPATH", f"{defects.plant(defect, tmp_path / 'defect')}{os.pathsep}{ROOT}")
+        known = reference if options["workload"] in (TWO_RUNS, ONE_RUN) else None
         for seed in range(5):
-            report = run_chaos(ChaosOptions(only=only, seed=seed, **options), say=lambda line: None)
+            report = run_chaos(ChaosOptions(only=only, seed=seed, **options), known, say=lambda line: None)
             assert report.faults >= options["faults"]
             assert report.exit_code == (4 if report.findings else 0)
             assert (report.kept is not None) == bool(report.findings)
@@ -87,8 +97,8 @@ def test_a_commit_that_renames_instead_of_linking_is_a_duplicate(harms):
         defects.RENAME_INSTEAD_OF_LINK,
         "worker: file locks without effect",
         "a second supervisor*",
-        workload=Workload(FEW[:1]),
-        faults=6,
+        workload=ONE_RUN,
+        faults=3,
     )
     assert found["duplicate"] > 0
     assert set(found) == {"duplicate"}
@@ -107,7 +117,7 @@ def test_records_that_are_not_validated_when_read_are_accepted_though_corrupt(ha
 
 @pytest.mark.long
 def test_an_optimizer_that_is_not_restored_makes_records_unequal(harms):
-    found = harms(defects.OPTIMIZER_NOT_RESTORED, "worker: SIGUSR1", workload=Workload(FEW[:2]), faults=4)
+    found = harms(defects.OPTIMIZER_NOT_RESTORED, "worker: SIGUSR1", workload=TWO_RUNS, faults=4)
     assert set(found) == {"byte-unequal"}
 
 
@@ -136,7 +146,7 @@ def test_workers_without_a_death_signal_are_orphans(harms):
 
 @pytest.mark.long
 def test_workers_that_train_without_the_runs_lock_are_duplicates(harms):
-    found = harms(defects.TRAINS_WITHOUT_LOCK, "worker: SIGUSR2", workload=Workload(FEW[:2]), faults=1)
+    found = harms(defects.TRAINS_WITHOUT_LOCK, "worker: SIGUSR2", workload=TWO_RUNS, faults=1)
     assert found["duplicate"] > 0
 
 
@@ -146,8 +156,8 @@ def test_a_commit_that_replaces_whatever_is_there_throws_good_records_away(harms
         defects.REPLACES_WHATEVER_IS_THERE,
         "worker: file locks without effect",
         "a second supervisor*",
-        workload=Workload(FEW[:1]),
-        faults=6,
+        workload=ONE_RUN,
+        faults=3,
     )
     assert set(found) == {"lost"}
 
@@ -157,7 +167,7 @@ def test_a_worker_that_ignores_a_stop_request_is_named(harms):
     found = harms(
         defects.STOP_IGNORED,
         "repro stop --now",
-        workload=Workload(FEW[:2], epochs=200),
+        workload=Workload(FEW[:2], epochs=100),
         faults=1,
         stop_seconds=10.0,
     )
@@ -166,7 +176,7 @@ def test_a_worker_that_ignores_a_stop_request_is_named(harms):
 
 @pytest.mark.long
 def test_an_interrupted_attempt_that_counts_as_failed_is_blamed(harms):
-    found = harms(defects.INTERRUPTED_IS_FAILED, "worker: SIGTERM", workload=Workload(FEW[:1]), faults=1)
+    found = harms(defects.INTERRUPTED_IS_FAILED, "worker: SIGTERM", workload=ONE_RUN, faults=1)
     assert set(found) == {"blamed"}
 
 
@@ -176,7 +186,7 @@ def test_a_damaged_checkpoint_that_is_resumed_from_is_accepted_though_corrupt(ha
         defects.DAMAGED_CHECKPOINT_IS_READ,
         "checkpoint with a flipped bit",
         "worker: SIGKILL",
-        workload=Workload(FEW[:1]),
+        workload=ONE_RUN,
         faults=6,
     )
     assert found["corrupt accepted"] > 0

@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, sweep_of, train_here, worker_of
+from smoke_project import (
+    OTHER,
+    ROOT,
+    RUN,
+    interrupt,
+    record_of,
+    smoke_context,
+    sweep_of,
+    train_here,
+    worker_of,
+)
 
 import repro.training.run_attempt as run_attempt
 from repro.attempts import AttemptNote, Outcome, new_attempt, read_attempts, write_attempt
@@ -90,6 +100,22 @@ def test_a_run_of_another_network_waits_until_the_process_is_empty(context):
     assert train_here(context, RUN, OTHER_NETWORK, OTHER, per_gpu=3) == 0
     assert record_of(context, RUN).provenance.runs_on_device == 2
     assert record_of(context, OTHER_NETWORK).provenance.runs_on_device == 1
+
+
+def test_a_run_whose_checkpoint_needs_other_threads_waits_until_the_process_is_empty(context, monkeypatch):
+    """On a CPU whose workers share the device, too: what counts is who is in the process."""
+    interrupt(context, RUN, threads=2)
+    begun, real = [], new_attempt
+    monkeypatch.setattr(run_attempt, "new_attempt", lambda paths: begun.append(paths) or real(paths))
+    monkeypatch.setattr(
+        Stop, "drain", property(lambda stop: len(begun) > 4, lambda stop, asked: None), raising=False
+    )
+    sweep = replace(sweep_of(context, OTHER, RUN), workers_per_device=2)
+    assert worker_of(context, sweep, per_gpu=2).run() == 0
+    assert outcomes(context, OTHER) == ["done"]
+    stopped, beside, alone = outcomes(context, RUN)
+    assert (stopped, beside.partition(":")[0], alone) == ("interrupted", "withdrawn", "done")
+    assert read_attempts(paths_of(context, RUN))[-1].resumed_at_step > 0
 
 
 def test_an_error_of_one_run_leaves_its_neighbours_alone(context, alone, monkeypatch):
