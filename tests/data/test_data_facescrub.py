@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_facescrub import ACTORS, ACTRESSES, COLOURS, FakeFaceScrub, FakePicture
-from local_server import status
-from small_files_server import SmallFilesServer, page
+from local_server import SmallFilesServer, page, status
 
 from repro.data import facescrub
 from repro.data.arrays import open_prepared, verify_prepared
