@@ -11,7 +11,7 @@ from pathlib import Path
 import fake_cifar100 as fake
 import numpy as np
 import pytest
-from local_server import html
+from local_server import page
 
 from repro.data import cifar100
 from repro.data.arrays import open_prepared, verify_prepared
@@ -67,7 +67,7 @@ def test_the_archive_is_fetched_once_from_the_option_before_the_environment_and_
 
 
 def test_a_page_instead_of_the_archive_leaves_nothing_to_prepare(mirror, tmp_path):
-    mirror.answers = [html]
+    mirror.answers = [page]
     with pytest.raises(FetchError, match="HTML page"):
         fetch(tmp_path, url=mirror.url)
     with pytest.raises(DataMissingError):

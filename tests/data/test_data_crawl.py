@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from local_server import status
-from small_files_server import (
+from local_server import (
     SmallFilesServer,
     after,
-    cut_short,
+    cut_after,
     drips,
     endless,
     file_of_path,
@@ -31,6 +30,7 @@ from small_files_server import (
     nonsense,
     page,
     stalls,
+    status,
 )
 
 from repro.data import crawl as crawling
@@ -112,14 +112,14 @@ def test_every_picture_lies_under_its_own_sha256(site, tmp_path):
         ([page], "page", "an HTML page instead of a picture", 1),
         ([status(500)], "server-error", "500 Internal Server Error (3 attempts)", 3),
         ([status(429)], "busy", "429 Too Many Requests (3 attempts)", 3),
-        ([cut_short], "cut", "the connection ended after 251 of 502 bytes (3 attempts)", 3),
+        ([cut_after(251)], "cut", "the connection ended after 251 of 502 bytes (3 attempts)", 3),
         ([hang_up], "cut", "no whole answer came (3 attempts)", 3),
         ([nonsense], "cut", "no whole answer came (3 attempts)", 3),
         ([status(302, Location="file:///etc/passwd")], "redirect", "302 Found to file:///etc/passwd", 1),
         ([status(302, Location="http://[::1")], "redirect", "302 Found to http://[::1", 1),
         ([status(302, Location="http://a..b/x")], "not-http", "http://a..b/x", 1),
         ([status(301)], "redirect", "redirected more than 5 times", 6),
-        ([status(503), cut_short, file_of_path], "found", "", 3),
+        ([status(503), cut_after(251), file_of_path], "found", "", 3),
     ],
 )
 def test_an_address_is_counted_by_its_cause_and_asked_for_no_oftener_than_that_is_worth(

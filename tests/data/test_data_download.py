@@ -6,16 +6,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
 from local_server import (
-    LocalServer,
+    OneFileServer,
     cut_after,
-    disguised_html,
-    gated,
-    html,
-    stalled,
+    held,
+    page,
+    stalls,
     status,
     unannounced,
     whole,
@@ -28,7 +28,7 @@ from repro.errors import FetchError, SetupError
 QUICK = {"timeout": 0.3, "attempts": 3, "back_off": 0.01}
 
 
-def get(server: LocalServer, target: Path, **options) -> Path:
+def get(server: OneFileServer, target: Path, **options) -> Path:
     md5 = hashlib.md5(server.content).hexdigest()
     return download(server.url, target, **{"md5": md5, "max_bytes": 10_000_000, **QUICK, **options})
 
@@ -91,10 +91,10 @@ def test_a_slow_line_is_not_given_up_while_it_gets_on(server, tmp_path):
     ("answers", "options", "says", "requests", "kept"),
     [
         ([status(503)] * 9, {}, "503 Service Unavailable; gave up after 3 attempts in a row", 3, 50),
-        ([stalled] * 3, {}, r"no byte came for 0\.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
+        ([stalls] * 3, {}, r"no byte came for 0\.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
         ([status(404)], {}, "404 Not Found; check the address", 1, 50),
-        ([html], {}, "sent an HTML page instead of the file", 1, 50),
-        ([disguised_html], {}, "sent an HTML page instead of the file", 1, 50),
+        ([partial(page, kind="text/html")], {}, "sent an HTML page instead of the file", 1, 50),
+        ([page], {}, "sent an HTML page instead of the file", 1, 50),
         ([whole], {"md5": "0" * 32}, "3,072,000 bytes that came have MD5 .*, expected 0{32}", 1, None),
         ([], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 50),
         ([unannounced], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 1_000_000),
@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_and_what_came_is_kept(server, small_disk):
 
 
 def test_two_processes_at_once_download_once(server, tmp_path):
-    server.answers = [gated]
+    server.answers = [held]
     script = textwrap.dedent(
         """
         import logging, sys
