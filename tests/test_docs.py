@@ -17,7 +17,7 @@ from PIL import Image
 from smoke_project import ROOT
 
 from repro import errors
-from repro.analysis.report_verdicts import CELL_SYMBOLS, CLAIM_SYMBOLS
+from repro.analysis.report import CELL_SYMBOLS, CLAIM_SYMBOLS
 from repro.cli import main
 from repro.cli.context import Context
 from repro.registry import Registry, Selection

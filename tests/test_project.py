@@ -102,7 +102,7 @@ def tree(tmp_path: Path) -> Path:
     [
         ("repro/errors.py", "import repro.registry", "repro.errors is not allowed to import repro.registry"),
         (
-            "repro/analysis/statistics.py",
+            "repro/analysis/results.py",
             "import repro.losses",
             "repro.analysis is not allowed to import torch",
         ),

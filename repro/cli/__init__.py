@@ -13,7 +13,7 @@ from repro import __version__
 from repro.cli.bench import bench
 from repro.cli.data import data
 from repro.cli.doctor import doctor
-from repro.cli.results import aggregate, audit, claims, figures, report
+from repro.cli.reporting import aggregate, audit, claims, figures, report
 from repro.cli.share import bundle, merge
 from repro.cli.status import logs, show_run, status
 from repro.cli.training import plan, probe, run, train
