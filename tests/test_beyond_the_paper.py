@@ -8,7 +8,7 @@ from smoke_project import OTHER, record_of, smoke_context, train_here
 from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
 from repro.cli.context import Context
-from repro.cli.results import aggregate_studies, aggregate_tables, judge, write_report
+from repro.cli.reporting import aggregate_studies, aggregate_tables, judge, write_report
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"

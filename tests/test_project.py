@@ -53,7 +53,7 @@ def test_every_dependency_has_a_lower_bound_and_run_all_asks_for_the_same_torch(
         (
             {
                 "repro/errors.py": "import repro.registry",
-                "repro/analysis/statistics.py": "import repro.losses",
+                "repro/analysis/results.py": "import repro.losses",
                 "repro/training/optim.py": "import repro.scheduling",
             },
             [

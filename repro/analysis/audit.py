@@ -1,376 +1,319 @@
 """An audit of the paper by its own printed numbers: what they show, and what they cannot.
 
 Everything is computed from `experiments/table*.toml` and the printed sentences in `experiments/claims.toml`.
-Each ± is read twice, as a std with ddof = 1 and with ddof = 0, since the paper does not say.
+Each ± is read twice, as a std with ddof = 1 and with ddof = 0, since the paper does not say. A difference is
+tested with the spread pooled over its table (48 degrees of freedom in the paper's); Welch's test on the two
+stds of a comparison is given beside it, and with three runs on each side it is weak.
 """
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
 
 from repro.analysis.claims import claim_p, contrast_of
 from repro.analysis.effects import reported_effects
-from repro.analysis.inference import Estimate, bartlett, chi_square_quantile, holm, welch
-from repro.analysis.rules import Rules, WorkedExample
+from repro.analysis.inference import Estimate, bartlett, holm, welch
+from repro.analysis.rules import Rules
+from repro.analysis.text import signed
 from repro.analysis.verdicts import PAPER_RUNS, reported_spread, sample_std
 from repro.errors import RegistryError
-from repro.experiments import Row, Table, TableName
+from repro.experiments import Row, Table
 from repro.registry import Registry
 
-METHOD = "scaled-bn"
-"""The loss that the paper proposes."""
-
-
-@dataclass(frozen=True)
-class WelchTest:
-    """Welch's two-sided t test on two printed means and stds, three runs each.
-
-    `p_pooled` is of the same difference with the spread pooled over the table (48 degrees of freedom in the
-    paper's tables). Those with `holm` are adjusted over all wins.
-    """
-
-    ddof: int
-    t: float
-    degrees: float
-    p: float
-    p_holm: float
-    p_pooled: float
-    p_pooled_holm: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Win:
-    """A scaled-BN cell against the best other loss of its column, in points; `tests` are ddof = 1, then 0.
-
-    `within_noise`: not significant at the rules' alpha under either reading, before any correction;
-    `within_noise_holm`: after Holm's over all wins.
-    """
-
-    table: TableName
-    dataset: str
-    network: str
-    row: str
-    mean: float
-    rival: str
-    rival_mean: float
-    difference: float
-    tests: tuple[WelchTest, ...]
-    within_noise: tuple[bool, bool]
-    within_noise_holm: tuple[bool, bool]
-
-
-@dataclass(frozen=True)
-class DepthOrder:
-    """In how many of a table's rows the first network is ahead of every other, and by how much (points)."""
-
-    table: TableName
-    title: str
-    first: str
-    others: tuple[str, ...]
-    rows: int
-    rows_ahead: int
-    smallest_lead: float
-    largest_lead: float
-
-
-@dataclass(frozen=True)
-class BestScale:
-    """Which m of scaled BN is best in a column, and Welch's p against the worst m (ddof = 1, 0)."""
-
-    table: TableName
-    dataset: str
-    network: str
-    best: str
-    means: tuple[tuple[str, float], ...]
-    worst: str
-    p_against_worst: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class ExampleAudit:
-    """The worked example recomputed: softmax's probability of the last class, printed and true."""
-
-    logits: tuple[tuple[float, ...], ...]
-    printed: tuple[float, float]
-    computed: tuple[float, float]
-    printed_gain: float
-    computed_gain: float
-
-
-@dataclass(frozen=True)
-class SplitAudit:
-    """A split that cannot be literal: the smallest class that is kept has too few images for it."""
-
-    table: TableName
-    title: str
-    classes: int
-    train_per_class: int
-    test_per_class: int
-    fewest_images: int
-    train_of_smallest: int
-    test_of_smallest: int
-
-    @property
-    def literal(self) -> bool:
-        """Whether every class can have the printed counts."""
-        return self.fewest_images >= self.train_per_class + self.test_per_class
-
-
-@dataclass(frozen=True)
-class StdSpread:
-    """A table's stds against what chance alone would spread, if all its cells had one true std.
-
-    `expected_low` … `expected_high` hold `level` of the stds of three runs at the pooled std; `outside` are
-    beyond, `expected_outside` is how many chance puts there. Bartlett's test asks whether one std fits all.
-    """
-
-    table: TableName
-    title: str
-    cells: int
-    pooled_ddof1: float
-    pooled_ddof0: float
-    degrees: int
-    smallest: float
-    largest: float
-    level: float
-    expected_low: float
-    expected_high: float
-    outside: int
-    expected_outside: float
-    bartlett: float
-    p: float
-
-
-@dataclass(frozen=True)
-class ReportedClaim:
-    """A claim of accuracy by the paper's means: the effect in each column and its exact one-sided p.
-
-    The p is of the claim's own test alone, without Holm's correction: the other claims cannot be tested so.
-    """
-
-    name: str
-    statement: str
-    effects: tuple[float, ...]
-    mean: float
-    ahead: int
-    p: float
+METHOD = "scaled-bn"  # the loss that the paper proposes
+WINS_HEADERS = ("column", "scaled BN", "best other", "Δ", "pooled p", "after Holm", "Welch's p", "")
 
 
 @dataclass(frozen=True)
 class PaperAudit:
-    """Everything the audit found; `alpha` is the level of its tests."""
+    """Everything the audit found, in percent and points; `alpha` is the level of its tests.
+
+    `wins` has one row per scaled-BN cell against the best other loss of its column: its place, `mean`,
+    `rival`, `rival_mean`, `difference`, and for each reading of the ± (…_ddof1, …_ddof0) the two-sided
+    `p_pooled` and `p_pooled_holm` (over all wins), Welch's `t`, `degrees`, `p_welch`, `p_welch_holm`, and
+    whether the difference is `shown`: p_pooled ≤ alpha. `scales` is the same of the best m of each column
+    against its worst.
+
+    `spreads`, one row per table: its `cells` stds from `smallest` to `largest`, and their pooled value. `p`
+    is Bartlett's: a small one finds unequal spreads, a large one proves nothing.
+
+    `claims`, one row per claim of accuracy: its mean effect, in how many `columns` the paper's means are
+    `ahead`, and the exact one-sided p of its own test alone. `depth`, one row per table: in how many `rows`
+    the `first` network is ahead of all `others`, and by how much. `example` is the worked example recomputed,
+    `split` the printed split against the smallest class that is kept.
+    """
 
     alpha: float
-    claims: tuple[ReportedClaim, ...]
-    wins: tuple[Win, ...]
-    depth: tuple[DepthOrder, ...]
-    scales: tuple[BestScale, ...]
-    example: ExampleAudit
-    split: SplitAudit
-    spreads: tuple[StdSpread, ...]
+    wins: pd.DataFrame
+    scales: pd.DataFrame
+    spreads: pd.DataFrame
+    claims: pd.DataFrame
+    depth: pd.DataFrame
+    example: dict[str, Any]
+    split: dict[str, Any]
     rules_sha256: str
 
 
 def audit_paper(registry: Registry, rules: Rules) -> PaperAudit:
     """The audit of every table of the paper that reports numbers."""
     tables = [table for table in registry.tables if table.of_paper and table.reports]
-    split = registry.table(rules.printed.split.table)
+    wins, scales = [], []
+    for table in tables:
+        for network in table.networks:
+            rows = sorted(table.rows, key=lambda row: row.reported[network].mean)
+            rival = [row for row in rows if row.loss != METHOD][-1]
+            own = [row for row in rows if row.loss == METHOD]
+            wins += [_compared(table, network, row, rival) for row in table.rows if row.loss == METHOD]
+            scales.append(_compared(table, network, own[-1], own[0]))
+    alpha = rules.tests.alpha
     return PaperAudit(
-        alpha=rules.tests.alpha,
+        alpha=alpha,
+        wins=_tested(wins, alpha),
+        scales=_tested(scales, alpha),
+        spreads=pd.DataFrame([_spread(table) for table in tables]),
         claims=_claims(registry, rules),
-        wins=_wins(tables, rules.tests.alpha),
-        depth=tuple(_depth(table) for table in tables),
-        scales=tuple(_best_scale(table, network) for table in tables for network in table.networks),
-        example=_example(rules.printed.worked_example),
-        split=_split(split, rules),
-        spreads=tuple(_spread(table, rules.tests.level) for table in tables),
+        depth=pd.DataFrame([_depth(table) for table in tables]),
+        example=_example(rules),
+        split=_split(registry, rules),
         rules_sha256=rules.sha256,
     )
 
 
-def _claims(registry: Registry, rules: Rules) -> tuple[ReportedClaim, ...]:
+def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any]:
+    """Two rows of a column with the tests of their difference, under both readings of the ±."""
+    ours, theirs = row.reported[network], rival.reported[network]
+    difference = ours.mean - theirs.mean
+    found: dict[str, Any] = {
+        "dataset": table.dataset,
+        "network": network,
+        "column": f"{table.title} {table.networks[network]}",
+        "row": row.name,
+        "mean": ours.mean,
+        "rival": rival.name,
+        "rival_mean": theirs.mean,
+        "difference": difference,
+    }
+    for ddof in (1, 0):
+        spread = reported_spread(table, ddof)
+        assert spread.std is not None
+        # One pooled std on both sides is one estimate: its degrees of freedom count once.
+        pooled = Estimate(difference, spread.std * math.sqrt(2 / PAPER_RUNS), spread.degrees)
+        first, second = ((sample_std(side.std, ddof), PAPER_RUNS, PAPER_RUNS - 1) for side in (ours, theirs))
+        own = welch(difference, first, second)
+        found |= {
+            f"p_pooled_ddof{ddof}": pooled.p_difference,
+            f"t_ddof{ddof}": difference / own.standard_error,
+            f"degrees_ddof{ddof}": own.degrees,
+            f"p_welch_ddof{ddof}": own.p_difference,
+        }
+    return found
+
+
+def _tested(rows: Sequence[dict[str, Any]], alpha: float) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    for ddof in (1, 0):
+        for p in ("p_pooled", "p_welch"):
+            frame[f"{p}_holm_ddof{ddof}"] = holm(list(frame[f"{p}_ddof{ddof}"]))
+        frame[f"shown_ddof{ddof}"] = frame[f"p_pooled_ddof{ddof}"] <= alpha
+    return frame
+
+
+def _spread(table: Table) -> dict[str, Any]:
+    stds = [reported.std for row in table.rows for reported in row.reported.values()]
+    pooled = reported_spread(table, 1)
+    assert pooled.std is not None
+    statistic, p = bartlett(stds, PAPER_RUNS)
+    return {
+        "title": table.title,
+        "cells": len(stds),
+        "smallest": min(stds),
+        "largest": max(stds),
+        "pooled_ddof1": pooled.std,
+        "pooled_ddof0": sample_std(pooled.std, 0),
+        "degrees": pooled.degrees,
+        "bartlett": statistic,
+        "p": p,
+    }
+
+
+def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
     """The claims whose rows the paper all reports."""
     found = []
     for claim in rules.claims:
         if effects := reported_effects(contrast_of(claim), registry):
             sign = 1 if claim.direction == "greater" else -1
             found.append(
-                ReportedClaim(
-                    name=claim.name,
-                    statement=claim.statement,
-                    effects=effects,
-                    mean=math.fsum(effects) / len(effects),
-                    ahead=sum(sign * (effect - claim.margin) > 0 for effect in effects),
-                    p=claim_p(claim, effects),
-                )
+                {
+                    "name": claim.name,
+                    "statement": claim.statement,
+                    "mean": math.fsum(effects) / len(effects),
+                    "ahead": sum(sign * (effect - claim.margin) > 0 for effect in effects),
+                    "columns": len(effects),
+                    "p": claim_p(claim, effects),
+                }
             )
-    return tuple(found)
+    return pd.DataFrame(found)
 
 
-def _wins(tables: Sequence[Table], alpha: float) -> tuple[Win, ...]:
-    found: list[Win] = []
-    for table in tables:
-        for network in table.networks:
-            rivals = [row for row in table.rows if row.loss != METHOD]
-            rival = max(rivals, key=lambda row: row.reported[network].mean)
-            for row in table.rows:
-                if row.loss == METHOD:
-                    found.append(_win(table, network, row, rival))
-    corrected = [holm([win.tests[place].p for win in found]) for place in (0, 1)]
-    pooled = [holm([win.tests[place].p_pooled for win in found]) for place in (0, 1)]
-    wins = []
-    for index, win in enumerate(found):
-        first, second = tests = tuple(
-            replace(test, p_holm=corrected[place][index], p_pooled_holm=pooled[place][index])
-            for place, test in enumerate(win.tests)
-        )
-        wins.append(
-            replace(
-                win,
-                tests=tests,
-                within_noise=(first.p > alpha, second.p > alpha),
-                within_noise_holm=(first.p_holm > alpha, second.p_holm > alpha),
-            )
-        )
-    return tuple(wins)
-
-
-def _win(table: Table, network: str, row: Row, rival: Row) -> Win:
-    ours, theirs = row.reported[network], rival.reported[network]
-    return Win(
-        table=table.name,
-        dataset=table.dataset,
-        network=network,
-        row=row.name,
-        mean=ours.mean,
-        rival=rival.name,
-        rival_mean=theirs.mean,
-        difference=ours.mean - theirs.mean,
-        tests=tuple(_welch_test(table, row, rival, network, ddof) for ddof in (1, 0)),
-        within_noise=(False, False),
-        within_noise_holm=(False, False),
-    )
-
-
-def _welch_test(table: Table, first: Row, second: Row, network: str, ddof: int) -> WelchTest:
-    a, b = first.reported[network], second.reported[network]
-    spread = reported_spread(table, ddof)
-    assert spread.std is not None
-    # One pooled std on both sides is one estimate: its degrees of freedom count once.
-    pooled = Estimate(a.mean - b.mean, spread.std * math.sqrt(2 / PAPER_RUNS), spread.degrees)
-    estimate = welch(
-        a.mean - b.mean,
-        (sample_std(a.std, ddof), PAPER_RUNS, PAPER_RUNS - 1),
-        (sample_std(b.std, ddof), PAPER_RUNS, PAPER_RUNS - 1),
-    )
-    low, high = estimate.interval(0.95)
-    return WelchTest(
-        ddof=ddof,
-        t=estimate.difference / estimate.standard_error,
-        degrees=estimate.degrees,
-        p=estimate.p_difference,
-        p_holm=1.0,
-        p_pooled=pooled.p_difference,
-        p_pooled_holm=1.0,
-        low=low,
-        high=high,
-    )
-
-
-def _depth(table: Table) -> DepthOrder:
+def _depth(table: Table) -> dict[str, Any]:
+    means = pd.DataFrame([{name: row.reported[name].mean for name in table.networks} for row in table.rows])
     first, *others = table.networks
-    leads = [
-        row.reported[first].mean - max(row.reported[other].mean for other in others) for row in table.rows
-    ]
-    behind = [
-        row.reported[first].mean - min(row.reported[other].mean for other in others) for row in table.rows
-    ]
-    return DepthOrder(
-        table=table.name,
-        title=table.title,
-        first=table.networks[first],
-        others=tuple(table.networks[other] for other in others),
-        rows=len(table.rows),
-        rows_ahead=sum(lead > 0 for lead in leads),
-        smallest_lead=min(leads),
-        largest_lead=max(behind),
-    )
+    leads = means[others].rsub(means[first], axis=0)
+    return {
+        "title": table.title,
+        "first": table.networks[first],
+        "others": " and ".join(table.networks[name] for name in others),
+        "rows": len(leads),
+        "rows_ahead": int((leads > 0).all(axis=1).sum()),
+        "smallest_lead": leads.min().min(),
+        "largest_lead": leads.max().max(),
+    }
 
 
-def _best_scale(table: Table, network: str) -> BestScale:
-    rows = [row for row in table.rows if row.loss == METHOD]
-    best = max(rows, key=lambda row: row.reported[network].mean)
-    worst = min(rows, key=lambda row: row.reported[network].mean)
-    first, second = (_welch_test(table, best, worst, network, ddof) for ddof in (1, 0))
-    return BestScale(
-        table=table.name,
-        dataset=table.dataset,
-        network=network,
-        best=best.name,
-        means=tuple((row.name, row.reported[network].mean) for row in rows),
-        worst=worst.name,
-        p_against_worst=(first.p, second.p),
-    )
+def _example(rules: Rules) -> dict[str, Any]:
+    """The last class's probability by softmax, in the paper's worked example."""
+    printed = rules.printed.worked_example
+    computed = [1 / math.fsum(math.exp(z - logits[-1]) for z in logits) for logits in printed.logits]
+    return {
+        "logits": printed.logits,
+        "printed": printed.probabilities,
+        "computed": computed,
+        "printed_gain": printed.gain_percent,
+        "computed_gain": 100 * (computed[1] - computed[0]),
+    }
 
 
-def _example(printed: WorkedExample) -> ExampleAudit:
-    first, second = (_last_probability(logits) for logits in printed.logits)
-    return ExampleAudit(
-        logits=printed.logits,
-        printed=printed.probabilities,
-        computed=(first, second),
-        printed_gain=printed.gain_percent,
-        computed_gain=100 * (second - first),
-    )
-
-
-def _last_probability(logits: Sequence[float]) -> float:
-    return 1 / math.fsum(math.exp(logit - logits[-1]) for logit in logits)
-
-
-def _split(table: Table, rules: Rules) -> SplitAudit:
-    printed, data = rules.printed.split, table.reported_data
-    if data is None:
+def _split(registry: Registry, rules: Rules) -> dict[str, Any]:
+    """A split is not literal where the smallest class that is kept has too few images for it."""
+    printed = rules.printed.split
+    table = registry.table(printed.table)
+    if table.reported_data is None:
         raise RegistryError(f"{table.file}: [reported_data] is missing; {rules.file} has its [printed.split]")
+    data = table.reported_data.model_dump()
     test = round(printed.test_share * printed.fewest_images)
-    return SplitAudit(
-        table=table.name,
-        title=table.title,
-        classes=data.classes,
-        train_per_class=data.train_per_class,
-        test_per_class=data.test_per_class,
-        fewest_images=printed.fewest_images,
-        train_of_smallest=printed.fewest_images - test,
-        test_of_smallest=test,
+    return {
+        "title": table.title,
+        **data,
+        "fewest_images": printed.fewest_images,
+        "train_of_smallest": printed.fewest_images - test,
+        "test_of_smallest": test,
+        "literal": printed.fewest_images >= data["train_per_class"] + data["test_per_class"],
+    }
+
+
+def audit_json(audit: PaperAudit) -> str:
+    """The fields of PaperAudit; a frame is a list with one object per row."""
+    content: dict[str, Any] = {"schema_version": 2, **vars(audit)}
+    for name, value in content.items():
+        if isinstance(value, pd.DataFrame):
+            content[name] = _records(value)
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def audit_text(audit: PaperAudit) -> str:
+    """The audit on one page: what the wins show, their table, and a line per further finding."""
+    parts = [
+        "The paper by its own printed numbers. Each pair is for ± read with ddof = 1 / ddof = 0.",
+        wins_sentence(audit),
+        tabulate(wins_rows(audit), headers=WINS_HEADERS, tablefmt="plain", disable_numparse=True),
+        "\n".join(f"- {sentence}" for sentence in finding_sentences(audit)),
+        f"Rules: sha256 {audit.rules_sha256}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def wins_rows(audit: PaperAudit) -> list[tuple[str, ...]]:
+    """The table of the wins under WINS_HEADERS; the last column names those that are not shown."""
+    marks = {(True, True): "", (False, False): "not shown", (True, False): "not shown if ddof = 0"}
+    return [
+        (
+            win["column"],
+            f"{win['row']} {win['mean']:.2f}",
+            f"{win['rival']} {win['rival_mean']:.2f}",
+            signed(win["difference"]),
+            *(
+                f"{_p(win[f'{field}_ddof1'])} / {_p(win[f'{field}_ddof0'])}"
+                for field in ("p_pooled", "p_pooled_holm", "p_welch")
+            ),
+            marks[win["shown_ddof1"], win["shown_ddof0"]],
+        )
+        for win in _records(audit.wins)
+    ]
+
+
+def wins_sentence(audit: PaperAudit) -> str:
+    """How many wins there are and how many are shown, by the pooled test first."""
+    wins, alpha = audit.wins, audit.alpha
+
+    def pair(holds: Callable[[int], pd.Series]) -> str:
+        return " / ".join(str(int(holds(ddof).sum())) for ddof in (1, 0))
+
+    shown = pair(lambda ddof: wins[f"shown_ddof{ddof}"])
+    after_holm = pair(lambda ddof: wins[f"p_pooled_holm_ddof{ddof}"] <= alpha)
+    by_welch = pair(lambda ddof: wins[f"p_welch_ddof{ddof}"] <= alpha)
+    differ = pair(lambda ddof: (wins[f"p_welch_ddof{ddof}"] <= alpha) != wins[f"shown_ddof{ddof}"])
+    unequal = ", ".join(audit.spreads["title"][audit.spreads["p"] <= alpha])
+    found = f"unequal spreads in {unequal}" if unequal else "no unequal spreads within a table"
+    return (
+        f"Scaled BN's mean is ahead of the best other loss in {int((wins['difference'] > 0).sum())} of "
+        f"{len(wins)} comparisons. With the spread pooled over a table, {shown} of the {len(wins)} are shown "
+        f"(p ≤ {alpha:g}), after Holm {after_holm}; the others are not shown, which is not the same as no "
+        f"difference. Bartlett's test finds {found}. Welch's t, which is weak with three runs on each side, "
+        f"shows {by_welch} and decides {differ} differently. The best of the other losses is "
+        "picked after the fact, which leans against scaled BN."
     )
 
 
-def _spread(table: Table, level: float) -> StdSpread:
-    stds = [reported.std for row in table.rows for reported in row.reported.values()]
-    pooled = reported_spread(table, 1)
-    assert pooled.std is not None
-    tail = (1 - level) / 2
-    low, high = (
-        pooled.std * math.sqrt(chi_square_quantile(p, PAPER_RUNS - 1) / (PAPER_RUNS - 1))
-        for p in (tail, 1 - tail)
+def finding_sentences(audit: PaperAudit) -> tuple[str, ...]:
+    """What the printed numbers say besides the wins, a sentence per finding."""
+    example, split, scales = audit.example, audit.split, audit.scales
+    best = ", ".join(
+        f"{name} in {count}" for name, count in scales["row"].value_counts().sort_index().items()
     )
-    statistic, p = bartlett(stds, PAPER_RUNS)
-    return StdSpread(
-        table=table.name,
-        title=table.title,
-        cells=len(stds),
-        pooled_ddof1=pooled.std,
-        pooled_ddof0=sample_std(pooled.std, 0),
-        degrees=pooled.degrees,
-        smallest=min(stds),
-        largest=max(stds),
-        level=level,
-        expected_low=low,
-        expected_high=high,
-        outside=sum(not low <= std <= high for std in stds),
-        expected_outside=(1 - level) * len(stds),
-        bartlett=statistic,
-        p=p,
+    examples = "; ".join(
+        f"softmax of [{', '.join(map('{:g}'.format, logits))}] gives {computed:.4f}, printed {printed:.4f}"
+        for logits, computed, printed in zip(
+            example["logits"], example["computed"], example["printed"], strict=True
+        )
     )
+    return (
+        *(
+            f"{claim['statement']}, by the printed means: {signed(claim['mean'])} points, "
+            f"in {claim['ahead']} of {claim['columns']} columns; Wilcoxon's exact one-sided "
+            f"p = {_p(claim['p'])}."
+            for claim in _records(audit.claims)
+        ),
+        f"The best m: {best} of {len(scales)} columns; shown to be ahead of the column's worst in "
+        f"{scales['shown_ddof1'].sum()} / {scales['shown_ddof0'].sum()}.",
+        *(
+            "{title}: {first} is ahead of {others} in {rows_ahead} of {rows} rows".format(**order)
+            + (", by {smallest_lead:.2f} to {largest_lead:.2f} points." if all_ahead else ".").format(**order)
+            for order in _records(audit.depth)
+            for all_ahead in (order["rows_ahead"] == order["rows"],)
+        ),
+        f"The worked example of Section 3: {examples}. The gain is {example['computed_gain']:.2f} points of "
+        f"the true class's probability, printed as {example['printed_gain']:.2f} % of accuracy.",
+        "{title}'s split {can} be literal: {classes} classes with {train_per_class} training and "
+        "{test_per_class} test images each, but classes are kept from {fewest_images} images on, which gives "
+        "{train_of_smallest} and {test_of_smallest}.".format(
+            **split, can="can" if split["literal"] else "cannot"
+        ),
+        *(
+            "{title}: {cells} stds from {smallest:.2f} to {largest:.2f}, pooled {pooled_ddof1:.3f} / "
+            "{pooled_ddof0:.3f} ({degrees} degrees of freedom); Bartlett's p = {p:.4f}.".format(**spread)
+            for spread in _records(audit.spreads)
+        ),
+    )
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< .0001"
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

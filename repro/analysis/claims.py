@@ -8,24 +8,31 @@ one-sided and exact, each with Holm's correction over the claims of its family. 
 when every column that the rules name is complete. Until then the claim is interim and has no p.
 """
 
+import dataclasses
+import itertools
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf, log
+from typing import Any
 
-from repro.analysis.cell_verdict import signed
 from repro.analysis.effects import (
     ColumnEffect,
     Contrast,
     Effect,
-    cell_id,
+    Evidence,
+    column_text,
+    effect_text,
     measure_effect,
-    verdict_columns,
+    paper_columns,
 )
 from repro.analysis.inference import holm, signed_rank_p
-from repro.analysis.layout import qualified_title
+from repro.analysis.results import CellResult
 from repro.analysis.rules import Claim, Mirror, Rules, Shown
+from repro.analysis.text import counted, preset_sentence, qualified_title, signed
+from repro.analysis.verdicts import cells_sentence, verdict_fields
 from repro.config import Preset
 from repro.errors import SelectionError
 from repro.record_state import RecordState, RunState
@@ -54,7 +61,7 @@ class ClaimTest:
     p_adjusted: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClaimVerdict:
     """A claim with its evidence.
 
@@ -67,20 +74,20 @@ class ClaimVerdict:
 
     claim: Claim
     title: str
-    word: ClaimWord
+    word: ClaimWord = ClaimWord.INTERIM
     effect: Effect
     mirror: Effect
     needed: int
     complete: int
     minimum: int
-    support: ClaimTest
-    opposite: ClaimTest
+    support: ClaimTest = ClaimTest(0, None)
+    opposite: ClaimTest = ClaimTest(0, None)
     diverged: int
     runs: int
-    without: ClaimWord | None
+    without: ClaimWord | None = None
     missing: tuple[str, ...]
     shown: tuple[tuple[str, Effect], ...]
-    sentence: str
+    sentence: str = ""
 
 
 def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, ...]:
@@ -88,14 +95,12 @@ def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, .
     runs: dict[str, Run] = {}
     for claim in rules.claims:
         for instead in (None, claim.mirror, *claim.shown):
-            contrast = contrast_of(claim, instead)
-            for table in registry.tables:
-                for network in table.networks if table.of_paper else ():
-                    for row in contrast.rows:
-                        for seed in preset.seeds:
-                            run_id = f"{cell_id(table, network, row)}/seed{seed}"
-                            if run_id not in runs and (run := _known(registry, run_id)):
-                                runs[run_id] = run
+            rows = contrast_of(claim, instead).rows
+            for (table, network), row in itertools.product(paper_columns(registry), rows):
+                for seed in preset.seeds:
+                    run_id = f"{table.dataset}/{network}/{row}/seed{seed}"
+                    if run_id not in runs and (run := _known(registry, run_id)):
+                        runs[run_id] = run
     return tuple(runs.values())
 
 
@@ -106,8 +111,9 @@ def judge_claims(
     by_cell: dict[str, list[RunState]] = {}
     for state in states:
         by_cell.setdefault(state.run.cell.id, []).append(state)
+    evidence = Evidence(by_cell, registry, preset, rules)
     generated = any(state.record.data.generated for state in states if state.counts and state.record)
-    verdicts = [_measured(claim, by_cell, registry, preset, rules, generated) for claim in rules.claims]
+    verdicts = [_measured(claim, evidence, generated) for claim in rules.claims]
     due = [_tested(verdict, verdict.effect.columns, verdict.mirror.columns) for verdict in verdicts]
     return tuple(_worded(verdict, due, preset, rules) for verdict in _decided(due, rules))
 
@@ -142,22 +148,6 @@ def _distances(
     return distances
 
 
-def effect_text(effect: Effect, level: float) -> str:
-    """`+0.62 points (95 % interval +0.21 to +1.03)`, `factor 0.41 (no interval: …)`."""
-    if effect.value is None:
-        return "no effect can be computed yet"
-    number = _number(effect.value, effect)
-    text = f"{number} points" if effect.unit == "points" else f"a factor of {number}"
-    if effect.low is None or effect.high is None:
-        return f"{text} (no interval: a column has one seed)"
-    low, high = _number(effect.low, effect), _number(effect.high, effect)
-    return f"{text} ({100 * level:g} % interval {low} to {high})"
-
-
-def _number(value: float, effect: Effect) -> str:
-    return signed(value) if effect.unit == "points" else f"{value:.3g}"
-
-
 def _key(column: ColumnEffect) -> tuple[str, str]:
     return column.dataset, column.network
 
@@ -177,42 +167,24 @@ def _known(registry: Registry, run_id: str) -> Run | None:
         return None
 
 
-def _measured(
-    claim: Claim,
-    states: Mapping[str, Sequence[RunState]],
-    registry: Registry,
-    preset: Preset,
-    rules: Rules,
-    generated: bool,
-) -> ClaimVerdict:
+def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict:
     """The claim with its effects, not tested yet."""
-    contrast, mirror = contrast_of(claim), contrast_of(claim, claim.mirror)
-    effect = measure_effect(contrast, states, registry, preset, rules.tests)
-    mirrored = effect if mirror == contrast else measure_effect(mirror, states, registry, preset, rules.tests)
-    whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirrored)]
+    effect = measure_effect(contrast_of(claim), evidence)
+    mirror = measure_effect(contrast_of(claim, claim.mirror), evidence) if claim.mirror else effect
+    whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirror)]
+    shown = [(each.label, measure_effect(contrast_of(claim, each), evidence)) for each in claim.shown]
     return ClaimVerdict(
         claim=claim,
-        title=qualified_title(claim.statement, preset, generated),
-        word=ClaimWord.INTERIM,
+        title=qualified_title(claim.statement, evidence.preset, generated),
         effect=effect,
-        mirror=mirrored,
-        needed=len(rules.tests.verdict_columns),
+        mirror=mirror,
+        needed=len(evidence.rules.tests.verdict_columns),
         complete=len(whole[0] & whole[1]),
-        minimum=rules.minimum_columns(claim),
-        support=ClaimTest(0, None),
-        opposite=ClaimTest(0, None),
+        minimum=evidence.rules.minimum_columns(claim),
         diverged=sum(column.diverged for column in effect.columns),
         runs=sum(column.runs for column in effect.columns),
-        without=None,
-        missing=_missing(claim, states, registry, preset, rules),
-        shown=tuple(
-            (
-                shown.label,
-                measure_effect(contrast_of(claim, shown), states, registry, preset, rules.tests),
-            )
-            for shown in claim.shown
-        ),
-        sentence="",
+        missing=_missing(claim, evidence),
+        shown=tuple(shown),
     )
 
 
@@ -231,25 +203,16 @@ def _tested(
 
 def _decided(verdicts: Sequence[ClaimVerdict], rules: Rules) -> list[ClaimVerdict]:
     """The claims with adjusted p, by Holm over each family and each of the two tests, and their words."""
-    adjusted: dict[str, ClaimVerdict] = {}
+    decided = list(verdicts)
     for family in {verdict.claim.family for verdict in verdicts}:
-        of_family = [verdict for verdict in verdicts if verdict.claim.family == family]
-        support, opposite = (
-            holm([1.0 if test.p is None else test.p for test in tests])
-            for tests in zip(*((verdict.support, verdict.opposite) for verdict in of_family), strict=True)
-        )
-        for verdict, p_support, p_opposite in zip(of_family, support, opposite, strict=True):
-            adjusted[verdict.claim.name] = replace(
-                verdict,
-                support=_adjusted(verdict.support, p_support),
-                opposite=_adjusted(verdict.opposite, p_opposite),
-            )
-    found = [adjusted[verdict.claim.name] for verdict in verdicts]
-    return [replace(verdict, word=_word(verdict, rules.tests.alpha)) for verdict in found]
-
-
-def _adjusted(test: ClaimTest, p: float) -> ClaimTest:
-    return replace(test, p_adjusted=None if test.p is None else p)
+        places = [place for place, verdict in enumerate(verdicts) if verdict.claim.family == family]
+        for name in ("support", "opposite"):
+            tests: list[ClaimTest] = [getattr(verdicts[place], name) for place in places]
+            adjusted = holm([1.0 if test.p is None else test.p for test in tests])
+            for place, test, p in zip(places, tests, adjusted, strict=True):
+                changes: Any = {name: replace(test, p_adjusted=None if test.p is None else p)}
+                decided[place] = replace(decided[place], **changes)
+    return [replace(verdict, word=_word(verdict, rules.tests.alpha)) for verdict in decided]
 
 
 def _word(verdict: ClaimVerdict, alpha: float) -> ClaimWord:
@@ -286,34 +249,31 @@ def _without_diverged(
     return next(other for other in _decided(others, rules) if other.claim == verdict.claim)
 
 
-def _missing(
-    claim: Claim,
-    states: Mapping[str, Sequence[RunState]],
-    registry: Registry,
-    preset: Preset,
-    rules: Rules,
-) -> tuple[str, ...]:
+def _missing(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
     """A sentence for each row that lacks runs: how many, and why."""
     sentences = []
-    columns = verdict_columns(registry, rules.tests)
-    expected = len(columns) * len(preset.seeds)
+    seeds = evidence.preset.seeds
     for row in contrast_of(claim).rows:
         reasons: Counter[str] = Counter()
-        for table, network in columns:
-            of_cell = {state.run.seed: state for state in states.get(cell_id(table, network, row), ())}
-            for seed in preset.seeds:
-                state = of_cell.get(seed)
-                if state is None:
-                    reasons["in no table of the experiments"] += 1
-                elif not state.counts:
-                    missing = state.record_state is RecordState.MISSING
-                    reasons[state.reason.partition(":")[0] if missing else f"{state.record_state}"] += 1
-                elif state.record is not None and state.record.result.accuracy is None:
-                    reasons["diverged"] += 1
+        for table, network in evidence.columns:
+            of_cell = {state.run.seed: state for state in evidence.runs(table, network, row)}
+            reasons.update(filter(None, (_lacking(of_cell.get(seed)) for seed in seeds)))
         if reasons:
             why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+            expected = len(evidence.columns) * len(seeds)
             sentences.append(f"{row}: {reasons.total()} of {expected} runs ({why})")
     return tuple(sentences)
+
+
+def _lacking(state: RunState | None) -> str:
+    """Why a run has no number, in a few words; empty where it has one."""
+    if state is None:
+        return "in no table of the experiments"
+    if state.record_state is RecordState.MISSING:
+        return state.reason.partition(":")[0]
+    if not state.counts or state.record is None:
+        return f"{state.record_state}"
+    return "diverged" if state.record.result.accuracy is None else ""
 
 
 def _worded(
@@ -340,7 +300,7 @@ def _worded(
         seeds = [len(column.seeds) for column in measured]
         sizes = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
         text = effect_text(effect, rules.tests.level)
-        parts.append(f"{text[0].upper()}{text[1:]} over {_columns(len(seeds))}, n = {sizes} each.")
+        parts.append(f"{text[0].upper()}{text[1:]} over {counted(len(seeds), 'column')}, n = {sizes} each.")
     if preset.name != "paper":
         parts.append(f"This is about the preset {preset.name}, not about the paper.")
     word = None if without is None else without.word
@@ -355,8 +315,8 @@ def _why(verdict: ClaimVerdict) -> str:
         return f"{verdict.complete} of {needed} columns complete; the verdict is given at {needed}"
     if support.p is None and opposite.p is None:
         return (
-            f"{_columns(support.columns)} can be tested, and a {verdict.claim.family} claim needs at least "
-            f"{minimum}"
+            f"{counted(support.columns, 'column')} can be tested, and a {verdict.claim.family} claim needs "
+            f"at least {minimum}"
         )
     mirrored = f"mirrored test {_p_text(opposite)}"
     if verdict.word is ClaimWord.CONTRADICTED:
@@ -366,9 +326,51 @@ def _why(verdict: ClaimVerdict) -> str:
 
 def _p_text(test: ClaimTest) -> str:
     if test.p is None or test.p_adjusted is None:
-        return f"impossible with {_columns(test.columns)}"
-    return f"p = {test.p:.4f}, after Holm {test.p_adjusted:.4f}, over {_columns(test.columns)}"
+        return f"impossible with {counted(test.columns, 'column')}"
+    return f"p = {test.p:.4f}, after Holm {test.p_adjusted:.4f}, over {counted(test.columns, 'column')}"
 
 
-def _columns(count: int) -> str:
-    return f"{count} column" if count == 1 else f"{count} columns"
+def claims_text(
+    claims: Sequence[ClaimVerdict], cells: Sequence[CellResult], preset: Preset, rules: Rules
+) -> str:
+    """Every claim with its verdict, its columns and what is missing; above them a count of the cells."""
+    parts = [line for line in (preset_sentence(preset), cells_sentence(cells), rules.stamp) if line]
+    for number, verdict in enumerate(claims, 1):
+        lines = [f"{number}. {verdict.title}", f"   {verdict.sentence}"]
+        effect = verdict.effect
+        if effect.reported is not None:
+            lines.append(f"   In the paper's own numbers: {signed(effect.reported)} points.")
+        if effect.correlation is not None:
+            lines.append(f"   Both sides over seeds correlate with r = {signed(effect.correlation)}.")
+        lines += [f"     {column_text(column, effect)}" for column in effect.columns]
+        if verdict.shown:
+            lines.append("   Shown, not tested:")
+            lines += [f"     {label}: {effect_text(of, rules.tests.level)}" for label, of in verdict.shown]
+        if verdict.claim.caution:
+            lines.append(f"   {verdict.claim.caution}")
+        if verdict.missing:
+            lines.append("   Missing:")
+            lines += [f"     {text}" for text in verdict.missing]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def judgement_json(
+    claims: Sequence[ClaimVerdict], cells: Sequence[CellResult], preset: Preset, rules: Rules
+) -> str:
+    """Everything that was judged.
+
+    {"schema_version": 1, "preset": its name, "rules": {"file", "sha256"},
+     "cells": [verdict_fields(…)], "claims": [the fields of ClaimVerdict, Effect and ColumnEffect]}
+    """
+    content = {
+        "schema_version": 1,
+        "preset": preset.name,
+        "rules": rules.fields,
+        "cells": [{"id": result.cell.id, **fields} for result in cells if (fields := verdict_fields(result))],
+        "claims": [
+            {**dataclasses.asdict(verdict), "claim": verdict.claim.model_dump(mode="json")}
+            for verdict in claims
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -2,24 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from repro.analysis.layout import loss_label, network_label, preset_sentence, qualified_title
-from repro.analysis.style import (
-    QUIET,
-    LineStyle,
-    Margins,
-    label_ends,
-    label_room,
-    line_styles,
-    make_page,
-    sample_size,
-)
+from repro.analysis import style
+from repro.analysis.text import loss_label, network_label, preset_sentence, qualified_title
 from repro.config import Preset, format_axis
 from repro.experiments import TableName
 from repro.record_state import RunState
@@ -27,6 +22,7 @@ from repro.records import Epoch, RunRecord
 from repro.registry import Registry
 
 Value = Callable[[Epoch], float | None]
+SEED_COLOURS = (style.BLUE, style.ORANGE, style.GREEN)
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Series:
     """One loss's records: those that ended, whose mean is drawn, and those that diverged, drawn alone."""
 
     label: str
-    style: LineStyle
+    line: style.LineStyle
     ended: tuple[RunRecord, ...]
     diverged: tuple[RunRecord, ...]
 
@@ -52,112 +48,106 @@ class Column:
         """Every record of the column."""
         return tuple(record for series in self.series for record in (*series.ended, *series.diverged))
 
+    @property
+    def generated(self) -> bool:
+        """Whether any of it was trained on generated data."""
+        return any(record.data.generated for record in self.records)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs on the axis: at least one, also where every run diverged in its first."""
+        return max(1, *(len(record.curve) for record in self.records))
+
 
 def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, ...]:
-    """The columns that have a record that counts, in the registry's order; each set of axes is its own."""
-    grouped: dict[tuple[TableName, str, str], dict[str, list[RunState]]] = {}
+    """The columns that have a record that counts, in order; each set of overrides is its own."""
+    grouped: dict[tuple[TableName, str, str], dict[str, list[RunRecord]]] = {}
     for state in states:
         if state.counts and state.record is not None:
             cell = state.run.cell
-            axes = "".join(f"+{axis}={format_axis(value)}" for axis, value in cell.axes)
-            grouped.setdefault((cell.table, cell.network, axes), {}).setdefault(cell.row, []).append(state)
-    columns = []
+            place = (
+                cell.table,
+                cell.network,
+                "".join(f"+{name}={format_axis(to)}" for name, to in cell.axes),
+            )
+            grouped.setdefault(place, {}).setdefault(cell.row, []).append(state.record)
     networks = tuple(registry.networks)
     order = [(table.name, network) for table in registry.tables for network in (*table.networks, *networks)]
-    for (number, network, axes), rows in sorted(
-        grouped.items(), key=lambda item: (order.index(item[0][:2]), item[0][2])
-    ):
-        table = registry.table(number)
-        styles = line_styles(table)
+    columns = []
+    for name, network, changed in sorted(grouped, key=lambda key: (order.index(key[:2]), key[2])):
+        table, records = registry.table(name), grouped[name, network, changed]
+        styles = style.line_styles(table)
         series = []
-        for row in table.rows:
-            records = [state.record for state in rows.get(row.name, []) if state.record is not None]
-            if records:
-                series.append(
-                    Series(
-                        loss_label(table, row.name, ()),
-                        styles[row.name],
-                        tuple(record for record in records if record.result.diverged_in is None),
-                        tuple(record for record in records if record.result.diverged_in is not None),
-                    )
-                )
-        title = ", ".join([f"{network_label(table, network)} on {table.title}", *axes.split("+")[1:]])
-        columns.append(Column(f"{table.dataset}-{network}{axes}", title, tuple(series)))
+        for row in (row for row in table.rows if row.name in records):
+            ended, diverged = (
+                tuple(record for record in records[row.name] if (record.result.accuracy is None) == lost)
+                for lost in (False, True)
+            )
+            series.append(Series(loss_label(table, row.name), styles[row.name], ended, diverged))
+        title = ", ".join([f"{network_label(table, network)} on {table.title}", *changed.split("+")[1:]])
+        # Tables outside the paper may share a data set and network with one of its: no file is drawn twice.
+        owner = table.dataset if table.of_paper else table.name
+        columns.append(Column(f"{owner}-{network}{changed}", title, tuple(series)))
     return tuple(columns)
 
 
 def draw_curves(column: Column, preset: Preset) -> Figure:
-    """Test accuracy by epoch, whole and its end enlarged: a line a loss, thin ones its seeds."""
-    figure, (whole, end) = make_page(
-        qualified_title(f"Test accuracy by epoch: {column.title}", preset, _generated(column)),
+    """Test accuracy by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
+    height = max(2.7, 0.16 * len(column.series))
+    figure, (whole, end) = style.make_page(
+        qualified_title(f"Test accuracy by epoch: {column.title}", preset, column.generated),
         "Top-1 accuracy on the test images in percent; the right panel enlarges the box in the left one. "
         f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch. {preset_sentence(preset)}",
-        panels=((2.75, 2.7), (2.35, 2.7)),
-        margins=Margins(right=_label_room(column, 2.35), between=0.55),
+        panels=((2.75, height), (2.35, height)),
+        margins=style.Margins(right=2.8, between=0.55),
         side_by_side=True,
     )
-    last = _longest(column)
-    ends = []
-    for series in column.series:
-        for panel in (whole, end):
-            place = _draw_series(panel, series, lambda epoch: epoch.test_accuracy)
-        ends.append((*place, f"{series.label}  {_ending(series, f'{place[1]:.1f}')}", series.style.colour))
-    whole.set_xlim(0, last)
-    whole.set_ylim(0, None)
-    start = _end_starts(column)
-    visible = [
-        epoch.test_accuracy
-        for record in column.records
-        for epoch in record.curve
-        if epoch.test_accuracy is not None and epoch.epoch + 1 >= start
-    ]
-    end.set_xlim(start, last)
-    if visible:
-        room = 0.05 * (max(visible) - min(visible)) or 1.0
-        end.set_ylim(min(visible) - room, max(visible) + room)
-        corner, size = (start, end.get_ylim()[0]), (last - start, end.get_ylim()[1] - end.get_ylim()[0])
-        whole.add_patch(Rectangle(corner, *size, fill=False, ec=QUIET, lw=0.7, zorder=5, clip_on=False))
     for panel in (whole, end):
-        _mark_drops(panel, column)
+        places = _draw_column(panel, column, lambda epoch: epoch.test_accuracy)
         panel.set_xlabel("epochs trained")
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    whole.set_xlim(0, column.epochs)
+    whole.set_ylim(0, None)
     whole.set_ylabel("test accuracy (%)")
-    label_ends(end, [entry for entry in ends if np.isfinite(entry[1])])
+    start = _end_starts(column)
+    end.set_xlim(start, column.epochs)
+    shown = _frame(column.records, lambda epoch: epoch.test_accuracy).loc[start:].to_numpy()
+    if np.isfinite(shown).any():
+        low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+        room = 0.05 * (high - low) or 1.0
+        low, high = low - room, high + room
+        end.set_ylim(low, high)
+        box = Rectangle((start, low), column.epochs - start, high - low, zorder=5, clip_on=False)
+        box.set(fill=False, edgecolor=style.QUIET, linewidth=0.7)
+        whole.add_patch(box)
+    _name_lines(end, column, places, lambda value: f"{value:.1f}")
     return figure
 
 
 def draw_gradients(column: Column, preset: Preset) -> Figure:
     """Both gradient norms by epoch on a log scale: at the softmax's input and at the pooled feature."""
-    figure, panels = make_page(
-        qualified_title(f"Gradient norms by epoch: {column.title}", preset, _generated(column)),
+    height = max(2.1, 0.16 * len(column.series))
+    figure, panels = style.make_page(
+        qualified_title(f"Gradient norms by epoch: {column.title}", preset, column.generated),
         "Means over the training images of each epoch, as trained on. Top: ‖p − y‖₂, the gradient at the "
         "softmax's input, margin included (Eq. 8). Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
         f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch. "
         f"{preset_sentence(preset)}",
-        panels=((4.4, 2.1), (4.4, 2.1)),
-        margins=Margins(right=_label_room(column, 4.4), between=0.22, left=0.72),
+        panels=((4.4, height), (4.4, height)),
+        margins=style.Margins(right=2.8, between=0.22, left=0.72),
     )
-    last = _longest(column)
     # A gradient of exactly zero has no place on a log scale and is left out.
-    values: tuple[Value, Value] = (
-        lambda epoch: epoch.gradient_at_logits or None,
-        lambda epoch: epoch.gradient_at_features or None,
+    values: tuple[tuple[Value, str], ...] = (
+        (lambda epoch: epoch.gradient_at_logits or None, "‖p − y‖₂"),
+        (lambda epoch: epoch.gradient_at_features or None, "‖∂ΣL/∂f‖₂"),
     )
-    for panel, value, name in zip(panels, values, ("‖p − y‖₂", "‖∂ΣL/∂f‖₂"), strict=True):
+    for panel, (value, name) in zip(panels, values, strict=True):
         panel.set_yscale("log")
-        places = [_draw_series(panel, series, value) for series in column.series]
-        panel.set_xlim(0, last)
+        places = _draw_column(panel, column, value)
+        panel.set_xlim(0, column.epochs)
         _plain_log_ticks(panel)
-        _mark_drops(panel, column)
         panel.set_ylabel(f"mean {name}")
-        label_ends(
-            panel,
-            [
-                (*place, f"{series.label}  {_ending(series, _three_digits(place[1]))}", series.style.colour)
-                for series, place in zip(column.series, places, strict=True)
-                if np.isfinite(place[1])
-            ],
-        )
+        _name_lines(panel, column, places, lambda value: f"{value:#.3g}" if value < 100 else f"{value:.0f}")
     figure.align_ylabels()
     panels[0].tick_params(labelbottom=False)
     panels[1].set_xlabel("epochs trained")
@@ -165,41 +155,82 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     return figure
 
 
-def _draw_series(panel: Axes, series: Series, value: Value) -> tuple[float, float]:
-    """Draws a loss and returns where its line ends: (epochs trained, value), NaN where nothing was drawn."""
-    colour, dash = series.style.colour, series.style.dash
-    place = (float("nan"), float("nan"))
-    for record in series.diverged:
-        epochs, heights = _points(record, value)
-        if epochs:
-            panel.plot(epochs, heights, color=colour, linestyle=dash, lw=0.6, alpha=0.6)
-            panel.plot(epochs[-1], heights[-1], "x", color=colour, ms=5, mew=1.2, clip_on=False, zorder=4)
-            place = (epochs[-1], heights[-1])
+def draw_cell(records: Sequence[RunRecord], reported: float | None) -> Figure:
+    """Test accuracy by epoch of one cell's runs, a line per seed, the paper's mean dashed: small."""
+    figure = Figure(figsize=(5, 2))
+    panel = figure.add_axes((0.09, 0.14, 0.8, 0.8))
+    for index, record in enumerate(records):
+        curve = _frame([record], lambda epoch: epoch.test_accuracy)[0].dropna()
+        colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+        panel.plot(curve.index, curve, color=colour, lw=1.2, marker="." if len(curve) == 1 else "")
+    if reported is not None:
+        panel.axhline(reported, color=style.BLACK, lw=0.9, dashes=(4, 3))
+        panel.annotate("paper", (1, reported), xycoords=("axes fraction", "data"), xytext=(3, -2.5),
+                       textcoords="offset points", size=style.LABEL_SIZE, color=style.QUIET)  # fmt: skip
+    panel.set_xlim(0, max(record.config.recipe.epochs for record in records))
+    panel.set_ylim(0, None)
+    panel.grid(axis="y", color=style.GRID, lw=0.4)
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    return figure
+
+
+def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
+    """A value by epochs trained, a column per record; NaN in epochs that have none."""
+    curves = {
+        place: pd.Series({epoch.epoch + 1: value(epoch) for epoch in record.curve}, dtype=float)
+        for place, record in enumerate(records)
+    }
+    return pd.DataFrame(curves)
+
+
+def _draw_column(panel: Axes, column: Column, value: Value) -> list[float | None]:
+    """Draws every loss, and returns where each one's line ends; None where nothing was drawn."""
+    for drop in column.records[0].config.recipe.lr_drops:
+        panel.axvline(drop, color=style.GRID, lw=0.6, ls=(0, (1, 2)), zorder=0)
+    return [_draw_series(panel, series, value) for series in column.series]
+
+
+def _draw_series(panel: Axes, series: Series, value: Value) -> float | None:
+    line: Any = {"color": series.line.colour, "linestyle": series.line.dash}
+    last = None
+    diverged = _frame(series.diverged, value)
+    for curve in (diverged[place].dropna() for place in diverged):
+        if len(curve):
+            panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **line)
+            panel.plot(
+                curve.index[-1], curve.iloc[-1], "x", ms=5, mew=1.2, zorder=4, color=series.line.colour
+            )
+            last = float(curve.iloc[-1])
+    ended = _frame(series.ended, value)
+    if len(series.ended) > 1:
+        for curve in (ended[place].dropna() for place in ended):
+            panel.plot(curve.index, curve, lw=0.45, alpha=0.45, **line)
+    mean = ended.dropna().mean(axis=1)
+    if len(mean):
+        # A run of a single evaluated epoch is a point, which a line would not show.
+        panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **line)
+        last = float(mean.iloc[-1])
+    return last
+
+
+def _name_lines(
+    panel: Axes, column: Column, ends: Sequence[float | None], number: Callable[[float], str]
+) -> None:
+    """A legend in the order in which the lines end, the highest first."""
+    named = [(end, series) for end, series in zip(ends, column.series, strict=True) if end is not None]
+    named.sort(key=lambda pair: (bool(pair[1].ended), pair[0]), reverse=True)
+    entries: list[tuple[Artist, str]] = []
+    for end, series in named:
+        line: Any = {"color": series.line.colour, "linestyle": series.line.dash}
+        entries.append((Line2D([], [], **line), f"{series.label}  {_ending(series, number(end))}"))
+    style.add_legend(panel, entries)
+
+
+def _ending(series: Series, number: str) -> str:
     if not series.ended:
-        return place
-    curves = [dict(zip(*_points(record, value), strict=True)) for record in series.ended]
-    if len(curves) > 1:
-        for curve in curves:
-            panel.plot(list(curve), list(curve.values()), color=colour, linestyle=dash, lw=0.45, alpha=0.45)
-    shared = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
-    if not shared:
-        return place
-    means = [sum(curve[epoch] for curve in curves) / len(curves) for epoch in shared]
-    # A run of a single evaluated epoch is a point, which a line would not show.
-    panel.plot(shared, means, color=colour, linestyle=dash, marker="o" if len(shared) == 1 else "", ms=3)
-    return float(shared[-1]), means[-1]
-
-
-def _points(record: RunRecord, value: Value) -> tuple[list[int], list[float]]:
-    """Epochs trained and values, without the epochs that have none."""
-    found = [(epoch.epoch + 1, value(epoch)) for epoch in record.curve]
-    kept = [(epoch, height) for epoch, height in found if height is not None]
-    return [epoch for epoch, _ in kept], [height for _, height in kept]
-
-
-def _longest(column: Column) -> int:
-    """Epochs on the axis: at least one, also where every run diverged in its first."""
-    return max(1, *(len(record.curve) for record in column.records))
+        return "diverged"
+    runs = len(series.ended) + len(series.diverged)
+    return f"{number} ({len(series.diverged)} of {runs} diverged)" if series.diverged else number
 
 
 def _end_starts(column: Column) -> int:
@@ -225,38 +256,13 @@ def _plain_log_ticks(panel: Axes) -> None:
     panel.set_ylim(low, high)
 
 
-def _mark_drops(panel: Axes, column: Column) -> None:
-    for drop in column.records[0].config.recipe.lr_drops:
-        panel.axvline(drop, color="#999999", lw=0.6, ls=(0, (1, 2)), zorder=0)
-
-
-def _ending(series: Series, number: str) -> str:
-    if not series.ended:
-        return "diverged"
-    runs = len(series.ended) + len(series.diverged)
-    return f"{number} ({len(series.diverged)} of {runs} diverged)" if series.diverged else number
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:#.3g}" if value < 100 else f"{value:.0f}"
-
-
-def _label_room(column: Column, panel_width: float) -> float:
-    """Room for every label with the widest number that may stand behind it."""
-    widest = (f"{series.label}  {_ending(series, '0.00000')}" for series in column.series)
-    return label_room(widest, panel_width)
-
-
 def _how_drawn(column: Column) -> str:
     counts = sorted({len(series.ended) for series in column.series if series.ended})
     if counts in ([], [1]):
-        text = f"A line is one seed of a loss ({sample_size([1])})."
+        text = f"A line is one seed of a loss ({style.sample_size([1])})."
     else:
-        text = f"A thick line is a loss's mean over its seeds ({sample_size(counts)}), thin ones the seeds."
+        n = style.sample_size(counts)
+        text = f"A thick line is a loss's mean over its seeds ({n}), thin ones the seeds."
     if any(series.diverged for series in column.series):
         text += " A run that diverged ends in ×."
     return f"{text} Dotted verticals: the learning rate drops."
-
-
-def _generated(column: Column) -> bool:
-    return any(record.data.generated for record in column.records)

@@ -8,15 +8,18 @@ weights, order and augmentation. A diverged run has a value only where the claim
     every other measure: x = ln(of) − ln(over)     shown as the factor of / over
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from repro.analysis.inference import bootstrap_interval, paired_correlation
-from repro.analysis.layout import network_label
-from repro.analysis.rules import Combination, Divergence, Measure, TestRules
+from repro.analysis.rules import Combination, Divergence, Measure, Rules
+from repro.analysis.text import counted, network_label, signed
 from repro.config import Preset
 from repro.errors import RegistryError
 from repro.experiments import Table
@@ -26,13 +29,26 @@ from repro.registry import Registry
 
 Unit = Literal["points", "factor"]
 
-_BY_EPOCH: dict[Measure, str] = {
-    "late-gradient-times-feature": "gradient_times_feature",
-    "late-gradient-at-features": "gradient_at_features",
-    "late-feature-norm": "feature_norm",
-    "late-gradient-at-logits": "gradient_at_logits",
-}
-"""The field of an epoch that a measure averages over the late epochs."""
+
+@dataclass(frozen=True)
+class Evidence:
+    """What claims are judged by: the runs' states by cell id, and the rules fixed beforehand."""
+
+    states: Mapping[str, Sequence[RunState]]
+    registry: Registry
+    preset: Preset
+    rules: Rules
+
+    @property
+    def columns(self) -> tuple[tuple[Table, str], ...]:
+        """The columns at which the verdict is given, as (table, network), in order."""
+        wanted = self.rules.tests.verdict_columns
+        every = paper_columns(self.registry)
+        return tuple((table, network) for table, network in every if f"{table.dataset}/{network}" in wanted)
+
+    def runs(self, table: Table, network: str, row: str) -> Sequence[RunState]:
+        """The states of a row's cell in a column."""
+        return self.states.get(f"{table.dataset}/{network}/{row}", ())
 
 
 @dataclass(frozen=True)
@@ -102,58 +118,34 @@ class Effect:
     columns: tuple[ColumnEffect, ...]
 
 
-def cell_id(table: Table, network: str, row: str) -> str:
-    """The id of a row's cell in a column, as `repro.registry.Cell.id`."""
-    return f"{table.dataset}/{network}/{row}"
+def paper_columns(registry: Registry) -> list[tuple[Table, str]]:
+    """Every column of the paper's tables."""
+    return [(table, network) for table in registry.tables if table.of_paper for network in table.networks]
 
 
-def measure_effect(
-    contrast: Contrast,
-    states: Mapping[str, Sequence[RunState]],
-    registry: Registry,
-    preset: Preset,
-    rules: TestRules,
-) -> Effect:
+def measure_effect(contrast: Contrast, evidence: Evidence) -> Effect:
     """The effect over every column of the verdict that has a seed that all rows share, a diverged run, or
     every run though none can be compared.
 
-    `states` are the runs' states by cell id. A column whose records come from different data is left out.
-    Raises RegistryError where a side takes the row that the paper reports the best of, and it reports none.
+    A column whose records come from different data is left out. Raises RegistryError where a side takes the
+    row that the paper reports the best of, and it reports none.
     """
-    found = [
-        column
-        for table, network in verdict_columns(registry, rules)
-        if (column := _column(contrast, states, table, network, preset, rules)) is not None
-    ]
-    columns = tuple(column for column, _ in found)
-    log = contrast.unit == "factor"
-    strata = [[math.log(x) if log else x for x in column.by_seed] for column in columns if column.by_seed]
-    if not strata:
-        return Effect(contrast.unit, None, None, None, _reported(contrast, registry), None, columns)
-    value = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
-    bounds = bootstrap_interval(strata, rules.level, rules.resamples, rules.seed)
-    low, high = bounds or (None, None)
-    pairs = [of_column for column, of_column in found if len(column.seeds) > 1]
-    return Effect(
-        unit=contrast.unit,
-        value=math.exp(value) if log else value,
-        low=math.exp(low) if log and low is not None else low,
-        high=math.exp(high) if log and high is not None else high,
-        reported=_reported(contrast, registry),
-        correlation=paired_correlation(pairs),
-        columns=columns,
-    )
-
-
-def verdict_columns(registry: Registry, rules: TestRules) -> tuple[tuple[Table, str], ...]:
-    """The columns at which the verdict is given, as (table, network), in the order of the paper's tables."""
-    return tuple(
-        (table, network)
-        for table in registry.tables
-        if table.of_paper
-        for network in table.networks
-        if f"{table.dataset}/{network}" in rules.verdict_columns
-    )
+    found = [_column(contrast, table, network, evidence) for table, network in evidence.columns]
+    columns = tuple(column for column, _ in filter(None, found))
+    sides = [of_column for column, of_column in filter(None, found) if len(column.seeds) > 1]
+    tests = evidence.rules.tests
+    factor = contrast.unit == "factor"
+    strata = [np.log(c.by_seed) if factor else np.array(c.by_seed) for c in columns if c.by_seed]
+    value = low = high = correlation = None
+    if strata:
+        value = float(np.mean([of_column.mean() for of_column in strata]))
+        low, high = bootstrap_interval(strata, tests.level, tests.resamples, tests.seed) or (None, None)
+        correlation = paired_correlation(sides)
+    if factor:
+        value, low, high = (None if number is None else math.exp(number) for number in (value, low, high))
+    reported = reported_effects(contrast, evidence.registry)
+    mean = float(np.mean(reported)) if reported else None
+    return Effect(contrast.unit, value, low, high, mean, correlation, columns)
 
 
 def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
@@ -178,30 +170,24 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     drops = record.config.recipe.lr_drops
     first = drops[-1] if late == "last-lr-drop" and drops else record.curve[-1].epoch
     epochs = [epoch for epoch in record.curve if epoch.epoch >= first]
-    values: list[float | None] = [getattr(epoch, _BY_EPOCH[measure]) for epoch in epochs]
+    field = measure.removeprefix("late-").replace("-", "_")
+    values: list[float | None] = [getattr(epoch, field) for epoch in epochs]
     present = [value for value in values if value is not None]
     return math.fsum(present) / len(present) if present and len(present) == len(epochs) else None
 
 
 def _column(
-    contrast: Contrast,
-    states: Mapping[str, Sequence[RunState]],
-    table: Table,
-    network: str,
-    preset: Preset,
-    rules: TestRules,
-) -> tuple[ColumnEffect, list[tuple[float, float]]] | None:
-    values: dict[str, dict[int, float]] = {}
-    data: set[str] = set()
-    recorded: set[tuple[str, int]] = set()
-    diverged: Counter[str] = Counter()
+    contrast: Contrast, table: Table, network: str, evidence: Evidence
+) -> tuple[ColumnEffect, np.ndarray] | None:
+    """The column's effect, and both sides' values, float64 of (seeds, 2); None where there is nothing."""
+    values: dict[str, dict[int, float]] = {row: {} for row in contrast.rows}
+    recorded, data, diverged = set(), set(), Counter[str]()
     for row in contrast.rows:
-        values[row] = {}
-        for state in states.get(cell_id(table, network, row), ()):
+        for state in evidence.runs(table, network, row):
             if not state.counts or state.record is None:
                 continue
             recorded.add((row, state.run.seed))
-            value = measured(state.record, contrast.measure, rules.late)
+            value = measured(state.record, contrast.measure, evidence.rules.tests.late)
             if state.record.result.accuracy is None:
                 diverged[row] += 1
                 if contrast.diverged == "chance-accuracy":
@@ -210,16 +196,15 @@ def _column(
             if value is not None and (value > 0 or contrast.unit == "points"):
                 values[row][state.run.seed] = value
                 data.add(state.record.signature.data)
-    seeds = sorted(set.intersection(*(set(of_row) for of_row in values.values())))
-    whole = all((row, seed) in recorded for row in contrast.rows for seed in preset.seeds)
+    seeds = sorted(set.intersection(*map(set, values.values())))
+    whole = recorded >= set(itertools.product(contrast.rows, evidence.preset.seeds))
     if len(data) > 1 or not (seeds or diverged or whole):
         return None
-    of_rows = _chosen(contrast.of, contrast.of_combined, values, seeds, table, network)
-    over_rows = _chosen(contrast.over, contrast.over_combined, values, seeds, table, network)
-    of, over = (
-        [_mean([values[row][seed] for row in rows]) for seed in seeds] for rows in (of_rows, over_rows)
-    )
-    by_seed = [a - b if contrast.unit == "points" else a / b for a, b in zip(of, over, strict=True)]
+    shared = {row: np.array([of_row[seed] for seed in seeds]) for row, of_row in values.items()}
+    of_rows = _chosen(contrast.of, contrast.of_combined, shared, table, network)
+    over_rows = _chosen(contrast.over, contrast.over_combined, shared, table, network)
+    of, over = (np.mean([shared[row] for row in rows], axis=0) for rows in (of_rows, over_rows))
+    by_seed = of - over if contrast.unit == "points" else of / over
     column = ColumnEffect(
         label=f"{network_label(table, network)} on {table.title}",
         dataset=table.dataset,
@@ -229,30 +214,37 @@ def _column(
         runs=len(recorded),
         diverged=diverged.total(),
         over_diverged=sum(diverged[row] for row in contrast.over),
-        value=_average(by_seed, contrast.unit) if seeds else None,
-        of_value=_mean(of) if seeds else None,
-        over_value=_mean(over) if seeds else None,
+        value=_mean(by_seed) if contrast.unit == "points" else _geometric_mean(by_seed),
+        of_value=_mean(of),
+        over_value=_mean(over),
         of_rows=of_rows,
         over_rows=over_rows,
         reported=_reported_in(contrast, table, network),
-        by_seed=tuple(by_seed),
+        by_seed=tuple(by_seed.tolist()),
     )
-    return column, list(zip(of, over, strict=True))
+    return column, np.column_stack([of, over])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _geometric_mean(values: np.ndarray) -> float | None:
+    return math.exp(np.log(values).mean()) if len(values) else None
 
 
 def _chosen(
-    rows: Sequence[str],
+    rows: tuple[str, ...],
     how: Combination,
-    values: Mapping[str, Mapping[int, float]],
-    seeds: Sequence[int],
+    values: Mapping[str, np.ndarray],
     table: Table,
     network: str,
 ) -> tuple[str, ...]:
     """The rows that a side's value is the mean of: all, or the best one by our means or by the paper's."""
-    if how == "mean" or not seeds:
-        return tuple(rows)
+    if how == "mean" or not len(values[rows[0]]):
+        return rows
     if how == "best":
-        return (max(rows, key=lambda row: _mean([values[row][seed] for seed in seeds])),)
+        return (max(rows, key=lambda row: values[row].mean()),)
     reported = _reported_means(table, network)
     if unknown := [row for row in rows if row not in reported]:
         raise RegistryError(
@@ -262,34 +254,22 @@ def _chosen(
     return (max(rows, key=lambda row: reported[row]),)
 
 
-def _average(by_seed: Sequence[float], unit: Unit) -> float:
-    """The mean over seeds; of factors the geometric one."""
-    return _mean(by_seed) if unit == "points" else math.exp(_mean([*map(math.log, by_seed)]))
-
-
 def reported_effects(contrast: Contrast, registry: Registry) -> tuple[float, ...]:
     """The same contrast of the paper's means in each of its columns; empty where it lacks one of the rows."""
-    columns = [
-        _reported_in(contrast, table, network)
-        for table in registry.tables
-        if table.of_paper
-        for network in table.networks
-    ]
+    columns = [_reported_in(contrast, table, network) for table, network in paper_columns(registry)]
     known = tuple(value for value in columns if value is not None)
     return known if len(known) == len(columns) else ()
 
 
 def _reported_in(contrast: Contrast, table: Table, network: str) -> float | None:
-    if contrast.measure != "accuracy":
-        return None
     reported = _reported_means(table, network)
-    if any(row not in reported for row in contrast.rows):
+    if contrast.measure != "accuracy" or any(row not in reported for row in contrast.rows):
         return None
-    sides = [
-        (_mean if how == "mean" else max)([reported[row] for row in rows])
+    of, over = (
+        (np.mean if how == "mean" else max)([reported[row] for row in rows])
         for rows, how in ((contrast.of, contrast.of_combined), (contrast.over, contrast.over_combined))
-    ]
-    return sides[0] - sides[1]
+    )
+    return float(of - over)
 
 
 def _reported_means(table: Table, network: str) -> dict[str, float]:
@@ -297,10 +277,33 @@ def _reported_means(table: Table, network: str) -> dict[str, float]:
     return {row.name: row.reported[network].mean for row in table.rows if network in row.reported}
 
 
-def _reported(contrast: Contrast, registry: Registry) -> float | None:
-    columns = reported_effects(contrast, registry)
-    return _mean(columns) if columns else None
+def effect_text(effect: Effect, level: float) -> str:
+    """`+0.62 points (95 % interval +0.21 to +1.03)`, `factor 0.41 (no interval: …)`."""
+    if effect.value is None:
+        return "no effect can be computed yet"
+    number = _number(effect.value, effect)
+    text = f"{number} points" if effect.unit == "points" else f"a factor of {number}"
+    if effect.low is None or effect.high is None:
+        return f"{text} (no interval: a column has one seed)"
+    low, high = _number(effect.low, effect), _number(effect.high, effect)
+    return f"{text} ({100 * level:g} % interval {low} to {high})"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _number(value: float, effect: Effect) -> str:
+    return signed(value) if effect.unit == "points" else f"{value:.3g}"
+
+
+def column_text(column: ColumnEffect, effect: Effect) -> str:
+    """A column's effect, both sides' values, and its n."""
+    diverged = f"{counted(column.diverged, 'run')} diverged"
+    if column.value is None:
+        return f"{column.label}: {diverged if column.diverged else 'nothing to compare'}"
+    number = signed(column.value) if effect.unit == "points" else f"{column.value:.3g}"
+    digits = ".2f" if effect.unit == "points" else ".3g"
+    text = f"{column.label}: {number} ({column.of_value:{digits}} against {column.over_value:{digits}}, "
+    text += f"n = {len(column.seeds)})"
+    if column.reported is not None:
+        text += f"; the paper {signed(column.reported)}"
+    if column.diverged:
+        text += f"; {diverged}"
+    return text

@@ -73,11 +73,6 @@ def t_tail(t: float, degrees: float) -> float:
     return float(special.stdtr(degrees, -t))
 
 
-def chi_square_quantile(probability: float, degrees: float) -> float:
-    """The quantile of χ²."""
-    return float(special.chdtri(degrees, 1 - probability))
-
-
 def chi_square_tail(value: float, degrees: float) -> float:
     """P(X > value) of χ²."""
     return float(special.chdtrc(degrees, value))
@@ -109,25 +104,23 @@ def welch(difference: float, first: tuple[float, int, float], second: tuple[floa
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p, in the order given: the familywise error rate at which each is rejected."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    steps = np.arange(len(order), 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
+    return _in_order(np.maximum.accumulate(np.minimum(steps, 1.0)), order)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """Benjamini and Hochberg's adjusted p, in the order given: the false discovery rate of rejecting it."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    smallest = 1.0
-    for rank in range(len(order), 0, -1):
-        index = order[rank - 1]
-        smallest = min(smallest, len(order) / rank * p_values[index])
-        adjusted[index] = smallest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")[::-1]
+    count = len(order)
+    steps = count / np.arange(count, 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
+    return _in_order(np.minimum.accumulate(np.minimum(steps, 1.0)), order)
+
+
+def _in_order(adjusted: np.ndarray, order: np.ndarray) -> list[float]:
+    placed = np.empty_like(adjusted)
+    placed[order] = adjusted
+    return placed.tolist()
 
 
 def signed_rank_p(values: Sequence[float]) -> float:
@@ -151,7 +144,7 @@ def signed_rank_p(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(
-    strata: Sequence[Sequence[float]], level: float, resamples: int, seed: int
+    strata: Sequence[Sequence[float] | np.ndarray], level: float, resamples: int, seed: int
 ) -> tuple[float, float] | None:
     """An interval of the mean of the strata's means, from resampling within each; None if one has one value.
 
@@ -176,20 +169,16 @@ def bootstrap_interval(
     return effect + float(low), effect + float(high)
 
 
-def paired_correlation(pairs: Sequence[Sequence[tuple[float, float]]]) -> float | None:
+def paired_correlation(columns: Sequence[np.ndarray]) -> float | None:
     """The correlation of both sides over seeds within columns, pooled; None where it is not defined.
+
+    Each column is float64 of (seeds, 2).
 
     r = Σ (a − ā_c)(b − b̄_c) / √(Σ (a − ā_c)² · Σ (b − b̄_c)²)
     """
-    products, first, second = [], [], []
-    for column in pairs:
-        mean_a = math.fsum(a for a, _ in column) / len(column)
-        mean_b = math.fsum(b for _, b in column) / len(column)
-        products += [(a - mean_a) * (b - mean_b) for a, b in column]
-        first += [(a - mean_a) ** 2 for a, _ in column]
-        second += [(b - mean_b) ** 2 for _, b in column]
-    size = math.sqrt(math.fsum(first)) * math.sqrt(math.fsum(second))
-    return max(-1.0, min(1.0, math.fsum(products) / size)) if size > 0 else None
+    first, second = np.concatenate([np.zeros((0, 2)), *(each - each.mean(axis=0) for each in columns)]).T
+    size = math.sqrt((first @ first) * (second @ second))
+    return max(-1.0, min(1.0, float(first @ second) / size)) if size > 0 else None
 
 
 def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:

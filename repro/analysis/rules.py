@@ -212,6 +212,11 @@ class Rules(TomlModel):
         return "/".join(Path(self.file).parts[-2:])
 
     @property
+    def fields(self) -> dict[str, str]:
+        """Which rules judged, for a program."""
+        return {"file": self.place, "sha256": self.sha256}
+
+    @property
     def stamp(self) -> str:
         """The sentence that says which rules judged."""
         return f"Rules: {self.place}, sha256 {self.sha256}."

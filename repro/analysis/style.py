@@ -1,40 +1,37 @@
-"""The one look of all figures: page, colours, direct labels, and files that are the same bytes each time."""
+"""The one look of all figures: page, colours, legends, and files that are the same bytes each time."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 
 from repro.errors import UsageError
 from repro.experiments import Table
 from repro.storage import make_folder, write_whole
 
 PNG_DPI = 200
+LABEL_SIZE = 7.2
+QUIET = "#444444"
+GRID = "#999999"
 
 # Okabe and Ito's palette, told apart with any colour vision; a loss keeps its colour in every figure.
-_COLOURS = {
-    "cross-entropy": "#000000",
-    "am-softmax": "#D55E00",
-    "pedcc": "#009E73",
-    "scaled-bn": "#0072B2",
-}
+BLACK, ORANGE, GREEN, BLUE = "#000000", "#D55E00", "#009E73", "#0072B2"
+_COLOURS = {"cross-entropy": BLACK, "am-softmax": ORANGE, "pedcc": GREEN, "scaled-bn": BLUE}
 _FURTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
-PALETTE = (*_COLOURS.values(), *_FURTHER_COLOURS)
+
+Dash = tuple[float, tuple[float, ...]] | str
 # Settings of one loss share its colour and differ in the dash.
-_DASHES: tuple[tuple[float, tuple[float, ...] | None], ...] = (
-    (0, None),
-    (0, (5, 1.6)),
-    (0, (1.3, 1.3)),
-    (0, (5, 1.3, 1.3, 1.3)),
-)
+_DASHES: tuple[Dash, ...] = ("-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (5, 1.3, 1.3, 1.3)))
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same letters
@@ -48,18 +45,19 @@ _STYLE: dict[Any, Any] = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": LABEL_SIZE,
     "pdf.fonttype": 42,  # letters stay letters: text in the PDF can be searched and edited
     "axes.unicode_minus": True,
 }
+# What a figure's file would say of when and by what it was made is left out: equal figures, equal bytes.
 _METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "svg": {"Date": None, "Creator": None},
 }
-"""What a figure's file would say of when and by what it was made, left out: equal figures, equal bytes."""
-_TITLE_SIZE, _CAPTION_SIZE, LABEL_SIZE = 9.5, 7.2, 7.2
-_LINE = 1.4  # line height, in letter sizes
-_LABELS_AT = 1.075  # in panel widths
-QUIET = "#444444"
+_TITLE_SIZE, _CAPTION_SIZE = 9.5, 7.2
+_CAPTION_LETTERS, _TITLE_LETTERS = 19.5, 12.5  # per inch, fewer than fit on average
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class LineStyle:
     """Colour and dash of a loss."""
 
     colour: str
-    dash: tuple[float, tuple[float, ...] | None]
+    dash: Dash
 
 
 @contextmanager
@@ -117,48 +115,38 @@ def make_page(
     Sizes are in inches rather than shares of the page, so a longer caption makes the page longer and
     leaves the panels as they are.
     """
-    widths, heights = [width for width, _ in panels], [height for _, height in panels]
+    widths, heights = zip(*panels, strict=True)
     gaps = margins.between * (len(panels) - 1)
-    body = sum(heights) + gaps if not side_by_side else max(heights)
     width = margins.left + margins.right + (sum(widths) + gaps if side_by_side else max(widths))
-    lines = _wrap(caption, width - 0.2, _CAPTION_SIZE)
-    title_lines = _wrap(title, width - 0.2, _TITLE_SIZE, "bold")
-    below = margins.axis_label + (len(lines) * _CAPTION_SIZE * _LINE + 8) / 72
-    above = margins.panel_title + (len(title_lines) * _TITLE_SIZE * _LINE + 14) / 72
-    height = above + body + below
+    body = max(heights) if side_by_side else sum(heights) + gaps
+    title_lines = textwrap.wrap(title, int(_TITLE_LETTERS * width))
+    lines = textwrap.wrap(caption, int(_CAPTION_LETTERS * width))
+    above = margins.panel_title + (len(title_lines) * _TITLE_SIZE * 1.4 + 14) / 72
+    height = above + body + margins.axis_label + (len(lines) * _CAPTION_SIZE * 1.4 + 8) / 72
     figure = Figure(figsize=(width, height), dpi=PNG_DPI)
     axes = []
     left, top = margins.left, height - above
     for panel_width, panel_height in panels:
-        axes.append(
-            figure.add_axes(
-                (left / width, (top - panel_height) / height, panel_width / width, panel_height / height)
-            )
-        )
+        place = (left / width, (top - panel_height) / height, panel_width / width, panel_height / height)
+        axes.append(figure.add_axes(place))
         if side_by_side:
             left += panel_width + margins.between
         else:
             top -= panel_height + margins.between
-    figure.text(
-        0.1 / width,
-        1 - 0.07 / height,
-        "\n".join(title_lines),
-        size=_TITLE_SIZE,
-        weight="bold",
-        va="top",
-        linespacing=1.2,
-        parse_math=False,  # labels come from the user's TOML: a dollar is a dollar
-    )
-    figure.text(
-        0.1 / width,
-        0.07 / height,
-        "\n".join(lines),
-        size=_CAPTION_SIZE,
-        color=QUIET,
-        linespacing=1.25,
-        parse_math=False,
-    )
+    # Labels come from the user's TOML: a dollar is a dollar, not the start of a formula.
+    words: dict[str, Any] = {"parse_math": False, "linespacing": 1.25}
+    figure.text(0, 1, "\n".join(title_lines), size=_TITLE_SIZE, weight="bold", va="top", **words)
+    figure.text(0, 0, "\n".join(lines), size=_CAPTION_SIZE, color=QUIET, va="bottom", **words)
     return figure, axes
+
+
+def add_legend(panel: Axes, entries: Sequence[tuple[Artist, str]]) -> None:
+    """Names what is drawn, right of the panel, in the order given."""
+    handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
+    place: Any = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "borderaxespad": 0}
+    legend = panel.legend(handles, labels, handlelength=2.6, labelcolor="linecolor", **place)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def sample_size(counts: Sequence[int]) -> str:
@@ -169,7 +157,7 @@ def sample_size(counts: Sequence[int]) -> str:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes `name`.png (200 dpi) and `name`.pdf whole, without dates; SetupError if it can't be written."""
-    paths = [folder / f"{name}.{suffix}" for suffix in _METADATA]
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     for path in paths:
         save_as(figure, path)
     return paths
@@ -181,93 +169,53 @@ def save_as(figure: Figure, path: Path) -> None:
     Raises UsageError for another suffix, SetupError if it can't be written.
     """
     suffix = path.suffix.removeprefix(".")
-    if suffix not in _METADATA:
-        raise UsageError(f"{path}: expected a name that ends in {' or '.join(f'.{s}' for s in _METADATA)}")
+    if suffix not in ("png", "pdf"):
+        raise UsageError(f"{path}: expected a name that ends in .png or .pdf")
     make_folder(path.parent)
+    write_whole(path, _rendered(figure, suffix))
+
+
+def _rendered(figure: Figure, form: str, **options: Any) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format=suffix, dpi=PNG_DPI, metadata=_METADATA[suffix])
-    write_whole(path, content.getvalue())
+    # Tight: the page is as large as what is drawn on it, legends included.
+    figure.savefig(
+        content,
+        format=form,
+        dpi=PNG_DPI,
+        metadata=_METADATA[form],
+        bbox_inches="tight",
+        pad_inches=0.1,
+        **options,
+    )
+    return content.getvalue()
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names lines at the right edge instead of in a legend: (x, y, text, colour) of each line's end.
+# Verdana has DejaVu Sans's widths where that font is not installed.
+_FONTS = "'DejaVu Sans', Verdana, sans-serif"
+# A figure's colour → the page's; a page without a dark variant of a colour shows the colour itself.
+_INKS = {
+    colour.lower(): f"var(--{colour[1:].lower()}, {colour})"
+    for colour in (*_COLOURS.values(), *_FURTHER_COLOURS)
+} | {BLACK: "var(--ink)", "#ffffff": "var(--paper)", QUIET: "var(--quiet)", GRID: "var(--line)"}
 
-    Labels that would overlap are pushed apart, and a thin line leads to each from its end. Call it once the
-    axes' limits and scale are set.
+
+def to_svg(figure: Figure, name: str, description: str) -> Markup:
+    """The figure as an `<svg>` element that stands inside a page: letters stay letters.
+
+    `name` makes its ids unique in the page. Black and grey ink become the page's own, so that it can be dark;
+    the background is left out. `description` is what a screen reader says.
     """
-    lines = max((text.count("\n") + 1 for _, _, text, _ in ends), default=1)
-    gap = lines * LABEL_SIZE * 1.28 / 72 / (axes.bbox.height / PNG_DPI)
-    ordered = sorted(ends, key=lambda end: end[1])
-    to_axes = axes.transData + axes.transAxes.inverted()
-    points = [to_axes.transform((x, y)) for x, y, _, _ in ordered]
-    heights = push_apart([float(point[1]) for point in points], gap, 0.0, 1.0)
-    for (_, _, text, colour), (x, y), height in zip(ordered, points, heights, strict=True):
-        # A line that ended early, as a diverged run's does, is named without a leader across the panel.
-        if 0.9 <= x <= 1.01 and 0 <= y <= 1:
-            axes.plot(
-                (x, 1 + 0.45 * (_LABELS_AT - 1), 1 + 0.8 * (_LABELS_AT - 1)),
-                (y, height, height),
-                transform=axes.transAxes,
-                color=colour,
-                linewidth=0.5,
-                alpha=0.6,
-                clip_on=False,
-            )
-        axes.text(
-            _LABELS_AT,
-            height,
-            text,
-            transform=axes.transAxes,
-            color=colour,
-            size=LABEL_SIZE,
-            va="center",
-            parse_math=False,
-        )
-
-
-def label_room(labels: Iterable[str], panel_width: float) -> float:
-    """The margin, in inches, that `label_ends` needs right of a panel for these labels."""
-    lines = [line for label in labels for line in label.split("\n")]
-    widest = max((_text_width(line, LABEL_SIZE) for line in lines), default=0.0)
-    return (_LABELS_AT - 1) * panel_width + widest + 0.12
-
-
-def push_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places nearest to the ascending `wanted` (least squares) that are `gap` apart, in low … high.
-
-    With p_i = q_i + i·gap the q are an isotonic regression, found by pooling neighbours. Where there is no
-    room for all, the gap shrinks.
-    """
-    count = len(wanted)
-    if count > 1:
-        gap = min(gap, (high - low) / (count - 1))
-    pools: list[list[float]] = []
-    for index, place in enumerate(wanted):
-        pools.append([place - index * gap])
-        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    shifted = [_mean(pool) for pool in pools for _ in pool]
-    room = high - (count - 1) * gap
-    return [min(max(place, low), room) + index * gap for index, place in enumerate(shifted)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
-    """`text` in lines no wider than `width` inches; no-break spaces hold."""
-    lines: list[str] = []
-    for word in filter(None, text.split(" ")):
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _text_width(longer, size, weight) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def _text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Inches."""
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
-    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        text = _rendered(figure, "svg", transparent=True).decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    used = {first or second for first, second in re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text)}
+    text = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{name}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{name}-", text)
+    text = re.sub(r"'DejaVu Sans'(, sans-serif)?|DejaVu Sans", _FONTS, text)
+    text = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _INKS.get(m[0].lower(), m[0]), text)
+    # A hundredth of a point is finer than any screen.
+    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    # What has no fill of its own is black by default, which a style sheet could not reach.
+    opening = f'<svg fill="currentColor" role="img" aria-label="{escape(description)}" '
+    return Markup(re.sub(r"\s+\n", "\n", opening + text[len("<svg ") :]))

@@ -1,85 +1,129 @@
-"""The paper's tables made anew from records, as markdown, LaTeX, CSV or JSON; and their numbers as macros."""
+"""The paper's tables regenerated from records: their words, and their text as markdown.
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+    CellResult … → TableText → markdown, LaTeX (`repro.analysis.latex`), or a table of the report
 
+Rows are losses and columns networks, as in the paper. A loss has two lines, so that three networks fit a
+page and a terminal, and a number stands right above the one it is compared with; a third only where one of
+its runs diverged:
+
+    AM-Softmax Loss (s = 7.5, m = 0.35)   72.91 ± 0.20 (n = 2 of 3)   …
+    – paper (Δ)                           72.85 ± 0.18 (+0.06)        …
+    – not averaged                        1 of 3 diverged
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
 from tabulate import tabulate
 
-from repro.analysis.aggregate import CellSummary
-from repro.analysis.cell_verdict import Judged
-from repro.analysis.latex import to_latex
-from repro.analysis.layout import LaidOutCell, TableLayout, lay_out
-from repro.analysis.macros import to_macros
-from repro.analysis.tidy import to_csv, to_json
-from repro.config import Preset
-from repro.errors import UsageError
-from repro.registry import Registry
+from repro.analysis.results import CellResult, RunResult
+from repro.analysis.rules import Rules
+from repro.analysis.text import (
+    loss_label,
+    mean_text,
+    network_label,
+    preset_sentence,
+    qualified_title,
+    seeds_text,
+    signed,
+)
+from repro.analysis.verdicts import legend, mark
+from repro.config import Preset, Scalar
+from repro.experiments import Table, TableName
+from repro.record_state import RecordState
+from repro.registry import Cell, Registry
 
-TableFormat = Literal["markdown", "latex", "macros", "csv", "json"]
-TABLE_FORMATS: tuple[TableFormat, ...] = get_args(TableFormat)
+BEYOND = "Not in the paper"  # stands above the first row that extends a table
+
+_Key = tuple[str, tuple[tuple[str, Scalar], ...]]  # a row: its name, and its overrides of the preset
 
 
-def render_tables(
-    summaries: Sequence[CellSummary],
-    registry: Registry,
-    preset: Preset,
-    table_format: TableFormat = "markdown",
-    *,
-    judged: Judged | None = None,
-    supplied: bool = False,
-    standalone: bool = False,
-) -> str:
-    """The text of every table that the summaries touch, ending in a line feed.
+@dataclass(frozen=True)
+class TableCell:
+    """One cell's text. `value` is mean ± std, empty in a blank; `count` is n, or the blank's reason.
 
-    `judged`: the verdicts to show. `supplied`: the records lie in the project's own results folder, which is
-    then said. `standalone`: LaTeX comes as a whole document. CSV and JSON hold every number at full precision
-    (`repro.analysis.tidy`). Raises UsageError for an unknown format.
+    `marks` are the numbers of the notes that qualify it; `paper` holds the paper's value and Δ, empty in a
+    table that reports nothing. `result` is None for a cell that was not selected.
     """
-    match table_format:
-        case "markdown":
-            return to_markdown(lay_out(summaries, registry, preset, supplied, judged))
-        case "latex":
-            return to_latex(lay_out(summaries, registry, preset, supplied, judged), standalone=standalone)
-        case "macros":
-            return to_macros(summaries, preset, judged)
-        case "csv":
-            return to_csv(summaries, registry, preset, judged)
-        case "json":
-            return to_json(summaries, registry, preset, supplied, judged)
-    raise UsageError(f"there is no table format {table_format!r}; formats: {', '.join(TABLE_FORMATS)}")
+
+    result: CellResult | None
+    value: str
+    count: str
+    best: bool
+    marks: tuple[int, ...]
+    paper: str
+
+    @property
+    def diverged(self) -> str:
+        """`1 of 3 diverged` below a value; empty where none did."""
+        return self.result.divergence if self.result and self.value else ""
 
 
-BEYOND = "Not in the paper"
-"""What stands above the first row that extends a table."""
+@dataclass(frozen=True)
+class TableRow:
+    """A loss with its cells, one per column; `beyond` where it is not one of the table's own."""
+
+    label: str
+    cells: tuple[TableCell, ...]
+    beyond: bool
+
+    @property
+    def lower_lines(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What stands below the measured values: (label, a text per column)."""
+        paper = ("– paper (Δ)", tuple(cell.paper for cell in self.cells))
+        diverged = ("– not averaged", tuple(cell.diverged for cell in self.cells))
+        return tuple(line for line in (paper, diverged) if any(line[1]))
 
 
-def to_markdown(layouts: Sequence[TableLayout]) -> str:
+@dataclass(frozen=True)
+class TableText:
+    """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
+
+    `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
+    for a page that counts its own tables. `stale` says which runs older code made. `beyond` are the tables of
+    the last rows, which extend this one; `results` are the table's own, without theirs.
+    """
+
+    name: str
+    table: TableName
+    corner: str
+    title: str
+    caption: str
+    remarks: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[tuple[int, str], ...]
+    blanks: tuple[str, ...]
+    stale: tuple[str, ...]
+    beyond: tuple[TableName, ...]
+    results: tuple[CellResult, ...]
+
+
+def to_markdown(tables: Sequence[TableText]) -> str:
     """GitHub's markdown, padded so that it reads in a terminal as well."""
-    return "\n\n".join(_markdown_table(layout) for layout in layouts) + "\n"
+    return "\n\n".join(_markdown_table(table) for table in tables) + "\n"
 
 
-def _markdown_table(layout: TableLayout) -> str:
+def _markdown_table(table: TableText) -> str:
     lines: list[list[str]] = []
-    for index, row in enumerate(layout.rows):
-        if row.beyond and (index == 0 or not layout.rows[index - 1].beyond):
-            lines.append([f"*{BEYOND}*", *([""] * len(layout.columns))])
+    for index, row in enumerate(table.rows):
+        if row.beyond and (index == 0 or not table.rows[index - 1].beyond):
+            lines.append([f"*{BEYOND}*", *([""] * len(table.columns))])
         lines.append([escape(row.label), *map(_measured, row.cells)])
         lines += [[label, *map(escape, texts)] for label, texts in row.lower_lines]
-    grid = tabulate(
-        lines,
-        headers=[escape(layout.corner), *map(escape, layout.columns)],
-        tablefmt="pipe",
-        disable_numparse=True,
-    )
-    parts = [f"### {escape(layout.title)}", *map(escape, layout.remarks), grid]
-    if layout.notes:
-        parts.append("\n".join(f"- {_superscript(number)} {escape(text)}" for number, text in layout.notes))
-    if layout.blanks:
-        parts.append("Not counted:\n\n" + "\n".join(f"- {escape(text)}" for text in layout.blanks))
+    headers = [escape(table.corner), *map(escape, table.columns)]
+    grid = tabulate(lines, headers=headers, tablefmt="pipe", disable_numparse=True)
+    parts = [f"### {escape(table.title)}", *map(escape, table.remarks), grid]
+    if table.notes:
+        parts.append("\n".join(f"- {_superscript(number)} {escape(text)}" for number, text in table.notes))
+    if table.blanks:
+        parts.append("Not counted:\n\n" + "\n".join(f"- {escape(text)}" for text in table.blanks))
     return "\n\n".join(parts)
 
 
-def _measured(cell: LaidOutCell) -> str:
+def _measured(cell: TableCell) -> str:
     if not cell.value:
         return f"—: {escape(cell.count)}"
     value = f"**{cell.value}**" if cell.best else cell.value
@@ -92,6 +136,234 @@ def _superscript(number: int) -> str:
 
 
 def escape(text: str) -> str:
-    """Keeps a label or a reason from being read as markup."""
-    plain = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*|<[" else letter for letter in plain)
+    """Keeps a label or a reason from being read as markdown's markup."""
+    return "".join(f"\\{letter}" if letter in "\\`*|<[" else letter for letter in " ".join(text.split()))
+
+
+def build_tables(
+    results: Sequence[CellResult],
+    registry: Registry,
+    preset: Preset,
+    supplied: bool = False,
+    rules: Rules | None = None,
+) -> tuple[TableText, ...]:
+    """One table for each that the results touch; rows that extend one of them stand below its own.
+
+    `supplied` says that the records lie in the project's own results folder and may have come with it; with
+    `rules` the verdicts' marks stand behind Δ.
+    """
+    of_table: dict[TableName, list[CellResult]] = {}
+    for result in results:
+        of_table.setdefault(result.cell.table, []).append(result)
+    extensions = {name: table for name in of_table if (table := registry.table(name)).extends in of_table}
+    return tuple(
+        _table(
+            registry.table(name),
+            of_table[name],
+            [(table, of_table[other]) for other, table in extensions.items() if table.extends == name],
+            preset,
+            supplied,
+            rules,
+        )
+        for name in of_table
+        if name not in extensions
+    )
+
+
+def _table(
+    table: Table,
+    results: Sequence[CellResult],
+    beyond: Sequence[tuple[Table, Sequence[CellResult]]],
+    preset: Preset,
+    supplied: bool,
+    rules: Rules | None,
+) -> TableText:
+    parts = [(table, results), *beyond]
+    every = [result for _, part in parts for result in part]
+    networks = list(dict.fromkeys(result.cell.network for result in every))
+    keys = [(owner, key) for owner, part in parts for key in _keys(owner, part)]
+    at = {(result.cell.network, result.cell.row, result.cell.axes): result for result in every}
+    # The best of the paper's losses: others, of which some may not have run, take no bold from them.
+    best = {network: _best([at.get((network, *key)) for key in _keys(*parts[0])]) for network in networks}
+    shared, notes = _notes(
+        [at[network, *key] for _, key in keys for network in networks if (network, *key) in at]
+    )
+
+    def cell(network: str, owner: Table, key: _Key) -> TableCell:
+        result = at.get((network, *key))
+        if result is None:
+            return TableCell(None, "", "not selected", False, (), "—" if owner.reports else "")
+        marks = tuple(number for text, number in notes.items() if text in result.notes)
+        # Means that print alike tie: a difference nobody can see makes no winner.
+        ties = result.mean is not None and mean_text(result.mean) == best[network]
+        paper = _paper(result, mark(result) if rules else "") if owner.reports else ""
+        return TableCell(result, result.value, result.count, ties and owner is table, marks, paper)
+
+    def sentences(reason: Callable[[RunResult], str]) -> tuple[str, ...]:
+        """What `reason` says of the runs that it says anything of."""
+        found: list[str] = []
+        for owner, part in parts:
+            runs = [
+                (each.cell, run.seed, text) for each in part for run in each.runs if (text := reason(run))
+            ]
+            whole = "every loss" if owner is table else "every loss beyond the paper"
+            found += _listed(owner, runs, whole, len(_keys(owner, part))) if runs else []
+        return tuple(found)
+
+    def stale(run: RunResult) -> str:
+        older = run.record_state is RecordState.OLDER_CODE and not run.short
+        return "made by older code" if older else ""
+
+    generated = any(run.generated for result in results for run in result.averaged)
+    unit = "top-1 accuracy in percent"
+    title = f"{table.heading}, {unit}"
+    caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
+    name = f"table{table.name}" if table.of_paper else str(table.name)
+    return TableText(
+        name=name if preset.name == "paper" else f"{preset.name}-{name}",
+        table=table.name,
+        corner=table.title,
+        title=qualified_title(title, preset, generated),
+        caption=qualified_title(caption, preset, generated),
+        remarks=(
+            *_remarks(table, results, preset, shared, supplied),
+            *([_beyond_remark([each for _, part in beyond for each in part])] if beyond else []),
+            *([legend(rules)] if rules and any(map(mark, results)) else []),
+        ),
+        columns=tuple(network_label(table, network) for network in networks),
+        rows=tuple(
+            TableRow(
+                loss_label(owner, *key),
+                tuple(cell(network, owner, key) for network in networks),
+                beyond=owner is not table,
+            )
+            for owner, key in keys
+        ),
+        notes=tuple((number, text) for text, number in notes.items()),
+        blanks=sentences(lambda run: run.reason),
+        stale=sentences(stale),
+        beyond=tuple(owner.name for owner, _ in beyond),
+        results=tuple(results),
+    )
+
+
+def _keys(table: Table, results: Sequence[CellResult]) -> list[_Key]:
+    """The rows of a table that the results touch, in its order; they come column by column."""
+    keys = list(dict.fromkeys((result.cell.row, result.cell.axes) for result in results))
+    keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
+    return keys
+
+
+def _beyond_remark(results: Sequence[CellResult]) -> str:
+    runs, expected = sum(result.n for result in results), sum(result.expected for result in results)
+    return (
+        f"Below the paper's losses: others under the same recipe, {runs} of {expected} runs counted. They "
+        "are in no verdict and take no bold."
+    )
+
+
+def _paper(result: CellResult, verdict_mark: str) -> str:
+    if result.reported is None:
+        return "—"
+    text = mean_text(result.reported.mean, result.reported.std)
+    if result.difference is None:
+        return text
+    return f"{text} ({signed(result.difference)}{verdict_mark and ' ' + verdict_mark})"
+
+
+def _best(column: Sequence[CellResult | None]) -> str | None:
+    """The column's best mean as printed; None unless every row has all its runs: no winner of unequal n."""
+    means = [
+        result.mean
+        for result in column
+        if result is not None and result.mean is not None and result.n == result.expected
+    ]
+    return mean_text(max(means)) if 2 <= len(means) == len(column) else None
+
+
+def _notes(results: Sequence[CellResult]) -> tuple[list[str], dict[str, int]]:
+    """Notes that hold for every cell with a value, and the numbers of the others."""
+    measured = [result for result in results if result.n]
+    seen = Counter(note for result in measured for note in result.notes)
+    shared = [note for note, times in seen.items() if times == len(measured)]
+    others = [note for note in seen if note not in shared]
+    return shared, {note: number for number, note in enumerate(others, 1)}
+
+
+def _remarks(
+    table: Table, results: Sequence[CellResult], preset: Preset, shared: Sequence[str], supplied: bool
+) -> tuple[str, ...]:
+    runs = [run for result in results for run in result.averaged]
+    remarks = [preset_sentence(preset)] if preset.heading else []
+    measured = (
+        "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, percent points."
+    )
+    if table.reports:
+        measured = (
+            f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
+            "and Δ = first line − paper."
+        )
+    else:
+        measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
+    remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
+    if runs:
+        remarks.append(_sizes(table, runs))
+    made_of = f"Runs counted: {len(runs)} of {sum(result.expected for result in results)}"
+    devices = Counter(f"{run.device}, {run.precision}" for run in runs)
+    made = "; ".join(f"{device} ({times})" for device, times in devices.items())
+    origin = " The records lie in the project's own results folder: some may have come with it."
+    remarks.append(f"{made_of}, made on {made}.{origin if supplied else ''}" if made else f"{made_of}.")
+    if len({run.data for result in results if not result.cell.axes for run in result.averaged}) > 1:
+        remarks.append("The cells were not all trained on the same data.")
+    if shared:
+        remarks.append(f"Every value: {'; '.join(shared)}.")
+    return tuple(remarks)
+
+
+def _sizes(table: Table, runs: Sequence[RunResult]) -> str:
+    """What the runs were trained and tested on, beside what the paper says where that differs."""
+    found = dict.fromkeys(run.sizes for run in runs)
+    text = "; ".join(
+        f"{classes} classes, {train:,} training and {test:,} test images" for classes, train, test in found
+    )
+    paper = table.reported_data
+    if paper is None:
+        return f"Data: {text}."
+    counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
+    if list(found) == [counts]:
+        return f"Data: {text}, as in the paper."
+    return (
+        f"Data: {text}; the paper has {paper.classes} classes with {paper.train_per_class} training and "
+        f"{paper.test_per_class} test images each."
+    )
+
+
+def _listed(table: Table, runs: Sequence[tuple[Cell, int, str]], every: str, losses: int) -> list[str]:
+    """A sentence per reason: `not run yet — every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`.
+
+    `runs` are (cell, seed, reason); `every` is said where all `losses` of the table share a phrase.
+    """
+    frame = pd.DataFrame(
+        [
+            (reason, network_label(table, cell.network), loss_label(table, cell.row, cell.axes), seed)
+            for cell, seed, reason in runs
+        ],
+        columns=["reason", "network", "loss", "seeds"],
+    )
+
+    def losses_text(names: pd.Series) -> str:
+        return every if 1 < losses == len(names) else ", ".join(names)
+
+    # Networks that lack the same losses and seeds share a phrase.
+    for keys, column, joined in (
+        (["reason", "network", "loss"], "seeds", seeds_text),
+        (["reason", "network", "seeds"], "loss", losses_text),
+        (["reason", "loss", "seeds"], "network", ", ".join),
+    ):
+        frame = frame.groupby(keys, sort=False)[column].agg(joined).reset_index()
+    phrases = frame["loss"] + " on " + frame["network"] + " (" + frame["seeds"] + ")"
+    listed = phrases.groupby(frame["reason"], sort=False).agg("; ".join)
+    # What went wrong is read first; what is only still to come is the longest list, and last.
+    return sorted(
+        (f"{reason} — {text}" for reason, text in listed.items()), key=lambda text: text.startswith("not ")
+    )

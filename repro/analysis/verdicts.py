@@ -1,6 +1,6 @@
-"""A verdict a cell: is our number the paper's?
+"""A verdict per cell: is our number the paper's?
 
-    CellSummary … + Rules  → CellVerdict …
+    CellResult … + Rules  → CellResult … with a CellVerdict
 
 reproduced      the interval of ours − paper's lies within ± the tolerance
 off             that interval lies wholly beyond the tolerance, on one side; or all runs diverged
@@ -13,36 +13,117 @@ way the paper computed its std (ddof = 1 or 0), and after Benjamini and Hochberg
 paper's cells. docs/statistics.md has the formulas and the reasons.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from repro.analysis.aggregate import CellSummary
-from repro.analysis.cell_verdict import CellVerdict, Reading, Verdict, verdict_sentence
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
+from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
+from repro.analysis.text import points, signed
 from repro.config import Preset
 from repro.experiments import Table
-from repro.registry import Cell, Registry
+from repro.registry import Registry
 
-PAPER_RUNS = 3
-"""Runs behind each of the paper's means."""
+PAPER_RUNS = 3  # behind each of the paper's means
+
+
+class Verdict(StrEnum):
+    """What is said of a cell."""
+
+    REPRODUCED = "reproduced"
+    OFF = "off"
+    UNDECIDED = "undecided"
+    INCOMPLETE = "incomplete"
+    NOT_COMPARABLE = "not comparable"
+
+
+MARKS = {Verdict.REPRODUCED: "=", Verdict.OFF: "≠", Verdict.UNDECIDED: "?"}  # behind Δ in a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The comparison under one reading of the paper's ±: a std with ddof = 1 (as ours is) or ddof = 0.
+
+    Points throughout. `reported_std` and `paper_std` are sample stds (ddof = 1) under this reading, the
+    cell's and the one pooled over the table; `low` and `high` bound the difference at the rules' level.
+    `p_beyond` is of a difference beyond the tolerance, `p_equivalence` of one within it; both adjusted p are
+    None where the cell is not among those judged.
+    """
+
+    ddof: int
+    reported_std: float
+    paper_std: float
+    standard_error: float
+    degrees: float
+    low: float
+    high: float
+    p_beyond: float
+    p_equivalence: float
+    p_beyond_adjusted: float | None = None
+    p_equivalence_adjusted: float | None = None
+    word: Verdict
+
+
+@dataclass(frozen=True)
+class CellVerdict:
+    """What is said of a cell that the paper reports on, and on what evidence.
+
+    `our_std` is our within-cell std pooled over the table, in points, `our_degrees` its degrees of freedom.
+    `readings` (ddof = 1, then 0) are empty where there is no interval. `so_far` is set in an incomplete cell
+    that has one. `reason` says why the word is not one of the first two, `sentence` all of it in words.
+    """
+
+    word: Verdict
+    so_far: Verdict | None
+    our_std: float | None
+    our_degrees: int
+    readings: tuple[Reading, ...]
+    reason: str
+    sentence: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The wider reading's interval of the difference, which decides."""
+        if not self.readings:
+            return None
+        widest = max(self.readings, key=lambda reading: reading.high - reading.low)
+        return widest.low, widest.high
 
 
 def judge_cells(
-    summaries: Sequence[CellSummary], registry: Registry, preset: Preset, rules: Rules
-) -> tuple[CellVerdict, ...]:
-    """A verdict for each summary that the paper reports on, in order.
+    results: Sequence[CellResult], registry: Registry, preset: Preset, rules: Rules
+) -> tuple[CellResult, ...]:
+    """The results in order, each that the paper reports on with its verdict.
 
-    Spreads are pooled over the summaries of a table, and the correction is over all cells of the registry
-    that the paper reports on whether they are among the summaries or not (a missing one counts as p = 1), so
-    hand over the summaries of every table to judge them together.
+    Spreads are pooled over the results of a table, and the correction is over all cells of the registry
+    that the paper reports on whether they are among the results or not (a missing one counts as p = 1), so
+    hand over the results of every table to judge them together.
     """
-    judged = [_measured(summary, summaries, registry, preset, rules) for summary in summaries
-              if summary.reported is not None]  # fmt: skip
-    family = sum(cell.reported is not None for cell in registry.cells)
-    family = max(family, len(judged))
-    return tuple(_worded(verdict, rules, family) for verdict in _corrected(judged, family, rules.cells))
+    reported = [result for result in results if result.reported is not None]
+    family = max(sum(cell.reported is not None for cell in registry.cells), len(reported))
+    verdicts = [_measured(result, reported, registry, preset, rules.cells) for result in reported]
+    # Only these are read one by one: complete, comparable, with an interval over all their runs.
+    judged = [
+        place for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True))
+        if verdict.word is Verdict.UNDECIDED and not result.diverged and verdict.readings
+    ]  # fmt: skip
+    corrected = _corrected([verdicts[place] for place in judged], family, rules.cells)
+    for place, verdict in zip(judged, corrected, strict=True):
+        verdicts[place] = verdict
+    worded = {}
+    for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True)):
+        words = {reading.word for reading in verdict.readings}
+        common = words.pop() if len(words) == 1 else Verdict.UNDECIDED
+        if place in judged:
+            verdict = replace(verdict, word=common, reason=_why(verdict, common, rules.cells, family))
+        elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
+            so_far = Verdict(rules.cells.partly_diverged) if result.diverged else common
+            verdict = replace(verdict, so_far=so_far)
+        worded[result.cell] = replace(verdict, sentence=_sentence(result, verdict, rules.cells))
+    return tuple(replace(result, verdict=worded.get(result.cell)) for result in results)
 
 
 def reported_spread(table: Table, ddof: int) -> PooledSpread:
@@ -57,86 +138,60 @@ def sample_std(std: float, ddof: int) -> float:
 
 
 def _measured(
-    summary: CellSummary, summaries: Sequence[CellSummary], registry: Registry, preset: Preset, rules: Rules
+    result: CellResult, reported: Sequence[CellResult], registry: Registry, preset: Preset, rules: CellRules
 ) -> CellVerdict:
-    """The cell with its readings; words that do not depend on other cells are final."""
-    assert summary.reported is not None
-    table = registry.table(summary.cell.table)
-    ours = pool([
-        (other.std, other.n) for other in summaries
-        if other.cell.table == summary.cell.table and other.reported is not None
-    ])  # fmt: skip
-    missing = tuple(blank.seed for blank in summary.blanks if not blank.diverged)
-    foreign = _not_comparable(summary, table, preset)
+    """The cell's verdict with its readings; words that do not depend on other cells are final."""
+    table = registry.table(result.cell.table)
+    ours = pool([(other.std, other.n) for other in reported if other.cell.table == result.cell.table])
+    missing = len(result.blanks) - result.diverged
     word, reason = Verdict.UNDECIDED, ""
-    if foreign:
+    if foreign := _not_comparable(result, table, preset):
         word, reason = Verdict.NOT_COMPARABLE, foreign
     elif missing:
-        word, reason = Verdict.INCOMPLETE, f"{summary.expected - len(missing)} of {summary.expected} runs"
-    elif summary.n == 0:
-        word = Verdict(rules.cells.wholly_diverged)
-        reason = f"all {summary.diverged} runs diverged; the paper's trained"
-    elif summary.diverged:
-        word = Verdict(rules.cells.partly_diverged)
-        reason = f"{summary.diverged} of {summary.expected} runs diverged and are not in the mean"
+        word, reason = Verdict.INCOMPLETE, f"{result.expected - missing} of {result.expected} runs"
+    elif result.n == 0:
+        word = Verdict(rules.wholly_diverged)
+        reason = f"all {result.diverged} runs diverged; the paper's trained"
+    elif result.diverged:
+        word = Verdict(rules.partly_diverged)
+        reason = f"{result.diverged} of {result.expected} runs diverged and are not in the mean"
     readings: tuple[Reading, ...] = ()
-    if summary.difference is not None and ours.std is not None:
-        readings = tuple(
-            _reading(summary.difference, summary, ours, table, ddof, rules.cells) for ddof in (1, 0)
-        )
+    if result.difference is not None and ours.std is not None:
+        readings = tuple(_reading(result, ours, table, ddof, rules) for ddof in (1, 0))
     elif not reason:
         reason = "no cell of the table has two runs, so our own spread is not known"
-    return CellVerdict(
-        cell=summary.cell,
-        word=word,
-        so_far=None,
-        n=summary.n,
-        expected=summary.expected,
-        missing=missing,
-        diverged=summary.diverged,
-        mean=summary.mean,
-        reported_mean=summary.reported.mean,
-        difference=summary.difference,
-        our_std=ours.std,
-        our_degrees=ours.degrees,
-        readings=readings,
-        reason=reason,
-        sentence="",
-    )
+    return CellVerdict(word, None, ours.std, ours.degrees, readings, reason)
 
 
-def _not_comparable(summary: CellSummary, table: Table, preset: Preset) -> str:
+def _not_comparable(result: CellResult, table: Table, preset: Preset) -> str:
     """Why the cell cannot be held against the paper's; empty where it can."""
     if preset.name != "paper":
         return f"made with the preset {preset.name}, not with the paper's recipe"
-    if any(run.generated for run in summary.runs):
+    if any(run.generated for run in result.averaged):
         return "trained on generated data"
-    if partial := next((run.partial for run in summary.runs if run.partial), None):
+    if partial := next((run.partial for run in result.averaged if run.partial), None):
         return f"trained on partial data ({partial})"
-    paper = table.reported_data
-    if paper is not None:
+    if (paper := table.reported_data) is not None:
         counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
-        for run in summary.runs:
-            found = (run.classes, run.train_images, run.test_images)
-            if found != counts:
+        for run in result.averaged:
+            if run.sizes != counts:
                 return (
                     "{} classes, {:,} training and {:,} test images; the paper says {}, {:,} and {:,}"
-                ).format(*found, *counts)
+                ).format(*run.sizes, *counts)
     return ""
 
 
-def _reading(
-    difference: float, summary: CellSummary, ours: PooledSpread, table: Table, ddof: int, rules: CellRules
-) -> Reading:
-    assert summary.reported is not None
-    assert ours.std is not None
+def _reading(result: CellResult, ours: PooledSpread, table: Table, ddof: int, rules: CellRules) -> Reading:
     paper = reported_spread(table, ddof)
-    assert paper.std is not None
-    estimate = welch(difference, (ours.std, summary.n, ours.degrees), (paper.std, PAPER_RUNS, paper.degrees))
+    assert result.reported is not None and result.difference is not None  # noqa: PT018
+    assert ours.std is not None and paper.std is not None  # noqa: PT018
+    estimate = welch(
+        result.difference, (ours.std, result.n, ours.degrees), (paper.std, PAPER_RUNS, paper.degrees)
+    )
     low, high = estimate.interval(rules.level)
     return Reading(
         ddof=ddof,
-        reported_std=sample_std(summary.reported.std, ddof),
+        reported_std=sample_std(result.reported.std, ddof),
         paper_std=paper.std,
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
@@ -144,8 +199,6 @@ def _reading(
         high=high,
         p_beyond=estimate.p_beyond(rules.tolerance),
         p_equivalence=estimate.p_equivalence(rules.tolerance),
-        p_beyond_adjusted=None,
-        p_equivalence_adjusted=None,
         word=_by_interval(low, high, rules.tolerance),
     )
 
@@ -158,49 +211,23 @@ def _by_interval(low: float, high: float, tolerance: float) -> Verdict:
     return Verdict.UNDECIDED
 
 
-def _corrected(verdicts: Sequence[CellVerdict], family: int, rules: CellRules) -> list[CellVerdict]:
-    """The verdicts with adjusted p and the words that these leave."""
-    judged = [verdict for verdict in verdicts if _is_judged(verdict)]
+def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> list[CellVerdict]:
+    """The verdicts with adjusted p and the words that these leave to each reading."""
     # Cells that are not judged yet keep their place in the family: looking early gains nothing.
     absent = [1.0] * (family - len(judged))
-    adjusted: dict[Cell, list[Reading]] = {verdict.cell: [] for verdict in judged}
-    for place in (0, 1):
-        readings = [verdict.readings[place] for verdict in judged]
-        different = benjamini_hochberg([*(reading.p_beyond for reading in readings), *absent])
+    by_reading = []
+    for readings in zip(*(verdict.readings for verdict in judged), strict=True):
+        beyond = benjamini_hochberg([*(reading.p_beyond for reading in readings), *absent])
         equivalent = benjamini_hochberg([*(reading.p_equivalence for reading in readings), *absent])
-        for verdict, reading, p_different, p_equivalent in zip(
-            judged, readings, different, equivalent, strict=False
-        ):
-            p_of_word = {Verdict.REPRODUCED: p_equivalent, Verdict.OFF: p_different}.get(reading.word, 0.0)
-            adjusted[verdict.cell].append(
-                replace(
-                    reading,
-                    p_beyond_adjusted=p_different,
-                    p_equivalence_adjusted=p_equivalent,
-                    word=reading.word if p_of_word <= rules.false_discovery_rate else Verdict.UNDECIDED,
-                )
-            )
-    return [
-        replace(verdict, readings=tuple(adjusted.get(verdict.cell, verdict.readings))) for verdict in verdicts
-    ]
-
-
-def _is_judged(verdict: CellVerdict) -> bool:
-    """Whether the cell is complete, comparable, and has an interval over all its runs."""
-    return verdict.word is Verdict.UNDECIDED and not verdict.diverged and bool(verdict.readings)
-
-
-def _worded(verdict: CellVerdict, rules: Rules, family: int) -> CellVerdict:
-    """The verdict with its final word, reason and sentence."""
-    words = {reading.word for reading in verdict.readings}
-    common = words.pop() if len(words) == 1 else Verdict.UNDECIDED
-    if _is_judged(verdict):
-        reason = _why(verdict, common, rules.cells, family)
-        verdict = replace(verdict, word=common, reason=reason)
-    elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
-        diverged = Verdict(rules.cells.partly_diverged)
-        verdict = replace(verdict, so_far=diverged if verdict.diverged else common)
-    return replace(verdict, sentence=verdict_sentence(verdict, rules.cells))
+        column = []
+        for reading, p_beyond, p_equivalent in zip(readings, beyond, equivalent, strict=False):
+            p_of_word = {Verdict.REPRODUCED: p_equivalent, Verdict.OFF: p_beyond}.get(reading.word, 0.0)
+            word = reading.word if p_of_word <= rules.false_discovery_rate else Verdict.UNDECIDED
+            adjusted = replace(reading, p_beyond_adjusted=p_beyond, p_equivalence_adjusted=p_equivalent)
+            column.append(replace(adjusted, word=word))
+        by_reading.append(column)
+    readings_of = zip(*by_reading, strict=True)
+    return [replace(verdict, readings=pair) for verdict, pair in zip(judged, readings_of, strict=True)]
 
 
 def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> str:
@@ -213,3 +240,61 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
     if len(before) > 1:
         return "it depends on how the paper computed its ±"
     return f"not after the correction over {family} cells"
+
+
+def _sentence(result: CellResult, verdict: CellVerdict, rules: CellRules) -> str:
+    """The verdict in words, with the numbers behind it."""
+    word = f"{verdict.word}, so far {verdict.so_far}" if verdict.so_far else str(verdict.word)
+    head = f"{word[0].upper()}{word[1:]}"
+    if verdict.reason:
+        head += f": {verdict.reason}"
+    if result.difference is None or result.reported is None:
+        return f"{head}."
+    text = (
+        f"{result.mean:.2f} (n = {result.n}) against the paper's {result.reported.mean:.2f}, "
+        f"{signed(result.difference)} points"
+    )
+    if verdict.interval is not None:
+        low, high = verdict.interval
+        text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
+    return f"{head}. {text}."
+
+
+def mark(result: CellResult) -> str:
+    """The cell's mark behind Δ, empty for one that is not judged, incomplete or not comparable."""
+    return MARKS.get(result.verdict.word, "") if result.verdict else ""
+
+
+def legend(rules: Rules) -> str:
+    """What the marks mean."""
+    return (
+        f"Behind Δ: = reproduced (the {100 * rules.cells.level:g} % interval of the difference lies within "
+        f"± {points(rules.cells.tolerance)}), ≠ off (it lies wholly beyond that), ? undecided. "
+        f"Rules: {rules.place}, sha256 {rules.sha256[:12]}…"
+    )
+
+
+def cells_sentence(results: Sequence[CellResult]) -> str:
+    """`72 cells: 3 reproduced, 1 off, …`."""
+    words = [result.verdict.word for result in results if result.verdict]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in Verdict if word in words)
+    return f"{len(words)} cells: {counts}."
+
+
+def verdict_fields(result: CellResult) -> dict[str, object] | None:
+    """A cell's verdict for a program: word and evidence, with the fields of its readings."""
+    if result.verdict is None or result.reported is None:
+        return None
+    fields = dataclasses.asdict(result.verdict)
+    return {
+        "word": fields["word"],
+        "so_far": fields["so_far"],
+        "n": result.n,
+        "expected": result.expected,
+        "missing": [run.seed for run in result.blanks if not run.diverged],
+        "diverged": result.diverged,
+        "mean": result.mean,
+        "reported_mean": result.reported.mean,
+        "difference": result.difference,
+        **{name: fields[name] for name in ("our_std", "our_degrees", "readings", "reason", "sentence")},
+    }

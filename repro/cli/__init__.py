@@ -18,7 +18,7 @@ from repro.errors import ReproError
 _FILES = {
     "run": ("plan", "run", "stop", "train"),
     "status": ("status", "show", "logs"),
-    "results": ("aggregate", "figures", "report", "claims", "audit"),
+    "reporting": ("aggregate", "figures", "report", "claims", "audit"),
     "share": ("bundle", "merge"),
     "bench": ("bench",),
     "doctor": ("doctor",),

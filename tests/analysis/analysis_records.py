@@ -40,24 +40,18 @@ SMALL_TABLE = """
 table = 1
 dataset = "cifar100"
 title = "CIFAR-100"
-[networks]
-vgg16 = "VGG"
-resnet18 = "ResNet-18"
+networks = { vgg16 = "VGG", resnet18 = "ResNet-18" }
 [[rows]]
 name = "cross-entropy"
 label = "Cross-entropy Loss"
 loss = "cross-entropy"
-[rows.reported]
-vgg16 = { mean = 71.86, std = 0.14 }
-resnet18 = { mean = 75.10, std = 0.34 }
+reported = { vgg16 = { mean = 71.86, std = 0.14 }, resnet18 = { mean = 75.10, std = 0.34 } }
 [[rows]]
 name = "scaled-bn-m1"
 label = "Our Loss (m = 1)"
 loss = "scaled-bn"
 scale = 1.0
-[rows.reported]
-vgg16 = { mean = 73.24, std = 0.06 }
-resnet18 = { mean = 76.08, std = 0.30 }
+reported = { vgg16 = { mean = 73.24, std = 0.06 }, resnet18 = { mean = 76.08, std = 0.30 } }
 """
 
 SMALL_PRESETS = """
@@ -78,28 +72,15 @@ normalization = "dataset"
 width = 1.0
 stem_pool = "auto"
 evaluate_every = 1
-[presets.paper]
-title = ""
-description = "the paper's recipe"
-seeds = [0, 1, 2]
-threads = 1
-[presets.quick]
-title = "QUICK"
-description = "few images: it proves nothing about the paper"
-seeds = [0, 1, 2]
-threads = 1
+[presets]
+paper = { title = "", description = "the paper's recipe", seeds = [0, 1, 2], threads = 1 }
+quick = { title = "QUICK", description = "few images: it proves nothing about the paper", seeds = [0, 1, 2], threads = 1 }
 [presets.smoke]
 title = "SMOKE"
 description = "generated data"
 seeds = [0]
 threads = 1
-[presets.smoke.recipe]
-data = "generated"
-classes = 10
-images_per_class = 16
-test_images_per_class = 8
-epochs = 3
-lr_drops = [1, 2]
+recipe = { data = "generated", classes = 10, images_per_class = 16, test_images_per_class = 8, epochs = 3, lr_drops = [1, 2] }
 """
 
 
@@ -142,29 +123,20 @@ def make_record(
     curve = _curve(config.loss, dict(config.loss_parameters), accuracy, config.recipe, diverged_in, random)
     evaluated = [(epoch.test_accuracy, epoch.epoch) for epoch in curve if epoch.test_accuracy is not None]
     best, best_epoch = max(evaluated, default=(None, None))
-    if diverged_in is None:
-        result = Result(
-            accuracy=accuracy,
-            correct=correct,
-            total=test_images,
-            test_loss=1.2,
-            best_accuracy=best,
-            best_epoch=best_epoch,
-            correct_images=correct_images(correct, test_images),
-        )
+    ended_well = diverged_in is None
+    result = Result(
+        accuracy=accuracy if ended_well else None,
+        correct=correct if ended_well else 0,
+        total=test_images if ended_well else 0,
+        test_loss=1.2 if ended_well else None,
+        best_accuracy=best,
+        best_epoch=best_epoch,
+        correct_images=correct_images(correct, test_images) if ended_well else None,
+        diverged_in=diverged_in,
+    )
+    probes = Probes(logits=None, weight_norms=None)
+    if ended_well:
         probes = _probes(config.loss, dict(config.loss_parameters), classes, test_images, random)
-    else:
-        result = Result(
-            accuracy=None,
-            correct=0,
-            total=0,
-            test_loss=None,
-            best_accuracy=best,
-            best_epoch=best_epoch,
-            correct_images=None,
-            diverged_in=diverged_in,
-        )
-        probes = Probes(logits=None, weight_norms=None)
     ended = STARTED + timedelta(hours=2, minutes=17)
     return RunRecord(
         run=run.id,

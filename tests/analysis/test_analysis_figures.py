@@ -1,23 +1,27 @@
+"""The figures: what stands where, in words and shapes; and the same bytes from another process."""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib
+import matplotlib.text
 import numpy as np
 import pytest
-from analysis_records import done, make_record, missing
+from analysis_records import EXPERIMENTS, done, make_record, missing
 from matplotlib import image
 
-from repro.analysis.comparison import FIGURE_CELLS, make_comparison
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
+from repro.analysis.dot_plot import draw_dots
 from repro.analysis.figures import draw_figures
-from repro.analysis.logit_figure import draw_figure2
-from repro.analysis.style import figure_style
-from repro.analysis.weight_figure import draw_figure3
+from repro.analysis.paper_figures import FIGURE_CELLS, draw_figure2, draw_figure3, find_comparison
+from repro.analysis.results import summarise
+from repro.analysis.rules import read_rules
+from repro.analysis.style import figure_style, line_styles, to_svg
+from repro.analysis.verdicts import Verdict, judge_cells
 from repro.config import Preset
 from repro.record_state import RecordState, RunState
-from repro.records import RunRecord
-from repro.registry import Registry
+from repro.registry import Registry, Selection
 
 NAMES = ("figure2", "figure3", "curves-cifar100-resnet18", "gradients-cifar100-resnet18")
 
@@ -31,30 +35,48 @@ def states_of(registry: Registry, preset: Preset, **options) -> list[RunState]:
     ]
 
 
+def with_probes(state: RunState, registry: Registry, **changes) -> RunState:
+    """The state with other logits in its record."""
+    probes = state.record.probes
+    logits = probes.logits.model_copy(update=changes)
+    changed = probes.model_copy(update={"logits": logits})
+    return done(state.record.model_copy(update={"probes": changed}), registry)
+
+
+def with_curve(state: RunState, registry: Registry, **changes) -> RunState:
+    """The state with these values in every epoch; without any, with no epoch at all."""
+    curve = tuple(epoch.model_copy(update=changes) for epoch in state.record.curve if changes)
+    return done(state.record.model_copy(update={"curve": curve}), registry)
+
+
 def texts(figure) -> str:
     """Everything that is written on a figure, on one line."""
     found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
-    return " ".join(" ".join(found).split())
+    return " ".join(" ".join(found).replace("\N{NO-BREAK SPACE}", " ").split())
 
 
-def comparison(registry: Registry, preset: Preset, **options):
-    records: list[list[RunRecord]] = [[], []]
-    for state in states_of(registry, preset, **options):
-        records[FIGURE_CELLS.index(state.run.cell.id)].append(state.record)
-    return make_comparison(registry, records)
+@pytest.fixture(autouse=True)
+def _style():
+    with figure_style():
+        yield
 
 
 @pytest.fixture
-def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the rendering, which takes most of the time, where only the names matter."""
-    monkeypatch.setattr("repro.analysis.figures.save", lambda figure, folder, name: [folder / f"{name}.png"])
+def names(monkeypatch, registry, paper, tmp_path):
+    """The names of what would be drawn, without the rendering, which takes most of the time; the notices."""
+    monkeypatch.setattr("repro.analysis.figures.save", lambda figure, folder, name: [folder / name])
+
+    def draw(states):
+        drawing = draw_figures(states, registry, paper, tmp_path)
+        return [path.name for path in drawing.files], drawing.notices
+
+    return draw
 
 
 DRAW_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
 import pathlib
-import matplotlib
 from matplotlib import rcParams
 experiments, tests, folder = map(pathlib.Path, sys.argv[1:])
 sys.path[:0] = [str(tests), str(tests.parent)]
@@ -74,22 +96,18 @@ def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_to
 ):
     drawing = draw_figures(states_of(registry, paper), registry, paper, tmp_path / "here")
     assert drawing.notices == ()
-    assert [path.name for path in drawing.files] == [
-        f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")
-    ]
+    expected = [f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
+    assert [path.name for path in drawing.files] == expected
     arguments = [project.experiments, Path(__file__).parent, tmp_path / "there"]
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", DRAW_WITHOUT_TORCH, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-W", "error", "-c", DRAW_WITHOUT_TORCH, *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     for path in drawing.files:
         content = path.read_bytes()
         assert content == (tmp_path / "there" / path.name).read_bytes(), path.name
         if path.suffix == ".png":
             picture = image.imread(path)[..., :3]
-            assert min(picture.shape[:2]) > 500
+            assert 500 < min(picture.shape[:2]) < max(picture.shape[:2]) < 2500
             assert (picture < 0.5).any(axis=2).mean() > 0.005, f"{path.name} is blank"
         else:
             assert content.startswith(b"%PDF")
@@ -97,209 +115,189 @@ def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_to
             assert b"ModDate" not in content
 
 
-def test_tables_load_neither_torch_nor_matplotlib_nor_pandas():
-    program = (
-        "import sys; from repro.analysis import aggregate, tables; "
-        "sys.exit(' '.join({'torch', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules)) or None)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-
-
-@pytest.mark.usefixtures("unsaved")
-def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(registry, paper, tmp_path):
+def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(names, registry, paper):
     lacking = [registry.parse(f"{FIGURE_CELLS[1]}/seed{seed}") for seed in paper.seeds]
-    states = states_of(registry, paper)[:3] + missing(lacking)
-    drawing = draw_figures(states, registry, paper, tmp_path)
-    assert {path.stem for path in drawing.files} == set(NAMES[2:])
-    assert drawing.notices == (
+    drawn, notices = names(states_of(registry, paper)[:3] + missing(lacking))
+    assert drawn == list(NAMES[2:])
+    assert notices == (
         "Figures 2 and 3 need a run of cifar100/resnet18/scaled-bn-m1 "
         "(seed 0: not run yet; seed 1: not run yet; seed 2: not run yet): "
         "repro run --preset paper --dataset cifar100 --network resnet18 --loss scaled-bn-m1 --seed 0",
     )
+    drawn, notices = names([])
+    assert (drawn, len(notices)) == ([], 3)
+    assert "none was selected" in notices[0]
 
 
-def test_without_any_record_nothing_is_drawn_and_nothing_raised(registry, paper, tmp_path):
-    drawing = draw_figures([], registry, paper, tmp_path)
-    assert drawing.files == ()
-    assert len(drawing.notices) == 3
-    assert "none was selected" in drawing.notices[0]
-
-
-@pytest.mark.usefixtures("unsaved")
-def test_records_that_do_not_count_are_not_drawn(registry, paper, tmp_path):
-    states = [
-        RunState(state.run, RecordState.OTHER_RECIPE, state.record, "other recipe: epochs 7 → 8")
-        for state in states_of(registry, paper)
-    ]
-    drawing = draw_figures(states, registry, paper, tmp_path)
-    assert drawing.files == ()
-    assert "other recipe: epochs 7 → 8" in drawing.notices[0]
-
-
-@pytest.mark.usefixtures("unsaved")
-def test_diverged_runs_leave_figures_2_and_3_to_the_other_seeds(registry, paper, tmp_path):
+def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_curves(names, registry, paper):
     states = states_of(registry, paper)
-    states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
-    drawing = draw_figures(states, registry, paper, tmp_path)
-    assert {path.stem for path in drawing.files} == set(NAMES)
+    reason = "other recipe: epochs 7 → 8"
+    drawn, notices = names([RunState(s.run, RecordState.OTHER_RECIPE, s.record, reason) for s in states])
+    assert (drawn, reason in notices[0]) == ([], True)
+    first = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
+    assert names([first, *states[1:]])[0] == list(NAMES)
+    drawn, notices = names(states_of(registry, paper, diverged_in=4))
+    assert drawn == list(NAMES[2:])
+    assert "seed 0 diverged" in notices[0]
 
 
-@pytest.mark.usefixtures("unsaved")
-def test_a_loss_that_only_diverged_is_still_drawn_in_the_curves(registry, paper, tmp_path):
-    states = states_of(registry, paper, diverged_in=4)
-    drawing = draw_figures(states, registry, paper, tmp_path)
-    assert {path.stem for path in drawing.files} == set(NAMES[2:])
-    assert "seed 0 diverged" in drawing.notices[0]
-
-
-def test_figure_2_says_its_interval_seed_and_sample(registry, paper):
-    pair = comparison(registry, paper)
-    with figure_style():
-        written = texts(draw_figure2(pair, paper))
+def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(registry, paper):
+    pair = find_comparison(states_of(registry, paper), registry)
+    figure = draw_figure2(pair, paper)
     for letter, side in zip("ab", pair.sides, strict=True):
         quantiles = side.records[0].probes.logits.quantiles
         low, high = (f"{quantiles[percent]:.2f}".replace("-", "−") for percent in ("2.5", "97.5"))
-        assert f"({letter}) {side.label}" in written
-        assert f"central 95 %: {low} to {high}" in written
-    assert "10,000 test images × 100 classes, seed 0." in written
-    assert "One logit in 100 is that of the image's own class." in written
-
-
-def test_figure_2_draws_a_density_that_sums_to_one(registry, paper):
-    with figure_style():
-        figure = draw_figure2(comparison(registry, paper), paper)
+        assert f"({letter}) {side.label}" in texts(figure)
+        assert f"central 95 %: {low} to {high}" in texts(figure)
+    assert "10,000 test images × 100 classes, seed 0." in texts(figure)
+    assert "One logit in 100 is that of the image's own class." in texts(figure)
     for panel in figure.axes:
         values, edges, _ = panel.patches[1].get_data()
         assert (values * np.diff(edges)).sum() == pytest.approx(1.0)
 
 
-def test_figure_2_mentions_logits_beyond_the_histogram(registry, paper):
-    pair = comparison(registry, paper)
-    record = pair.sides[0].records[0]
-    logits = record.probes.logits.model_copy(update={"underflow": 30, "overflow": 12})
-    odd = record.model_copy(update={"probes": record.probes.model_copy(update={"logits": logits})})
-    with figure_style():
-        written = texts(draw_figure2(make_comparison(registry, [[odd], pair.sides[1].records]), paper))
+def test_figure_2_mentions_logits_beyond_the_histogram_and_both_seeds_where_none_is_shared(registry, paper):
+    states = states_of(registry, paper)
+    odd = with_probes(states[1], registry, underflow=30, overflow=12)
+    written = texts(draw_figure2(find_comparison([odd, states[5]], registry), paper))
     assert "42 of them beyond the recorded range −40 … 40" in written
-
-
-def test_figure_2_names_both_seeds_where_the_losses_share_none(registry, paper):
-    first, second = comparison(registry, paper).sides
-    with figure_style():
-        written = texts(
-            draw_figure2(make_comparison(registry, [first.records[1:2], second.records[2:]]), paper)
-        )
     assert "seed 1 (a), seed 2 (b)" in written
 
 
 def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
-    pair = comparison(registry, paper)
-    with figure_style():
-        figure = draw_figure3(pair, paper)
-    (panel,) = figure.axes
-    heights = [bar.get_height() for bar in panel.patches]
+    pair = find_comparison(states_of(registry, paper), registry)
+    figure = draw_figure3(pair, paper)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
     for index, side in enumerate(pair.sides):
         norms = np.array([record.probes.weight_norms for record in side.records])
         assert heights[10 * index : 10 * index + 10] == pytest.approx(list(norms[:, :10].mean(axis=0)))
         assert f"{side.label} mean {norms.mean():.2f}" in texts(figure)
-    assert "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}3" in " ".join(text.get_text() for text in figure.texts)
+    assert "n = 3" in texts(figure)
 
 
-def test_a_figure_of_another_preset_carries_its_title_and_description(registry):
+def test_a_figure_of_another_preset_or_of_generated_data_says_so_in_its_title(registry, paper):
     smoke = registry.preset("smoke")
-    pair = comparison(registry, smoke, accuracy=30.0, test_images=80)
-    with figure_style():
-        for draw in (draw_figure2, draw_figure3):
-            written = texts(draw(pair, smoke))
-            assert "SMOKE Figure" in written
-            assert "SMOKE: generated data." in written
+    made = find_comparison(states_of(registry, smoke, accuracy=30.0, test_images=80), registry)
+    generated = find_comparison(states_of(registry, paper, generated=True), registry)
+    for draw in (draw_figure2, draw_figure3):
+        written = texts(draw(made, smoke))
+        assert "SMOKE Figure" in written
+        assert "SMOKE: generated data." in written
+        assert "SMOKE (generated data) Figure" in texts(draw(generated, paper))
 
 
-def test_generated_data_are_never_drawn_without_smoke_in_the_title(registry, paper):
-    pair = comparison(registry, paper, generated=True)
-    with figure_style():
-        assert "SMOKE (generated data) Figure 2" in texts(draw_figure2(pair, paper))
-        assert "SMOKE (generated data) Figure 3" in texts(draw_figure3(pair, paper))
-
-
-def test_a_gradient_of_zero_is_left_out_of_the_log_scale(registry, paper):
-    states = states_of(registry, paper)
-    records = []
-    for state in states:
-        curve = tuple(
-            epoch.model_copy(update={"gradient_at_logits": 0.0, "gradient_at_features": None})
-            for epoch in state.record.curve
-        )
-        records.append(state.record.model_copy(update={"curve": curve}))
-    (column,) = columns_of([done(record, registry) for record in records], registry)
-    with figure_style():
-        figure = draw_gradients(column, paper)
+def test_a_gradient_of_zero_is_left_out_of_the_log_scale_and_an_empty_curve_has_no_line(registry, paper):
+    nothing = {"gradient_at_logits": 0.0, "gradient_at_features": None}
+    states = [with_curve(state, registry, **nothing) for state in states_of(registry, paper)]
+    (column,) = columns_of(states, registry)
+    figure = draw_gradients(column, paper)
     assert not any(len(line.get_xdata()) > 2 for panel in figure.axes for line in panel.lines)
-
-
-def test_the_curves_tell_each_losses_last_accuracy_and_what_diverged(registry, paper):
-    states = states_of(registry, paper, accuracy=75.0)
-    states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
-    states[3:] = [
-        done(make_record(registry, paper, state.run, diverged_in=4), registry) for state in states[3:]
-    ]
+    states = [with_curve(state, registry) for state in states_of(registry, paper, diverged_in=0)]
     (column,) = columns_of(states, registry)
-    with figure_style():
-        written = texts(draw_curves(column, paper))
-    assert "Cross-entropy Loss 75.0 (1 of 3 diverged)" in written
-    assert "Our Loss (m = 1) diverged" in written
+    for draw in (draw_curves, draw_gradients):
+        draw(column, paper).draw_without_rendering()
 
 
-def test_a_dollar_in_a_label_is_a_dollar(registry, paper, tmp_path):
+def test_the_legend_has_each_losses_last_accuracy_in_order_and_what_diverged(registry, paper):
     table = registry.table(1)
-    rows = tuple(row.model_copy(update={"label": "5 $ and $ x_1"}) for row in table.rows)
+    rows = (table.rows[0].model_copy(update={"label": "5 $ and $ x_1"}), table.rows[1])
     odd = Registry([table.model_copy(update={"rows": rows})], registry.presets)
-    (column,) = columns_of(states_of(odd, paper), odd)
-    with figure_style():
-        figure = draw_curves(column, paper)
-        figure.draw_without_rendering()
-    assert "5 $ and $ x_1" in texts(figure)
+    states = states_of(odd, paper, accuracy=75.0)
+    states[0] = done(make_record(odd, paper, states[0].run, diverged_in=4), odd)
+    (column,) = columns_of(states, odd)
+    figure = draw_curves(column, paper)
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert sorted(labels) == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  75.0"]
+    # Of the diverged run's end nothing is drawn outside the enlarged panel: the page stays as it is.
+    box = figure.get_tightbbox()
+    assert box.width < 10 and box.height < 6, box  # noqa: PT018
+    states[3:] = [done(make_record(odd, paper, state.run, diverged_in=4), odd) for state in states[3:]]
+    (column,) = columns_of(states, odd)
+    labels = [text.get_text() for text in draw_curves(column, paper).axes[1].get_legend().get_texts()]
+    assert labels == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  diverged"]
 
 
-def labels_of_ticks_out_of_view(figure):
-    """matplotlib keeps a tick just beyond an axis's limits and does not draw it."""
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                if not low <= tick.get_loc() <= high:
-                    yield from (tick.label1, tick.label2)
+def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
+    registry = Registry.load(EXPERIMENTS)
+    paper = registry.preset("paper")
+    cells = ("cross-entropy", "logit-scale-s2", "cross-entropy+bias=false")
+    runs = [registry.parse(f"cifar100/resnet18/{cell}/seed0") for cell in cells]
+    columns = columns_of([done(make_record(registry, paper, run), registry) for run in runs], registry)
+    assert [column.name for column in columns] == [
+        "cifar100-resnet18",
+        "cifar100-resnet18+bias=false",
+        "cifar100-extended-resnet18",
+    ]
+    for table in registry.tables:
+        assert len(set(line_styles(table).values())) == len(table.rows)
 
 
-def test_every_label_lies_inside_the_page(registry, paper):
-    states = states_of(registry, paper)
-    states[0] = done(make_record(registry, paper, states[0].run, diverged_in=4), registry)
-    (column,) = columns_of(states, registry)
-    pair = comparison(registry, paper)
-    with figure_style():
-        for figure in (
-            draw_figure2(pair, paper),
-            draw_figure3(pair, paper),
-            draw_curves(column, paper),
-            draw_gradients(column, paper),
-        ):
-            figure.draw_without_rendering()
-            not_drawn = set(labels_of_ticks_out_of_view(figure))
-            for text in figure.findobj(matplotlib.text.Text):
-                if text.get_text() and text.get_visible() and text not in not_drawn:
-                    box = text.get_window_extent()
-                    assert box.x0 >= 0, text
-                    assert box.y0 >= 0, text
-                    assert box.x1 <= figure.bbox.width, text
-                    assert box.y1 <= figure.bbox.height, text
+def test_an_svg_in_a_page_keeps_its_words_and_has_ids_of_its_own(registry, paper):
+    figure = draw_figure3(find_comparison(states_of(registry, paper), registry), paper)
+    first, again, other = (to_svg(figure, name, "a < b") for name in ("one", "one", "two"))
+    assert first == again
+    assert "Cross-entropy Loss" in first
+    assert 'aria-label="a &lt; b"' in first
+    assert 'id="one-' in first
+    assert 'id="one-' not in other
+    assert "var(--ink)" in first
 
 
-def test_runs_that_diverged_in_their_first_epoch_are_drawn_without_a_line(registry, paper):
-    records = []
-    for state in states_of(registry, paper, diverged_in=0):
-        records.append(state.record.model_copy(update={"curve": ()}))
-    (column,) = columns_of([done(record, registry) for record in records], registry)
-    with figure_style():
-        for draw in (draw_curves, draw_gradients):
-            draw(column, paper).draw_without_rendering()
+@pytest.fixture(scope="module")
+def dots():
+    """Table 1 of a preset, VGG whole, ResNet-18 with one seed, ResNet-50 without a run; and its results."""
+    registry = Registry.load(EXPERIMENTS)
+    rules = read_rules(EXPERIMENTS / "claims.toml")
+
+    def draw(name: str):
+        preset, states = registry.preset(name), []
+        for run in registry.select_runs(Selection(tables=(1,)), preset):
+            offset = {"scaled-bn-m1": -2.0, "pedcc-s10-m0.5": 0.8}.get(run.cell.row, 0.0)
+            mean = run.cell.reported.mean + offset + 0.2 * (run.seed - 1)
+            if run.cell.network == "vgg16" or (run.cell.network == "resnet18" and run.seed == 0):
+                states.append(done(make_record(registry, preset, run, mean), registry))
+            else:
+                states += missing([run])
+        results = judge_cells(summarise(states, registry, preset), registry, preset, rules)
+        return draw_dots(registry.table(1), results, rules, preset), results
+
+    return draw
+
+
+def test_each_cell_is_a_dot_at_its_mean_whose_shape_is_its_verdict(dots):
+    figure, results = dots("paper")
+    shapes = {Verdict.REPRODUCED: "o", Verdict.OFF: "D", Verdict.UNDECIDED: "s", Verdict.INCOMPLETE: "^"}
+    seen = set()
+    for panel, network in zip(figure.axes, ("vgg16", "resnet18", "resnet50"), strict=True):
+        cells = [result for result in results if result.cell.network == network]
+        expected = [(shapes[r.verdict.word], r.mean, line) for line, r in enumerate(cells) if r.mean]
+        drawn = [line for line in panel.lines if line.get_marker() in shapes.values()]
+        assert [(d.get_marker(), d.get_xdata()[0], d.get_ydata()[0]) for d in drawn] == expected
+        seen |= {(line.get_marker(), line.get_color()) for line in drawn}
+    assert len({shape for shape, _ in seen}) == len({colour for _, colour in seen}) == len(seen) == 4
+
+
+def test_a_whisker_is_within_the_bar_exactly_where_the_interval_is_within_the_tolerance(dots):
+    figure, results = dots("paper")
+    vgg, cells = figure.axes[0], [result for result in results if result.cell.network == "vgg16"]
+    ends = [
+        line.get_xdata() for line in vgg.lines if line.get_marker() == "None" and np.ptp(line.get_xdata())
+    ]
+    assert len(ends) == len(vgg.patches) == 8
+    for result, (low, high), bar in zip(cells, ends, vgg.patches, strict=True):
+        interval = result.verdict.interval
+        inside = bar.get_x() <= low and high <= bar.get_x() + bar.get_width()
+        assert inside == (interval[0] >= -1 and interval[1] <= 1)
+        assert (low, high) == pytest.approx(tuple(result.reported.mean + end for end in interval))
+    scales = [np.ptp(panel.get_xlim()) / panel.get_position().width for panel in figure.axes]
+    assert scales == pytest.approx([scales[0]] * 3), "a bar is equally wide in every panel"
+
+
+def test_n_preset_and_every_blank_are_in_words(dots):
+    paper, quick = texts(dots("paper")[0]), texts(dots("quick")[0])
+    assert "n = 1 to 3" in paper
+    assert paper.count("not run yet") == 8
+    assert "reproduced off undecided incomplete" in paper
+    assert "24 cells: 6 reproduced, 1 off, 1 undecided, 16 incomplete." in paper
+    assert "QUICK Table 1" in quick
+    assert "24 cells: 24 not comparable." in quick

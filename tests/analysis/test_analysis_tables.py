@@ -1,17 +1,15 @@
 """The tables' texts, literally, and read back."""
 
-import csv
-import io
 import json
 import re
 
 import pytest
 from analysis_records import done, make_record, missing
 
-from repro.analysis.aggregate import CellSummary, summarise
-from repro.analysis.tables import TABLE_FORMATS, render_tables
+from repro.analysis.export import render_tables
+from repro.analysis.latex import escape
+from repro.analysis.results import CellResult, summarise
 from repro.config import Preset
-from repro.errors import UsageError
 from repro.experiments import ReportedData
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
@@ -45,7 +43,7 @@ def quick(registry: Registry) -> Preset:
 
 
 @pytest.fixture
-def summaries(registry: Registry, quick: Preset) -> tuple[CellSummary, ...]:
+def summaries(registry: Registry, quick: Preset) -> tuple[CellResult, ...]:
     return summarise(states_of(registry, quick), registry, quick)
 
 
@@ -83,6 +81,53 @@ Not counted:
     )
 
 
+def test_latex_is_a_booktabs_table_with_its_notes(summaries, registry, quick):
+    text = render_tables(summaries, registry, quick, "latex")
+    assert text == (
+        r"""% Needs \usepackage{booktabs}.
+\begin{table}[tp]
+\centering\footnotesize\setlength{\tabcolsep}{3pt}
+\caption{QUICK CIFAR-100 (the paper's Table 1), top-1 accuracy in percent.}
+\label{tab:quick-table1}
+\begin{tabular}{lll}
+\toprule
+CIFAR-100 & VGG & ResNet-18 \\
+\midrule
+Cross-entropy Loss & 71.90 $\pm$ 0.20 (n = 3) & 75.00 (n = 1 of 3) \\
+-- paper ($\Delta$) & 71.86 $\pm$ 0.14 (+0.04) & 75.10 $\pm$ 0.34 ($-$0.10) \\
+-- not averaged &  & 1 of 3 diverged \\
+\addlinespace
+Our Loss (m = 1) & \textbf{73.25 $\pm$ 0.25} (n = 3)$^{1}$ & ---: not run yet \\
+-- paper ($\Delta$) & 73.24 $\pm$ 0.06 (+0.01) & 76.08 $\pm$ 0.30 \\
+\bottomrule
+\end{tabular}
+\par\medskip\begin{minipage}{\linewidth}\sloppy
+QUICK: few images: it proves nothing about the paper.\par
+First line of a loss: mean $\pm$ sample standard deviation (ddof = 1; none at n = 1) over n seeds, """
+        r"""last epoch, percent points. Second line: the paper's mean $\pm$ std over three runs, and """
+        r"""$\Delta$ = first line $-$ paper. Bold: the best mean of a column in which every loss has all its runs.\par
+Data: 100 classes, 50,000 training and 10,000 test images.\par
+Runs counted: 7 of 12, made on NVIDIA GeForce GTX 1080 Ti, float32 (7).\par
+$^{1}$ older code (what trains has changed since).\par
+Not counted: diverged in epoch 4 --- Cross-entropy Loss on ResNet-18 (seed 1).\par
+Not counted: not run yet --- Cross-entropy Loss on ResNet-18 (seed 2); Our Loss (m = 1) on ResNet-18 """
+        r"""(seeds 0, 1, 2).\par
+\end{minipage}
+\end{table}
+"""
+    )
+
+
+def test_what_latex_would_read_as_markup_is_escaped():
+    for text, latex in (
+        ("a & b_c 100 % $5 #1", r"a \& b\_c 100 \% \$5 \#1"),
+        (r"{\x}~^", r"\{\textbackslash{}x\}\textasciitilde{}\textasciicircum{}"),
+        ("7 → 8 ± −1 × Δ…", r"7 $\rightarrow$ 8 $\pm$ $-$1 $\times$ $\Delta$\dots{}"),
+        ("Größe 漢\nx", "Größe [U+6F22] x"),
+    ):
+        assert escape(text) == latex
+
+
 def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
     assert render_tables(summaries, registry, quick, "csv") == (
         "preset,table,dataset,network,loss,label,axes,n,expected,diverged,mean,std,reported_mean,"
@@ -103,263 +148,131 @@ def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
     )
 
 
+JSON = """{
+ "schema_version": 1,
+ "preset": {"name": "quick", "title": "QUICK", "description": "few images: it proves nothing about the paper",
+            "seeds": [0, 1, 2]},
+ "supplied": false, "std_ddof": 1, "rules": null,
+ "tables": [{"table": 1, "title": "QUICK Table 1: CIFAR-100", "dataset": "cifar100", "counted": 1, "expected": 3,
+  "cells": [{
+   "id": "cifar100/vgg16/cross-entropy", "network": "vgg16", "network_label": "VGG", "loss": "cross-entropy",
+   "label": "Cross-entropy Loss", "axes": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
+   "reported": {"mean": 71.86, "std": 0.14}, "difference": -0.1599999999999966, "verdict": null,
+   "runs": [{"id": "cifar100/vgg16/cross-entropy/seed0", "seed": 0, "accuracy": 71.7, "best_accuracy": 71.7,
+             "best_epoch": 7, "record_state": "done", "data_unchecked": false, "data": "DATA", "classes": 100,
+             "train_images": 50000, "test_images": 10000, "generated": false, "partial": null,
+             "device": "NVIDIA GeForce GTX 1080 Ti", "precision": "float32"}],
+   "not_counted": [
+    {"id": "cifar100/vgg16/cross-entropy/seed1", "seed": 1, "short": "not run yet", "reason": "not run yet",
+     "diverged": false},
+    {"id": "cifar100/vgg16/cross-entropy/seed2", "seed": 2, "short": "not selected", "reason": "not selected",
+     "diverged": false}],
+   "notes": []}]}]}"""
+
+
 def test_json_holds_everything_of_a_cell(registry, quick):
-    run = registry.parse("cifar100/vgg16/cross-entropy/seed0")
-    record = make_record(registry, quick, run, 71.7)
-    states = [
-        done(record, registry),
-        RunState(
-            registry.parse("cifar100/vgg16/cross-entropy/seed1"), RecordState.MISSING, reason="not run yet"
-        ),
-    ]
+    runs = [registry.parse(f"cifar100/vgg16/cross-entropy/seed{seed}") for seed in (0, 1)]
+    record = make_record(registry, quick, runs[0], 71.7)
+    states = [done(record, registry), *missing(runs[1:])]
     text = render_tables(summarise(states, registry, quick), registry, quick, "json")
-    assert json.loads(text) == {
-        "schema_version": 1,
-        "preset": {
-            "name": "quick",
-            "title": "QUICK",
-            "description": "few images: it proves nothing about the paper",
-            "seeds": [0, 1, 2],
-        },
-        "supplied": False,
-        "std_ddof": 1,
-        "rules": None,
-        "tables": [
-            {
-                "table": 1,
-                "title": "QUICK Table 1: CIFAR-100",
-                "dataset": "cifar100",
-                "counted": 1,
-                "expected": 3,
-                "cells": [
-                    {
-                        "id": "cifar100/vgg16/cross-entropy",
-                        "network": "vgg16",
-                        "network_label": "VGG",
-                        "loss": "cross-entropy",
-                        "label": "Cross-entropy Loss",
-                        "axes": {},
-                        "n": 1,
-                        "expected": 3,
-                        "diverged": 0,
-                        "mean": 71.7,
-                        "std": None,
-                        "reported": {"mean": 71.86, "std": 0.14},
-                        "difference": 71.7 - 71.86,
-                        "verdict": None,
-                        "runs": [
-                            {
-                                "id": "cifar100/vgg16/cross-entropy/seed0",
-                                "seed": 0,
-                                "accuracy": 71.7,
-                                "best_accuracy": record.result.best_accuracy,
-                                "best_epoch": record.result.best_epoch,
-                                "record_state": "done",
-                                "data_unchecked": False,
-                                "data": record.signature.data,
-                                "classes": 100,
-                                "train_images": 50_000,
-                                "test_images": 10_000,
-                                "generated": False,
-                                "partial": None,
-                                "device": "NVIDIA GeForce GTX 1080 Ti",
-                                "precision": "float32",
-                            }
-                        ],
-                        "not_counted": [
-                            {
-                                "id": "cifar100/vgg16/cross-entropy/seed1",
-                                "seed": 1,
-                                "short": "not run yet",
-                                "reason": "not run yet",
-                                "diverged": False,
-                            },
-                            {
-                                "id": "cifar100/vgg16/cross-entropy/seed2",
-                                "seed": 2,
-                                "short": "not selected",
-                                "reason": "not selected",
-                                "diverged": False,
-                            },
-                        ],
-                        "notes": [],
-                    }
-                ],
-            }
-        ],
-    }
-
-
-def test_csv_and_json_read_back_equal_the_records(summaries, registry, quick):
-    rows = list(csv.DictReader(io.StringIO(render_tables(summaries, registry, quick, "csv"))))
-    (table,) = json.loads(render_tables(summaries, registry, quick, "json"))["tables"]
-    assert len(rows) == len(table["cells"]) == len(summaries) == 4
-    for summary, row, cell in zip(summaries, rows, table["cells"], strict=True):
-        accuracies = [run.accuracy for run in summary.runs]
-        assert [float(text) for text in row["accuracies"].split()] == accuracies
-        assert [run["accuracy"] for run in cell["runs"]] == accuracies
-        for column, number in (
-            ("mean", summary.mean),
-            ("std", summary.std),
-            ("difference", summary.difference),
-        ):
-            assert (float(row[column]) if row[column] else None) == number
-            assert cell[column] == number
-        assert int(row["n"]) == cell["n"] == summary.n
-        assert float(row["reported_mean"]) == cell["reported"]["mean"] == summary.reported.mean
-
-
-def test_markdown_read_back_equals_the_records(summaries, registry, quick):
-    text = render_tables(summaries, registry, quick)
-    lines = [line for line in text.splitlines() if line.startswith("|") and "averaged" not in line]
-    grid = [[field.strip() for field in line.strip("|").split("|")] for line in lines]
-    header, body = grid[0], grid[2:]
-    by_place = {(summary.cell.network, summary.cell.row): summary for summary in summaries}
-    table = registry.table(1)
-    assert header == ["CIFAR-100", *table.networks.values()]
-    for index, row in enumerate(table.rows):
-        measured, reported = body[2 * index], body[2 * index + 1]
-        assert measured[0] == row.label
-        for column, network in enumerate(table.networks, 1):
-            summary = by_place[network, row.name]
-            means = [float(number) for number in re.findall(r"\d+\.\d\d", measured[column])]
-            assert means == [round(n, 2) for n in (summary.mean, summary.std) if n is not None]
-            mean, std, *difference = re.findall(r"[+−]?\d+\.\d\d", reported[column])
-            assert (float(mean), float(std)) == (summary.reported.mean, summary.reported.std)
-            if summary.difference is None:
-                assert difference == []
-            else:
-                assert float(difference[0].replace("−", "-")) == round(summary.difference, 2)
+    assert json.loads(text) == json.loads(JSON.replace("DATA", record.signature.data))
 
 
 @pytest.mark.parametrize(
-    ("seeds_of_cross_entropy", "seeds_of_scaled_bn", "bold"),
+    ("changes", "bold"),
     [
-        ((75.0, 75.0, 75.0), (76.0, 76.0, 76.0), ["73.25 ± 0.25", "76.00 ± 0.00"]),
-        ((75.0, 75.0, 75.0), (76.0, None, None), ["73.25 ± 0.25"]),
-        ((75.0, None, None), (76.0, None, None), ["73.25 ± 0.25"]),
+        ({"resnet18/cross-entropy": (75.0,) * 3, "resnet18/scaled-bn-m1": (76.0,) * 3}, ["73.25 ± 0.25", "76.00 ± 0.00"]),
+        ({"resnet18/cross-entropy": (75.0,) * 3}, ["73.25 ± 0.25"]),
+        ({}, ["73.25 ± 0.25"]),
+        ({"vgg16/cross-entropy": (73.0, 73.25, 73.51)}, ["73.25 ± 0.26", "73.25 ± 0.25"]),
     ],
-)
-def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(
-    registry, quick, seeds_of_cross_entropy, seeds_of_scaled_bn, bold
-):
-    full = {
-        **ACCURACIES,
-        "resnet18/cross-entropy": seeds_of_cross_entropy,
-        "resnet18/scaled-bn-m1": seeds_of_scaled_bn,
-    }
-    text = render_tables(summarise(states_of(registry, quick, full), registry, quick), registry, quick)
-    assert re.findall(r"\*\*(.+?)\*\*", text) == bold
+    ids=["whole column", "a loss without a run", "partly filled", "means that print alike"],
+)  # fmt: skip
+def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(registry, quick, changes, bold):
+    states = states_of(registry, quick, {**ACCURACIES, **changes})
+    results = summarise(states, registry, quick)
+    assert re.findall(r"\*\*(.+?)\*\*", render_tables(results, registry, quick)) == bold
+    assert (
+        re.findall(
+            r"textbf\{(.+?)\}", render_tables(results, registry, quick, "latex").replace(r"$\pm$", "±")
+        )
+        == bold
+    )
 
 
-def test_means_that_print_alike_are_both_bold(registry, quick):
-    tied = {**ACCURACIES, "vgg16/cross-entropy": (73.0, 73.25, 73.51)}
-    text = render_tables(summarise(states_of(registry, quick, tied), registry, quick), registry, quick)
-    assert re.findall(r"\*\*(.+?)\*\*", text) == ["73.25 ± 0.26", "73.25 ± 0.25"]
+@pytest.fixture
+def table_of(registry, quick):
+    """The text of a table with these records: row/seed → what `make_record` takes."""
+
+    def text(records, registry=registry, preset=quick, form="markdown"):
+        states = [
+            done(make_record(registry, preset, registry.parse(f"cifar100/vgg16/{run}"), **values), registry)
+            for run, values in records.items()
+        ]
+        return render_tables(summarise(states, registry, preset), registry, preset, form)
+
+    return text
 
 
-def test_a_partly_filled_column_has_no_bold(summaries, registry, quick):
-    for table_format in ("markdown", "latex"):
-        lines = render_tables(summaries, registry, quick, table_format).splitlines()
-        assert not [line for line in lines if re.search(r"(\*\*|textbf\{)75\.00", line)]
+ONE = {"cross-entropy/seed0": {"accuracy": 71.0}}
 
 
-def test_a_cell_that_only_diverged_says_so(registry, quick):
-    runs = [registry.parse(f"cifar100/vgg16/cross-entropy/seed{seed}") for seed in range(3)]
-    states = [done(make_record(registry, quick, run, diverged_in=2), registry) for run in runs]
-    text = render_tables(summarise(states, registry, quick), registry, quick)
+def with_table(registry: Registry, label: str = "Cross-entropy Loss", **changes) -> Registry:
+    """The registry with another label or other facts in its table."""
+    table = registry.table(1)
+    rows = (table.rows[0].model_copy(update={"label": label}), *table.rows[1:])
+    return Registry([table.model_copy(update={"rows": rows, **changes})], registry.presets)
+
+
+def test_a_cell_that_only_diverged_says_so(table_of):
+    text = table_of({f"cross-entropy/seed{seed}": {"diverged_in": 2} for seed in range(3)})
     assert "| —: 3 of 3 diverged " in text
     assert "- diverged in epoch 3 — Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
 
 
-def test_the_papers_preset_has_no_title_of_its_own(registry, paper):
-    text = render_tables(
-        summarise(missing(registry.select_runs(Selection(), paper)), registry, paper), registry, paper
-    )
+def test_the_papers_preset_has_no_title_of_its_own_and_generated_data_never_go_without_smoke(
+    registry, paper, table_of
+):
+    states = missing(registry.select_runs(Selection(), paper))
+    text = render_tables(summarise(states, registry, paper), registry, paper)
     assert text.startswith("### Table 1: CIFAR-100, top-1 accuracy in percent\n\nFirst line")
     assert "Runs counted: 0 of 12." in text
     assert "- not run yet — every loss on VGG, ResNet-18 (seeds 0, 1, 2)" in text
-
-
-def test_generated_data_are_never_shown_without_smoke_in_the_title(registry, paper):
-    run = registry.parse("cifar100/vgg16/cross-entropy/seed0")
-    states = [done(make_record(registry, paper, run, 71.0, generated=True), registry)]
-    text = render_tables(summarise(states, registry, paper), registry, paper)
+    text = table_of({"cross-entropy/seed0": {"accuracy": 71.0, "generated": True}}, preset=paper)
     assert text.startswith("### SMOKE (generated data) Table 1")
     assert "Every value: generated data." in text
 
 
-def test_the_caption_tells_what_was_found_beside_what_the_paper_says_of_its_data(registry, quick):
-    table = registry.table(1)
-    run = registry.parse("cifar100/vgg16/cross-entropy/seed0")
-    states = [done(make_record(registry, quick, run, 71.0), registry)]
-    for said, remark in (
-        ((100, 500, 100), "Data: 100 classes, 50,000 training and 10,000 test images, as in the paper."),
-        (
-            (361, 90, 10),
-            "Data: 100 classes, 50,000 training and 10,000 test images; the paper has 361 classes with "
-            "90 training and 10 test images each.",
-        ),
-    ):
-        data = ReportedData(classes=said[0], train_per_class=said[1], test_per_class=said[2])
-        told = Registry([table.model_copy(update={"reported_data": data})], registry.presets)
-        assert remark in render_tables(summarise(states, told, quick), told, quick).splitlines()
+def test_the_caption_tells_what_was_found_beside_what_the_paper_says_of_its_data(registry, table_of):
+    found = "Data: 100 classes, 50,000 training and 10,000 test images"
+    same = ReportedData(classes=100, train_per_class=500, test_per_class=100)
+    other = ReportedData(classes=361, train_per_class=90, test_per_class=10)
+    text = table_of(ONE, with_table(registry, reported_data=same))
+    assert f"\n{found}, as in the paper.\n" in text
+    text = table_of(ONE, with_table(registry, reported_data=other))
+    assert f"\n{found}; the paper has 361 classes with 90 training and 10 test images each.\n" in text
+    mixed = {f"{row}/seed0": {"fingerprint": row[0] * 64} for row in ("cross-entropy", "scaled-bn-m1")}
+    assert "The cells were not all trained on the same data." in table_of(mixed)
 
 
-def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tmp_path, registry, quick):
+def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tmp_path, quick):
     (tmp_path / "experiments" / "table-faces.toml").write_text(
         'table = "faces"\ndataset = "faces"\ntitle = "Some faces"\nlike = 1\n'
     )
     mine = Registry.load(tmp_path / "experiments")
     runs = mine.select_runs(Selection(tables=("faces",), networks=("vgg16",)), quick)
-    states = [done(make_record(mine, quick, run, 50.0), mine) for run in runs]
-    text = render_tables(summarise(states, mine, quick), mine, quick)
+    results = summarise([done(make_record(mine, quick, run, 50.0), mine) for run in runs], mine, quick)
+    text = render_tables(results, mine, quick)
     assert text.startswith("### QUICK Some faces, top-1 accuracy in percent\n")
     assert "Not a table of the paper: nothing is reported to compare with." in text
     assert "– paper" not in text
     assert "| Cross-entropy Loss | **50.00 ± 0.00** (n = 3) |" in text
-    latex = render_tables(summarise(states, mine, quick), mine, quick, "latex")
+    latex = render_tables(results, mine, quick, "latex")
     assert r"\label{tab:quick-faces}" in latex
     assert r"\caption{QUICK Some faces, top-1 accuracy in percent.}" in latex
 
 
-def test_cells_trained_on_different_data_are_remarked(registry, quick):
-    states = [
-        done(
-            make_record(registry, quick, registry.parse(f"cifar100/vgg16/{row}/seed0"), 71.0, fingerprint=f),
-            registry,
-        )
-        for row, f in (("cross-entropy", "a" * 64), ("scaled-bn-m1", "b" * 64))
-    ]
-    text = render_tables(summarise(states, registry, quick), registry, quick)
-    assert "The cells were not all trained on the same data." in text
-
-
-def test_a_label_with_markup_characters_stays_a_label(tmp_path, registry, quick):
-    table = registry.table(1)
-    row = table.rows[0].model_copy(update={"label": "a|b*c <i>"})
-    odd = Registry([table.model_copy(update={"rows": (row, table.rows[1])})], registry.presets)
-    text = render_tables(summarise(states_of(odd, quick), odd, quick), odd, quick)
-    assert r"| a\|b\*c \<i> " in text
-
-
-def test_a_difference_that_rounds_to_zero_has_no_minus_sign(registry, quick):
-    run = registry.parse("cifar100/vgg16/cross-entropy/seed0")
-    state = done(make_record(registry, quick, run, 71.857, test_images=100_000), registry)
-    assert "71.86 ± 0.14 (+0.00)" in render_tables(summarise([state], registry, quick), registry, quick)
-
-
-def test_an_unknown_format_lists_the_known_ones(summaries, registry, quick):
-    with pytest.raises(UsageError, match="markdown, latex, macros, csv, json"):
-        render_tables(summaries, registry, quick, "html")
-
-
-@pytest.mark.parametrize("table_format", TABLE_FORMATS)
-def test_every_format_ends_in_one_line_feed(table_format, summaries, registry, quick):
-    text = render_tables(summaries, registry, quick, table_format)
-    assert text.endswith("\n")
-    assert not text.endswith("\n\n")
-
-
-def test_summaries_of_nothing_render_as_an_empty_document(registry, quick):
-    assert render_tables((), registry, quick).strip() == ""
+def test_a_label_stays_a_label_and_a_difference_that_rounds_to_zero_has_no_minus_sign(registry, table_of):
+    assert r"| a\|b\*c \<i> " in table_of(ONE, with_table(registry, "a|b*c <i>"))
+    nearly = {"cross-entropy/seed0": {"accuracy": 71.857, "test_images": 100_000}}
+    assert "71.86 ± 0.14 (+0.00)" in table_of(nearly)

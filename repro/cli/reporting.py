@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,17 +11,15 @@ from repro.cli.options import FILE, FOLDER, JSON, TABLE, end_if_damaged, places,
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
-    from repro.analysis.cell_verdict import Judged
+    from repro.analysis.ablations import AblationEffect
     from repro.analysis.claims import ClaimVerdict
-    from repro.analysis.open_points import Move
+    from repro.analysis.export import TableFormat
+    from repro.analysis.results import CellResult
     from repro.analysis.rules import Rules
-    from repro.analysis.tables import TableFormat
     from repro.cli.context import Context
     from repro.experiments import TableName
     from repro.record_state import RunState
     from repro.registry import Run
-
-    AnyFormat = TableFormat | Literal["parquet"]
 
 
 @click.command()
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--output", type=FILE, help="A file instead of stdout.")
 def aggregate(
     context: "Context",
-    form: "AnyFormat",
+    form: "TableFormat",
     tables: "tuple[TableName, ...]",
     studies: tuple[str, ...],
     extended: bool,
@@ -67,16 +65,15 @@ def aggregate(
 
 
 def aggregate_tables(
-    context: "Context", tables: "Sequence[TableName]", form: "AnyFormat", extended: bool = False
+    context: "Context", tables: "Sequence[TableName]", form: "TableFormat", extended: bool = False
 ) -> tuple[str | bytes, list[str]]:
     """The tables' text (Parquet: bytes), and a sentence for each record that is not valid.
 
     Losses that extend a table are in it once one of their runs has a record, with `extended` before that too.
     Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
     """
-    from repro.analysis.aggregate import integrity_errors, summarise
-    from repro.analysis.cell_verdict import Judged
-    from repro.analysis.tables import render_tables
+    from repro.analysis.export import render_tables
+    from repro.analysis.results import integrity_errors, summarise
     from repro.analysis.verdicts import judge_cells
 
     registry, preset = context.registry, context.preset
@@ -95,15 +92,12 @@ def aggregate_tables(
 
     every = summarise(noting(context.states([*asked, *further], whole=False)), registry, preset)
     rules = optional_rules(context)
-    judged = Judged(judge_cells(every, registry, preset, rules), rules) if rules else None
+    if rules is not None:
+        every = judge_cells(every, registry, preset, rules)
     cells = {run.cell for run in asked}
-    summaries = [summary for summary in every if summary.cell in cells]
-    if form == "parquet":
-        from repro.analysis.parquet import to_parquet
-
-        return to_parquet(summaries, registry, preset, judged), damaged
+    results = [result for result in every if result.cell in cells]
     supplied = context.project.supplied_results
-    return render_tables(summaries, registry, preset, form, judged=judged, supplied=supplied), damaged
+    return render_tables(results, registry, preset, form, rules=rules, supplied=supplied), damaged
 
 
 def extension_runs(context: "Context", table: "TableName", every: bool = False) -> "list[Run]":
@@ -115,33 +109,31 @@ def extension_runs(context: "Context", table: "TableName", every: bool = False) 
     return [run for run in runs if every or run.cell.row in have]
 
 
-def aggregate_studies(context: "Context", studies: Sequence[str], form: "AnyFormat") -> tuple[str, list[str]]:
-    """The table of open points as text, and a sentence for each record that is not valid.
+def aggregate_studies(
+    context: "Context", studies: Sequence[str], form: "TableFormat"
+) -> tuple[str, list[str]]:
+    """The table of ablations as text, and a sentence for each record that is not valid.
 
     Raises UsageError for a format other than Markdown, CSV and JSON.
     """
-    from repro.analysis import open_points_text
+    from repro.analysis.ablations import render_effects
 
-    moves, damaged = weigh_studies(context, studies)
-    match form:
-        case "markdown":
-            return open_points_text.open_points_markdown(moves, context.registry, context.preset), damaged
-        case "csv":
-            return open_points_text.open_points_csv(moves, context.preset), damaged
-        case "json":
-            return open_points_text.open_points_json(moves, context.preset), damaged
-    raise UsageError(f"--study comes as markdown, csv or json, not as {form}")
+    effects, damaged = study_effects(context, studies)
+    return render_effects(effects, context.registry, context.preset, form), damaged
 
 
-def weigh_studies(context: "Context", studies: Sequence[str]) -> "tuple[tuple[Move, ...], list[str]]":
-    """Every alternative of the studies' points, and a sentence for each record that is not valid."""
-    from repro.analysis.aggregate import integrity_errors, summarise
-    from repro.analysis.open_points import weigh
+def study_effects(
+    context: "Context", studies: Sequence[str]
+) -> "tuple[tuple[AblationEffect, ...], list[str]]":
+    """Every alternative of the studies, and a sentence for each record that is not valid."""
+    from repro.analysis.ablations import compute_effects
+    from repro.analysis.results import integrity_errors, summarise
 
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(studies=tuple(studies))))
-    summaries = {summary.cell: summary for summary in summarise(states, registry, preset)}
-    return weigh(registry.variations(*studies), summaries), [str(error) for error in integrity_errors(states)]
+    results = {result.cell: result for result in summarise(states, registry, preset)}
+    effects = compute_effects(registry.variations(*studies), results)
+    return effects, [str(error) for error in integrity_errors(states)]
 
 
 def optional_rules(context: "Context") -> "Rules | None":
@@ -196,9 +188,9 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
     """
     from repro import __version__
-    from repro.analysis.aggregate import integrity_errors
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
+    from repro.analysis.results import integrity_errors
     from repro.experiments import AMBIGUITIES
     from repro.storage import make_folder, write_whole
 
@@ -207,7 +199,7 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     rules = project_rules(context)
     shown = {state.run for state in states}
     needed = [run for run in claim_runs(rules, registry, preset) if run not in shown]
-    moves, damaged = weigh_studies(context, [AMBIGUITIES]) if registry.ablations else ((), [])
+    effects, damaged = study_effects(context, [AMBIGUITIES]) if registry.ablations else ((), [])
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
     within = folder.is_relative_to(project.root)
@@ -217,7 +209,7 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
         results=str(folder.relative_to(project.root)) if within else folder.name,
         supplied=project.supplied_results,
     )
-    text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, moves)
+    text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, effects)
     path = output or folder / "report.html"
     make_folder(path.parent)
     write_whole(path, text.encode())
@@ -255,19 +247,18 @@ def claims(context: "Context", as_json: bool) -> None:
 
     The rules are experiments/claims.toml; docs/statistics.md has the formulas.
     """
-    from repro.analysis.verdict_text import claims_text, judgement_json
+    from repro.analysis.claims import claims_text, judgement_json
 
-    claimed, judged, damaged = judge(context)
+    claimed, cells, damaged = judge(context)
     text = judgement_json if as_json else claims_text
-    click.echo(text(claimed, judged.cells, context.preset, judged.rules), nl=False)
+    click.echo(text(claimed, cells, context.preset, project_rules(context)), nl=False)
     end_if_damaged(damaged)
 
 
-def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], Judged, list[str]]":
+def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...], list[str]]":
     """The verdicts on the paper's claims and cells, and a sentence for each record that is not valid."""
-    from repro.analysis.aggregate import integrity_errors, summarise
-    from repro.analysis.cell_verdict import Judged
     from repro.analysis.claims import claim_runs, judge_claims
+    from repro.analysis.results import integrity_errors, summarise
     from repro.analysis.verdicts import judge_cells
 
     rules = project_rules(context)
@@ -275,20 +266,19 @@ def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], Judged, list[s
     of_tables = dict.fromkeys(context.runs())
     needed = [run for run in claim_runs(rules, registry, preset) if run not in of_tables]
     states = list(context.states([*of_tables, *needed]))
-    summaries = summarise([state for state in states if state.run in of_tables], registry, preset)
-    cells = judge_cells(summaries, registry, preset, rules)
+    results = summarise([state for state in states if state.run in of_tables], registry, preset)
+    cells = judge_cells(results, registry, preset, rules)
     claimed = judge_claims(states, registry, preset, rules)
-    return claimed, Judged(cells, rules), [str(error) for error in integrity_errors(states)]
+    return claimed, cells, [str(error) for error in integrity_errors(states)]
 
 
 @click.command()
 @JSON
 def audit(as_json: bool) -> None:
     """Audit the paper by its own printed numbers; needs no record."""
-    from repro.analysis.audit import audit_paper
-    from repro.analysis.verdict_text import audit_json, audit_text
+    from repro.analysis.audit import audit_json, audit_paper, audit_text
     from repro.cli.context import Context
 
     context = Context.open("paper")
     found = audit_paper(context.registry, project_rules(context))
-    click.echo(audit_json(found) if as_json else audit_text(found, context.registry), nl=False)
+    click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

@@ -1,0 +1,223 @@
+"""Ablations: how far each alternative moves its cell, towards the paper's number or away from it.
+
+    Variation … + CellResult …  → AblationEffect …  → markdown, CSV, JSON, the report
+
+difference d = mean with the alternative − mean as resolved
+interval     d ∓ t · s · √(1/n₁ + 1/n₂), s pooled over the study's cells, t with its degrees
+best epoch   d and its interval from the runs' own differences (best − last), paired
+
+Shown, not tested: the intervals are each for itself. docs/statistics.md has the formulas.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pandas as pd
+from tabulate import tabulate
+
+from repro.analysis.inference import Estimate, PooledSpread, pool
+from repro.analysis.results import CellResult
+from repro.analysis.tables import escape
+from repro.analysis.text import (
+    loss_label,
+    mean_text,
+    n_text,
+    network_label,
+    preset_sentence,
+    qualified_title,
+    signed,
+)
+from repro.config import Preset
+from repro.errors import UsageError
+from repro.registry import Cell, Registry, Variation
+
+LEVEL = 0.95  # of the intervals
+HOW = (
+    "As resolved, with it: mean ± sample standard deviation (ddof = 1) over n seeds. Moves by: with it − as "
+    f"resolved, in points, with its {100 * LEVEL:g} % interval (spread pooled over these cells; paired for "
+    "the best epoch). The paper: whether that is towards the paper's number, away from it, or past it; "
+    "unclear where the interval includes 0, open where there is nothing to compare yet. Shown, not tested."
+)
+
+
+class Direction(StrEnum):
+    """Where an alternative moves a cell, seen from the paper's number."""
+
+    TOWARDS = "towards"
+    AWAY = "away"
+    PAST = "past it"
+    UNCLEAR = "unclear"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class AblationEffect:
+    """One alternative in one cell; accuracies in percent, differences in points, None where there is none.
+
+    `mean`, `std` and `n` are with the alternative. `nearer` is how much less the mean differs from the
+    paper's; `direction` says so only where the interval excludes 0, else `reason` says why not.
+    """
+
+    variation: Variation
+    baseline: CellResult
+    varied: CellResult
+    mean: float | None
+    std: float | None
+    n: int
+    difference: float | None
+    interval: tuple[float, float] | None
+    nearer: float | None
+    direction: Direction
+    reason: str
+
+
+def compute_effects(
+    variations: Sequence[Variation], results: Mapping[Cell, CellResult]
+) -> tuple[AblationEffect, ...]:
+    """One effect for each variation, in order; `results` hold every cell of theirs."""
+    cells = dict.fromkeys(cell for each in variations for cell in (each.baseline, each.cell))
+    pooled = pool([(results[cell].std, results[cell].n) for cell in cells])
+    return tuple(_effect(each, results[each.baseline], results[each.cell], pooled) for each in variations)
+
+
+def _effect(
+    variation: Variation, baseline: CellResult, varied: CellResult, pooled: PooledSpread
+) -> AblationEffect:
+    estimate = None
+    mean: float | None
+    std: float | None
+    if variation.alternative.trains:
+        mean, std, n = varied.mean, varied.std, varied.n
+        if baseline.mean is not None and mean is not None and pooled.std is not None:
+            error = pooled.std * math.sqrt(1 / baseline.n + 1 / n)
+            estimate = Estimate(mean - baseline.mean, error, pooled.degrees)
+        lacking = "no cell of the study has two runs, so there is no interval"
+    else:
+        runs = [run for run in varied.averaged if run.best_accuracy is not None]
+        best = pd.Series([run.best_accuracy for run in runs], dtype=float)
+        gains = best - pd.Series([run.accuracy for run in runs], dtype=float)
+        n = len(runs)
+        mean, std = (float(best.mean()) if n else None), (float(best.std()) if n > 1 else None)
+        if n > 1:
+            estimate = Estimate(float(gains.mean()), float(gains.std()) / math.sqrt(n), n - 1)
+        lacking = "one run has no interval"
+    difference = None if mean is None or baseline.mean is None else mean - baseline.mean
+    interval = estimate.interval(LEVEL) if estimate else None
+    nearer = None
+    if difference is not None and baseline.difference is not None:
+        nearer = abs(baseline.difference) - abs(baseline.difference + difference)
+    direction, reason = _direction(baseline, difference, interval, lacking)
+    return AblationEffect(
+        variation, baseline, varied, mean, std, n, difference, interval, nearer, direction, reason
+    )
+
+
+def _direction(
+    baseline: CellResult, difference: float | None, interval: tuple[float, float] | None, lacking: str
+) -> tuple[Direction, str]:
+    if difference is None or baseline.difference is None:
+        return Direction.OPEN, ""
+    if interval is None:
+        return Direction.UNCLEAR, lacking
+    if interval[0] <= 0 <= interval[1]:
+        return Direction.UNCLEAR, "the interval includes 0"
+    before, after = baseline.difference, baseline.difference + difference
+    if before * after < 0:
+        return Direction.PAST, ""
+    return (Direction.TOWARDS if abs(after) < abs(before) else Direction.AWAY), ""
+
+
+def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
+    """The words of one effect under the table's headers, in order."""
+    variation, baseline, reported = effect.variation, effect.baseline, effect.baseline.reported
+    cell = variation.baseline
+    table = registry.table(cell.table)
+    labels = (table.title, network_label(table, cell.network), loss_label(table, cell.row, cell.axes))
+    varied = f"—: {effect.varied.count}"
+    if effect.mean is not None:
+        varied = f"{mean_text(effect.mean, effect.std)} ({n_text(effect.n, effect.varied.expected)})"
+    paper = f"{reported.mean:.2f}" if reported else "—"
+    if baseline.difference is not None:
+        paper += f" ({signed(baseline.difference)})"
+    difference = "" if effect.difference is None else signed(effect.difference)
+    if effect.interval:
+        difference += f" ({signed(effect.interval[0])} to {signed(effect.interval[1])})"
+    direction = str(effect.direction)
+    if effect.reason:
+        direction += f": {effect.reason}"
+    elif effect.nearer is not None and effect.direction is not Direction.PAST:
+        direction += f", by {abs(effect.nearer):.2f}"
+    return {
+        "open point": variation.ablation.name,
+        "cell": ", ".join(labels),
+        "as resolved": f"{baseline.value} ({baseline.count})" if baseline.value else f"—: {baseline.count}",
+        "paper (Δ)": paper,
+        "alternative": variation.alternative.label,
+        "with it": varied,
+        "moves by": difference,
+        "the paper": direction,
+    }
+
+
+def render_effects(
+    effects: Sequence[AblationEffect], registry: Registry, preset: Preset, table_format: str
+) -> str:
+    """The effects as markdown, CSV or JSON (numbers at full precision); UsageError for another format."""
+    match table_format:
+        case "markdown":
+            return _markdown(effects, registry, preset)
+        case "csv":
+            rows = [_fields(effect, preset) for effect in effects]
+            return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        case "json":
+            moves = [
+                {**_fields(effect, preset), "question": effect.variation.ablation.question}
+                for effect in effects
+            ]
+            return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
+    raise UsageError(f"--study comes as markdown, csv or json, not as {table_format}")
+
+
+def _markdown(effects: Sequence[AblationEffect], registry: Registry, preset: Preset) -> str:
+    generated = any(run.generated for effect in effects for run in effect.baseline.averaged)
+    title = qualified_title("What the paper leaves open, top-1 accuracy in percent", preset, generated)
+    words = [effect_words(effect, registry) for effect in effects]
+    rows = [[escape(text) for text in of_effect.values()] for of_effect in words]
+    questions = {effect.variation.ablation.name: effect.variation.ablation.question for effect in effects}
+    parts = [
+        f"### {escape(title)}",
+        *([escape(preset_sentence(preset))] if preset.heading else []),
+        escape(HOW),
+        tabulate(rows, list(words[0]), tablefmt="pipe", disable_numparse=True),
+        "\n".join(f"- {name}: {escape(question)}" for name, question in questions.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields(effect: AblationEffect, preset: Preset) -> dict[str, str | int | float | None]:
+    variation, baseline = effect.variation, effect.baseline
+    low, high = effect.interval or (None, None)
+    return {
+        "preset": preset.name,
+        "point": variation.ablation.name,
+        "cell": variation.baseline.id,
+        "alternative": variation.alternative.label,
+        "alternative_cell": variation.cell.id,
+        "result": variation.alternative.result,
+        "n": baseline.n,
+        "mean": baseline.mean,
+        "std": baseline.std,
+        "reported_mean": baseline.reported.mean if baseline.reported else None,
+        "alternative_n": effect.n,
+        "alternative_mean": effect.mean,
+        "alternative_std": effect.std,
+        "difference": effect.difference,
+        "low": low,
+        "high": high,
+        "nearer": effect.nearer,
+        "direction": str(effect.direction),
+        "reason": effect.reason,
+    }

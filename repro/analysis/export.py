@@ -1,0 +1,277 @@
+r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet and LaTeX macros.
+
+A macro is a number of a table, so that a paper quotes the records and never copies them:
+
+    \input{numbers}                    % repro aggregate --format macros --output numbers.tex
+    … reaches \reproCifarOneZeroZeroResnetOneEightScaledBnMOneMean{} \% …
+
+Its name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a
+capital and each digit spelled out, since TeX allows letters alone.
+"""
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from repro.analysis.latex import to_latex
+from repro.analysis.results import CellResult
+from repro.analysis.rules import Rules
+from repro.analysis.tables import build_tables, to_markdown
+from repro.analysis.text import loss_label, network_label, qualified_title, signed
+from repro.analysis.verdicts import verdict_fields
+from repro.config import Preset
+from repro.errors import SetupError
+from repro.registry import Registry
+
+TableFormat = Literal["markdown", "latex", "macros", "csv", "json", "parquet"]
+READING_FIELDS = ("low", "high", "p_beyond", "p_beyond_adjusted", "p_equivalence", "p_equivalence_adjusted")
+_DIFFERENCE = ("difference", "difference-low", "difference-high")  # in points, with the ends of its interval
+MACRO_FIELDS = ("mean", "std", "n", "reported-mean", "reported-std", *_DIFFERENCE)
+
+
+def render_tables(
+    results: Sequence[CellResult],
+    registry: Registry,
+    preset: Preset,
+    table_format: TableFormat = "markdown",
+    *,
+    rules: Rules | None = None,
+    supplied: bool = False,
+) -> str | bytes:
+    """Every table that the results touch in a format: text that ends in a line feed, or Parquet's bytes.
+
+    `rules`: those that the results' verdicts rest on, None without verdicts. `supplied`: the records lie in
+    the project's own results folder, which is then said. CSV, JSON and Parquet hold every number at full
+    precision.
+    """
+    match table_format:
+        case "markdown":
+            return to_markdown(build_tables(results, registry, preset, supplied, rules))
+        case "latex":
+            return to_latex(build_tables(results, registry, preset, supplied, rules))
+        case "macros":
+            return to_macros(results, preset)
+        case "csv":
+            return to_csv(results, registry, preset)
+        case "json":
+            return to_json(results, registry, preset, supplied, rules)
+        case "parquet":
+            return to_parquet(results, registry, preset, rules)
+
+
+def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Preset) -> pd.DataFrame:
+    """One row per cell: the columns of the CSV. Accuracies in percent, None for a number there is not.
+
+    `seeds`, `accuracies` and `best_accuracies` are lists in one order. `not_counted` is
+    `seed 1: reason; …`, `notes` are joined by `; `. Verdict and interval are None for a cell that the paper
+    does not report on; `low_ddof0` is the lower end of the interval with the paper's std read as ddof = 0.
+    """
+    rows = []
+    for result in results:
+        cell, reported, verdict = result.cell, result.reported, result.verdict
+        readings = {reading.ddof: reading for reading in verdict.readings} if verdict else {}
+        rows.append(
+            {
+                "preset": preset.name,
+                "table": str(cell.table),
+                "dataset": cell.dataset,
+                "network": cell.network,
+                "loss": cell.row,
+                "label": loss_label(registry.table(cell.table), cell.row, cell.axes),
+                "axes": cell.id.partition("+")[2],
+                "n": result.n,
+                "expected": result.expected,
+                "diverged": result.diverged,
+                "mean": result.mean,
+                "std": result.std,
+                "reported_mean": reported.mean if reported else None,
+                "reported_std": reported.std if reported else None,
+                "difference": result.difference,
+                "seeds": [run.seed for run in result.averaged],
+                "accuracies": [run.accuracy for run in result.averaged],
+                "best_accuracies": [run.best_accuracy for run in result.averaged],
+                "not_counted": "; ".join(f"seed {run.seed}: {run.reason}" for run in result.blanks),
+                "notes": "; ".join(result.notes),
+                "verdict": str(verdict.word) if verdict else None,
+                "so_far": str(verdict.so_far) if verdict and verdict.so_far else None,
+                **{
+                    f"{field}_ddof{ddof}": getattr(readings.get(ddof), field, None)
+                    for ddof in (1, 0)
+                    for field in READING_FIELDS
+                },
+            }
+        )
+    return pd.DataFrame(rows, dtype=object)
+
+
+def to_csv(results: Sequence[CellResult], registry: Registry, preset: Preset) -> str:
+    """One line per cell: `cells_frame`, lists joined by spaces, numbers as short as they read back."""
+
+    def joined(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return " ".join("" if number is None else repr(number) for number in value)
+
+    return cells_frame(results, registry, preset).map(joined).to_csv(index=False, lineterminator="\n")
+
+
+def to_parquet(
+    results: Sequence[CellResult], registry: Registry, preset: Preset, rules: Rules | None = None
+) -> bytes:
+    """One row per cell with the columns of the CSV, typed; seeds and accuracies are lists, no number is null.
+
+    The rules' file and sha256 are in the schema's metadata. Raises SetupError without pyarrow.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise SetupError(
+            "Parquet needs pyarrow, which is not installed: pip install 'scaled-bn-repro[parquet]'"
+        ) from None
+    frame = cells_frame(results, registry, preset)
+    words = ("preset", "table", "dataset", "network", "loss", "label", "axes")
+    types: dict[str, Any] = {
+        **dict.fromkeys((*words, "not_counted", "notes", "verdict", "so_far"), pa.string()),
+        **dict.fromkeys(("n", "expected", "diverged"), pa.int64()),
+        "seeds": pa.list_(pa.int64()),
+        "accuracies": pa.list_(pa.float64()),
+        "best_accuracies": pa.list_(pa.float64()),
+    }
+    metadata = {"rules": rules.place, "rules_sha256": rules.sha256} if rules else None
+    schema = pa.schema([(name, types.get(name, pa.float64())) for name in map(str, frame)], metadata=metadata)
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(frame.to_dict("records"), schema=schema), file)
+    return file.getvalue()
+
+
+def to_json(
+    results: Sequence[CellResult],
+    registry: Registry,
+    preset: Preset,
+    supplied: bool = False,
+    rules: Rules | None = None,
+) -> str:
+    """Everything that is known of the tables. Accuracies, means and stds are in percent.
+
+        {"schema_version": 1,
+         "preset": {"name", "title", "description", "seeds": […]},
+         "supplied": true where the records lie in the project's own results folder,
+         "std_ddof": 1,
+         "rules": {"file", "sha256"} of what the verdicts rest on, or null,
+         "tables": [{"table": its number or name, "title", "dataset",
+                     "counted": runs averaged, "expected": runs in all,
+                     "cells": [{"id", "network", "network_label", "loss", "label", "axes": {name: value},
+                                "n", "expected", "diverged", "mean", "std",
+                                "reported": {"mean", "std"} or null, "difference": mean − reported mean,
+                                "verdict": `verdict_fields`, null where nothing is reported,
+                                "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",
+                                          "record_state", "data_unchecked", "data": sha256, "classes",
+                                          "train_images", "test_images", "generated", "partial",
+                                          "device", "precision"}],
+                                "not_counted": [{"id", "seed", "short", "reason", "diverged"}],
+                                "notes": […]}]}]}
+
+    A number that there is not is null.
+    """
+    tables = []
+    for name in dict.fromkeys(result.cell.table for result in results):
+        table = registry.table(name)
+        of_table = [result for result in results if result.cell.table == name]
+        generated = any(run.generated for result in of_table for run in result.averaged)
+        tables.append(
+            {
+                "table": name,
+                "title": qualified_title(table.heading, preset, generated),
+                "dataset": table.dataset,
+                "counted": sum(result.n for result in of_table),
+                "expected": sum(result.expected for result in of_table),
+                "cells": [_cell_fields(result, registry) for result in of_table],
+            }
+        )
+    return json_text(
+        {
+            "schema_version": 1,
+            "preset": preset.model_dump(mode="json", include={"name", "title", "description", "seeds"}),
+            "supplied": supplied,
+            "std_ddof": 1,
+            "rules": rules.fields if rules else None,
+            "tables": tables,
+        }
+    )
+
+
+def json_text(content: object) -> str:
+    """`content` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _cell_fields(result: CellResult, registry: Registry) -> dict[str, object]:
+    cell = result.cell
+    table = registry.table(cell.table)
+    blank_fields = ("short", "reason", "diverged")
+    return {
+        "id": cell.id,
+        "network": cell.network,
+        "network_label": network_label(table, cell.network),
+        "loss": cell.row,
+        "label": loss_label(table, cell.row, cell.axes),
+        "axes": dict(cell.axes),
+        "n": result.n,
+        "expected": result.expected,
+        "diverged": result.diverged,
+        "mean": result.mean,
+        "std": result.std,
+        "reported": result.reported and result.reported.model_dump(),
+        "difference": result.difference,
+        "verdict": verdict_fields(result),
+        "runs": [
+            {name: value for name, value in run._asdict().items() if name not in blank_fields}
+            for run in result.averaged
+        ],
+        "not_counted": [
+            {name: getattr(run, name) for name in ("id", "seed", *blank_fields)} for run in result.blanks
+        ],
+        "notes": list(result.notes),
+    }
+
+
+def to_macros(results: Sequence[CellResult], preset: Preset) -> str:
+    r"""A \newcommand per number, in the results' order; a cell without a mean has a comment that says why."""
+    lines = [
+        f"% Numbers of the preset {preset.name}, made by `repro aggregate --format macros`; do not edit.",
+    ]
+    for result in results:
+        lines.append(f"% {result.cell.id}" + (f": {result.count}" if result.mean is None else ""))
+        for field, text in quotable(result).items():
+            lines.append(rf"\newcommand{{\{macro_name(preset.name, result.cell.id, field)}}}{{{text}}}")
+    return "\n".join(lines) + "\n"
+
+
+def quotable(result: CellResult) -> dict[str, str]:
+    """The numbers of a cell by field, as LaTeX prints them: two decimals, a difference with its sign."""
+    reported = (result.reported.mean, result.reported.std) if result.reported else (None, None)
+    interval = (result.verdict and result.verdict.interval) or (None, None)
+    numbers = (result.mean, result.std, result.n, *reported, result.difference, *interval)
+    texts = {}
+    for field, number in zip(MACRO_FIELDS, numbers, strict=True):
+        if number is not None and field in _DIFFERENCE:
+            texts[field] = signed(number).replace("−", r"\ensuremath{-}")
+        elif number is not None:
+            texts[field] = f"{number:.{0 if field == 'n' else 2}f}"
+    return texts
+
+
+_WORDS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Point", "Is")
+_SPELLED = dict(zip("0123456789.=", _WORDS, strict=True))
+
+
+def macro_name(preset: str, cell: str, field: str) -> str:
+    """A number's macro, without the backslash: letters only, the same in every version."""
+    parts = [*([] if preset == "paper" else [preset]), cell, field]
+    words = [word for part in parts for word in re.findall("[A-Za-z]+|[0-9.=]", part.replace("+", "-with-"))]
+    return "repro" + "".join(_SPELLED.get(word) or word[0].upper() + word[1:] for word in words)

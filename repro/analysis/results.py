@@ -1,0 +1,253 @@
+"""From the states of runs to one result per cell: what is averaged, what is not, and why.
+
+    RunState …  → DataFrame, one row per run → CellResult, one per cell → tables, verdicts, figures
+
+Only a record of today's recipe that ended with an accuracy is averaged. A diverged run is a result: it is
+named and left out of the mean. A missing, corrupt, misplaced or other recipe's record is a blank with its
+reason.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import nan
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, NamedTuple
+
+import pandas as pd
+
+from repro.analysis.text import mean_text, n_text, seeds_text
+from repro.config import Preset, format_axis
+from repro.errors import IntegrityError, RecordCorruptError, RecordMisplacedError
+from repro.experiments import Reported
+from repro.record_state import RecordState, RunState
+from repro.registry import Cell, Registry
+
+if TYPE_CHECKING:
+    from repro.analysis.verdicts import CellVerdict
+
+
+class RunResult(NamedTuple):
+    """A run as its cell counts it: the columns of `runs_frame`, which has one row per run.
+
+    `short` is empty for a run that is averaged; else it stands in the table, and `reason` in the list below
+    it. What a record says is None where there is none that counts. Accuracies in percent, top-1; `best_epoch`
+    counts from 0; `data` is the hash of the data trained on, `classes`, `train_images` and `test_images`
+    count them after the preset's subset was taken.
+    """
+
+    id: str
+    seed: int
+    accuracy: float | None = None
+    best_accuracy: float | None = None
+    best_epoch: int | None = None
+    record_state: RecordState = RecordState.MISSING
+    data_unchecked: bool = False
+    data: str = ""
+    classes: int = 0
+    train_images: int = 0
+    test_images: int = 0
+    generated: bool = False
+    partial: str | None = None
+    device: str = ""
+    precision: str = ""
+    short: str = ""
+    reason: str = ""
+    diverged: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Classes, training images and test images."""
+        return self.classes, self.train_images, self.test_images
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One number of a table, with everything that a reader may ask about it.
+
+    `mean` and `std` (ddof = 1, None at n = 1) are over the `n` averaged ones of `runs`, in percent;
+    `runs` has every seed that the cell should have, in order. `notes` qualify the runs that are averaged.
+    """
+
+    cell: Cell
+    runs: tuple[RunResult, ...]
+    n: int
+    mean: float | None
+    std: float | None
+    notes: tuple[str, ...] = ()
+    verdict: "CellVerdict | None" = None
+
+    @property
+    def averaged(self) -> tuple[RunResult, ...]:
+        """The runs behind the mean."""
+        return tuple(run for run in self.runs if not run.short)
+
+    @property
+    def blanks(self) -> tuple[RunResult, ...]:
+        """The runs that are not averaged, each with its reason."""
+        return tuple(run for run in self.runs if run.short)
+
+    @property
+    def expected(self) -> int:
+        """How many seeds the cell should have."""
+        return len(self.runs)
+
+    @property
+    def diverged(self) -> int:
+        """How many runs diverged."""
+        return sum(run.diverged for run in self.runs)
+
+    @property
+    def reported(self) -> Reported | None:
+        """What the paper prints."""
+        return self.cell.reported
+
+    @property
+    def difference(self) -> float | None:
+        """Mean − reported mean, in points."""
+        if self.mean is None or self.reported is None:
+            return None
+        return self.mean - self.reported.mean
+
+    @property
+    def value(self) -> str:
+        """`73.25 ± 0.25`; empty in a blank."""
+        return mean_text(self.mean, self.std)
+
+    @property
+    def count(self) -> str:
+        """`n = 2 of 3`; in a blank why it is one: `not run yet`, `3 of 3 diverged`."""
+        if self.mean is not None:
+            return n_text(self.n, self.expected)
+        reasons = dict.fromkeys(run.short for run in self.blanks if not run.diverged)
+        return ", ".join(filter(None, (self.divergence, *reasons)))
+
+    @property
+    def divergence(self) -> str:
+        """`1 of 3 diverged`; empty where none did."""
+        return f"{self.diverged} of {self.expected} diverged" if self.diverged else ""
+
+
+def runs_frame(states: Iterable[RunState], preset: Preset) -> pd.DataFrame:
+    """One row per run: its `cell` (the id), the columns of RunResult, and `where`, its Cell.
+
+    A cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
+    selected".
+    """
+    rows: dict[tuple[Cell, int], RunResult] = {}
+    for state in states:
+        # Curve and probes are let go here: what stays of a run is a few hundred bytes.
+        rows[state.run.cell, state.run.seed] = _run_result(state)
+    for cell in dict.fromkeys(cell for cell, _ in rows):
+        for seed in preset.seeds:
+            absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
+            rows.setdefault((cell, seed), absent)
+    # As objects, so that None and whole numbers stay what they are.
+    frame = pd.DataFrame(list(rows.values()), columns=RunResult._fields, dtype=object)
+    frame.insert(0, "cell", [cell.id for cell, _ in rows])
+    frame["where"] = pd.Series([cell for cell, _ in rows], dtype=object)
+    # With the data at hand the wrong ones would have been found out; without, none can be preferred.
+    averaged = frame[frame["short"] == ""]
+    kinds = averaged.groupby("cell")["data"].nunique()
+    for index in averaged.index[averaged["cell"].map(kinds) > 1]:
+        frame.loc[index, ["short", "reason"]] = (
+            "data differ",
+            f"trained on data {frame.loc[index, 'data'][:8]}, the cell's other runs on others; "
+            "prepare the data set here, and the runs of other data are told apart",
+        )
+    return frame.sort_values(["cell", "seed"], ignore_index=True)
+
+
+def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) -> tuple[CellResult, ...]:
+    """One result for each cell that `states` touch, in the registry's order.
+
+    The order is table, column, row; a network or an override beyond the paper's comes after the paper's own.
+    """
+    frame = runs_frame(states, preset)
+    averaged = frame[frame["short"] == ""]
+    # Rounded once, unlike pandas' own mean and std: 71.7, 71.9 and 72.1 have a mean of 71.9.
+    accuracies = averaged.astype({"accuracy": float}).groupby("cell")["accuracy"]
+    measured = accuracies.agg(mean=mean, std=lambda runs: stdev(runs) if len(runs) > 1 else nan)
+    runs: dict[Cell, list[RunResult]] = {}
+    for where, *values in zip(frame["where"], *(frame[name] for name in RunResult._fields), strict=True):
+        runs.setdefault(where, []).append(RunResult(*values))
+    results = []
+    for cell in sorted(runs, key=lambda cell: _place(cell, registry)):
+        counted = [run for run in runs[cell] if not run.short]
+        n, value, std = len(counted), None, None
+        if counted:
+            value, std = (float(measured.loc[cell.id, name]) for name in ("mean", "std"))
+        results.append(CellResult(cell, tuple(runs[cell]), n, value, std if n > 1 else None, _notes(counted)))
+    return tuple(results)
+
+
+def integrity_errors(states: Iterable[RunState]) -> tuple[IntegrityError, ...]:
+    """An error for each corrupt or misplaced record, each naming its file; raise the first to exit with 4."""
+    kinds = {RecordState.CORRUPT: RecordCorruptError, RecordState.MISPLACED: RecordMisplacedError}
+    return tuple(kinds[state.record_state](state.reason) for state in states if state.record_state in kinds)
+
+
+def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
+    table = registry.table(cell.table)
+    networks = [*table.networks, *(name for name in registry.networks if name not in table.networks)]
+    return (
+        registry.tables.index(table),
+        networks.index(cell.network),
+        table.rows.index(table.row(cell.row)),
+        tuple(f"{name}={format_axis(value)}" for name, value in cell.axes),
+    )
+
+
+def _run_result(state: RunState) -> RunResult:
+    """The run as it counts, or why it does not."""
+    blank = RunResult(state.run.id, state.run.seed, record_state=state.record_state, reason=state.reason)
+    if state.record_state is RecordState.MISSING:
+        # `no data: FaceScrub cannot be …` is `no data` in the cell and whole in the note below.
+        return blank._replace(short=state.reason.partition(":")[0])
+    if state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
+        # The file's path is in the error that ends the command; here the cell and the seed say it.
+        what = state.reason.rpartition(f"{state.run.id}.json: ")[2]
+        return blank._replace(short=f"{state.record_state} record", reason=f"{state.record_state}: {what}")
+    if not state.counts or state.record is None:
+        return blank._replace(short="other recipe")
+    result, data = state.record.result, state.record.data
+    if result.accuracy is None:
+        return blank._replace(short="diverged", reason=result.divergence, diverged=True)
+    return blank._replace(
+        accuracy=result.accuracy,
+        best_accuracy=result.best_accuracy,
+        best_epoch=result.best_epoch,
+        data_unchecked=state.data_unchecked,
+        data=state.record.signature.data,
+        classes=data.classes,
+        train_images=data.train_images,
+        test_images=data.test_images,
+        generated=data.generated,
+        partial=data.partial,
+        device=state.record.provenance.device,
+        precision=state.record.provenance.precision,
+        reason="",
+    )
+
+
+def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:
+    notes: list[str] = []
+
+    def note(text: str, concerned: Callable[[RunResult], bool]) -> None:
+        seeds = [run.seed for run in runs if concerned(run)]
+        if seeds:
+            notes.append(text if len(seeds) == len(runs) else f"{text}: {seeds_text(seeds)}")
+
+    older = RecordState.OLDER_CODE
+    note("older code (what trains has changed since)", lambda run: run.record_state is older)
+    note("data unchecked (not prepared here)", lambda run: run.data_unchecked)
+    note("generated data", lambda run: run.generated)
+    for partial in dict.fromkeys(run.partial for run in runs if run.partial):
+        note(f"partial data ({partial})", lambda run, partial=partial: run.partial == partial)  # type: ignore[misc]
+    for what in ("precision", "device"):
+        groups: dict[str, list[int]] = {}
+        for run in runs:
+            groups.setdefault(getattr(run, what), []).append(run.seed)
+        if len(groups) > 1:
+            parts = "; ".join(f"{name} ({seeds_text(seeds)})" for name, seeds in groups.items())
+            notes.append(f"mixed {what}s: {parts}")
+    return tuple(notes)
