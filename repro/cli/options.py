@@ -137,7 +137,7 @@ def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.training.signals import Stop, die_with_parent
+        from repro.signals import Stop, die_with_parent
 
         stop = Stop()
         stop.listen()

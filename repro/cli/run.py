@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repro.scheduling.devices import Device
     from repro.scheduling.estimate import Estimator, StalePolicy
     from repro.scheduling.executors.base import Executor
-    from repro.training.signals import Stop
+    from repro.signals import Stop
 
 SLURM_JOBS = 16  # in Slurm's queue at once, unless --jobs says how many
 

@@ -31,6 +31,7 @@ from repro.errors import (
 )
 from repro.paths import Project
 from repro.registry import Registry
+from repro.signals import Stop
 from repro.signature import data_hash
 from repro.storage import FileLock, quarantine_damaged
 from repro.sweep import (
@@ -55,7 +56,6 @@ from repro.training.run_attempt import (
     ThreadsDifferError,
     TrainOptions,
 )
-from repro.training.signals import Stop
 from repro.training.tensorboard import require_tensorboard
 
 HEARTBEAT = 1.0  # seconds between two notes of what this worker does

@@ -59,8 +59,8 @@ if "train" in sys.orig_argv:
 """
 
 NO_DEATH_SIGNAL = """
-import repro.training.signals
-repro.training.signals.die_with_parent = lambda stop: None
+import repro.signals
+repro.signals.die_with_parent = lambda stop: None
 """
 
 TRAINS_WITHOUT_LOCK = """
@@ -83,8 +83,8 @@ repro.storage.commit_record = lambda record, paths, attempt, replaces: compare_a
 )
 
 STOP_IGNORED = """
-import repro.training.signals
-repro.training.signals.Stop.now = property(lambda self: False, lambda self, asked: None)
+import repro.signals
+repro.signals.Stop.now = property(lambda self: False, lambda self, asked: None)
 """
 
 INTERRUPTED_IS_FAILED = """

@@ -22,6 +22,7 @@ from smoke_project import (
 import repro.training.run_attempt as run_attempt
 from repro.attempts import AttemptNote, Outcome, new_attempt, read_attempts, write_attempt
 from repro.errors import SetupError
+from repro.signals import Stop
 from repro.storage import FileLock, record_digest
 from repro.sweep import (
     Phase,
@@ -34,7 +35,6 @@ from repro.sweep import (
     request_stop,
 )
 from repro.training.loop import Trainer
-from repro.training.signals import Stop
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.8/seed0"
 FOURTH = "cifar100/resnet18/am-softmax-s10-m0.5/seed0"

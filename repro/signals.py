@@ -1,6 +1,6 @@
-"""Stop requests to a worker: signals, and the death of the supervisor that started it.
+"""Stop requests by signal, to a worker and to the supervisor, and the death of a worker's parent.
 
-Installed before torch is imported, so that a worker can be stopped while it is still starting.
+A worker installs its handlers before torch is imported, so that it can be stopped while it is still starting.
 """
 
 import ctypes
@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
-from typing import Literal
+from enum import IntEnum
+from types import FrameType, TracebackType
+from typing import Literal, Self
 
 GRACE_AFTER_PARENT = 7.0  # seconds that a worker has for its checkpoints once its supervisor has died
 
@@ -74,3 +76,46 @@ def die_with_parent(stop: Stop) -> None:
         os._exit(75)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class Stage(IntEnum):
+    """How urgently to stop."""
+
+    GO_ON = 0
+    DRAIN = 1
+    CHECKPOINT = 2
+    KILL = 3
+
+
+class Interruption:
+    """While entered: SIGINT raises the stage by one each time, SIGTERM and SIGUSR1 to CHECKPOINT at least.
+
+    Signals reach Python only in the main thread; entered in another one, it leaves them alone.
+    """
+
+    def __init__(self) -> None:
+        self.stage = Stage.GO_ON
+        self.signal: Literal["SIGINT", "SIGTERM", "SIGUSR1"] | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not installed from Python: it cannot be put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            self.signal = "SIGTERM" if number == signal.SIGTERM else "SIGUSR1"
+            self.stage = max(self.stage, Stage.CHECKPOINT)
+        else:
+            # SIGTERM before decides the exit code: whoever sent it waits for that answer.
+            self.signal = self.signal or "SIGINT"
+            self.stage = Stage(min(self.stage + 1, Stage.KILL))
