@@ -264,7 +264,7 @@ def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
     """The record at `path`, None where there is none; raises as `decode_record` does."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return decode_record(content, str(path), run_id, preset)
 

@@ -20,20 +20,22 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 SLOW = ("slow", "long", "slurm", "ray", "shared", "tex", "browser")  # `./check.sh --all` runs these too
 STARTS_PROCESSES_OR_TRAINS = {
-    "subprocess", "multiprocessing", "psutil", "ProcessPoolExecutor", "on_a_tiny_disk", "train_here", "training",
+    "subprocess", "multiprocessing", "psutil", "ProcessPoolExecutor", "LocalExecutor", "on_a_tiny_disk",
+    "Bench", "train", "train_run", "train_here", "training",
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test with its lane: unit, integration or slow. Files with slow tests come first.
 
-    A file belongs to `integration` if it imports what starts processes or trains. With two processes, a slow
-    file at the end would keep one of them waiting for the other.
+    A file belongs to `integration` if it says so, or imports what starts processes or trains. With two
+    processes, a slow file at the end would keep one of them waiting for the other.
     """
     for item in items:
+        imported = {getattr(value, "__name__", "") for value in vars(item.module).values()}
         if any(item.get_closest_marker(mark) for mark in SLOW):
             item.add_marker("slow")
-        elif STARTS_PROCESSES_OR_TRAINS & vars(item.module).keys():
+        elif item.get_closest_marker("integration") or STARTS_PROCESSES_OR_TRAINS & imported:
             item.add_marker("integration")
         else:
             item.add_marker("unit")

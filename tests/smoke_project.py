@@ -78,7 +78,7 @@ def interrupt(context: Context, run: str, **options) -> None:
     """Trains a run and stops it by request: it leaves a checkpoint of its first epoch and one of a later."""
     attempts = context.project.run(context.preset.name, run).attempts
     assert train_here(context, run, stop=_StopLater(attempts), checkpoint_interval=0.0, **options) == 75
-    assert len(list(attempts.glob("1/checkpoint-*.pt"))) == 2
+    assert len(list(attempts.glob("*/checkpoint-*.pt"))) == 2
 
 
 def record_of(context: Context, run: str) -> RunRecord:

@@ -14,13 +14,13 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
-from repro.scheduling.slots import Slot
 from smoke_project import ROOT
 
 from repro import errors
 from repro.cli import main
 from repro.cli.context import Context
 from repro.registry import Registry, Selection
+from repro.scheduling.devices import Device
 from repro.scheduling.plan import make_plan
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,11 +110,11 @@ def test_the_times_for_a_1080_ti_are_the_plans(monkeypatch):
     page = (ROOT / "docs" / "1080ti.md").read_text()
     shown = re.search(r"<!-- begin: the plan [^>]*-->\n```text\n(.*?)\n```\n<!-- end -->", page, re.DOTALL)
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
-    slot = Slot("cuda", 0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30, 0, {})
+    card = Device("cuda", 0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30, 1, {})
     with tempfile.TemporaryDirectory() as empty:
         context = Context.open("paper", Path(empty) / "results", Path(empty) / "data")
         survey = context.survey(context.registry.select_runs(Selection(), context.preset))
-        text = make_plan(survey, context.registry, context.preset, context.project, (slot,)).to_text()
+        text = make_plan(survey, context.registry, context.preset, context.project, (card,)).to_text()
     assert shown
     assert shown[1] == text[text.index("  table") :]
 

@@ -5,24 +5,39 @@ completion answer at once: a body imports what it needs. torch is imported by th
 Progress goes to stderr, data to stdout.
 """
 
+from importlib import import_module
 from typing import Any
 
 import click
 
 from repro import __version__
-from repro.cli.bench import bench
-from repro.cli.data import data
-from repro.cli.doctor import doctor
 from repro.cli.options import configure_logging
-from repro.cli.results import aggregate, audit, claims, figures, report
-from repro.cli.run import plan, run, stop, train
-from repro.cli.share import bundle, merge
-from repro.cli.status import logs, show_run, status
 from repro.errors import ReproError
+
+# The files of this package and their commands: each is imported only where one of them is asked for.
+_FILES = {
+    "run": ("plan", "run", "stop", "train"),
+    "status": ("status", "show", "logs"),
+    "results": ("aggregate", "figures", "report", "claims", "audit"),
+    "share": ("bundle", "merge"),
+    "bench": ("bench",),
+    "doctor": ("doctor",),
+    "data": ("data",),
+}
+COMMANDS = {command: file for file, commands in _FILES.items() for command in commands}
 
 
 class Commands(click.Group):
-    """Turns an error for the user into one line on stderr and its exit code."""
+    """Finds commands by name, and turns an error for the user into one line on stderr and its exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: D102
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: D102
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"repro.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
         try:
@@ -46,12 +61,3 @@ def main() -> None:
     75 interrupted and resumable, 130 Ctrl-C.
     """
     configure_logging()
-
-
-for command in (
-    plan, run, stop, status, train, bench,
-    aggregate, figures, report, claims, audit,
-    show_run, logs, bundle, merge,
-    doctor, data,
-):  # fmt: skip
-    main.add_command(command)

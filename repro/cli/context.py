@@ -74,7 +74,7 @@ class Context:
 
     def data_sizes(self, names: Iterable[str]) -> "dict[str, DataSize]":
         """The size of each data set: as prepared here, else as registered, else as the paper counts it."""
-        from repro.data import described
+        from repro.data import dataset_info
         from repro.errors import DataMissingError
         from repro.manifest import read_manifest
         from repro.scheduling.estimate import DataSize
@@ -84,7 +84,7 @@ class Context:
             try:
                 manifest = read_manifest(self.project.data, name)
             except DataMissingError:
-                known = described(name)
+                known = dataset_info(name)
                 if known.train_count and known.test_count and known.classes:
                     sizes[name] = DataSize(
                         known.train_count, known.test_count, known.classes, known.image_size

@@ -313,17 +313,15 @@ def _prepare(context: "Context", name: str, fetch: bool) -> str:
 
 
 def check_executor(executor: str) -> Iterator[Finding]:
-    """What `--executor slurm` or `ray` needs: its package here and, for Slurm, its commands."""
-    package = {"slurm": "submitit", "ray": "ray"}.get(executor)
-    if package is None:
-        return
-    if util.find_spec(package) is None:
-        remedy = f"`pip install --editable {shlex.quote(f'{_SOURCE}[{executor}]')}`"
-        yield Finding(executor, "error", f"{package} is not installed", remedy)
-    else:
-        yield Finding(executor, "ok", f"{package} {metadata.version(package)}")
+    """What `--executor slurm` or `ray` needs: Slurm's commands, Ray's package."""
+    if executor == "ray":
+        if util.find_spec("ray") is None:
+            remedy = f"`pip install --editable {shlex.quote(f'{_SOURCE}[ray]')}`"
+            yield Finding("ray", "error", "ray is not installed", remedy)
+        else:
+            yield Finding("ray", "ok", f"ray {metadata.version('ray')}")
     if executor == "slurm":
-        missing = [name for name in ("sbatch", "squeue", "scancel", "sinfo") if shutil.which(name) is None]
+        missing = [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]
         if missing:
             remedy = "run this on a login node, or load the module that has them"
             yield Finding("slurm", "error", f"not found: {', '.join(missing)}", remedy)

@@ -295,7 +295,7 @@ def _slurm(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[De
 
 def _ray(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Device, ...]]":
     from repro.scheduling.devices import remote_devices
-    from repro.scheduling.executors.ray import RayExecutor, RayRequest
+    from repro.scheduling.executors.ray import RayExecutor
 
     asked = options.cluster
     given = {name: getattr(asked, name) for name in ("partition", "account", "qos", "time", "gres", "sbatch")}
@@ -304,7 +304,7 @@ def _ray(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Devi
     gpus = asked.job_gpus
     if gpus > 1 and gpus != int(gpus):
         raise UsageError(f"--job-gpus {gpus:g}: Ray gives a fraction of one GPU, or whole ones")
-    executor = RayExecutor(RayRequest(context.preset.threads, gpus), asked.ray_address)
+    executor = RayExecutor(context.preset.threads, gpus, asked.ray_address)
     jobs = asked.jobs or max(1, executor.capacity())
     kind: Literal["cuda", "cpu"] = "cuda" if gpus else "cpu"
     at_once = round(1 / gpus) if 0 < gpus < 1 else 1

@@ -47,7 +47,7 @@ def status(context: "Context", selected: "Selection", watch: bool, as_json: bool
     in_place = sys.stdout.isatty() and not as_json
     while True:
         started = time.monotonic()
-        now = _look(context, selected)
+        now = current_status(context, selected)
         text = now.to_json() if as_json else now.to_text()
         if not watch:
             click.echo(text)
@@ -57,7 +57,8 @@ def status(context: "Context", selected: "Selection", watch: bool, as_json: bool
         time.sleep(max(INTERVAL, 10 * (time.monotonic() - started)))
 
 
-def _look(context: "Context", selected: "Selection") -> "Status":
+def current_status(context: "Context", selected: "Selection") -> "Status":
+    """How the selected runs stand now; reads only."""
     from repro.scheduling.devices import find_devices
     from repro.scheduling.plan import make_plan
     from repro.scheduling.status import make_status, read_traces
@@ -83,7 +84,7 @@ def _look(context: "Context", selected: "Selection") -> "Status":
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
-def show_run(context: "Context", run_id: str, as_json: bool) -> None:
+def show(context: "Context", run_id: str, as_json: bool) -> None:
     """Show one run: result, data, configuration, device, attempts and curve."""
     from rich.console import Console, Group
 

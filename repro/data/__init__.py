@@ -78,7 +78,7 @@ DATA_SETS: dict[str, DataSet] = {
 }  # fmt: skip
 
 
-def described(name: str) -> DataSet:
+def dataset_info(name: str) -> DataSet:
     """The data set called `name`; any other name is that of a set of the user's own, with a folder per class.
 
     Raises UsageError for what cannot be a name.
@@ -119,9 +119,9 @@ def prepare(name: str, data_dir: Path, **options: Any) -> "Manifest":
             f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
             "--from FOLDER with a folder of images per class"
         )
-    chosen, title = described(name), options.get("title") or ""
+    chosen, title = dataset_info(name), options.get("title") or ""
     if (save_as := options.get("save_as") or name) != name:
-        described(save_as)
+        dataset_info(save_as)
         if save_as in DATA_SETS:
             raise UsageError(f"--as {save_as}: {name} cannot be kept under another known set's name")
     for known in DATA_SETS.values():
@@ -185,7 +185,7 @@ def _generated(config: "RunConfig") -> tuple[str, int, int, int, int]:
     recipe = config.recipe
     sizes = (recipe.classes, recipe.images_per_class, recipe.test_images_per_class)
     classes, train, test = (size for size in sizes if size is not None)
-    return config.dataset, described(config.dataset).image_size, classes, train, test
+    return config.dataset, dataset_info(config.dataset).image_size, classes, train, test
 
 
 def listing(data_dir: Path) -> list[DataSetState]:
@@ -193,7 +193,7 @@ def listing(data_dir: Path) -> list[DataSetState]:
 
     Shapes and file sizes are checked, bytes are not hashed: that is `verify`.
     """
-    return [_state(described(name), data_dir) for name in (*DATA_SETS, *_own_sets(data_dir))]
+    return [_state(dataset_info(name), data_dir) for name in (*DATA_SETS, *_own_sets(data_dir))]
 
 
 def _own_sets(data_dir: Path) -> list[str]:

@@ -29,7 +29,7 @@ from PIL import Image, features
 
 from repro.data.files import progress
 from repro.data.prepared import Images
-from repro.errors import SetupError
+from repro.errors import DataMissingError, SetupError
 from repro.system import usable_cores
 
 BATCH = 128  # images decoded together
@@ -126,6 +126,28 @@ def folder_files(root: Path, folder: str) -> list[ImageFile]:
     return sorted(found, key=lambda file: file.name)
 
 
+def tree_files(root: Path) -> list[ImageFile]:
+    """Every plain file below `root`, sorted folder by folder, but hidden ones and those in hidden folders.
+
+    Links to folders are not followed.
+
+    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    if not root.is_dir():
+        raise DataMissingError(f"{root} is not a folder: expected the top of an unpacked or downloaded tree")
+    files = []
+    for folder, folders, _ in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(folder).relative_to(root).as_posix()
+        found = folder_files(root, "" if below == "." else below)
+        files += [file for file in found if not Path(file.name).name.startswith(".")]
+    return files
+
+
 def is_os_metadata(name: str) -> bool:
     """Whether a file manager left the file `name`."""
     return name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
@@ -144,7 +166,7 @@ def listing_digest(files: Iterable[ImageFile]) -> str:
 def _digest(pairs: Iterable[tuple[str, object]]) -> str:
     digest = hashlib.sha256()
     for name, value in pairs:
-        digest.update(f"{name}\0{value}\n".encode())
+        digest.update(f"{name}\0{value}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

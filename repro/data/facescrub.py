@@ -20,25 +20,24 @@ Where both are there, the whole picture counts: its bytes are the published ones
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from repro.data import DATA_SETS
 from repro.data.crawl import crawl, picture, read_journal
-from repro.data.decode import DecodeRules, ImageFile, ImageRequest, folder_files, listing_digest
-from repro.data.face_lists import LISTS, Box, Face, FaceLists, read_face_lists
+from repro.data.decode import DecodeRules, ImageFile, ImageRequest, listing_digest, tree_files
+from repro.data.face_lists import LISTS, Face, FaceLists, read_face_lists
 from repro.data.files import explain_write_failure, progress
 from repro.data.http_get import CrawlPolicy, FetchResult
 from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, FetchError, SetupError, UsageError
+from repro.errors import DataMissingError, FetchError, UsageError
 from repro.manifest import Manifest
 from repro.system import usable_cores
 
@@ -51,17 +50,8 @@ FACE_FOLDERS = frozenset({"face", "faces"})
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FaceFile:
-    """Where a face is: in `box` of the image in `file`, all of it where there is no box.
-
-    `sha256` is the file's: that of the list for a whole picture.
-    """
-
-    face: Face
-    file: ImageFile
-    box: Box | None
-    sha256: str
+Found = dict[Face, ImageRequest]
+"""Where faces are, in the lists' order: in the request's box of its file, all of it where there is no box."""
 
 
 def fetch(
@@ -125,13 +115,13 @@ def prepare(
     rules = DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS)
     settings = {"crop": "the listed box"}
     listed = _listed(data_dir, lists)
-    found = _fetched(data_dir, listed) if source is None else ()
-    files = [each.file for each in found] if source is None else tree_files(source)
+    found = _fetched(data_dir, listed) if source is None else {}
+    files = [each.file for each in found.values()] if source is None else tree_files(source)
     listing = listing_digest(files)
 
     def make(writer: PreparedWriter) -> Manifest:
         if source is None:
-            on_disk = frozenset(each.sha256 for each in found)
+            on_disk = frozenset(face.sha256 for face in found)
             missing = _missing(listed, on_disk, read_journal(_raw(data_dir)))
             faces, note = found, _found_note(listed, on_disk, missing)
         else:
@@ -139,7 +129,10 @@ def prepare(
             note = _tree_note(listed, faces, others)
         return write_identities(
             writer,
-            [_candidate(each) for each in faces],
+            [
+                Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
+                for face, request in faces.items()
+            ],
             rule,
             rules,
             settings=settings,
@@ -155,33 +148,8 @@ def prepare(
     return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
 
-def tree_files(root: Path) -> list[ImageFile]:
-    """Every file below `root` in an order that is the same everywhere, but hidden ones and hidden folders.
-
-    Links to folders are not followed.
-
-    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    if not root.is_dir():
-        raise DataMissingError(f"{root} is not a folder: --from names the top of a downloaded tree")
-    files = []
-    for folder, folders, _ in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.isprintable())
-        below = Path(folder).relative_to(root).as_posix()
-        files += [
-            file
-            for file in folder_files(root, "" if below == "." else below)
-            if file.name.isprintable() and not PurePosixPath(file.name).name.startswith(".")
-        ]
-    return files
-
-
-def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[tuple[FaceFile, ...], int]:
-    """The faces of `lists` among the `files` below `root`, in their order, and how many files are none.
+def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[Found, int]:
+    """The faces of `lists` among the `files` below `root`, and how many files are none.
 
     Raises DataMissingError where there is no face, SetupError where a file cannot be read.
     """
@@ -189,16 +157,16 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
     for face in lists.faces:
         by_picture.setdefault(face.sha256, []).append(face)
     names = _Names(lists)
-    whole: dict[tuple[str, int, int], FaceFile] = {}
-    cut_out: dict[tuple[str, int, int], FaceFile] = {}
+    whole: Found = {}
+    cut_out: Found = {}
     others = 0
     with ThreadPoolExecutor(usable_cores()) as threads, progress("hashed", len(files), "files") as advance:
         for file, sha256 in zip(files, threads.map(_sha256, files), strict=True):
             if sha256 in by_picture:
                 for face in by_picture[sha256]:
-                    whole.setdefault(face.key, FaceFile(face, file, face.box, sha256))
+                    whole.setdefault(face, ImageRequest(file, face.box, sha256))
             elif sha256 and (named := names.face_of(PurePosixPath(file.name))):
-                cut_out.setdefault(named.key, FaceFile(named, file, None, sha256))
+                cut_out.setdefault(named, ImageRequest(file, None, sha256))
             else:
                 others += 1
             advance(1)
@@ -208,7 +176,7 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
             f"none of the {len(files):,} files below {root} is a face of the lists: expected pictures as "
             "they were published, or cut-out faces named as in faces/Name_Surname/Name_Surname_1_2.jpeg"
         )
-    return tuple(either[face.key] for face in lists.faces if face.key in either), others
+    return {face: either[face] for face in lists.faces if face in either}, others
 
 
 def find_source(data_dir: Path) -> Path | None:
@@ -238,27 +206,21 @@ def _listed(data_dir: Path, given: Path | None) -> FaceLists:
     return listed
 
 
-def _fetched(data_dir: Path, listed: FaceLists) -> tuple[FaceFile, ...]:
+def _fetched(data_dir: Path, listed: FaceLists) -> Found:
     """The faces whose picture is in the data folder."""
     images = _raw(data_dir) / "images"
-    found = []
+    found: Found = {}
     for face in listed.faces:
         path = picture(_raw(data_dir), face.sha256)
         if path.is_file():
             file = ImageFile(str(images), path.relative_to(images).as_posix(), path.stat().st_size)
-            found.append(FaceFile(face, file, face.box, face.sha256))
+            found[face] = ImageRequest(file, face.box, face.sha256)
     if not found:
         raise DataMissingError(
             f"no picture of {TITLE} is on disk: run `repro data fetch {NAME} --lists DIR`, or name the top "
             f"of a tree that another program downloaded with `repro data prepare {NAME} --from DIR`"
         )
-    return tuple(found)
-
-
-def _candidate(each: FaceFile) -> Candidate:
-    face = each.face
-    request = ImageRequest(each.file, each.box, each.sha256)
-    return Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
+    return found
 
 
 def _missing(
@@ -306,8 +268,8 @@ def _found_note(listed: FaceLists, on_disk: frozenset[str], missing: Sequence[tu
     return f"{found:,} faces found{lost}"
 
 
-def _tree_note(listed: FaceLists, found: Sequence[FaceFile], others: int) -> str:
-    whole = sum(each.box is not None for each in found)
+def _tree_note(listed: FaceLists, found: Found, others: int) -> str:
+    whole = sum(each.box is not None for each in found.values())
     return (
         f"{len(found):,} faces found in a downloaded tree, {whole:,} in whole pictures and "
         f"{len(found) - whole:,} cut out by others, whose bytes cannot be checked; "

@@ -6,7 +6,6 @@ a proxy is set, it resolves the names: then only hosts written as numbers can be
 """
 
 import asyncio
-import email.utils
 import errno
 import hashlib
 import ipaddress
@@ -14,7 +13,6 @@ import os
 import re
 import socket
 import ssl
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -207,7 +205,8 @@ async def _read(
             return FetchResult("redirect", f"{answer} to {_plain(location)}")
         return FetchResult("redirect", answer, location=location)
     if status in (408, 429) or status >= 500:
-        pause = _seconds(response.headers.get("Retry-After", ""))
+        asked = response.headers.get("Retry-After", "")  # seconds; a date is as good as none
+        pause = float(asked) if re.fullmatch("[0-9]{1,9}", asked) else None
         return FetchResult("busy" if status == 429 else "server-error", answer, retry=True, pause=pause)
     if status != 200:
         return FetchResult("gone" if status in (404, 410) else "refused", answer)
@@ -284,16 +283,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             for part in error.exceptions:
                 yield from _causes(part)
         error = error.__cause__ or error.__context__
-
-
-def _seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for: a number of seconds, or a date."""
-    if re.fullmatch("[0-9]{1,9}", retry_after):
-        return float(retry_after)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _plain(text: object) -> str:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from repro.data import described
+from repro.data import dataset_info
 from repro.errors import UsageError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, fingerprint_of
 
@@ -52,7 +52,7 @@ def generate(
     manifest = Manifest(
         preparation_version=PREPARATION_VERSION,
         name=f"generated-{name}",
-        title=f"generated data in the shape of {described(name).title}",
+        title=f"generated data in the shape of {dataset_info(name).title}",
         generated=True,
         sources=spec.sources,
         image_size=image_size,
@@ -88,7 +88,7 @@ class _Spec:
     generator_version: int = GENERATOR_VERSION
 
     def __post_init__(self) -> None:
-        described(self.name)
+        dataset_info(self.name)
         if self.image_size < 8 or min(self.classes, self.train_per_class, self.test_per_class) < 1:
             raise UsageError(
                 "generated data: expected at least 8 pixels, 1 class and 1 image a class, got "

@@ -32,10 +32,10 @@ from repro.data.decode import (
     ImageRequest,
     decode_images,
     decoder_versions,
-    folder_files,
     image_digest,
     is_os_metadata,
     listing_digest,
+    tree_files,
 )
 from repro.data.prepared import Images
 from repro.data.writer import PreparedWriter, prepare_once
@@ -46,6 +46,9 @@ NAME = "tiny-imagenet"
 TITLE = DATA_SETS[NAME].title
 RULES = DecodeRules(DATA_SETS[NAME].image_size, formats=("JPEG",), exact=True, max_bytes=1_000_000)
 LONGEST_TEXT = 10_000_000  # bytes of a text file; the longest is words.txt with 2.6 MB
+ANNOTATIONS = "val/val_annotations.txt"
+TRAIN = re.compile(r"train/(n[0-9]{8})/images/\1_(0|[1-9][0-9]{0,5})\.JPEG")
+TEST = re.compile(r"val/images/(val_(0|[1-9][0-9]{0,5})\.JPEG)")
 NAMED = 5  # files that a sentence names before it counts the rest
 
 _log = logging.getLogger(__name__)
@@ -179,7 +182,8 @@ class _Copy:
         self.place, self.published = place, published
         self.texts: dict[str, str] = {}  # text file → its sha256
         self.skipped: list[str] = []  # files among the images that are not of the set
-        self._zipped = self._index_zip() if place.is_file() else None
+        files = self._zipped_files() if place.is_file() else tree_files(place)
+        self._files = {file.name: file for file in files}
         lines = [line for line in self._lines("wnids.txt") if line]
         if any(not re.fullmatch(r"n[0-9]{8}", line) for line in lines) or not (
             len(lines) == len(set(lines)) == published.classes
@@ -189,12 +193,7 @@ class _Copy:
         words = dict(line.partition("\t")[::2] for line in self._lines("words.txt"))
         named = {wnid: words.get(wnid, "") for wnid in lines}
         self.class_names = [name if name and name.isprintable() else wnid for wnid, name in named.items()]
-        self.train: Split = [
-            (file, label)
-            for wnid, label in self.labels.items()
-            for file in self._numbered(f"train/{wnid}/images", wnid, published.train_per_class)
-        ]
-        self.test = self._read_test()
+        self.train, self.test = self._read_splits(self._read_annotations())
         self.missing = self._find_missing()  # what a whole copy has and this one lacks
 
     def listing(self) -> str:
@@ -202,13 +201,8 @@ class _Copy:
         texts = [f"{name}={self.texts[name]}" for name in ("val_annotations.txt", "wnids.txt")]
         return membership([*texts, listing_digest(image for image, _ in (*self.train, *self.test))])
 
-    def _files(self, folder: str) -> list[ImageFile]:
-        if self._zipped is not None:
-            return self._zipped.get(folder, [])
-        return folder_files(self.place, folder) if (self.place / folder).is_dir() else []
-
-    def _index_zip(self) -> dict[str, list[ImageFile]]:
-        published, by_folder = self.published, dict[str, list[ImageFile]]()
+    def _zipped_files(self) -> Iterator[ImageFile]:
+        published = self.published
         try:
             with zipfile.ZipFile(self.place) as archive:
                 members = archive.infolist()
@@ -226,18 +220,14 @@ class _Copy:
         if len(members) > published.max_members or size > published.max_bytes:
             limits = f"{published.max_members:,} files or {published.max_bytes:,} bytes"
             raise self._corrupt(f"more than the {limits} that {TITLE} has at most")
-        for member in sorted(members, key=lambda each: each.filename):
+        for member in members:
             top, _, name = member.filename.partition("/")
-            folder, _, last = name.rpartition("/")
-            if top == published.folder and last and not is_os_metadata(last):
-                file = ImageFile(str(self.place), name, member.file_size, member.filename)
-                by_folder.setdefault(folder, []).append(file)
-        return by_folder
+            if top == published.folder and not member.is_dir() and not is_os_metadata(Path(name).name):
+                yield ImageFile(str(self.place), name, member.file_size, member.filename)
 
     def _lines(self, path: str) -> list[str]:
         """The lines of a text file; its sha256 goes to `texts`."""
-        folder, _, name = path.rpartition("/")
-        file = next((file for file in self._files(folder) if file.name == path), None)
+        file = self._files.get(path)
         if file is None:
             raise DataMissingError(
                 f"{self.place} has no {path}: expected TinyImageNet as it is published, with train/, val/, "
@@ -245,39 +235,43 @@ class _Copy:
             )
         try:
             content = file.read(LONGEST_TEXT)
-            self.texts[name] = hashlib.sha256(content).hexdigest()
+            self.texts[Path(path).name] = hashlib.sha256(content).hexdigest()
             # Only line feeds end a line, with or without a carriage return before.
             return [line.removesuffix("\r") for line in content.decode().split("\n")]
         except ValueError as error:  # of decoding, too
             raise self._corrupt(f"{path} is not whole text ({error})") from None
 
-    def _read_test(self) -> Split:
-        path = "val/val_annotations.txt"
+    def _read_annotations(self) -> dict[str, int]:
+        """The label of each test image that is listed."""
         listed: dict[str, int] = {}
-        for number, line in enumerate(self._lines(path), 1):
+        for number, line in enumerate(self._lines(ANNOTATIONS), 1):
             name, wnid = [*line.split("\t"), ""][:2]
             if name and (wnid not in self.labels or name in listed):
                 wrong = (
                     "is listed twice" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
                 )
-                raise self._corrupt(f"{path}, line {number}: {_shown(name)} {wrong}")
+                raise self._corrupt(f"{ANNOTATIONS}, line {number}: {_shown(name)} {wrong}")
             if name:
                 listed[name] = self.labels[wnid]
-        files = self._numbered("val/images", "val", self.published.classes * self.published.test_per_class)
-        if unlisted := [file.name for file in files if _base_name(file) not in listed]:
-            raise self._corrupt(f"{path} has no class for {_first(unlisted)}")
-        return [(file, listed[_base_name(file)]) for file in files]
+        return listed
 
-    def _numbered(self, folder: str, prefix: str, limit: int) -> list[ImageFile]:
-        """The files called `<prefix>_<k>.JPEG`, k below `limit`, by k; others go to `skipped`."""
-        found = {}
-        for file in self._files(folder):
-            match = re.fullmatch(rf"{prefix}_(0|[1-9][0-9]{{0,5}})\.JPEG", _base_name(file))
-            if match and int(match[1]) < limit:
-                found[int(match[1])] = file
-            else:
-                self.skipped.append(file.name)
-        return [found[number] for number in sorted(found)]
+    def _read_splits(self, listed: dict[str, int]) -> tuple[Split, Split]:
+        """Training images by class and number, test images by number; other images go to `skipped`."""
+        train: list[tuple[int, int, ImageFile]] = []
+        test: list[tuple[int, int, ImageFile]] = []
+        for name, file in sorted(self._files.items()):
+            of_class, of_test = TRAIN.fullmatch(name), TEST.fullmatch(name)
+            if of_class and of_class[1] in self.labels and int(of_class[2]) < self.published.train_per_class:
+                train.append((self.labels[of_class[1]], int(of_class[2]), file))
+            elif of_test and int(of_test[2]) < self.published.classes * self.published.test_per_class:
+                if of_test[1] not in listed:
+                    raise self._corrupt(f"{ANNOTATIONS} has no class for {name}")
+                test.append((int(of_test[2]), listed[of_test[1]], file))
+            elif re.match(r"(train/[^/]+|val)/images/", name):
+                self.skipped.append(name)
+        return [(file, label) for label, _, file in sorted(train)], [
+            (file, label) for _, label, file in sorted(test)
+        ]
 
     def _find_missing(self) -> str | None:
         whole = (self.published.train_per_class, self.published.test_per_class)
@@ -291,7 +285,7 @@ class _Copy:
                 )
             if of_test > whole[1]:
                 gives = f"gives the class {wnid} {of_test} images, expected {whole[1]}"
-                raise self._corrupt(f"val/val_annotations.txt {gives}")
+                raise self._corrupt(f"{ANNOTATIONS} {gives}")
         if set(counts.values()) == {whole}:
             return None
         if len(set(counts.values())) == 1:
@@ -315,10 +309,6 @@ def _decode(split: Split, place: Path, hashes: list[str]) -> Iterator[Images]:
             )
         hashes += decoded.sha256
         yield decoded.pixels
-
-
-def _base_name(file: ImageFile) -> str:
-    return file.name.rpartition("/")[2]
 
 
 def _first(names: Sequence[str]) -> str:

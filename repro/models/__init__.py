@@ -8,8 +8,13 @@ from torch import nn
 
 from repro.errors import OwnCodeError, UsageError
 from repro.models.network import Network
-from repro.models.stem import STEM_POOLS
 from repro.plugins import NETWORKS, find, load, try_network
+
+STEM_POOLS = (
+    "auto",
+    "never",
+    "always",
+)  # where a ResNet's stem ends in a max-pool: from 64 px on, at no size, …
 
 
 def build(

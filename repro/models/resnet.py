@@ -1,13 +1,34 @@
 """ResNet-18 and ResNet-50: He et al., *Deep residual learning for image recognition*, 2016.
 
-With the stem of `stem.py`, without the classifier. ResNet-50 is v1.5: the stride sits in the 3×3 convolution
-of a bottleneck, not in its first 1×1, as in torchvision.
+With a stem for small images, without the classifier. ResNet-50 is v1.5: the stride sits in the 3×3
+convolution of a bottleneck, not in its first 1×1, as in torchvision.
 """
 
 from torch import Tensor, nn
 
 from repro.models.network import Network, check_image_size, global_average, initialise, scaled
-from repro.models.stem import Stem
+
+POOLED_FROM = 64  # pixels: from here on the stem of "auto" ends in a max-pool
+
+
+class Stem(nn.Module):
+    """conv 3×3 stride 1, BN, ReLU, and at 64 pixels a max-pool 3×3 stride 2: (B, 3, S, S) → (B, C, S', S').
+
+    ImageNet's stem (conv 7×7 stride 2 and a max-pool) would leave a 32-pixel image 8 × 8 before the first
+    block. With the 3×3 stem S' = S; with the max-pool S' = S/2, so the blocks see 32 × 32 at either size.
+    """
+
+    def __init__(self, channels: int, image_size: int, pool: str) -> None:
+        super().__init__()
+        pooled = pool == "always" or (pool == "auto" and image_size >= POOLED_FROM)
+        self.conv = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The maps that the first block reads."""
+        return self.pool(self.relu(self.norm(self.conv(images))))
 
 
 class BasicBlock(nn.Module):
@@ -61,7 +82,7 @@ class Bottleneck(nn.Module):
 class ResNet(Network):
     """Four stages of 64, 128, 256, 512 channels times `width`, all but the first halving the map; their mean.
 
-    `image_size` a multiple of 8 (three halvings), `stem_pool` as in `stem.STEM_POOLS`.
+    `image_size` a multiple of 8 (three halvings), `stem_pool` one of `STEM_POOLS`.
     """
 
     def __init__(

@@ -41,6 +41,7 @@ SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind
 
 HUNG = 600.0  # seconds without a sign of life after which a worker is killed
 HUNG_STARTING = 1800.0  # likewise before its first step: imports, compiling, capturing
+LINGERING = 30.0  # likewise after its last word: Slurm may not have noticed that its own daemon was killed
 LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
 
 
@@ -90,6 +91,7 @@ class _Place:
     device: Device
     job: WorkerJob | None = None
     note: WorkerNote | None = None
+    beats: dict[str, int] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     starts_in_vain: int = 0  # in a row, without a step of training
@@ -205,39 +207,54 @@ class Supervisor:
             log=self.project.logs(self.sweep.preset) / f"{name}.log",
             device=place.device,
         )
-        place.note = None
+        place.note, place.beats = None, {}
         place.silent, place.killed_for, place.asked, place.kill_at = 0.0, "", Stage.GO_ON, None
         return place.job
 
     def _look_at_workers(self, elapsed: float) -> None:
         """Reads what workers say, ends those that hang, and takes note of those that have ended."""
         notes = read_worker_notes(self.project.workers(self.sweep.preset))
-        by_job = {note.job: note for note in notes if note.job}
+        by_job: dict[str, list[WorkerNote]] = {}
+        for each in notes:
+            by_job.setdefault(each.job, []).append(each)
         for place in self.places:
             if place.job is None:
                 continue
             end = self.executor.poll(place.job)
-            note = by_job.get(place.job.name)
+            # A job that its cluster started again has a note of each start: the one that changes is alive.
+            mine = by_job.get(place.job.name, [])
+            changed = [each for each in mine if place.beats.get(each.name) != each.beat]
+            latest = changed[-1] if changed else place.note
+            place.beats = {each.name: each.beat for each in mine}
             if end is not None:
                 # What it wrote last may have come after `notes` was read.
-                path = self.project.workers(self.sweep.preset) / f"{note.name}.json" if note else None
-                self._worker_ended(place, end, (WorkerNote.read(path) if path else None) or note)
+                path = self.project.workers(self.sweep.preset) / f"{latest.name}.json" if latest else None
+                self._worker_ended(place, end, (WorkerNote.read(path) if path else None) or latest)
                 continue
-            if note and (place.note is None or note.beat != place.note.beat):
+            if changed:
                 place.silent = 0.0
-            elif note or place.device.host is None:
-                place.silent += elapsed  # a cluster's job without a note is waiting in its queue
-            place.note = note
-            limit = HUNG if note and note.stepped else HUNG_STARTING
-            if place.silent > limit and not place.killed_for:
-                place.killed_for = f"hung: no sign of life for {format_seconds(limit)}"
-                self.view.line(f"worker on {place.device.label} {place.killed_for}; killed")
+            elif not self.executor.waits(place.job):
+                place.silent += elapsed
+            place.note = latest
+            if not place.killed_for and (reason := _why_hung(latest, place.silent)):
+                place.killed_for = reason
+                self.view.line(f"worker on {place.device.label} {reason}; killed")
                 self.executor.kill(place.job)
             if place.kill_at is not None and time.monotonic() >= place.kill_at:
-                self.executor.kill(place.job)
+                self._kill_or_leave(place)
         others = [(note.name, note.beat) for note in notes if note.sweep != self.sweep.id]
         if others != self._others:
             self._others, self._others_silent = others, 0.0
+
+    def _kill_or_leave(self, place: _Place) -> None:
+        """Kills a worker that did not stop in time; one that even that does not end is left to itself."""
+        assert place.job is not None
+        if place.asked is not Stage.KILL:
+            place.asked, place.kill_at = Stage.KILL, time.monotonic() + self.intervals.grace
+            self.executor.kill(place.job)
+            return
+        self.view.line(f"{place.device.label}: {place.job.name} could not be ended and may go on")
+        place.job = None
 
     def _worker_ended(self, place: _Place, end: JobEnd, note: WorkerNote | None) -> None:
         job, label = place.job, place.device.label
@@ -253,11 +270,11 @@ class Supervisor:
         elif place.asked is Stage.GO_ON:
             place.starts_in_vain += 1
             place.not_before = time.monotonic() + self._backoff(place)
-        if note is not None and note.phase is Phase.ENDED and not note.message:
-            return
         if place.asked is not Stage.GO_ON or end.blameless:
             if end.blameless and place.asked is Stage.GO_ON:
                 self.view.line(f"{label}: {death}")
+            return
+        if note is not None and note.phase is Phase.ENDED and not note.message:
             return
         words = _last_line(job.log)
         if note is not None and note.message == DEVICE_BUSY:
@@ -347,15 +364,19 @@ class Supervisor:
             self._announce(stage)
         self._stage = stage
         for place in self.places:
-            if place.job is None or place.asked >= stage:
-                continue
-            place.asked = stage
-            if stage is Stage.KILL:
-                self.executor.kill(place.job)
-                continue
-            self.executor.stop(place.job, "drain" if stage is Stage.DRAIN else "now")
-            if stage is Stage.CHECKPOINT:
-                place.kill_at = time.monotonic() + self.intervals.grace
+            if place.job is not None and place.asked < stage:
+                place.asked = stage
+                if stage is Stage.KILL:
+                    self.executor.kill(place.job)
+                else:
+                    self.executor.stop(place.job, "drain" if stage is Stage.DRAIN else "now")
+                if stage is not Stage.DRAIN:
+                    place.kill_at = time.monotonic() + self.intervals.grace
+        for place in self.places if not self.queue.open else ():
+            if place.job is not None and place.asked is Stage.GO_ON and self.executor.waits(place.job):
+                # Still in a cluster's queue, and nothing is left to do.
+                place.asked = Stage.DRAIN
+                self.executor.stop(place.job, "drain")
 
     def _announce(self, stage: Stage) -> None:
         text = {
@@ -470,6 +491,14 @@ class Supervisor:
             interrupted=self._interrupted,
             seconds=seconds,
         )
+
+
+def _why_hung(note: WorkerNote | None, silent: float) -> str:
+    """Why a worker that has been silent for so many seconds is to be killed; empty where it is not."""
+    if note and note.phase is Phase.ENDED:
+        return "ended, but its job did not" if silent > LINGERING else ""
+    limit = HUNG if note and note.stepped else HUNG_STARTING
+    return f"hung: no sign of life for {format_seconds(limit)}" if silent > limit else ""
 
 
 def _last_line(log: Path, most: int = 500) -> str:

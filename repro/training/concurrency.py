@@ -21,7 +21,7 @@ MEMORY_MARGIN = 1.2  # times what the last run took must be free for another
 class Concurrency:
     """Decides when a run may join: up to `limit`, which "auto" raises by one while the total speed grows.
 
-    A round is one step of each run. Rounds with an evaluation, a capture or a checkpoint are not measured.
+    A round is one step of each run. Rounds with an evaluation or a capture are not measured.
     """
 
     def __init__(self, limit: int, device: torch.device, cache: Path | None = None, kind: str = "") -> None:
@@ -35,7 +35,7 @@ class Concurrency:
         self._rounds = 0
         self._began = 0.0
         self._runs = 0
-        self._exhausted = False
+        self._exhausted = self._disturbed = False
         self._growth = 0
 
     @classmethod
@@ -76,14 +76,16 @@ class Concurrency:
         self._automatic = False
 
     def disturbed(self) -> None:
-        """The measurement under way is worth nothing."""
-        self._rounds = 0
+        """The round under way, and so the measurement, is worth nothing."""
+        self._disturbed = True
 
     def begin_round(self, runs: int) -> None:
         """Before one step of each of `runs` runs."""
         if runs != self._runs:
-            self._runs, self._rounds = runs, 0
+            self._runs, self._disturbed = runs, True
             self._measured.clear()
+        if self._disturbed:
+            self._rounds, self._disturbed = 0, False
         if self._automatic and self._rounds == 0:
             self._wait()
             self._began = time.perf_counter()
@@ -91,7 +93,7 @@ class Concurrency:
     def end_round(self) -> None:
         """After it."""
         self._rounds += 1
-        if not self._automatic or self._rounds <= ROUNDS or self._runs < self.limit:
+        if self._disturbed or not self._automatic or self._rounds <= ROUNDS or self._runs < self.limit:
             return
         self._wait()  # launches run ahead of the device: only now is what was launched also done
         self._measured.append(self._runs * self._rounds / (time.perf_counter() - self._began))

@@ -17,6 +17,7 @@ from repro.data import DataSetState
 from repro.errors import DataCorruptError, DeviceError
 from repro.gpus import Gpu
 
+pytestmark = pytest.mark.integration  # torch is asked in a process of its own
 MODULE = sys.modules["repro.cli.doctor"]  # as an attribute, the command of that name hides it
 PASCAL = Gpu(0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30)
 NEW_WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

@@ -1,16 +1,16 @@
-"""Which techniques a device gets, by capability, with the hardware's answer handed in; and what a run keeps."""
+"""Which accelerations a device gets, by capability, with the hardware's answer handed in; and what a run keeps."""
 
 from datetime import UTC, datetime
 
 import pytest
 import torch
-from repro.training.techniques import Techniques
 from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
 
 from repro.attempts import AttemptNote, new_attempt, write_attempt
 from repro.errors import DeviceError
 from repro.training import run_attempt
-from repro.training.device import COMPILING_PAYS_FROM, choose_techniques, unmeasured
+from repro.training.accelerations import Accelerations
+from repro.training.device import COMPILING_PAYS_FROM, choose_accelerations
 from repro.training.precision import choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -27,46 +27,40 @@ ALL = ("channels-last", "fused-sgd", "cuda-graph", "compile")
     ],
 )
 def test_a_gpu_gets_what_its_capability_and_the_length_of_the_work_make_worthwhile(capability, images, names):
-    assert choose_techniques(CUDA, images, capability=capability).names() == names
+    assert choose_accelerations(CUDA, images, capability=capability).names() == names
 
 
 def test_a_1080_ti_trains_in_float32_on_nchw_kernel_by_kernel_and_uncompiled():
-    techniques = choose_techniques(CUDA, MANY, capability=(6, 1))
-    precision = techniques.layout(choose_precision(CUDA, capability=(6, 1)))
+    accelerations = choose_accelerations(CUDA, MANY, capability=(6, 1))
+    precision = accelerations.layout(choose_precision(CUDA, capability=(6, 1)))
     assert (precision.name, precision.memory_format) == ("fp32", torch.contiguous_format)
-    assert (techniques.cuda_graph, techniques.compile, precision.scaler()) == (False, False, None)
+    assert (accelerations.cuda_graph, accelerations.compile, precision.scaler()) == (False, False, None)
     with pytest.raises(DeviceError, match=r"compile needs compute capability 7\.0, this GPU has 6\.1"):
-        choose_techniques(CUDA, on=["compile"], capability=(6, 1))
+        choose_accelerations(CUDA, on=["compile"], capability=(6, 1))
     with pytest.raises(DeviceError, match=r"bf16 needs compute capability 8\.0, this GPU has 6\.1"):
         choose_precision(CUDA, "bf16", capability=(6, 1))
 
 
 def test_deterministic_mode_compiles_nothing_and_keeps_the_graph():
-    assert choose_techniques(CUDA, MANY, deterministic=True, capability=(9, 0)).names() == ALL[:3]
+    assert choose_accelerations(CUDA, MANY, deterministic=True, capability=(9, 0)).names() == ALL[:3]
     with pytest.raises(DeviceError, match="exclude each other"):
-        choose_techniques(CUDA, on=["compile"], deterministic=True, capability=(9, 0))
+        choose_accelerations(CUDA, on=["compile"], deterministic=True, capability=(9, 0))
 
 
 def test_every_technique_can_be_switched_off():
     for name in ("channels-last", "cuda-graph", "compile"):
-        techniques = choose_techniques(CUDA, MANY, off=[name], capability=(9, 0))
-        assert set(techniques.names()) == set(ALL) - {name}
+        accelerations = choose_accelerations(CUDA, MANY, off=[name], capability=(9, 0))
+        assert set(accelerations.names()) == set(ALL) - {name}
     # foreach reads the lr on the host, so that a graph cannot be had with it.
-    without = choose_techniques(CUDA, MANY, off=["fused-sgd"], capability=(9, 0))
+    without = choose_accelerations(CUDA, MANY, off=["fused-sgd"], capability=(9, 0))
     assert without.names() == ("channels-last", "compile")
 
 
 def test_a_cpu_compiles_when_asked_and_has_no_graph():
-    assert choose_techniques(CPU, MANY).names() == ("channels-last", "fused-sgd")
-    assert choose_techniques(CPU, on=["compile"]).compile
+    assert choose_accelerations(CPU, MANY).names() == ("channels-last", "fused-sgd")
+    assert choose_accelerations(CPU, on=["compile"]).compile
     with pytest.raises(DeviceError, match="cuda-graph needs a CUDA device"):
-        choose_techniques(CPU, on=["cuda-graph"])
-
-
-def test_what_was_never_measured_on_a_gpu_is_said_to_be_so():
-    techniques = choose_techniques(CUDA, MANY, capability=(9, 0))
-    assert unmeasured(CUDA, techniques) == ("cuda-graph", "compile")
-    assert unmeasured(CPU, choose_techniques(CPU)) == ()
+        choose_accelerations(CPU, on=["cuda-graph"])
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def context(monkeypatch, tmp_path):
     return smoke_context(monkeypatch, tmp_path)
 
 
-def test_a_record_says_which_techniques_were_in_use(context):
+def test_a_record_says_which_accelerations_were_in_use(context):
     vgg = RUN.replace("resnet18", "vgg16")
     assert train_here(context, RUN, vgg, precision="fp32", switch_off=("fused-sgd",)) == 0
     # The narrow ResNet cannot be trained in NHWC on a CPU.
@@ -82,7 +76,7 @@ def test_a_record_says_which_techniques_were_in_use(context):
     assert record_of(context, vgg).provenance.accelerations == ("resident-data", "channels-last")
 
 
-def test_a_run_is_resumed_with_the_techniques_it_began_with(context):
+def test_a_run_is_resumed_with_the_accelerations_it_began_with(context):
     interrupt(context, RUN, precision="fp32", switch_off=("fused-sgd",))
     assert train_here(context, RUN, precision="fp32") == 0
     record = record_of(context, RUN)
@@ -94,7 +88,9 @@ def test_a_run_that_is_asked_to_use_others_restarts_and_says_so(context):
     interrupt(context, RUN, precision="fp32")
     said: list[str] = []
     assert train_here(context, RUN, say=said.append, precision="fp32", switch_off=("fused-sgd",)) == 0
-    words = "the checkpoint used channels-last+fused-sgd techniques; this run uses channels-last techniques"
+    words = (
+        "the checkpoint used channels-last+fused-sgd accelerations; this run uses channels-last accelerations"
+    )
     assert f"{RUN}: restarting from epoch 1: {words}" in said
     assert record_of(context, RUN).provenance.attempts[-1].resumed_at_step == 0
 
@@ -103,7 +99,7 @@ def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler
     folder = new_attempt(context.project.run(context.preset.name, RUN))
     now, outcome = datetime.now(UTC), "device error: CUDA error: an illegal memory access was encountered"
     write_attempt(folder, AttemptNote(number=1, started=now, ended=now, outcome=outcome, resumed_at_step=0))
-    monkeypatch.setattr(run_attempt, "choose_techniques", lambda *arguments: Techniques(compile=True))
+    monkeypatch.setattr(run_attempt, "choose_accelerations", lambda *arguments: Accelerations(compile=True))
     said: list[str] = []
     assert train_here(context, RUN, say=said.append) == 0
     words = "training without cuda-graph and compile: an earlier attempt ended in a CUDA error"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from smoke_project import ROOT, RUN, smoke_context, train_here
+from smoke_project import ROOT, RUN, repro, smoke_context, train_here
 
 from repro.cli import main
 from repro.data.arrays import membership
@@ -90,3 +90,19 @@ def test_weights_that_overflow_in_the_last_step_are_a_diverged_run(data, tmp_pat
     assert "diverged in epoch 1" in done.stderr
     (path,) = (tmp_path / "results").rglob("seed0.json")
     assert parse_record(path.read_text(), str(path)).result.accuracy is None
+
+
+def test_a_sweep_skips_a_data_set_that_is_missing_and_trains_the_others(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    words = ["--dataset", "cifar100", "--dataset", "tiny-imagenet", "--network", "vgg16", "--seed", "0"]
+    words += [
+        "--loss",
+        "cross-entropy",
+        *(w for axis in TINY.split("/")[2].split("+")[1:] for w in ("--set", axis)),
+    ]
+    words += ["--data-dir", data.parent.parent, "--results", tmp_path / "results"]
+    done = repro("run", "--preset", "quick", *words, check=3)
+    assert "skipping 1 run: the data set tiny-imagenet is not prepared" in done.stderr
+    assert "run `repro data prepare tiny-imagenet`" in done.stderr
+    assert "1 run: 1 done" in done.stderr
+    assert len(list((tmp_path / "results" / "quick").rglob("cifar100/**/seed0.json"))) == 1

@@ -3,14 +3,12 @@
 import logging
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from local_server import LocalServer
-from small_files_server import SmallFilesServer
+from local_server import OneFileServer, SmallFilesServer
 
 
 @pytest.fixture(autouse=True)
@@ -36,16 +34,11 @@ def said() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def server() -> Iterator[LocalServer]:
+def server() -> Iterator[OneFileServer]:
     """A server of 3 MB on this machine."""
-    running = LocalServer(bytes(range(256)) * 12_000)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
+    running = OneFileServer(bytes(range(256)) * 12_000)
     yield running
-    running.gate.set()
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    running.stop()
 
 
 @pytest.fixture

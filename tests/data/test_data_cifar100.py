@@ -4,17 +4,14 @@ import dataclasses
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
-import textwrap
 import warnings
 from pathlib import Path
 
 import fake_cifar100 as fake
 import numpy as np
 import pytest
-from local_server import html
+from local_server import page
 
 from repro.data import cifar100
 from repro.data.arrays import open_prepared, verify_prepared
@@ -70,7 +67,7 @@ def test_the_archive_is_fetched_once_from_the_option_before_the_environment_and_
 
 
 def test_a_page_instead_of_the_archive_leaves_nothing_to_prepare(mirror, tmp_path):
-    mirror.answers = [html]
+    mirror.answers = [page]
     with pytest.raises(FetchError, match="HTML page"):
         fetch(tmp_path, url=mirror.url)
     with pytest.raises(DataMissingError):
@@ -175,30 +172,6 @@ def test_what_is_damaged_or_missing_is_named_and_nothing_but_the_published_pickl
 def test_a_folder_that_cannot_be_written_is_named(read_only):
     with pytest.raises(SetupError, match="no permission to write"):
         prepare(read_only)
-
-
-def test_two_preparations_at_once_write_once(tmp_path):
-    fake.lay_out(FILES, raw(tmp_path))
-    script = textwrap.dedent(
-        """
-        import sys
-        from pathlib import Path
-        import fake_cifar100 as fake
-        from repro.data import cifar100
-        files = fake.files()
-        cifar100.prepare(Path(sys.argv[1]), published=fake.published(files, fake.archive(files)))
-        print((Path(sys.argv[1]) / "cifar100" / "prepared" / "manifest.json").stat().st_ino)
-        """
-    )
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-        for _ in range(2)
-    ]
-    first, second = (process.communicate(timeout=60)[0] for process in both)
-    assert first == second != ""
-    verify_prepared(tmp_path, "cifar100")
 
 
 @pytest.mark.slow

@@ -6,16 +6,16 @@ import socket
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
 from local_server import (
-    LocalServer,
+    OneFileServer,
     cut_after,
-    disguised_html,
-    gated,
-    html,
-    stalled,
+    held,
+    page,
+    stalls,
     status,
     unannounced,
     whole,
@@ -28,7 +28,7 @@ from repro.errors import FetchError, SetupError
 QUICK = {"timeout": 0.3, "attempts": 3, "back_off": 0.01}
 
 
-def get(server: LocalServer, target: Path, **options) -> Path:
+def get(server: OneFileServer, target: Path, **options) -> Path:
     md5 = hashlib.md5(server.content).hexdigest()
     return download(server.url, target, **{"md5": md5, "max_bytes": 10_000_000, **QUICK, **options})
 
@@ -47,27 +47,17 @@ def test_a_file_arrives_whole_once_and_a_damaged_one_is_replaced(server, tmp_pat
 @pytest.mark.parametrize(
     ("part", "answers", "ranges", "says"),
     [
-        (
-            None,
-            [cut_after(1_000_000)],
-            [None, "bytes=1000000-"],
-            "ended after 1,000,000 of 3,072,000 bytes; trying",
-        ),
+        (None, [cut_after(1_000_000)], [None, "bytes=1000000-"], "ended after 1,000,000 of 3,072,000 bytes; trying"),
         (1234, [], ["bytes=1234-"], None),  # of an earlier process
         (3_072_000, [], ["bytes=3072000-"], None),
         (1234, [whole], ["bytes=1234-"], None),  # a server that knows no ranges
         (1234, [wrong_range], ["bytes=1234-", None], "another range than the one asked for"),
         (b"x" * 1234, [], ["bytes=1234-", None], "do not fit together; starting over"),
         (None, [unannounced], [None], None),
-        (
-            None,
-            [status(503), status(429, Retry_After=1)],
-            [None] * 3,
-            "503 Service Unavailable; trying again in 0.01 s",
-        ),
+        (None, [status(503), status(429, Retry_After=1)], [None] * 3, "503 Service Unavailable; trying again in 0.01 s"),
         (None, [status(302, Location="/elsewhere")], [None] * 2, None),
     ],
-)
+)  # fmt: skip
 def test_a_download_gets_there_in_spite_of(server, tmp_path, said, part, answers, ranges, says):
     if part is not None:
         (tmp_path / "set.part").write_bytes(part if isinstance(part, bytes) else server.content[:part])
@@ -101,10 +91,10 @@ def test_a_slow_line_is_not_given_up_while_it_gets_on(server, tmp_path):
     ("answers", "options", "says", "requests", "kept"),
     [
         ([status(503)] * 9, {}, "503 Service Unavailable; gave up after 3 attempts in a row", 3, 50),
-        ([stalled] * 3, {}, r"no byte came for 0\.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
+        ([stalls] * 3, {}, r"no byte came for 0\.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
         ([status(404)], {}, "404 Not Found; check the address", 1, 50),
-        ([html], {}, "sent an HTML page instead of the file", 1, 50),
-        ([disguised_html], {}, "sent an HTML page instead of the file", 1, 50),
+        ([partial(page, kind="text/html")], {}, "sent an HTML page instead of the file", 1, 50),
+        ([page], {}, "sent an HTML page instead of the file", 1, 50),
         ([whole], {"md5": "0" * 32}, "3,072,000 bytes that came have MD5 .*, expected 0{32}", 1, None),
         ([], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 50),
         ([unannounced], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 1_000_000),
@@ -161,7 +151,7 @@ def test_a_full_disk_is_named_and_what_came_is_kept(server, small_disk):
 
 
 def test_two_processes_at_once_download_once(server, tmp_path):
-    server.answers = [gated]
+    server.answers = [held]
     script = textwrap.dedent(
         """
         import logging, sys

@@ -34,47 +34,44 @@ def read_one(folder: Path, text: str | bytes):
     return lists
 
 
-@pytest.mark.parametrize("text", [row(), HEADER + row(), (HEADER + row()).replace("\n", "\r\n")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        row().encode(),
+        (HEADER + row()).replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + (HEADER + "\n" + row(sha=SHA.upper()) + "\n\n").encode(),
+    ],
+)
 def test_rows_are_read_with_a_header_or_without_and_with_any_line_end(tmp_path, text):
     lists = read_face_lists(lay(tmp_path, text))
-    ada = Face("Ada Lovelace", 1, 2, "http://a.example/1.jpg", (1, 2, 11, 12), SHA)
-    assert lists.faces[0] == ada
-    assert lists.rows == 2
+    assert lists.faces[0] == Face("Ada Lovelace", 1, 2, "http://a.example/1.jpg", (1, 2, 11, 12), SHA)
+    assert (lists.rows, lists.refused, set(lists.sources)) == (2, (), set(LISTS))
+
+
+def test_odd_rows_that_can_be_used_are_used(tmp_path):
+    """A name in Latin-1 beside others in UTF-8, a box that reaches out, one person twice in a picture."""
+    text = row(name="Zoë").encode("latin-1") + row(box="-5,-6,10,9000").encode() + row(face="3").encode()
+    lists = read_one(tmp_path, text)
+    assert [face.name for face in lists.faces[:2]] == ["Zoë", "Ada Lovelace"]
+    assert [face.box for face in lists.faces[1:3]] == [(-5, -6, 10, 9000), (1, 2, 11, 12)]
     assert not lists.refused
-    assert set(lists.sources) == set(LISTS)
-
-
-def test_a_byte_order_mark_and_empty_lines_do_not_matter(tmp_path):
-    lists = read_face_lists(lay(tmp_path, b"\xef\xbb\xbf" + (HEADER + "\n" + row() + "\n\n").encode()))
-    assert (lists.rows, lists.refused) == (2, ())
-
-
-def test_a_name_in_latin_1_is_read(tmp_path):
-    lists = read_face_lists(lay(tmp_path, row(name="Zoë").encode("latin-1"), row(name="Zoé", sha="cd" * 32)))
-    assert [face.name for face in lists.faces] == ["Zoë", "Zoé"]
 
 
 @pytest.mark.parametrize(
     ("text", "cause", "reason"),
     [
         ("Ada Lovelace\t1\t2\thttp://a.example/", "truncated", "4 fields, expected 6"),
-        (row().replace("\n", "\tmore\n"), "truncated", "7 fields"),
-        (row(name=""), "name", "empty"),
         (row(name="Ada\x1b[31m"), "name", r"'Ada\\x1b\[31m' is empty, too long or has control"),
         (row(name="Ada\u202egpj"), "name", "control characters"),
         (row(name="A" * 101), "name", "too long"),
         (row(image="1e3"), "number", "got '1e3'"),
-        (row(face="-1"), "number", "got '-1'"),
         (row(face="٣"), "number", "expected a number"),
         (row(url="http://a.example/\x00"), "address", "control characters"),
         (row(box="1,2,3"), "box", "expected a box x1,y1,x2,y2, got '1,2,3'"),
-        (row(box="1,2,11,twelve"), "box", "expected a box"),
         (row(box="5,5,5,9"), "box", "the box 5,5,5,9 is empty"),
-        (row(box="9,5,5,9"), "box", "is empty"),
         (row(box="-9,-9,-1,5"), "box", "outside of every picture"),
         (row(box="1,2,99999999,3"), "box", "expected a box"),
         (row(sha=SHA[:-1]), "sha256", "expected 64 hexadecimal digits"),
-        (row(sha="x" * 64), "sha256", "expected 64 hexadecimal digits"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_set_aside_with_its_line_and_reason(tmp_path, text, cause, reason):
@@ -86,24 +83,9 @@ def test_a_row_that_cannot_be_used_is_set_aside_with_its_line_and_reason(tmp_pat
         raise ValueError(refused.reason)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "A/B", "a\\b", "con", "-rf"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "-rf"])
 def test_a_name_that_looks_like_a_path_is_a_name_like_any_other(tmp_path, name):
     assert read_one(tmp_path, row(name=name)).faces[0].name == name
-
-
-def test_a_box_may_reach_out_of_the_picture(tmp_path):
-    assert read_one(tmp_path, row(box="-5,-6,10,9000")).faces[0].box == (-5, -6, 10, 9000)
-
-
-def test_one_picture_may_show_a_person_twice(tmp_path):
-    lists = read_one(tmp_path, row() + row(face="3", box="20,2,31,12"))
-    assert [face.key for face in lists.faces[:2]] == [("Ada Lovelace", 1, 2), ("Ada Lovelace", 1, 3)]
-    assert not lists.refused
-
-
-def test_a_row_that_occurs_twice_counts_once(tmp_path):
-    lists = read_one(tmp_path, row() + row())
-    assert [(refused.line, refused.cause) for refused in lists.refused] == [(2, "duplicate")]
 
 
 def test_the_same_face_under_another_id_counts_once_and_gives_a_second_address(tmp_path):
@@ -111,10 +93,6 @@ def test_the_same_face_under_another_id_counts_once_and_gives_a_second_address(t
     lists = read_one(tmp_path, row() + row(image="7", face="8", url="http://b.example/2.jpg"))
     assert [refused.cause for refused in lists.refused] == ["duplicate"]
     assert lists.addresses[SHA] == ("http://a.example/1.jpg", "http://b.example/2.jpg")
-
-
-def test_sha256_in_capitals_is_the_same(tmp_path):
-    assert read_one(tmp_path, row(sha=SHA.upper())).faces[0].sha256 == SHA
 
 
 def test_missing_lists_say_who_hands_them_out_and_where_they_go(tmp_path):

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_facescrub import ACTORS, ACTRESSES, COLOURS, FakeFaceScrub, FakePicture
-from local_server import status
-from small_files_server import SmallFilesServer, page
+from local_server import SmallFilesServer, page, status
 
 from repro.data import facescrub
 from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.crawl import picture
+from repro.data.decode import tree_files
 from repro.data.face_lists import FaceLists, read_face_lists
-from repro.data.facescrub import FaceFile, match_tree, tree_files
+from repro.data.facescrub import Found, match_tree
 from repro.data.http_get import CrawlPolicy
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest, prepared_folder
@@ -269,7 +269,7 @@ def face_lists(tmp_path: Path) -> FaceLists:
     return read_face_lists(FEW.lay_lists(tmp_path / "lists", BASE))
 
 
-def match(root: Path, lists: FaceLists) -> tuple[tuple[FaceFile, ...], int]:
+def match(root: Path, lists: FaceLists) -> tuple[Found, int]:
     return match_tree(root, tree_files(root), lists)
 
 
@@ -287,9 +287,9 @@ def test_faces_cut_out_are_known_by_name_and_ids_or_by_the_address(face_lists, t
         path = name.format(folder=folder_of(each), image=each.image_id, face=each.face_id, sha1=sha1)
         put(tmp_path / "tree" / path, each.cut_out())
     found, others = match(tmp_path / "tree", face_lists)
-    assert ([file.face for file in found], others) == (list(face_lists.faces), 0)
-    assert all(file.box is None for file in found)
-    assert found[0].sha256 == hashlib.sha256(FEW.pictures[0].cut_out()).hexdigest()
+    assert (list(found), others) == (list(face_lists.faces), 0)
+    assert all(request.box is None for request in found.values())
+    assert found[face_lists.faces[0]].sha256 == hashlib.sha256(FEW.pictures[0].cut_out()).hexdigest()
 
 
 def test_a_whole_picture_counts_before_the_face_cut_out_of_it_and_what_is_no_face_is_counted(
@@ -305,12 +305,16 @@ def test_a_whole_picture_counts_before_the_face_cut_out_of_it_and_what_is_no_fac
     put(tree / "b\x1b.jpg", FEW.pictures[1].content)
     (tree / "again").symlink_to(tree)
     os.mkfifo(tree / "pipe.jpg")
-    (only,), others = match(tree, face_lists)
-    assert (only.file.name, only.box, others) == ("images/a.jpg", each.box, 4)
+    found, others = match(tree, face_lists)
+    first, second = found.values()
+    assert (first.file.name, first.box, others) == ("images/a.jpg", each.box, 4)
+    assert second.file.name == "b\x1b.jpg"
 
 
 def test_a_tree_of_something_else_says_what_was_expected(face_lists, tmp_path):
-    with pytest.raises(DataMissingError, match="is not a folder: --from names the top of a downloaded tree"):
+    with pytest.raises(
+        DataMissingError, match="is not a folder: expected the top of an unpacked or downloaded tree"
+    ):
         match(tmp_path / "tree", face_lists)
     put(tmp_path / "tree" / "cat.jpg", b"meow")
     with pytest.raises(DataMissingError, match=r"none of the 1 files below .*tree is a face of the lists"):

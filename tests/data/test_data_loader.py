@@ -78,20 +78,15 @@ def test_a_quarter_turn_is_the_quarter_turn():
 
 def test_rotation_is_bounded_and_leaves_the_other_draws_as_they_were():
     with_rotation = draws_of(500, RECIPE.model_copy(update={"rotation": 15.0}))
-    without = draws_of(500)
+    without, other = draws_of(500), draws_of(500, epoch=1)
     assert without.degrees is None
     assert with_rotation.degrees.abs().max() <= 15
     assert with_rotation.degrees.abs().max() > 14
     assert torch.equal(with_rotation.order, without.order)
     assert torch.equal(with_rotation.flips, without.flips)
-
-
-def test_an_epochs_draws_are_its_own_and_repeat():
-    first, again, second = draws_of(200), draws_of(200), draws_of(200, epoch=1)
-    assert torch.equal(first.order, again.order)
-    assert not torch.equal(first.order, second.order)
-    assert not torch.equal(first.offsets, second.offsets)
-    assert torch.equal(first.order.sort().values, torch.arange(200))
+    assert torch.equal(without.order.sort().values, torch.arange(500))
+    assert not torch.equal(without.order, other.order)
+    assert not torch.equal(without.offsets, other.offsets)
 
 
 def test_crops_and_flips_are_uniform():
@@ -124,7 +119,10 @@ def test_what_a_recipe_switches_off_is_off(data):
 def test_normalised_training_images_have_mean_0_and_std_1(data, memory_format):
     split = to_device(data.train, CPU)
     normalised = normalisation(data, RECIPE, CPU, memory_format)
-    images = torch.cat([batch for batch, _ in evaluation_batches(split, 50, normalised)])
+    batches = list(evaluation_batches(split, 50, normalised))
+    assert [len(labels) for _, labels in batches] == [50, 50, 50, 10]
+    assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
+    images = torch.cat([batch for batch, _ in batches])
     assert images.dtype == torch.float32
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-4)
     torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3), rtol=0, atol=1e-3)
@@ -137,13 +135,6 @@ def test_cifar100s_statistics_serve_all_sets_where_the_recipe_says_so(data):
     )
     own = normalisation(data, RECIPE, CPU, torch.contiguous_format).mean
     torch.testing.assert_close(own, torch.tensor(data.manifest.mean))
-
-
-def test_evaluation_gives_every_image_once_in_order(data):
-    split = to_device(data.test, CPU)
-    batches = list(evaluation_batches(split, 30, normalisation(data, RECIPE, CPU, torch.contiguous_format)))
-    assert [len(labels) for _, labels in batches] == [30, 30, 20]
-    assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
 
 
 def test_a_reduced_preset_takes_the_first_images_of_each_class(data):

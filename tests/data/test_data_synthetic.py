@@ -3,55 +3,31 @@
 import dataclasses
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from repro.data import DATA_SETS, described
+from repro.data import DATA_SETS, dataset_info
 from repro.data.synthetic import fingerprint, generate
 from repro.errors import UsageError
 
 REQUEST = ("cifar100", 32, 10, 16, 8)
 
 
-def test_shapes_types_and_labels_are_those_of_a_prepared_set():
-    data = generate(*REQUEST)
-    assert data.train.images.shape == (160, 3, 32, 32)
-    assert data.test.images.shape == (80, 3, 32, 32)
-    assert data.train.images.dtype == np.uint8
-    assert data.train.labels.dtype == np.int64
-    assert np.bincount(data.train.labels).tolist() == [16] * 10
-    assert np.bincount(data.test.labels).tolist() == [8] * 10
-
-
-def test_the_manifest_says_that_the_data_are_generated():
-    manifest = generate(*REQUEST).manifest
-    assert manifest.generated
-    assert manifest.name == "generated-cifar100"
-    assert manifest.title == "generated data in the shape of CIFAR-100"
-    assert (manifest.train.count, manifest.classes, manifest.image_size) == (160, 10, 32)
-
-
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_every_known_set_has_a_generated_shape(name):
-    data = generate(name, DATA_SETS[name].image_size, 4, 2, 1)
-    assert DATA_SETS[name].title in data.manifest.title
-    assert data.train.images.shape[2] == DATA_SETS[name].image_size
-
-
-def test_a_set_of_ones_own_has_a_generated_shape_too():
-    manifest = generate("lfw", described("lfw").image_size, 4, 2, 1).manifest
-    assert (manifest.title, manifest.image_size) == ("generated data in the shape of lfw", 64)
-
-
-def test_two_processes_make_the_same_pixels():
-    script = (
-        "from repro.data.synthetic import generate; "
-        f"print(generate(*{REQUEST!r}).manifest.train.images.sha256)"
-    )
-    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert other.stdout.strip() == generate(*REQUEST).manifest.train.images.sha256
+@pytest.mark.parametrize("name", [*DATA_SETS, "lfw"])
+def test_the_data_have_the_shape_of_their_set_and_say_that_they_are_generated(name):
+    size = dataset_info(name).image_size
+    data = generate(name, size, 4, 3, 2)
+    for part, per_class in ((data.train, 3), (data.test, 2)):
+        assert part.images.shape == (4 * per_class, 3, size, size)
+        assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int64)
+        assert np.bincount(part.labels).tolist() == [per_class] * 4
+    manifest = data.manifest
+    assert (manifest.generated, manifest.name) == (True, f"generated-{name}")
+    assert manifest.title == f"generated data in the shape of {dataset_info(name).title}"
+    assert (manifest.train.count, manifest.classes, manifest.image_size) == (12, 4, size)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        data.train = data.test
 
 
 def test_the_pixels_are_those_of_this_generator_version():
@@ -67,16 +43,7 @@ def test_classes_can_be_told_apart_by_their_mean_image():
     test = data.test.images.reshape(80, -1).astype(float)
     nearest = ((test[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
     assert (nearest == data.test.labels).mean() > 0.9
-
-
-def test_images_of_a_class_differ():
-    images = generate(*REQUEST).train.images
-    assert len({image.tobytes() for image in images}) == len(images)
-
-
-def test_training_and_test_images_differ():
-    data = generate(*REQUEST)
-    assert not np.array_equal(data.train.images[:80], data.test.images)
+    assert len({image.tobytes() for image in [*data.train.images, *data.test.images]}) == 240
 
 
 @pytest.mark.parametrize(
@@ -107,13 +74,6 @@ def test_the_fingerprint_needs_no_numpy():
     assert answer.stdout.split() == ["False", "False"]
 
 
-def test_two_hundred_large_images_take_well_under_a_second():
-    generate("tiny-imagenet", 64, 10, 1, 1)
-    started = time.process_time()
-    generate("tiny-imagenet", 64, 10, 16, 4)
-    assert time.process_time() - started < 0.5
-
-
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -128,9 +88,3 @@ def test_a_request_that_makes_no_sense_is_a_usage_error(request_, message):
     for function in (generate, fingerprint):
         with pytest.raises(UsageError, match=message):
             function(*request_)
-
-
-def test_generated_data_are_frozen():
-    data = generate("cifar100", 8, 2, 1, 1)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        data.train = data.test

@@ -13,7 +13,7 @@ from repro.records import read_record
 from repro.sweep import WorkerNote, read_worker_notes
 
 LOSSES = ("cross-entropy", "am-softmax-s7.5-m0.35", "am-softmax-s10-m0.5", "pedcc-s7.5-m0.35")  # as trained
-SHORT, LONG, ENDLESS = 3, 20, 20_000  # epochs: a second, some seconds, until it is stopped
+SHORT, LONG, ENDLESS = 4, 20, 20_000  # epochs: a second, some seconds, until it is stopped
 
 
 class RealSweep:
@@ -28,13 +28,11 @@ class RealSweep:
         self.words += ["--set", f"epochs={epochs}", "--results", str(folder / "results"), *options]
         self.environment = environment
         self._folder = folder
-        self._starts = 0
         self.start()
 
     def start(self) -> None:
         """Starts the same command, after its end once more."""
-        self._starts += 1
-        self.log = self._folder / f"stderr.{self._starts}"
+        self.log = self._folder / f"stderr.{len(list(self._folder.glob('stderr.*')))}"
         with self.log.open("w") as log:
             self.process: subprocess.Popen = start(
                 *self.words, stderr=log, stdout=subprocess.DEVNULL, environment=self.environment

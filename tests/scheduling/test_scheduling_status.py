@@ -11,7 +11,7 @@ from sweep_bench import PRESET, ROOT, Bench, make_record
 
 from repro.attempts import AttemptNote, new_attempt, write_attempt
 from repro.cli.context import Context
-from repro.cli.status import Observer
+from repro.cli.status import current_status
 from repro.registry import Selection
 from repro.signature import data_hash
 from repro.storage import FileLock, lock_holders
@@ -76,7 +76,7 @@ def test_every_run_is_in_one_kind_and_nothing_on_disk_changes(bench, context):
     put_record(bench, context, runs[5]).write_text("{")
     attempt(bench, runs[6], "running")  # and nobody works on it
     before = everything(bench.project.results)
-    status = Observer(context, RESNET18).look()
+    status = current_status(context, RESNET18)
     assert everything(bench.project.results) == before
     kinds = ("done", "older code", "interrupted", "failed", "other recipe", "damaged", "to do", "running")
     assert status.counts == dict(zip(kinds, (1, 1, 2, 1, 1, 1, 1, 0), strict=True))
@@ -93,7 +93,7 @@ def test_every_run_is_in_one_kind_and_nothing_on_disk_changes(bench, context):
 
 
 def test_a_results_folder_that_does_not_exist_stays_so(bench, context):
-    assert Observer(context, RESNET18).look().counts["to do"] == 8
+    assert current_status(context, RESNET18).counts["to do"] == 8
     assert not bench.project.results.exists()
 
 
@@ -101,24 +101,23 @@ def test_a_run_in_training_is_shown_with_speed_and_time_left_and_silence_is_not_
     (run,) = bench.runs(1)
     note, path = worker_on(bench, run)
     attempt(bench, run, "running", worker=note.name)
-    observer = Observer(context, RESNET18)
     # 6 of 12 steps of 32 images are left, at 160 images/s.
     line = f"running: {run.id}  epoch 2/3  160 images/s  12.3 %  1.2s left"
     assert (
         f"worker {os.getpid()} on {note.host} (a bench), training: {run.id}\n{line}\n"
-        in observer.look().to_text()
+        in current_status(context, RESNET18).to_text()
     )
     os.utime(path, (time.time() - 3600, time.time() - 3600))
-    assert f"{line}  no sign of life for 1h 00m" in observer.look().to_text()
+    assert f"{line}  no sign of life for 1h 00m" in current_status(context, RESNET18).to_text()
     replace(note, death="killed by SIGKILL").write(path.parent)
-    assert observer.look().counts["running"] == 0
+    assert current_status(context, RESNET18).counts["running"] == 0
 
 
 def test_a_worker_of_another_machine_is_shown_as_one_of_which_nobody_here_can_tell(bench, context):
     (run,) = bench.runs(1)
     note, _ = worker_on(bench, run, host="elsewhere", name="elsewhere-1-1")
     attempt(bench, run, "running", worker=note.name)
-    status = Observer(context, RESNET18).look()
+    status = current_status(context, RESNET18)
     assert status.counts["running"] == 1
     assert "on another machine, where nobody here can tell whether it is alive" in status.to_text()
 
@@ -127,7 +126,7 @@ def test_a_dead_workers_run_is_interrupted(bench, context):
     (run,) = bench.runs(1)
     note, _ = worker_on(bench, run, started=1)  # this process's pid, but not its start
     attempt(bench, run, "running", worker=note.name)
-    status = Observer(context, RESNET18).look()
+    status = current_status(context, RESNET18)
     assert (status.counts["interrupted"], status.workers) == (1, ())
 
 
@@ -136,8 +135,8 @@ def test_a_run_whose_lock_is_held_is_running_and_its_lock_is_not_touched(bench, 
     attempt(bench, run, "running")
     with FileLock(bench.project.run(PRESET, run.id).lock) as lock:
         assert lock.acquire()
-        assert Observer(context, RESNET18).look().counts["running"] == 1
-    assert Observer(context, RESNET18).look().counts["interrupted"] == 1
+        assert current_status(context, RESNET18).counts["running"] == 1
+    assert current_status(context, RESNET18).counts["interrupted"] == 1
 
 
 def test_the_kernels_table_of_locks_is_read_where_there_is_one(tmp_path):
@@ -154,11 +153,10 @@ def test_the_kernels_table_of_locks_is_read_where_there_is_one(tmp_path):
 def test_a_record_that_did_not_change_is_not_read_again(bench, context):
     first, second = bench.runs(2)
     path = put_record(bench, context, first)
-    observer = Observer(context, RESNET18)
-    assert observer.look().counts["done"] == 1
+    assert current_status(context, RESNET18).counts["done"] == 1
     content, stamp = path.read_bytes(), path.stat()
     put_record(bench, context, second)
-    assert observer.look().counts["done"] == 2
+    assert current_status(context, RESNET18).counts["done"] == 2
     path.write_bytes(content.replace(b"resnet18", b"resnet81"))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert observer.look().counts["damaged"] == 1
+    assert current_status(context, RESNET18).counts["damaged"] == 1

@@ -62,6 +62,10 @@ class Executor(ABC):
     def kill(self, job: WorkerJob) -> None:
         """Ends the job and everything it started, at once."""
 
+    def waits(self, job: WorkerJob) -> bool:
+        """Whether the job is in a cluster's queue, for the first time or again: its silence means nothing."""
+        return False
+
     def room(self) -> int | None:
         """How many more jobs may be started now; None: any number."""
         return None

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,6 @@ from repro.storage import make_folder
 
 WAITING_LONG = 30.0  # seconds without room after which the user is told
 
-_POLL = 0.2  # seconds between two looks of an actor at its process
-
-
-@dataclass(frozen=True)
-class RayRequest:
-    """What each worker asks of Ray: CPU cores, and GPUs or a part of one."""
-
-    cores: int = 1
-    gpus: float = 0.0
-
 
 class NodeProcess:
     """The actor: one worker as a process of its node, which dies with it."""
@@ -35,14 +25,11 @@ class NodeProcess:
     def __init__(self) -> None:
         self._local = LocalExecutor()
 
-    def begin(self, job: WorkerJob) -> None:
-        """Starts the worker."""
+    def run(self, job: WorkerJob) -> JobEnd:
+        """Starts the worker; how it ended, once it has."""
         self._local.start([job])
-
-    def wait(self, job: WorkerJob) -> JobEnd:
-        """How the worker ended, once it has."""
         while (end := self._local.poll(job)) is None:
-            time.sleep(_POLL)
+            time.sleep(0.2)
         return end
 
     def kill(self, job: WorkerJob) -> None:
@@ -52,109 +39,94 @@ class NodeProcess:
 
 @dataclass
 class _Placed:
-    """A job with its actor; `begun` and `end` are Ray's references to what its methods return."""
+    """A job's actor, and Ray's references: `ready` to its having a node, `ended` to how its worker ended."""
 
     actor: Any
-    begun: Any
+    ready: Any
+    ended: Any
     since: float
-    end: Any = None
+    end: JobEnd | None = None
 
 
 class RayExecutor(Executor):
-    """One actor per job, with the cores and the part of a GPU that `request` says.
+    """One actor per job, with so many CPU cores, and so many GPUs or a part of one.
 
     `address` is the cluster's, as in `auto` or `10.0.0.1:6379`. Raises SetupError where Ray is not installed
     or no cluster answers. If this process dies, Ray ends its actors, and they their workers.
     """
 
-    def __init__(self, request: RayRequest, address: str = "auto") -> None:
+    def __init__(self, cores: int, gpus: float, address: str) -> None:
         self._ray = _connect(address)
+        self._cores, self._gpus = cores, gpus
         self._actor = self._ray.remote(NodeProcess).options(
-            num_cpus=request.cores,
-            num_gpus=request.gpus,
+            num_cpus=cores,
+            num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=2,  # one thread waits for the worker while another can kill it
         )
-        self._request = request
         self._placed: dict[str, _Placed] = {}
-        self._ends: dict[str, JobEnd] = {}
         self._messages: list[str] = []
 
     def capacity(self) -> int:
         """How many workers the cluster can hold at once, were it empty; 0 if it cannot hold one."""
         total = self._ray.cluster_resources()
-        by_core = int(total.get("CPU", 0) / self._request.cores)
-        return min(by_core, int(total.get("GPU", 0) / self._request.gpus)) if self._request.gpus else by_core
+        by_core = int(total.get("CPU", 0) / self._cores)
+        return min(by_core, int(total.get("GPU", 0) / self._gpus)) if self._gpus else by_core
 
     def start(self, jobs: Sequence[WorkerJob]) -> None:
         """Asks Ray for an actor each; a worker begins where and when there is room."""
         for job in jobs:
             make_folder(job.log.parent)
             actor = self._actor.remote()
-            self._placed[job.name] = _Placed(actor, actor.begin.remote(job), time.monotonic())
+            ready, ended = actor.__ray_ready__.remote(), actor.run.remote(job)
+            self._placed[job.name] = _Placed(actor, ready, ended, time.monotonic())
 
     def poll(self, job: WorkerJob) -> JobEnd | None:
         """How the worker ended; a lost actor is a lost node."""
-        placed = self._placed.get(job.name)
-        if placed is None:
-            return self._ends[job.name]
-        try:
-            if placed.end is None:
-                if not self._is_ready(placed.begun):
-                    self._say_if_waiting_long(placed)
-                    return None
-                self._ray.get(placed.begun)
-                placed.end = placed.actor.wait.remote(job)
-            if self._is_ready(placed.end):
-                self._close(job, self._ray.get(placed.end))
-        except self._ray.exceptions.RayActorError:
-            # Perhaps only out of reach: what is started again elsewhere must not continue there.
-            self._ray.kill(placed.actor)
-            self._close(job, JobEnd(None, "Ray lost its node", blameless=True))
-        except self._ray.exceptions.RayTaskError as error:
-            # The node met an error of its own: the program or the log's folder is not there.
-            self._messages.append(_first_line(error.cause or error))
-            self._close(job, JobEnd(SetupError.exit_code))
-        return self._ends.get(job.name)
+        placed = self._placed[job.name]
+        if placed.end is None and self._is_there(placed.ended):
+            try:
+                placed.end = self._ray.get(placed.ended)
+            except self._ray.exceptions.RayActorError:
+                # Perhaps only out of reach: what is started again elsewhere must not continue there.
+                self._ray.kill(placed.actor)
+                placed.end = JobEnd(None, "Ray lost its node", blameless=True)
+            except self._ray.exceptions.RayTaskError as error:
+                # The node met an error of its own: the program or the log's folder is not there.
+                self._messages.append(str(error.cause or error))
+                placed.end = JobEnd(SetupError.exit_code)
+            placed.actor = None  # without a handle Ray gives its place to the next
+        elif self.waits(job) and time.monotonic() - placed.since > WAITING_LONG:
+            placed.since = float("inf")
+            asked = f"{self._cores} CPU" + (f" and {self._gpus:g} GPU" if self._gpus else "")
+            self._messages.append(f"a worker waits for a node with {asked} free")
+        return placed.end
+
+    def waits(self, job: WorkerJob) -> bool:
+        """Whether no node has had room for the worker yet."""
+        placed = self._placed[job.name]
+        return placed.end is None and not self._is_there(placed.ready)
 
     def stop(self, job: WorkerJob, urgency: Urgency) -> None:
         """Withdraws a worker that has no node yet; others read the sweep's stop file."""
-        placed = self._placed.get(job.name)
-        if placed and placed.end is None and not self._is_ready(placed.begun):
+        if self.waits(job):
+            placed = self._placed[job.name]
             self._ray.kill(placed.actor)
-            self._close(job, JobEnd(0))
+            placed.end, placed.actor = JobEnd(0), None
 
     def kill(self, job: WorkerJob) -> None:
         """Kills the worker's session on its node."""
-        if placed := self._placed.get(job.name):
-            placed.actor.kill.remote(job)
+        if (actor := self._placed[job.name].actor) is not None:
+            actor.kill.remote(job)
 
     def messages(self) -> Sequence[str]:
         """Workers that have waited long for room, once each."""
         messages, self._messages = self._messages, []
         return messages
 
-    def _close(self, job: WorkerJob, end: JobEnd) -> None:
-        self._ends[job.name] = end
-        # The actor's handle goes with the entry: without one Ray gives its place to the next.
-        del self._placed[job.name]
-
-    def _is_ready(self, reference: Any) -> bool:
-        ready, _ = self._ray.wait([reference], timeout=0)
-        return bool(ready)
-
-    def _say_if_waiting_long(self, placed: _Placed) -> None:
-        if time.monotonic() - placed.since < WAITING_LONG:
-            return
-        placed.since = float("inf")
-        asked = f"{self._request.cores} CPU" + (
-            f" and {self._request.gpus:g} GPU" if self._request.gpus else ""
-        )
-        free = _resources(self._ray.available_resources())
-        self._messages.append(
-            f"a worker waits for a node with {asked} free; free in the whole cluster: {free}"
-        )
+    def _is_there(self, reference: Any) -> bool:
+        return bool(self._ray.wait([reference], timeout=0)[0])
 
 
 def _connect(address: str) -> Any:
@@ -162,33 +134,17 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError:
         raise SetupError("--executor ray needs Ray: pip install '.[ray]'") from None
-    if ray.is_initialized():
-        return ray
     try:
-        _check_reachable(address)
+        where = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+        host, colon, port = where.removeprefix("ray://").rpartition(":")
+        if colon and port.isdecimal():
+            # Where nothing listens, Ray itself would go on asking for minutes.
+            socket.create_connection((host, int(port)), timeout=10).close()
         # Its own log lines would disturb the progress on stderr; a worker's output is in the worker's log.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise SetupError(
-            f"no Ray cluster answers at {address} ({_first_line(error)}): `ray start --head` starts one, "
+            f"no Ray cluster answers at {address} ({error}): `ray start --head` starts one, "
             "--ray-address names another"
         ) from None
     return ray
-
-
-def _check_reachable(address: str) -> None:
-    """Raises OSError if nothing listens at `host:port`: Ray itself would go on asking for minutes."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", address)
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        with socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10):
-            return
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
-def _resources(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))

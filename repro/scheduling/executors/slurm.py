@@ -20,7 +20,6 @@ from repro.storage import make_folder, write_whole
 
 WARNING_SECONDS = 90  # before the time limit a worker is told, to write its checkpoints
 LARGEST_ARRAY = 1000  # Slurm's own limit (MaxArraySize) is 1001 unless its administrator changed it
-
 _TIMEOUT = 60.0  # seconds for one of Slurm's commands
 _QUEUE_INTERVAL = 2.0  # seconds between two calls of squeue; up to 30 while the controller does not answer
 _MISSES = 3  # looks at the queue in which a job must be missing: squeue lags behind sbatch
@@ -31,9 +30,7 @@ _ENDED: Mapping[str, JobEnd] = {
     "CANCELLED": JobEnd(None, "its job was cancelled in Slurm", blameless=True),
     "PREEMPTED": JobEnd(None, "Slurm preempted its job", blameless=True),
     "TIMEOUT": JobEnd(None, "its job reached Slurm's time limit", blameless=True),
-    "DEADLINE": JobEnd(None, "its job reached Slurm's time limit", blameless=True),
     "NODE_FAIL": JobEnd(None, "the node of its job failed", blameless=True),
-    "BOOT_FAIL": JobEnd(None, "the node of its job failed", blameless=True),
     "OUT_OF_MEMORY": JobEnd(None, "Slurm killed its job for using more memory than it has (--mem)"),
 }
 
@@ -128,9 +125,13 @@ class SlurmExecutor(Executor):
             return JobEnd(None, "its job is gone from Slurm's queue", blameless=True)
         return None
 
+    def waits(self, job: WorkerJob) -> bool:
+        """Whether the task has not started, or was put back into the queue."""
+        return self._queue.get(self._ids[job.name], ("PENDING", ""))[0] == "PENDING"
+
     def stop(self, job: WorkerJob, urgency: Urgency) -> None:
-        """Cancels a task that has not started; a running worker reads the sweep's stop file."""
-        if self._queue.get(self._ids[job.name], ("PENDING", ""))[0] == "PENDING":
+        """Cancels a task that waits; a running worker reads the sweep's stop file."""
+        if self.waits(job):
             self.kill(job)
 
     def kill(self, job: WorkerJob) -> None:
@@ -158,7 +159,8 @@ class SlurmExecutor(Executor):
                 str(script),
             )
         except QueueSilentError as error:
-            raise SetupError(f"sbatch refuses the jobs: {error}{_advice(str(error))}") from None
+            where = "`sinfo` lists partitions, `sacctmgr show associations user=$USER` accounts"
+            raise SetupError(f"sbatch refuses the jobs: {error}; {where}") from None
         array = said.split(";")[0].strip()
         self._ids |= {job.name: f"{array}_{task}" for task, job in enumerate(jobs)}
 
@@ -201,10 +203,8 @@ class SlurmExecutor(Executor):
             "--noheader",
             "--format=%i|%T|%r",
         )
-        words = (line.strip().split("|", 2) for line in text.splitlines())
-        return {
-            number: (state, reason) for number, state, reason in (each for each in words if len(each) == 3)
-        }
+        entries = (line.strip().split("|", 2) for line in text.splitlines())
+        return {number: (state, reason) for number, state, reason in entries}
 
     def _say_why_jobs_wait(self) -> None:
         waiting: dict[str, int] = {}
@@ -248,12 +248,3 @@ def _call(*words: str) -> str:
     if done.returncode and done.stderr.strip():
         raise QueueSilentError(done.stderr.strip().splitlines()[-1].split(": error: ", 1)[-1])
     return done.stdout
-
-
-def _advice(words: str) -> str:
-    lower = words.lower()
-    if "partition" in lower:
-        return "; `sinfo` lists the partitions"
-    if "account" in lower or "qos" in lower:
-        return "; `sacctmgr show associations user=$USER` lists yours, --account and --qos choose"
-    return ""
