@@ -236,16 +236,13 @@ class Round:
         supervisors = self.sweep.running()
         if kind.role == "supervisor":
             return self.draw.random.choice(supervisors) if supervisors else None
-        return self._some_worker()
-
-    def _some_worker(self) -> SweepProcess | None:
-        """Mostly one in training: half of a worker's life is its imports, where there is little to break."""
+        # Mostly in training: half of a worker's life is its imports, where there is little to break.
         among = self._training if self.draw.chance(0.9) else self._workers
         workers = [process for process in self.sweep.processes() if process.pid in among]
         return self.draw.random.choice(workers) if workers else None
 
     def _ask_to_stop(self, now: bool) -> bool:
-        if not self._some_worker():
+        if not any(process.pid in self._training for process in self.sweep.processes()):
             return False
         asked = self.sweep.ask_to_stop(now)
         for supervisor in asked if now else ():
