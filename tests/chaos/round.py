@@ -242,6 +242,8 @@ class Round:
         return self.draw.random.choice(workers) if workers else None
 
     def _ask_to_stop(self, now: bool) -> bool:
+        if not any(process.pid in self._training for process in self.sweep.processes()):
+            return False
         asked = self.sweep.ask_to_stop(now)
         for supervisor in asked if now else ():
             self.overdue.expect_end(supervisor, self.stop_seconds, "stop ignored", "repro stop --now")

@@ -167,7 +167,7 @@ def test_a_worker_that_ignores_a_stop_request_is_named(harms):
     found = harms(
         defects.STOP_IGNORED,
         "repro stop --now",
-        workload=Workload(FEW[:2], epochs=100),
+        workload=Workload(FEW[:1], epochs=100),
         faults=1,
         stop_seconds=10.0,
     )
