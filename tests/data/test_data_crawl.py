@@ -280,7 +280,7 @@ def test_hosts_that_vanished_are_dead_where_others_answer_even_if_late_or_before
     crawled = get([*lost(20), publish(site, 1, late), *lost(100)], tmp_path)
     assert causes(crawled) == ["gone"] + ["no-such-host"] * 100
     assert get(lost(100), tmp_path).results == crawled.results
-    get([publish(site, 1)], tmp_path / "other")
+    get([publish(site, 3)], tmp_path / "other")
     assert causes(get(lost(3), tmp_path / "other")) == ["found"] + ["no-such-host"] * 3
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/1.jpg"
