@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 import textwrap
@@ -263,18 +262,6 @@ def test_a_full_disk_keeps_the_earlier_arrays(small_disk):
         write(small_disk, train=arrays(20, 1, size=160), test=arrays(8, 1, size=160))
     assert np.array_equal(open_prepared(small_disk, "set").train.images, arrays(20, 1).images)
     assert hidden(small_disk) == []
-
-
-def test_a_limit_on_file_sizes_is_named(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(SetupError, match="limit on file sizes"):
-            write(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not prepared_folder(tmp_path, "set").exists()
-    assert hidden(tmp_path) == []
 
 
 def test_the_first_images_of_each_class_agree_with_a_plain_loop():

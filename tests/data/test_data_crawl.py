@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from local_server import (
+    Handler,
     SmallFilesServer,
     after,
     cut_after,
@@ -272,10 +273,14 @@ def test_a_network_that_is_not_there_or_goes_away_stops_the_crawl_and_marks_noth
 
 
 def test_hosts_that_vanished_are_dead_where_others_answer_even_if_late_or_before(vanished, site, tmp_path):
-    crawled = get([*lost(20), publish(site, 1, after(0.5)), *lost(100)], tmp_path)
-    assert causes(crawled) == ["found"] + ["no-such-host"] * 100
+    def late(handler: Handler) -> None:
+        handler.server.gate.wait(0.5)
+        status(404)(handler)
+
+    crawled = get([*lost(20), publish(site, 1, late), *lost(100)], tmp_path)
+    assert causes(crawled) == ["gone"] + ["no-such-host"] * 100
     assert get(lost(100), tmp_path).results == crawled.results
-    get([publish(site, 1)], tmp_path / "other")
+    get([publish(site, 3)], tmp_path / "other")
     assert causes(get(lost(3), tmp_path / "other")) == ["found"] + ["no-such-host"] * 3
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/1.jpg"

@@ -253,17 +253,6 @@ def test_a_downloaded_tree_of_whole_pictures_gives_the_arrays_of_those_that_were
     assert manifest.notes[1].startswith(found)
 
 
-def test_a_tree_of_faces_cut_out_is_taken_whole(tmp_path):
-    for each in MANY.pictures:
-        put(tmp_path / "tree" / "faces" / folder_of(each) / ids_of(each), each.cut_out())
-    lists = MANY.lay_lists(tmp_path / "lists", BASE)
-    manifest = prepare(tmp_path / "data", source=tmp_path / "tree", lists=lists)
-    assert (manifest.train.count, manifest.test.count) == (137, 15)
-    assert "221 cut out by others, whose bytes cannot be checked" in manifest.notes[1]
-    image = open_prepared(tmp_path / "data", "facescrub").train.images[0].astype(int)
-    assert np.abs(image - np.array(COLOURS["Ada Lovelace"])[:, None, None]).mean() < 12
-
-
 @pytest.fixture
 def face_lists(tmp_path: Path) -> FaceLists:
     return read_face_lists(FEW.lay_lists(tmp_path / "lists", BASE))

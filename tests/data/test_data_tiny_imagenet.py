@@ -4,7 +4,6 @@ import dataclasses
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -20,7 +19,7 @@ from pictures import encoded, jpeg, lay, picture
 from repro.data import tiny_imagenet
 from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.decode import DecodeRules, decode
-from repro.errors import DataCorruptError, DataMissingError, FetchError, SetupError
+from repro.errors import DataCorruptError, DataMissingError, FetchError
 from repro.manifest import prepared_folder
 
 FILES = fake.files()
@@ -234,14 +233,6 @@ def test_the_published_address_and_checksum_are_the_known_ones():
     assert tiny_imagenet.PUBLISHED.archive_md5 == "90528d7ca1a48142e341f4ef8d21d0de"
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small_disk):
-    place = lay(tmp_path / "source", FILES)
-    (small_disk / "filler").write_bytes(bytes(900_000))
-    with pytest.raises(SetupError, match=r"no space left for .*free some on that disk"):
-        prepare(small_disk, None, source=place)
-    assert [path.name for path in (small_disk / "tiny-imagenet").iterdir()] == [".prepared.lock"]
-
-
 SCRIPT = textwrap.dedent(
     """
     import logging, sys
@@ -259,10 +250,7 @@ SCRIPT = textwrap.dedent(
         return real(*arguments)
 
     writer.PreparedWriter.split = split
-    try:
-        tiny_imagenet.prepare(Path(sys.argv[1]), published=fake.published(fake.zipped(fake.files())))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    tiny_imagenet.prepare(Path(sys.argv[1]), published=fake.published(fake.zipped(fake.files())))
     """
 )
 
@@ -273,22 +261,6 @@ def start(data_dir: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, data_dir, *more], text=True, env=environment, **pipes
     )
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_stopped_in_the_middle_nothing_looks_finished_and_the_next_one_succeeds(tmp_path, number, code):
-    lay(tmp_path / "tiny-imagenet-200", FILES)
-    process = start(tmp_path, "wait")
-    assert process.stdout.readline() == "under way\n"
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == code
-    assert not prepared_folder(tmp_path, "tiny-imagenet").exists()
-    prepare(tmp_path, None)
-    assert sorted(path.name for path in (tmp_path / "tiny-imagenet").iterdir()) == [
-        ".prepared.lock",
-        "prepared",
-    ]
 
 
 def test_of_two_preparations_at_once_one_waits_and_finds_it_done(tmp_path):
