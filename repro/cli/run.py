@@ -417,8 +417,11 @@ def train(
             "repro train needs run ids, as in: repro train cifar100/resnet18/cross-entropy/seed0"
         )
     if sweep_file:
-        sweep = Sweep.read(sweep_file)
         # Before torch is imported: an array's late task has nothing to take, and is gone within a second.
+        if not sweep_file.exists():
+            _say(f"{sweep_file} is gone: its sweep has ended")
+            return
+        sweep = Sweep.read(sweep_file)
         queue = RunQueue(sweep, context.registry, context.project)
         queue.close_dead_attempts()
         locked = queue.locked()

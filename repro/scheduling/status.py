@@ -19,7 +19,7 @@ from repro.scheduling.durations import format_seconds
 from repro.scheduling.estimate import Survey
 from repro.scheduling.plan import Plan
 from repro.storage import lock_holder, lock_holders
-from repro.sweep import RunProgress, WorkerNote, read_worker_notes
+from repro.sweep import Phase, RunProgress, WorkerNote, read_worker_notes
 
 SHOWN = 8  # runs of a kind that the text names; JSON has them all
 SILENT = 30.0  # seconds without a sign of life that are worth telling
@@ -51,7 +51,7 @@ def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str,
     working = {
         progress.run: (note, progress)
         for note in read_worker_notes(folder)
-        if note.is_alive is not False and not note.death
+        if _may_work(note)
         for progress in note.runs
     }
     found = {}
@@ -204,7 +204,7 @@ def make_status(
         results=str(results),
         counts=counts,
         runs=tuple(runs),
-        workers=tuple(note for note in workers if note.is_alive is not False and not note.death),
+        workers=tuple(note for note in workers if _may_work(note)),
         plan=plan,
         free_bytes=_free(results),
     )
@@ -233,6 +233,10 @@ def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
         else None,
         ended=last.ended.timestamp() if last and last.ended else None,
     )
+
+
+def _may_work(note: WorkerNote) -> bool:
+    return note.is_alive is not False and not note.death and note.phase is not Phase.ENDED
 
 
 def _worker(note: WorkerNote) -> str:

@@ -177,9 +177,9 @@ class Supervisor:
             return
         takeable = [entry.run for entry in self.queue.takeable() if entry.run not in self._locked]
         jobs: list[WorkerJob] = []
-        room = self.executor.room()
+        room, working = self.executor.room(), self._working()
         for place in idle[:room] if room is not None else idle:
-            if len(jobs) + self._working() >= len(takeable):
+            if len(jobs) + working >= len(takeable):
                 break  # no more workers than runs
             if any(run not in place.left for run in takeable):
                 jobs.append(self._job(place))

@@ -89,16 +89,6 @@ def test_an_epoch_is_there_as_soon_as_the_next_begins(tmp_path):
     assert found["accuracy/test"] == [(2, 12.5)], "an epoch without an evaluation has no accuracy"
 
 
-def test_what_an_attempt_had_beyond_its_checkpoint_is_dropped(tmp_path):
-    first = LiveCurves(tmp_path, 1, 1, pytest.fail)
-    for epoch in range(4):
-        first(progress(epoch, 10.0 - epoch, 1.0))
-    resumed = LiveCurves(tmp_path, 2, 1, pytest.fail)
-    for epoch in range(2, 5):
-        resumed(progress(epoch, 20.0 - epoch, 1.0))
-    assert read(tmp_path)["loss/train"] == [(1, 9.0), (2, 8.0), (3, 17.0), (4, 16.0)]
-
-
 def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(context):
     folder = context.project.live_curves("smoke", RUN)
     folder.parent.mkdir(parents=True)

@@ -4,11 +4,13 @@ Nothing of the system's own Slurm or munge is used or changed; the daemons run a
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,13 +55,18 @@ class SlurmCluster:
 
     def start_daemon(self, name: str) -> None:
         """Starts `munged`, `slurmctld` or the slurmd of a node."""
-        if name == "munged":
-            options = [f"--{key}={self.folder / f'munge.{end}'}" for key, end in _MUNGE_FILES]
-            command = ["munged", "--foreground", "--force", *options]
-        elif name == "slurmctld":
-            command = ["slurmctld", "-D"]
-        else:
-            command = ["slurmd", "-D", "-N", name]
+        files = {
+            "socket": "socket",
+            "key-file": "key",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        options = [f"--{option}={self.folder / f'munge.{end}'}" for option, end in files.items()]
+        command = {
+            "munged": ["munged", "--foreground", "--force", *options],
+            "slurmctld": ["slurmctld", "-D"],
+        }.get(name, ["slurmd", "-D", "-N", name])
         with (self.folder / "log" / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -74,15 +81,9 @@ class SlurmCluster:
         """Starts slurmctld again, and waits until it knows both nodes."""
         self.start_daemon("slurmctld")
         self._wait(self.answers, "slurmctld to answer")
-        self._wait(self._both_nodes_answer, "both nodes to answer")
-
-    def _both_nodes_answer(self) -> bool:
-        """An asterisk marks a node that does not."""
-        states = self.node_states()
-        silent = [
-            state for state in states.values() if state.endswith("*") or state.startswith(("down", "unk"))
-        ]
-        return states.keys() == set(NODES) and not silent
+        # An asterisk marks a node that does not answer yet.
+        silent = re.compile(r"down|unk|.*\*$")
+        self._wait(lambda: not any(map(silent.match, self.node_states().values())), "both nodes to answer")
 
     def kill_daemon(self, name: str) -> None:
         """SIGKILL, as when its machine dies."""
@@ -138,13 +139,9 @@ class SlurmCluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        devices = dict(zip(NODES, ("/dev/null", "/dev/zero"), strict=True))
-        (self.folder / "gres.conf").write_text(
-            "".join(
-                f"NodeName={n} Name=gpu File={f}\nNodeName={n} Name=shard Count=4\n"
-                for n, f in devices.items()
-            )
-        )
+        devices = zip(NODES, ("/dev/null", "/dev/zero"), strict=True)
+        gres = "NodeName={0} Name=gpu File={1}\nNodeName={0} Name=shard Count=4\n"
+        (self.folder / "gres.conf").write_text("".join(gres.format(*each) for each in devices))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         nodes = "".join(
             f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=2 "
@@ -168,14 +165,6 @@ class SlurmCluster:
                 raise CannotStartError(f"Slurm does not start here: {why}\n{logs}")
             time.sleep(0.1)
 
-
-_MUNGE_FILES = (
-    ("socket", "socket"),
-    ("key-file", "key"),
-    ("pid-file", "pid"),
-    ("log-file", "log"),
-    ("seed-file", "seed"),
-)
 
 _CONFIGURATION = """\
 ClusterName=test
@@ -214,11 +203,8 @@ PartitionName=high Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 
 
 def _free_ports(count: int) -> tuple[int, ...]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return tuple(each.getsockname()[1] for each in sockets)
-    finally:
-        for each in sockets:
-            each.close()

@@ -60,7 +60,7 @@ def test_a_killed_actor_leaves_no_orphan_and_its_run_is_resumed(ray_sweep):
 def test_a_lost_node_costs_its_runs_an_attempt_and_no_more(ray_sweep, cluster):
     its = ray_sweep(3, 2 * LONG, "--job-gpus", "0", "--jobs", "4")
     its.wait_until_training(*its.runs[:2])
-    cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     said = its.end(0)
     cluster.add_node(num_cpus=2, num_gpus=1)
     assert "Ray lost its node" in said
@@ -75,6 +75,7 @@ def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_resumes(ray_s
     wait_for(lambda: not its.workers(), "the workers to end", 30)
     its.start()
     its.end(0)
+    assert its.outcomes()[0] == ["interrupted", "done"]
     assert its.attempts(its.runs[0])[-1].resumed_at_step > 0
     its.assert_nothing_lost_or_duplicated()
 

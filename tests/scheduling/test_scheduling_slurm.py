@@ -13,6 +13,7 @@ from slurm_cluster import CannotStartError, SlurmCluster
 from smoke_project import repro, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+ONE_RUNS_ONE_WAITS = ("--jobs", "2", "--sbatch", "nodelist=n1", "--sbatch", "cpus-per-task=2")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_a_sweep_is_one_array_and_says_why_its_jobs_wait_and_needs_no_torch_wher
 
 def test_jobs_that_find_nothing_left_are_not_waited_for(slurm_sweep, slurm):
     """The last run is done while a task of the array is held in the queue."""
-    its = slurm_sweep(2, LONG, "--jobs", "2", "--sbatch", "nodelist=n1", "--sbatch", "exclusive")
+    its = slurm_sweep(2, LONG, *ONE_RUNS_ONE_WAITS)
     wait_for(lambda: sorted(slurm.jobs().values()) == ["PENDING", "RUNNING"], "one job to wait")
     (waiting,) = [job for job, state in slurm.jobs().items() if state == "PENDING"]
     slurm.command("scontrol", "hold", waiting)
@@ -147,8 +148,7 @@ def test_jobs_outlive_a_killed_supervisor_and_the_next_one_tops_up(slurm_sweep, 
 
 @pytest.mark.parametrize("by", ["SIGTERM", "repro stop"])
 def test_a_stopped_sweep_leaves_checkpoints_and_an_empty_queue(slurm_sweep, slurm, by):
-    options = ("--jobs", "2", "--sbatch", "nodelist=n1", "--sbatch", "exclusive")  # one runs, one waits
-    its = slurm_sweep(2, ENDLESS, *options)
+    its = slurm_sweep(2, ENDLESS, *ONE_RUNS_ONE_WAITS)
     its.wait_until_training(its.runs[0])
     if by == "SIGTERM":
         its.process.send_signal(signal.SIGTERM)

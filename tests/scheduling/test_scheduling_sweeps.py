@@ -112,8 +112,13 @@ def test_a_run_that_another_process_trains_is_waited_for(sweep):
     assert lock.acquire()
     its.start()
     its.wait_until_says(f"{its.runs[0]} is being trained by another process; waiting")
+    (file,) = its.context.project.sweeps("smoke").glob("*.json")
+    late = ("train", "--preset", "smoke", "--results", its.context.project.results, "--sweep", file)
+    idle = repro(*late, check=0, environment={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert "torch" not in idle.stderr  # a worker that finds nothing, as an array's late task, is gone at once
     lock.release()
     assert "1 done" in its.end(0)
+    assert "its sweep has ended" in repro(*late, check=0).stderr
 
 
 def test_status_sees_a_sweep_and_stop_ends_it_from_elsewhere(sweep):

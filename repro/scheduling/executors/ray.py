@@ -1,7 +1,4 @@
-"""Workers on a Ray cluster: one actor per worker, which starts it as a process and says how it ended.
-
-Retries are the supervisor's, not Ray's: an actor is never restarted.
-"""
+"""Workers on a Ray cluster: an actor per worker starts it as a process, and is never restarted."""
 
 import logging
 import os
@@ -64,6 +61,8 @@ class RayExecutor(Executor):
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=2,  # one thread waits for the worker while another can kill it
+            # At an actor's end Ray would kill the worker at once, without time for its checkpoints.
+            runtime_env={"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}},
         )
         self._placed: dict[str, _Placed] = {}
         self._messages: list[str] = []

@@ -20,7 +20,6 @@ from repro.storage import make_folder, write_whole
 
 WARNING_SECONDS = 90  # before the time limit a worker is told, to write its checkpoints
 LARGEST_ARRAY = 1000  # Slurm's own limit (MaxArraySize) is 1001 unless its administrator changed it
-_TIMEOUT = 60.0  # seconds for one of Slurm's commands
 _QUEUE_INTERVAL = 2.0  # seconds between two calls of squeue; up to 30 while the controller does not answer
 _MISSES = 3  # looks at the queue in which a job must be missing: squeue lags behind sbatch
 
@@ -165,16 +164,17 @@ class SlurmExecutor(Executor):
         self._ids |= {job.name: f"{array}_{task}" for task, job in enumerate(jobs)}
 
     def _script(self, jobs: Sequence[WorkerJob]) -> str:
-        """One case per task. Under srun each worker is a step of its own, which Slurm signals directly."""
+        """One case per task. Under srun a worker is a step of its own, which Slurm signals directly."""
         lines = ["#!/bin/bash", "case $SLURM_ARRAY_TASK_ID in"]
         for task, job in enumerate(jobs):
             make_folder(job.log.parent)
             # "parent": the step's daemon; where it dies, Slurm may start the task again elsewhere.
             variables = {**job.environment, "REPRO_DIE_WITH_PARENT": "parent", "PYTHONUNBUFFERED": "1"}
             exports = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
-            log = shlex.quote(str(job.log))
-            step = f"srun --cpus-per-task={self._request.cores} --open-mode=append --output={log}"
-            lines.append(f"{task}) exec env {exports} {step} {job.line()} ;;")
+            # Without --ntasks=1 an exclusive node would get a worker per core.
+            step = f"srun --ntasks=1 --cpus-per-task={self._request.cores} --open-mode=append"
+            log = shlex.quote(f"--output={job.log}")
+            lines.append(f"{task}) exec env {exports} {step} {log} {job.line()} ;;")
         return "\n".join([*lines, "esac", ""])
 
     def _look(self) -> None:
@@ -237,7 +237,7 @@ def _call(*words: str) -> str:
             words,
             capture_output=True,
             text=True,
-            timeout=_TIMEOUT,
+            timeout=60,
             stdin=subprocess.DEVNULL,
             check=False,
             # Ctrl-C is for the supervisor; it must not end what passes it on.
