@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.config import RunConfig
-from repro.errors import ReproError
+from repro.errors import RunFailedError
 from repro.system import keep_freed_memory
 
 HARNESS, PLAIN, TUNED = "ours", "plain", "tuned"  # kinds of program, as output and options call them
@@ -106,10 +106,6 @@ class Program:
     keeps_freed_memory: bool = False
 
 
-class ProgramFailedError(ReproError):
-    """A program of a benchmark raised an error, or its process ended by itself."""
-
-
 class RunningProgram:
     """A program's processes, warm; `name` is for messages.
 
@@ -149,7 +145,7 @@ class RunningProgram:
             process.shutdown()
 
     def _ask(self, function: Callable[[Any], Any], argument: object) -> list[Any]:
-        """What the function returns in each process; ProgramFailedError if one of them fails."""
+        """What the function returns in each process; RunFailedError if one of them fails."""
         try:
             answers = [process.submit(function, argument) for process in self._processes]
             return [answer.result() for answer in answers]
@@ -157,7 +153,7 @@ class RunningProgram:
             reason = "its process ended by itself, out of memory most likely"
         except Exception as error:  # noqa: BLE001 - whatever it is, the other programs are measured
             reason = f"{type(error).__name__}: {error}"
-        raise ProgramFailedError(f"{self._name} could not be measured: {reason}")
+        raise RunFailedError(f"{self._name} could not be measured: {reason}")
 
 
 def initialise(keeps_freed_memory: bool) -> None:
@@ -176,7 +172,7 @@ def started(
 ) -> Iterator[dict[str, RunningProgram]]:
     """The programs, prepared one after another and all waiting; they end with the context.
 
-    One that fails to prepare is left out and noted, unless it is `required`: then ProgramFailedError.
+    One that fails to prepare is left out and noted, unless it is `required`: then RunFailedError.
     """
     with contextlib.ExitStack() as stack:
         running: dict[str, RunningProgram] = {}
@@ -184,7 +180,7 @@ def started(
             say(f"preparing {name}")
             try:
                 running[name] = RunningProgram(name, program)
-            except ProgramFailedError as failure:
+            except RunFailedError as failure:
                 if name in required:
                     raise
                 notes.append(str(failure))

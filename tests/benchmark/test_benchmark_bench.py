@@ -18,7 +18,6 @@ from repro.benchmark.result import CaseResult, busy_doubts, window_doubts
 from repro.benchmark.roofline import Rates
 from repro.benchmark.timing import (
     Program,
-    ProgramFailedError,
     RunningProgram,
     Speed,
     Window,
@@ -29,6 +28,7 @@ from repro.benchmark.timing import (
 from repro.cli import main
 from repro.cli.context import Context
 from repro.data import synthetic
+from repro.errors import RunFailedError
 from repro.system import usable_cores
 from repro.training.accelerations import Accelerations
 from repro.training.precision import Precision
@@ -170,10 +170,10 @@ def test_a_program_trains_only_while_its_window_lasts_and_ends_with_the_benchmar
         assert [sum(process.cpu_times()[:2]) > 0.2 for process in ours] == [True, True]
         assert sum(waiting.cpu_times()[:2]) - before < 0.1
         waiting.kill()
-        with pytest.raises(ProgramFailedError, match="other could not be measured: its process ended"):
+        with pytest.raises(RunFailedError, match="other could not be measured: its process ended"):
             other.window(0.01)
         other.close()
-        with pytest.raises(ProgramFailedError, match="ours could not be measured: TypeError: "):
+        with pytest.raises(RunFailedError, match="ours could not be measured: TypeError: "):
             running["ours"].window("no number")
     assert notes == []
     assert not any(child.is_running() for child in ours | {waiting})
@@ -187,7 +187,7 @@ def test_a_program_that_cannot_prepare_is_left_out_and_said_but_not_ours(program
 
         def __init__(self, name, program):
             if program.accelerations == ("nonsense",):
-                raise ProgramFailedError(f"{name} could not be measured")
+                raise RunFailedError(f"{name} could not be measured")
             self.close = lambda: closed.append(name)
 
     broken, notes = replace(program, accelerations=("nonsense",)), []
@@ -197,7 +197,7 @@ def test_a_program_that_cannot_prepare_is_left_out_and_said_but_not_ours(program
         assert closed == []
     assert closed == ["ours"]
     assert notes == ["without compile", "tuned could not be measured"]
-    with pytest.raises(ProgramFailedError, match="ours"), started({"plain": program, "ours": broken}, notes):
+    with pytest.raises(RunFailedError, match="ours"), started({"plain": program, "ours": broken}, notes):
         pytest.fail("ours is what a benchmark is about")
     assert closed == ["ours", "plain"]
 
