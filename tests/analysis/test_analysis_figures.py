@@ -144,8 +144,8 @@ def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_c
 def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(registry, paper):
     pair = find_comparison(states_of(registry, paper), registry)
     figure = draw_figure2(pair, paper)
-    for letter, side in zip("ab", pair.sides, strict=True):
-        quantiles = side.records[0].probes.logits.quantiles
+    for letter, side in zip("ab", pair.series, strict=True):
+        quantiles = side.ended[0].probes.logits.quantiles
         low, high = (f"{quantiles[percent]:.2f}".replace("-", "−") for percent in ("2.5", "97.5"))
         assert f"({letter}) {side.label}" in texts(figure)
         assert f"central 95 %: {low} to {high}" in texts(figure)
@@ -168,8 +168,8 @@ def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
     pair = find_comparison(states_of(registry, paper), registry)
     figure = draw_figure3(pair, paper)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
-    for index, side in enumerate(pair.sides):
-        norms = np.array([record.probes.weight_norms for record in side.records])
+    for index, side in enumerate(pair.series):
+        norms = np.array([record.probes.weight_norms for record in side.ended])
         assert heights[10 * index : 10 * index + 10] == pytest.approx(list(norms[:, :10].mean(axis=0)))
         assert f"{side.label} mean {norms.mean():.2f}" in texts(figure)
     assert "n = 3" in texts(figure)
