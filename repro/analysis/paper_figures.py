@@ -105,14 +105,14 @@ def draw_figure2(pair: Column, preset: Preset) -> Figure:
     )
     peak = max(float(_density(histogram).max()) for histogram in histograms)
     for panel, letter, series, histogram in zip(axes, "ab", pair.series, histograms, strict=True):
-        _draw_logits(panel, histogram, series.line.colour, peak)
+        _draw_logits(panel, histogram, series.line["color"], peak)
         if zoom:
-            _draw_tail(panel, histogram, series.line.colour, peak)
+            _draw_tail(panel, histogram, series.line["color"], peak)
         panel.set_xlim(low, high)
         panel.set_ylim(0, 1.32 * peak)
         panel.set_ylabel("density")
         heading = panel.set_title(f"({letter}) {series.label}", loc="left", size=8, weight="bold")
-        heading.set(color=series.line.colour, parse_math=False)
+        heading.set(color=series.line["color"], parse_math=False)
         stats = f"mean {plain(histogram.mean)}, std {plain(histogram.std)}"
         panel.set_title(stats, loc="right", size=style.LABEL_SIZE, color=style.QUIET)
         panel.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
@@ -213,7 +213,7 @@ def draw_figure3(pair: Column, preset: Preset) -> Figure:
     )
     entries = []
     for series, norm, label, shift in zip(pair.series, norms, labels, (-_BAR / 2, _BAR / 2), strict=True):
-        places, colour = np.arange(classes) + shift, series.line.colour
+        places, colour = np.arange(classes) + shift, series.line["color"]
         bars = panel.bar(places, norm[:, :classes].mean(axis=0), _BAR * 0.94, color=colour, alpha=0.78, lw=0)
         if len(norm) > 1:
             dots: Any = {"ms": 2.6, "mfc": "white", "mec": colour, "mew": 0.7, "zorder": 3}

@@ -161,10 +161,10 @@ def figures(context: "Context", output: Path | None) -> None:
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
     folder = output or context.project.preset_figures(preset.name)
-    drawing = draw_figures(states, registry, preset, folder, optional_rules(context))
-    for path in drawing.files:
+    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context))
+    for path in files:
         click.echo(path)
-    for notice in drawing.notices:
+    for notice in notices:
         click.echo(f"repro: {notice}", err=True)
 
 
