@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from repro.analysis.claims import claim_p, contrast_of
+from repro.analysis.claims import claim_p
 from repro.analysis.effects import reported_effects
 from repro.analysis.inference import Estimate, bartlett, holm, welch
 from repro.analysis.rules import Rules
@@ -145,7 +145,7 @@ def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
     """The claims whose rows the paper all reports."""
     found = []
     for claim in rules.claims:
-        if effects := reported_effects(contrast_of(claim), registry):
+        if effects := reported_effects(claim, registry):
             sign = 1 if claim.direction == "greater" else -1
             found.append(
                 {

@@ -9,7 +9,6 @@ when every column that the rules name is complete. Until then the claim is inter
 """
 
 import dataclasses
-import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from typing import Any
 
 from repro.analysis.effects import (
     ColumnEffect,
-    Contrast,
     Effect,
     Evidence,
     column_text,
@@ -30,7 +28,7 @@ from repro.analysis.effects import (
 )
 from repro.analysis.inference import holm, signed_rank_p
 from repro.analysis.results import CellResult
-from repro.analysis.rules import Claim, Mirror, Rules, Shown
+from repro.analysis.rules import Claim, Rules
 from repro.analysis.text import counted, preset_sentence, qualified_title, signed
 from repro.analysis.verdicts import cells_sentence, verdict_fields
 from repro.config import Preset
@@ -94,9 +92,10 @@ def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, .
     """Every run that the claims compare; a row that no table has gives none."""
     runs: dict[str, Run] = {}
     for claim in rules.claims:
-        for instead in (None, claim.mirror, *claim.shown):
-            rows = contrast_of(claim, instead).rows
-            for (table, network), row in itertools.product(paper_columns(registry), rows):
+        changes = [claim.instead(change) for change in (claim.mirror, *claim.shown) if change]
+        rows = dict.fromkeys(row for contrast in (claim, *changes) for row in contrast.rows)
+        for row in rows:
+            for table, network in paper_columns(registry):
                 for seed in preset.seeds:
                     run_id = f"{table.dataset}/{network}/{row}/seed{seed}"
                     if run_id not in runs and (run := _known(registry, run_id)):
@@ -152,13 +151,6 @@ def _key(column: ColumnEffect) -> tuple[str, str]:
     return column.dataset, column.network
 
 
-def contrast_of(claim: Claim, instead: Mirror | Shown | None = None) -> Contrast:
-    """What a claim compares; what its mirror or something shown gives `instead` replaces its own."""
-    changes = {} if instead is None else {key: value for key, value in instead if value}
-    own = ("measure", "of", "of_combined", "over", "over_combined", "diverged")
-    return Contrast(**{field: changes.get(field, getattr(claim, field)) for field in own})
-
-
 def _known(registry: Registry, run_id: str) -> Run | None:
     """The run, or None for a row that no table has: a control that the experiments do not list."""
     try:
@@ -169,10 +161,10 @@ def _known(registry: Registry, run_id: str) -> Run | None:
 
 def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict:
     """The claim with its effects, not tested yet."""
-    effect = measure_effect(contrast_of(claim), evidence)
-    mirror = measure_effect(contrast_of(claim, claim.mirror), evidence) if claim.mirror else effect
+    effect = measure_effect(claim, evidence)
+    mirror = measure_effect(claim.instead(claim.mirror), evidence) if claim.mirror else effect
     whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirror)]
-    shown = [(each.label, measure_effect(contrast_of(claim, each), evidence)) for each in claim.shown]
+    shown = [(each.label, measure_effect(claim.instead(each), evidence)) for each in claim.shown]
     return ClaimVerdict(
         claim=claim,
         title=qualified_title(claim.statement, evidence.preset, generated),
@@ -253,7 +245,7 @@ def _missing(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
     """A sentence for each row that lacks runs: how many, and why."""
     sentences = []
     seeds = evidence.preset.seeds
-    for row in contrast_of(claim).rows:
+    for row in claim.rows:
         reasons: Counter[str] = Counter()
         for table, network in evidence.columns:
             of_cell = {state.run.seed: state for state in evidence.runs(table, network, row)}

@@ -30,7 +30,7 @@ class Series:
     """One loss's records: those that ended, whose mean is drawn, and those that diverged, drawn alone."""
 
     label: str
-    line: style.LineStyle
+    line: dict[str, Any]
     ended: tuple[RunRecord, ...]
     diverged: tuple[RunRecord, ...]
 
@@ -191,24 +191,23 @@ def _draw_column(panel: Axes, column: Column, value: Value) -> list[float | None
 
 
 def _draw_series(panel: Axes, series: Series, value: Value) -> float | None:
-    line: Any = {"color": series.line.colour, "linestyle": series.line.dash}
     last = None
     diverged = _frame(series.diverged, value)
     for curve in (diverged[place].dropna() for place in diverged):
         if len(curve):
-            panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **line)
+            panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **series.line)
             panel.plot(
-                curve.index[-1], curve.iloc[-1], "x", ms=5, mew=1.2, zorder=4, color=series.line.colour
+                curve.index[-1], curve.iloc[-1], "x", ms=5, mew=1.2, zorder=4, color=series.line["color"]
             )
             last = float(curve.iloc[-1])
     ended = _frame(series.ended, value)
     if len(series.ended) > 1:
         for curve in (ended[place].dropna() for place in ended):
-            panel.plot(curve.index, curve, lw=0.45, alpha=0.45, **line)
+            panel.plot(curve.index, curve, lw=0.45, alpha=0.45, **series.line)
     mean = ended.dropna().mean(axis=1)
     if len(mean):
         # A run of a single evaluated epoch is a point, which a line would not show.
-        panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **line)
+        panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
         last = float(mean.iloc[-1])
     return last
 
@@ -221,8 +220,7 @@ def _name_lines(
     named.sort(key=lambda pair: (bool(pair[1].ended), pair[0]), reverse=True)
     entries: list[tuple[Artist, str]] = []
     for end, series in named:
-        line: Any = {"color": series.line.colour, "linestyle": series.line.dash}
-        entries.append((Line2D([], [], **line), f"{series.label}  {_ending(series, number(end))}"))
+        entries.append((Line2D([], [], **series.line), f"{series.label}  {_ending(series, number(end))}"))
     style.add_legend(panel, entries)
 
 

@@ -13,12 +13,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from repro.analysis.inference import bootstrap_interval, paired_correlation
-from repro.analysis.rules import Combination, Divergence, Measure, Rules
+from repro.analysis.rules import Claim, Combination, Measure, Rules, Unit
 from repro.analysis.text import counted, network_label, signed
 from repro.config import Preset
 from repro.errors import RegistryError
@@ -26,8 +25,6 @@ from repro.experiments import Table
 from repro.record_state import RunState
 from repro.records import RunRecord
 from repro.registry import Registry
-
-Unit = Literal["points", "factor"]
 
 
 @dataclass(frozen=True)
@@ -49,28 +46,6 @@ class Evidence:
     def runs(self, table: Table, network: str, row: str) -> Sequence[RunState]:
         """The states of a row's cell in a column."""
         return self.states.get(f"{table.dataset}/{network}/{row}", ())
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """What is compared with what: rows of either side, how they combine, the measure, and divergence."""
-
-    measure: Measure
-    of: tuple[str, ...]
-    of_combined: Combination
-    over: tuple[str, ...]
-    over_combined: Combination
-    diverged: Divergence
-
-    @property
-    def unit(self) -> Unit:
-        """How the effect is expressed."""
-        return "points" if self.measure == "accuracy" else "factor"
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """Every row that either side needs."""
-        return tuple(dict.fromkeys((*self.of, *self.over)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +98,7 @@ def paper_columns(registry: Registry) -> list[tuple[Table, str]]:
     return [(table, network) for table in registry.tables if table.of_paper for network in table.networks]
 
 
-def measure_effect(contrast: Contrast, evidence: Evidence) -> Effect:
+def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
     """The effect over every column of the verdict that has a seed that all rows share, a diverged run, or
     every run though none can be compared.
 
@@ -177,7 +152,7 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
 
 
 def _column(
-    contrast: Contrast, table: Table, network: str, evidence: Evidence
+    contrast: Claim, table: Table, network: str, evidence: Evidence
 ) -> tuple[ColumnEffect, np.ndarray] | None:
     """The column's effect, and both sides' values, float64 of (seeds, 2); None where there is nothing."""
     values: dict[str, dict[int, float]] = {row: {} for row in contrast.rows}
@@ -254,14 +229,14 @@ def _chosen(
     return (max(rows, key=lambda row: reported[row]),)
 
 
-def reported_effects(contrast: Contrast, registry: Registry) -> tuple[float, ...]:
+def reported_effects(contrast: Claim, registry: Registry) -> tuple[float, ...]:
     """The same contrast of the paper's means in each of its columns; empty where it lacks one of the rows."""
     columns = [_reported_in(contrast, table, network) for table, network in paper_columns(registry)]
     known = tuple(value for value in columns if value is not None)
     return known if len(known) == len(columns) else ()
 
 
-def _reported_in(contrast: Contrast, table: Table, network: str) -> float | None:
+def _reported_in(contrast: Claim, table: Table, network: str) -> float | None:
     reported = _reported_means(table, network)
     if contrast.measure != "accuracy" or any(row not in reported for row in contrast.rows):
         return None

@@ -1,7 +1,6 @@
 """`repro figures`: what the records allow, drawn into a folder."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,23 +17,15 @@ from repro.record_state import RunState
 from repro.registry import Registry
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """The files that were written, and a sentence for each figure that lacks a run it needs."""
-
-    files: tuple[Path, ...]
-    notices: tuple[str, ...]
-
-
 def draw_figures(
     states: Sequence[RunState], registry: Registry, preset: Preset, folder: Path, rules: Rules | None = None
-) -> Drawing:
-    """Draws what the records allow into `folder`, each figure as PNG (200 dpi) and PDF.
+) -> tuple[list[Path], list[str]]:
+    """Draws what the records allow into `folder`, each as PNG (200 dpi) and PDF: the files, and notices.
 
     `figure2`, `figure3`: ResNet-18 on CIFAR-100, as in the paper. `curves-…` and `gradients-…`: one of each
     for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
     Only records that count are drawn, and the same records give the same bytes. A figure whose run is missing
-    is left out and named in `notices`; raises SetupError where the folder can't be written.
+    is left out and named in a notice; raises SetupError where the folder can't be written.
     """
     notices = paper_figures.missing_for_figures(states, preset)
     columns = columns_of(states, registry)
@@ -58,4 +49,4 @@ def draw_figures(
 
     with figure_style():
         files = [path for name, figure in figures() for path in save(figure, folder, name)]
-    return Drawing(tuple(files), tuple(notices))
+    return files, notices

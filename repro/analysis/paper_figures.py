@@ -1,7 +1,6 @@
 """The paper's Figures 2 and 3: logits and class weights of two losses, ResNet-18 on CIFAR-100."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
-from repro.analysis.text import loss_label, network_label, plain, preset_sentence, qualified_title
+from repro.analysis.curves import Column, Series, columns_of
+from repro.analysis.text import plain, preset_sentence, qualified_title
 from repro.config import Preset
 from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
@@ -26,77 +26,45 @@ _CLASSES = 10  # in Figure 3, as many as the paper shows
 _BAR = 0.38
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two losses: its label, colour, and the records that have probes, by ascending seed."""
-
-    label: str
-    colour: str
-    records: tuple[RunRecord, ...]
-
-    @property
-    def norms(self) -> np.ndarray:
-        """‖w_k‖₂, float64 of (seeds, classes)."""
-        return np.array([record.probes.weight_norms for record in self.records])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two losses on one network and data set, labelled as in the table."""
-
-    network: str
-    dataset: str
-    sides: tuple[Side, Side]
-
-    @property
-    def generated(self) -> bool:
-        """Whether any of it was trained on generated data."""
-        return any(record.data.generated for side in self.sides for record in side.records)
-
-    def one_seed(self) -> tuple[RunRecord, RunRecord]:
-        """A record of each side: of the lowest seed that both have, else of each one's lowest."""
-        by_seed = [{record.config.seed: record for record in side.records} for side in self.sides]
-        seeds = [min(by_seed[0].keys() & by_seed[1].keys() or found) for found in by_seed]
-        return by_seed[0][seeds[0]], by_seed[1][seeds[1]]
-
-
-def find_comparison(states: Sequence[RunState], registry: Registry) -> Comparison | None:
-    """The comparison of FIGURE_CELLS by their records that have probes; None where either has none."""
-    sides = []
-    for cell in FIGURE_CELLS:
-        records = sorted(with_probes(states, cell), key=lambda record: record.config.seed)
-        if not records:
-            return None
-        row = registry.parse(f"{cell}/seed0").cell
-        table = registry.table(row.table)
-        colour = style.line_styles(table)[row.row].colour
-        sides.append(Side(loss_label(table, row.row), colour, tuple(records)))
-    return Comparison(network_label(table, row.network), table.title, (sides[0], sides[1]))
-
-
-def with_probes(states: Sequence[RunState], cell: str) -> list[RunRecord]:
-    """The records of a cell that Figures 2 and 3 can be drawn from."""
-    return [
-        state.record
-        for state in states
-        if state.run.cell.id == cell
-        and state.counts
-        and state.record is not None
-        and state.record.probes.logits is not None
-        and state.record.probes.weight_norms is not None
+def find_comparison(states: Sequence[RunState], registry: Registry) -> Column | None:
+    """The column of FIGURE_CELLS with their records that have probes, by seed; None where either has none."""
+    found = [
+        state
+        for cell in FIGURE_CELLS
+        for state in sorted(states, key=lambda state: state.run.seed)
+        if state.run.cell.id == cell and _has_probes(state)
     ]
+    columns = columns_of(found, registry)
+    return columns[0] if columns and len(columns[0].series) == len(FIGURE_CELLS) else None
+
+
+def one_seed(pair: Column) -> tuple[RunRecord, ...]:
+    """A record of each loss: of the lowest seed that both have, else of each one's lowest."""
+    by_seed = [{record.config.seed: record for record in series.ended} for series in pair.series]
+    shared = set.intersection(*map(set, by_seed))
+    return tuple(records[min(shared or records)] for records in by_seed)
+
+
+def weight_norms(series: Series) -> np.ndarray:
+    """‖w_k‖₂, float64 of (seeds, classes)."""
+    return np.array([record.probes.weight_norms for record in series.ended])
+
+
+def _has_probes(state: RunState) -> bool:
+    probes = state.record.probes if state.counts and state.record else None
+    return probes is not None and probes.logits is not None and probes.weight_norms is not None
 
 
 def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]:
     """For each cell that Figures 2 and 3 wait for: what became of its runs, and what makes one."""
     sentences = []
     for cell in FIGURE_CELLS:
-        if with_probes(states, cell):
+        of_cell = [state for state in states if state.run.cell.id == cell]
+        if any(map(_has_probes, of_cell)):
             continue
         reasons = "; ".join(
             f"seed {state.run.seed} diverged" if state.counts else f"seed {state.run.seed}: {state.reason}"
-            for state in states
-            if state.run.cell.id == cell
+            for state in of_cell
         )
         dataset, network, loss = cell.split("/")
         sentences.append(
@@ -107,13 +75,13 @@ def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]
     return sentences
 
 
-def draw_figure2(comparison: Comparison, preset: Preset) -> Figure:
+def draw_figure2(pair: Column, preset: Preset) -> Figure:
     """The density of the logits of all test images and classes in evaluation mode, after the last epoch.
 
-    One seed is drawn (`Comparison.one_seed`), (a) the first loss above (b) the second, the central 95 %
+    One seed is drawn (`one_seed`), (a) the first loss above (b) the second, the central 95 %
     of each marked with its numbers.
     """
-    records = comparison.one_seed()
+    records = one_seed(pair)
     histograms = [record.probes.logits for record in records if record.probes.logits is not None]
     low, high = _common_range(histograms)
     data = records[0].data
@@ -128,23 +96,23 @@ def draw_figure2(comparison: Comparison, preset: Preset) -> Figure:
         *_outside(histograms, low, high),
         preset_sentence(preset),
     ]
-    title = f"Figure 2: logits of {comparison.network} on {comparison.dataset}, evaluation mode"
+    title = f"Figure 2: logits of {pair.title}, evaluation mode"
     figure, axes = style.make_page(
-        qualified_title(title, preset, comparison.generated),
+        qualified_title(title, preset, pair.generated),
         " ".join(filter(None, caption)),
         panels=((6.2, 1.7), (6.2, 1.7)),
         margins=style.Margins(between=0.42, panel_title=0.22),
     )
     peak = max(float(_density(histogram).max()) for histogram in histograms)
-    for panel, letter, side, histogram in zip(axes, "ab", comparison.sides, histograms, strict=True):
-        _draw_logits(panel, histogram, side.colour, peak)
+    for panel, letter, series, histogram in zip(axes, "ab", pair.series, histograms, strict=True):
+        _draw_logits(panel, histogram, series.line["color"], peak)
         if zoom:
-            _draw_tail(panel, histogram, side.colour, peak)
+            _draw_tail(panel, histogram, series.line["color"], peak)
         panel.set_xlim(low, high)
         panel.set_ylim(0, 1.32 * peak)
         panel.set_ylabel("density")
-        heading = panel.set_title(f"({letter}) {side.label}", loc="left", size=8, weight="bold")
-        heading.set(color=side.colour, parse_math=False)
+        heading = panel.set_title(f"({letter}) {series.label}", loc="left", size=8, weight="bold")
+        heading.set(color=series.line["color"], parse_math=False)
         stats = f"mean {plain(histogram.mean)}, std {plain(histogram.std)}"
         panel.set_title(stats, loc="right", size=style.LABEL_SIZE, color=style.QUIET)
         panel.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
@@ -224,18 +192,18 @@ def _outside(histograms: Sequence[LogitHistogram], low: float, high: float) -> l
     return sentences
 
 
-def draw_figure3(comparison: Comparison, preset: Preset) -> Figure:
+def draw_figure3(pair: Column, preset: Preset) -> Figure:
     """‖w_k‖₂ of the classifier's rows of classes 0–9 after the last epoch: bars of means, a dot per seed.
 
     A dashed line is the mean over all classes.
     """
-    norms = [side.norms for side in comparison.sides]
+    norms = [weight_norms(series) for series in pair.series]
     classes = min(_CLASSES, *(norm.shape[1] for norm in norms))
     counts = [len(norm) for norm in norms]
-    labels = [f"{side.label}\nmean {n.mean():.2f}" for side, n in zip(comparison.sides, norms, strict=True)]
-    title = f"Figure 3: norms of the class weights, {comparison.network} on {comparison.dataset}"
+    labels = [f"{series.label}\nmean {n.mean():.2f}" for series, n in zip(pair.series, norms, strict=True)]
+    title = f"Figure 3: norms of the class weights, {pair.title}"
     figure, (panel,) = style.make_page(
-        qualified_title(title, preset, comparison.generated),
+        qualified_title(title, preset, pair.generated),
         "The ℓ₂ norm of each class's row of the last linear layer, after the last epoch; "
         f"{'the mean over seeds, with a dot for each' if max(counts) > 1 else 'one seed'} "
         f"({style.sample_size(counts)}). Dashed, and beside the labels: the mean over all "
@@ -244,8 +212,8 @@ def draw_figure3(comparison: Comparison, preset: Preset) -> Figure:
         margins=style.Margins(right=1.7),
     )
     entries = []
-    for side, norm, label, shift in zip(comparison.sides, norms, labels, (-_BAR / 2, _BAR / 2), strict=True):
-        places, colour = np.arange(classes) + shift, side.colour
+    for series, norm, label, shift in zip(pair.series, norms, labels, (-_BAR / 2, _BAR / 2), strict=True):
+        places, colour = np.arange(classes) + shift, series.line["color"]
         bars = panel.bar(places, norm[:, :classes].mean(axis=0), _BAR * 0.94, color=colour, alpha=0.78, lw=0)
         if len(norm) > 1:
             dots: Any = {"ms": 2.6, "mfc": "white", "mec": colour, "mew": 0.7, "zorder": 3}

@@ -135,7 +135,7 @@ def _records(states: Sequence[RunState]) -> list[RunRecord]:
     return [state.record for state in states if state.counts and state.record is not None]
 
 
-def _paper_figures(pair: paper_figures.Comparison, preset: Preset) -> list[tuple[str, Markup]]:
+def _paper_figures(pair: curves.Column, preset: Preset) -> list[tuple[str, Markup]]:
     logits, weights = paper_figures.draw_figure2(pair, preset), paper_figures.draw_figure3(pair, preset)
     return [
         ("Figure 2", to_svg(logits, "figure2", "Figure 2: logits")),
@@ -253,10 +253,10 @@ def _ablation_groups(effects: Sequence[ablations.AblationEffect], registry: Regi
     return list(groups.values())
 
 
-def _logit_rows(pair: paper_figures.Comparison) -> list[tuple[str, ...]]:
+def _logit_rows(pair: curves.Column) -> list[tuple[str, ...]]:
     """The numbers behind Figure 2: loss, seed, mean, std, quantiles 2.5, 25, 50, 75, 97.5 %."""
     rows = []
-    for side, record in zip(pair.sides, pair.one_seed(), strict=True):
+    for side, record in zip(pair.series, paper_figures.one_seed(pair), strict=True):
         logits = record.probes.logits
         assert logits is not None, "a comparison is of records with probes"
         numbers = (logits.mean, logits.std, *(logits.quantiles[q] for q in ("2.5", "25", "50", "75", "97.5")))
@@ -264,9 +264,9 @@ def _logit_rows(pair: paper_figures.Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
-def _weight_rows(pair: paper_figures.Comparison) -> list[list[str]]:
+def _weight_rows(pair: curves.Column) -> list[list[str]]:
     """The numbers behind Figure 3: a class, then each loss's mean over its seeds; the last row is of all."""
-    means = [side.norms.mean(axis=0) for side in pair.sides]
+    means = [paper_figures.weight_norms(series).mean(axis=0) for series in pair.series]
     named = [(f"class {k}", [values[k] for values in means]) for k in range(min(10, *map(len, means)))]
     named.append(("all classes", [values.mean() for values in means]))
     return [[name, *(f"{value:.3f}" for value in values)] for name, values in named]

@@ -28,6 +28,7 @@ Measure = Literal[
 ]
 Combination = Literal["mean", "best", "best-reported"]
 Family = Literal["primary", "secondary"]
+Unit = Literal["points", "factor"]
 Divergence = Literal["chance-accuracy", "largest-effect-against", "undecided-column"]
 
 
@@ -133,6 +134,21 @@ class Claim(TomlModel):
     mirror: Mirror | None = None
     caution: str = ""
     shown: tuple[Shown, ...] = ()
+
+    @property
+    def unit(self) -> Unit:
+        """How the effect is expressed."""
+        return "points" if self.measure == "accuracy" else "factor"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Every row that either side needs."""
+        return tuple(dict.fromkeys((*self.of, *self.over)))
+
+    def instead(self, change: Mirror | Shown) -> "Claim":
+        """What the claim's mirror, or something shown, compares: what it gives replaces the claim's own."""
+        given = {key: value for key, value in change if value and key in Claim.model_fields}
+        return self.model_copy(update=given)
 
     @model_validator(mode="after")
     def _factors_are_positive(self) -> Self:

@@ -3,6 +3,7 @@
 import io
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +30,8 @@ BLACK, ORANGE, GREEN, BLUE = "#000000", "#D55E00", "#009E73", "#0072B2"
 _COLOURS = {"cross-entropy": BLACK, "am-softmax": ORANGE, "pedcc": GREEN, "scaled-bn": BLUE}
 _FURTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
 
-Dash = tuple[float, tuple[float, ...]] | str
 # Settings of one loss share its colour and differ in the dash.
-_DASHES: tuple[Dash, ...] = ("-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (5, 1.3, 1.3, 1.3)))
+_DASHES = ("-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (5, 1.3, 1.3, 1.3)))
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same letters
@@ -60,14 +60,6 @@ _TITLE_SIZE, _CAPTION_SIZE = 9.5, 7.2
 _CAPTION_LETTERS, _TITLE_LETTERS = 19.5, 12.5  # per inch, fewer than fit on average
 
 
-@dataclass(frozen=True)
-class LineStyle:
-    """Colour and dash of a loss."""
-
-    colour: str
-    dash: Dash
-
-
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Matplotlib's defaults and this style inside, whatever was set before outside."""
@@ -77,18 +69,17 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def line_styles(table: Table) -> dict[str, LineStyle]:
-    """Each row's colour (its loss's) and dash (its place among the rows of that loss)."""
+def line_styles(table: Table) -> dict[str, dict[str, Any]]:
+    """How each row's line is drawn: in its loss's colour, dashed by its place among that loss's rows."""
     further = list(dict.fromkeys(row.loss for row in table.rows if row.loss not in _COLOURS))
     many = len(_FURTHER_COLOURS)
     colours = {loss: _FURTHER_COLOURS[index % many] for index, loss in enumerate(further)} | _COLOURS
-    styles: dict[str, LineStyle] = {}
+    styles = {}
     # Once the colours are used up, the next losses begin at the next dash.
-    seen = {loss: index // many for index, loss in enumerate(further)}
+    seen = Counter({loss: index // many for index, loss in enumerate(further)})
     for row in table.rows:
-        place = seen.get(row.loss, 0)
-        seen[row.loss] = place + 1
-        styles[row.name] = LineStyle(colours[row.loss], _DASHES[place % len(_DASHES)])
+        styles[row.name] = {"color": colours[row.loss], "linestyle": _DASHES[seen[row.loss] % len(_DASHES)]}
+        seen[row.loss] += 1
     return styles
 
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 @click.option("--table", "tables", type=TABLE, multiple=True,
               help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
 @click.option("--extended", is_flag=True,
-              help="Losses beyond the paper also where none has a record yet.")  # fmt: skip
+              help="Include losses beyond the paper that have no record yet.")  # fmt: skip
 @click.option("--study", "studies", multiple=True, metavar="NAME",
-              help="`ambiguities` or a point of it: where alternatives move a cell.")  # fmt: skip
-@click.option("--output", type=FILE, help="A file instead of stdout.")
+              help="Show ablations instead: `ambiguities`, or one by name.")  # fmt: skip
+@click.option("--output", type=FILE, help="Write to this file instead of stdout.")
 def aggregate(
     context: "Context",
     form: "TableFormat",
@@ -41,9 +41,9 @@ def aggregate(
     extended: bool,
     output: Path | None,
 ) -> None:
-    """Make the tables: mean ± sample std of the seeds, beside what the paper reports.
+    """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
-    macros: a LaTeX macro a number, for a paper that \\input's them. parquet needs --output.
+    macros: one LaTeX macro per number, for a paper that \\input's them. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
@@ -161,10 +161,10 @@ def figures(context: "Context", output: Path | None) -> None:
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
     folder = output or context.project.preset_figures(preset.name)
-    drawing = draw_figures(states, registry, preset, folder, optional_rules(context))
-    for path in drawing.files:
+    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context))
+    for path in files:
         click.echo(path)
-    for notice in drawing.notices:
+    for notice in notices:
         click.echo(f"repro: {notice}", err=True)
 
 
@@ -243,7 +243,7 @@ def _commit(root: Path) -> str | None:
 @places
 @click.option("--json", "as_json", is_flag=True, help="For programs: every cell and claim in full.")
 def claims(context: "Context", as_json: bool) -> None:
-    """Judge the paper's claims, and each of its cells, by the records there are.
+    """Judge the paper's claims and each of its cells by the records so far.
 
     The rules are experiments/claims.toml; docs/statistics.md has the formulas.
     """

@@ -67,8 +67,8 @@ def names(monkeypatch, registry, paper, tmp_path):
     monkeypatch.setattr("repro.analysis.figures.save", lambda figure, folder, name: [folder / name])
 
     def draw(states):
-        drawing = draw_figures(states, registry, paper, tmp_path)
-        return [path.name for path in drawing.files], drawing.notices
+        files, notices = draw_figures(states, registry, paper, tmp_path)
+        return [path.name for path in files], notices
 
     return draw
 
@@ -94,15 +94,15 @@ assert rcParams.copy() == before, "the style leaked"
 def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_torch(
     registry, paper, project, tmp_path
 ):
-    drawing = draw_figures(states_of(registry, paper), registry, paper, tmp_path / "here")
-    assert drawing.notices == ()
+    files, notices = draw_figures(states_of(registry, paper), registry, paper, tmp_path / "here")
+    assert notices == []
     expected = [f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
-    assert [path.name for path in drawing.files] == expected
+    assert [path.name for path in files] == expected
     arguments = [project.experiments, Path(__file__).parent, tmp_path / "there"]
     command = [sys.executable, "-W", "error", "-c", DRAW_WITHOUT_TORCH, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    for path in drawing.files:
+    for path in files:
         content = path.read_bytes()
         assert content == (tmp_path / "there" / path.name).read_bytes(), path.name
         if path.suffix == ".png":
@@ -119,11 +119,11 @@ def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(names,
     lacking = [registry.parse(f"{FIGURE_CELLS[1]}/seed{seed}") for seed in paper.seeds]
     drawn, notices = names(states_of(registry, paper)[:3] + missing(lacking))
     assert drawn == list(NAMES[2:])
-    assert notices == (
+    assert notices == [
         "Figures 2 and 3 need a run of cifar100/resnet18/scaled-bn-m1 "
         "(seed 0: not run yet; seed 1: not run yet; seed 2: not run yet): "
         "repro run --preset paper --dataset cifar100 --network resnet18 --loss scaled-bn-m1 --seed 0",
-    )
+    ]
     drawn, notices = names([])
     assert (drawn, len(notices)) == ([], 3)
     assert "none was selected" in notices[0]
@@ -144,8 +144,8 @@ def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_c
 def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(registry, paper):
     pair = find_comparison(states_of(registry, paper), registry)
     figure = draw_figure2(pair, paper)
-    for letter, side in zip("ab", pair.sides, strict=True):
-        quantiles = side.records[0].probes.logits.quantiles
+    for letter, side in zip("ab", pair.series, strict=True):
+        quantiles = side.ended[0].probes.logits.quantiles
         low, high = (f"{quantiles[percent]:.2f}".replace("-", "−") for percent in ("2.5", "97.5"))
         assert f"({letter}) {side.label}" in texts(figure)
         assert f"central 95 %: {low} to {high}" in texts(figure)
@@ -168,8 +168,8 @@ def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
     pair = find_comparison(states_of(registry, paper), registry)
     figure = draw_figure3(pair, paper)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
-    for index, side in enumerate(pair.sides):
-        norms = np.array([record.probes.weight_norms for record in side.records])
+    for index, side in enumerate(pair.series):
+        norms = np.array([record.probes.weight_norms for record in side.ended])
         assert heights[10 * index : 10 * index + 10] == pytest.approx(list(norms[:, :10].mean(axis=0)))
         assert f"{side.label} mean {norms.mean():.2f}" in texts(figure)
     assert "n = 3" in texts(figure)
@@ -229,7 +229,7 @@ def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
         "cifar100-extended-resnet18",
     ]
     for table in registry.tables:
-        assert len(set(line_styles(table).values())) == len(table.rows)
+        assert len({str(line) for line in line_styles(table).values()}) == len(table.rows)
 
 
 def test_an_svg_in_a_page_keeps_its_words_and_has_ids_of_its_own(registry, paper):
