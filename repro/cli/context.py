@@ -67,7 +67,7 @@ class Context:
 
     def begun(self, runs: Iterable[Run]) -> dict[str, float]:
         """The share, 0 to 1, that a checkpoint holds of each run that has one, by run id."""
-        from repro.scheduling.status import read_traces
+        from repro.scheduling.sweep_status import read_traces
 
         traces = read_traces(runs, self.project, self.preset.name)
         return {run: trace.begun for run, trace in traces.items() if trace.begun}

@@ -343,7 +343,7 @@ def _missing_data(
 
 def _spend(context: "Context", estimator: "Estimator", to_do: "Sequence[Run]", seconds: float) -> "list[Run]":
     """The runs to do in the order in which a budget buys most; says what it buys."""
-    from repro.scheduling.budget import spend
+    from repro.scheduling.plan import spend
 
     bought = spend(seconds, to_do, replace(estimator, begun=context.begun(to_do)).estimate)
     _say("\n".join(bought.lines()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Selection
-    from repro.scheduling.status import Status
+    from repro.scheduling.sweep_status import Status
 
 INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
 _CLEAR = "\x1b[H\x1b[J"
@@ -61,7 +61,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
     """How the selected runs stand now; reads only."""
     from repro.scheduling.devices import find_devices
     from repro.scheduling.plan import make_plan
-    from repro.scheduling.status import make_status, read_traces
+    from repro.scheduling.sweep_status import make_status, read_traces
     from repro.sweep import read_worker_notes
 
     project, preset = context.project, context.preset

@@ -4,9 +4,9 @@ import pytest
 from sweep_bench import Bench
 
 from repro.errors import UsageError
-from repro.scheduling.budget import START_UP, spend
 from repro.scheduling.durations import format_seconds, parse_duration
 from repro.scheduling.estimate import Duration, Estimate
+from repro.scheduling.plan import START_UP, spend
 
 
 def test_a_time_is_read_as_people_write_it():

@@ -11,8 +11,8 @@ from test_scheduling_plan import missing, plan_of
 from repro import models
 from repro.config import Recipe
 from repro.network_facts import NETWORK_FACTS
-from repro.scheduling.capacity import Work, least_bytes, why_unfit
 from repro.scheduling.devices import Device
+from repro.scheduling.estimate import Work, least_bytes, why_unfit
 
 GIB = 2**30
 GPU = Device("cuda", 0, "NVIDIA GeForce GTX 1080 Ti", "GPU-a", 11 * GIB, 1, {}, capability=(6, 1))

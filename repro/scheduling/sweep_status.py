@@ -14,9 +14,8 @@ from repro.config import Recipe
 from repro.paths import Project
 from repro.record_state import RecordState
 from repro.registry import Run
-from repro.scheduling.capacity import format_bytes
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.estimate import Survey
+from repro.scheduling.estimate import Survey, format_bytes
 from repro.scheduling.plan import Plan
 from repro.storage import lock_holder, lock_holders
 from repro.sweep import Phase, RunProgress, WorkerNote, read_worker_notes
