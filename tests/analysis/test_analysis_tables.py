@@ -200,6 +200,15 @@ def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(re
     )
 
 
+def test_two_whole_losses_of_three_make_no_winner(registry, quick):
+    table = registry.table(1)
+    third = table.rows[0].model_copy(update={"name": "third"})
+    three = Registry([table.model_copy(update={"rows": (*table.rows, third)})], registry.presets)
+    accuracies = ACCURACIES | {f"{network}/third": (None, None, None) for network in table.networks}
+    results = summarise(states_of(three, quick, accuracies), three, quick)
+    assert "**" not in render_tables(results, three, quick)
+
+
 @pytest.fixture
 def table_of(registry, quick):
     """The text of a table with these records: row/seed → what `make_record` takes."""
