@@ -12,10 +12,9 @@ from repro.benchmark.baselines import baseline
 from repro.benchmark.case import Case, open_case
 from repro.benchmark.roofline import best_seconds, wait
 from repro.benchmark.timing import HARNESS, TUNED, Program, Window
-from repro.training.accelerations import Accelerations
 from repro.training.loop import Trainer
 from repro.training.metrics import EpochSums
-from repro.training.precision import Precision, choose_precision
+from repro.training.precision import Accelerations, Precision, choose_precision
 
 _LEAST_STEPS = 2  # of a window
 _MEASURED = 30  # times that the measuring of a step is repeated to time it

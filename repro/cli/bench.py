@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from repro.benchmark.roofline import Rates
     from repro.benchmark.timing import Program
     from repro.cli.context import Context
-    from repro.training.accelerations import Accelerations
-    from repro.training.precision import Precision
+    from repro.training.precision import Accelerations, Precision
 
 _BUSY_SECONDS = 2.0  # how long it is watched, before anything of ours runs, whether others use the machine
 _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others

@@ -1,5 +1,6 @@
 """What most commands start from: the project's folders, the registry, a preset, what its runs have so far."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,3 +97,20 @@ class Context:
                     manifest.train.count, manifest.test.count, manifest.classes, manifest.image_size
                 )
         return sizes
+
+
+_ALL = ("--preset", "--results", "--data-dir")
+
+
+def suggest(context: "Context", *words: str, options: tuple[str, ...] = _ALL) -> str:
+    """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
+    project, default = context.project, Project.find(context.project.root)
+    values = {
+        "--preset": (context.preset.name, "paper"),
+        "--results": (str(project.results), str(default.results)),
+        "--data-dir": (str(project.data), str(default.data)),
+    }
+    given = [
+        word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
+    ]
+    return f"`{shlex.join(['repro', *words, *given])}`"

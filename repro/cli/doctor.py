@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from repro.cli.context import suggest
 from repro.cli.options import JSON, places
-from repro.cli.suggest import suggest
 from repro.errors import DataCorruptError, DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from repro.registry import Run, Selection
     from repro.scheduling.devices import Device
     from repro.scheduling.estimate import Estimator, StalePolicy
-    from repro.scheduling.executors.base import Executor
+    from repro.scheduling.executor import Executor
     from repro.signals import Stop
 
 SLURM_JOBS = 16  # in Slurm's queue at once, unless --jobs says how many
@@ -240,7 +240,7 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
     """Whatever starts the workers, and a device for each; UsageError for options of another executor."""
     from repro.gpus import parse_gpus
     from repro.scheduling.devices import find_devices
-    from repro.scheduling.executors.local import LocalExecutor
+    from repro.scheduling.executor import LocalExecutor
 
     if options.executor == "local":
         if options.cluster != ClusterOptions():
@@ -260,7 +260,7 @@ def _slurm(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[De
     import hashlib
 
     from repro.scheduling.devices import remote_devices
-    from repro.scheduling.executors.slurm import SlurmExecutor, SlurmRequest
+    from repro.scheduling.slurm import SlurmExecutor, SlurmRequest
 
     asked = options.cluster
     if asked.ray_address != "auto":
@@ -295,7 +295,7 @@ def _slurm(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[De
 
 def _ray(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Device, ...]]":
     from repro.scheduling.devices import remote_devices
-    from repro.scheduling.executors.ray import RayExecutor
+    from repro.scheduling.ray import RayExecutor
 
     asked = options.cluster
     given = {name: getattr(asked, name) for name in ("partition", "account", "qos", "time", "gres", "sbatch")}
@@ -442,7 +442,7 @@ def train(
     )
     code = worker.run()
     if stop.reason == "SIGUSR1" and worker.note.stepped and sweep_file:
-        from repro.scheduling.executors.slurm import requeue_this_task
+        from repro.scheduling.slurm import requeue_this_task
 
         requeue_this_task()
     if not sweep_file and code == 0 and worker.queue.impossible:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repro.cli.context import suggest
 from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
-from repro.cli.suggest import suggest
 from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from repro.paths import Project
 from repro.records import read_record
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.executors.base import Executor, JobEnd, WorkerJob
+from repro.scheduling.executor import Executor, JobEnd, WorkerJob
 from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
 from repro.scheduling.view import Tick, View
 from repro.signals import Interruption, Stage

@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from repro.training.accelerations import Accelerations
 from repro.training.metrics import EpochSums
 from repro.training.optim import set_lr
+from repro.training.precision import Accelerations
 from repro.training.step import TrainingStep
 
 WARM_UPS = 3  # steps per batch size before capture: libraries choose kernels, compilers compile, pools fill

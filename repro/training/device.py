@@ -13,7 +13,7 @@ import torch
 from repro.config import RunConfig
 from repro.errors import DataMissingError, DeviceError
 from repro.manifest import read_manifest
-from repro.training.accelerations import Accelerations
+from repro.training.precision import Accelerations
 
 COMPILING_PAYS_FROM = 2_000_000  # training images of one run
 # The paper's recipe has 3 to 10 million, and the minute of compiling is shared by all runs of the network in

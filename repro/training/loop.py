@@ -32,7 +32,6 @@ from repro.data.prepared import PreparedData
 from repro.errors import RunInterruptedError
 from repro.losses import ClassificationLoss
 from repro.records import Epoch, Probes, Result
-from repro.training.accelerations import DEFAULT, Accelerations
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.cuda_graph import Capture, CudaCapture, prepare
 from repro.training.metrics import (
@@ -45,7 +44,7 @@ from repro.training.metrics import (
     logit_and_weight_statistics,
 )
 from repro.training.optim import load_optimizer, make_optimizer, momentum_buffers, set_lr
-from repro.training.precision import Precision
+from repro.training.precision import DEFAULT, Accelerations, Precision
 from repro.training.seeding import derive_seed, generator
 from repro.training.step import TrainingStep
 

@@ -1,11 +1,12 @@
-"""Precision by device: bf16, fp16 or fp32.
+"""Precision by device (bf16, fp16 or fp32), and accelerations, which leave the recipe alone.
 
 Master weights, batch norm statistics and the loss head stay float32 in all three; only the network's
-forward and backward pass run under autocast.
+forward and backward pass run under autocast. Which accelerations are on by default is decided by device where
+a run is started, and a record lists the ones that were used.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from repro.errors import DeviceError
+from repro.errors import DeviceError, UsageError
 
 PRECISIONS = ("bf16", "fp16", "fp32")
 
@@ -96,3 +97,54 @@ def processor_has_bf16() -> bool:
                 flags = line.split()
                 return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
+
+
+# As options and records spell them; bf16 and fp16 belong to the precision.
+ACCELERATIONS = ("channels-last", "fused-sgd", "cuda-graph", "compile")
+
+
+@dataclass(frozen=True)
+class Accelerations:
+    """Which accelerations are on; UsageError for combinations that do not work."""
+
+    channels_last: bool = True  # convolutions on NHWC memory where the device computes them correctly
+    fused_sgd: bool = True  # one kernel updates all parameters, instead of torch's foreach functions
+    cuda_graph: bool = False  # a step is captured once and launched as a whole
+    compile: bool = False  # torch.compile fuses batch norm, ReLU and additions
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph and not self.fused_sgd:
+            # torch's foreach functions read the lr on the host, so a graph would contain it as a constant.
+            raise UsageError("cuda-graph needs fused-sgd: disable both or neither")
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Accelerations":
+        """Exactly the named ones; UsageError for an unknown name."""
+        on = {_field(name): True for name in names}
+        return cls(**{**dict.fromkeys(map(_field, ACCELERATIONS), False), **on})
+
+    def names(self) -> tuple[str, ...]:
+        """Those that are on, in the order of `ACCELERATIONS`."""
+        return tuple(name for name in ACCELERATIONS if getattr(self, _field(name)))
+
+    def switched(self, on: Iterable[str] = (), off: Iterable[str] = ()) -> "Accelerations":
+        """A copy with some turned on or off; UsageError for an unknown name or one that is in both."""
+        on, off = tuple(on), tuple(off)
+        if both := set(on) & set(off):
+            raise UsageError(f"{', '.join(sorted(both))}: both enabled and disabled")
+        return replace(self, **{_field(n): True for n in on}, **{_field(n): False for n in off})
+
+    def layout(self, precision: Precision) -> Precision:
+        """`precision`, in NCHW where channels-last is off."""
+        if self.channels_last:
+            return precision
+        return replace(precision, memory_format=torch.contiguous_format)
+
+
+DEFAULT = Accelerations()  # what every device supports
+
+
+def _field(name: str) -> str:
+    if name not in ACCELERATIONS:
+        raise UsageError(f"unknown acceleration {name!r}; known: {', '.join(ACCELERATIONS)}")
+    return name.replace("-", "_")

@@ -31,11 +31,10 @@ from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
 from repro.sweep import RunProgress, SweepRun
-from repro.training.accelerations import Accelerations
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.device import choose_accelerations, images_to_train
 from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, Trainer
-from repro.training.precision import Precision, choose_precision
+from repro.training.precision import Accelerations, Precision, choose_precision
 from repro.training.provenance import EnergyMeter, Origin, anonymous, make_record
 from repro.training.tensorboard import LiveCurves
 

@@ -30,8 +30,7 @@ from repro.cli.context import Context
 from repro.data import synthetic
 from repro.errors import RunFailedError
 from repro.system import usable_cores
-from repro.training.accelerations import Accelerations
-from repro.training.precision import Precision
+from repro.training.precision import Accelerations, Precision
 
 FP32 = Precision("fp32", torch.device("cpu"), torch.contiguous_format)
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"

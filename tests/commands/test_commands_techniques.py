@@ -9,9 +9,8 @@ from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
 from repro.attempts import AttemptNote, new_attempt, write_attempt
 from repro.errors import DeviceError
 from repro.training import run_attempt
-from repro.training.accelerations import Accelerations
 from repro.training.device import COMPILING_PAYS_FROM, choose_accelerations
-from repro.training.precision import choose_precision
+from repro.training.precision import Accelerations, choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MANY = COMPILING_PAYS_FROM

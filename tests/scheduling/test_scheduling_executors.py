@@ -12,9 +12,8 @@ from smoke_project import ROOT, repro, wait_for
 
 from repro.errors import SetupError
 from repro.scheduling.devices import find_devices
-from repro.scheduling.executors.base import JobEnd, WorkerJob
-from repro.scheduling.executors.local import LocalExecutor
-from repro.scheduling.executors.slurm import SlurmRequest
+from repro.scheduling.executor import JobEnd, LocalExecutor, WorkerJob
+from repro.scheduling.slurm import SlurmRequest
 
 CHILD = "import os, pathlib, subprocess, sys; p = subprocess.Popen(['sleep', '600']); "
 CHILD += "pathlib.Path('new').write_text(str(p.pid)); os.rename('new', 'child'); "

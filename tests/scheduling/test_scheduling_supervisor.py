@@ -14,7 +14,7 @@ from smoke_project import ROOT, record_of, smoke_context, sweep_of, train_here
 import repro.scheduling.supervisor as supervisor_module
 from repro.cli.context import Context
 from repro.scheduling.devices import Device
-from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.executor import LocalExecutor
 from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
 from repro.scheduling.view import PlainView
 from repro.storage import FileLock

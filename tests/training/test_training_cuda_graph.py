@@ -14,12 +14,11 @@ from tape import NotPermittedError, TapeCapture
 
 from repro.data.loader import BatchStream, draw_epoch, normalisation, subset, to_device
 from repro.errors import UsageError
-from repro.training.accelerations import Accelerations
 from repro.training.cuda_graph import TOLERANCE, Reference, Snapshot, StepDiffersError, prepare
 from repro.training.loop import build
 from repro.training.metrics import EpochSums
 from repro.training.optim import make_optimizer, momentum_buffers, set_lr
-from repro.training.precision import Precision
+from repro.training.precision import Accelerations, Precision
 from repro.training.seeding import generator
 from repro.training.step import TrainingStep, compiled_call
 

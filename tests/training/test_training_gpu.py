@@ -19,10 +19,9 @@ from tape import TapeCapture
 
 from repro.errors import RunInterruptedError
 from repro.records import parse_record
-from repro.training.accelerations import Accelerations
 from repro.training.device import choose_accelerations
 from repro.training.loop import Trainer
-from repro.training.precision import choose_precision
+from repro.training.precision import Accelerations, choose_precision
 
 CUDA = torch.device("cuda")
 ON_GPU = [

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.errors import SetupError
-from repro.scheduling.executors.base import Executor, JobEnd, Urgency, WorkerJob
-from repro.scheduling.executors.local import LocalExecutor
+from repro.scheduling.executor import Executor, JobEnd, LocalExecutor, Urgency, WorkerJob
 from repro.storage import make_folder
 
 WAITING_LONG = 30.0  # seconds without room after which the user is told

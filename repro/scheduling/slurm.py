@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repro.errors import SetupError
-from repro.scheduling.executors.base import Executor, JobEnd, Urgency, WorkerJob
+from repro.scheduling.executor import Executor, JobEnd, Urgency, WorkerJob
 from repro.storage import make_folder, write_whole
 
 WARNING_SECONDS = 90  # before the time limit a worker is told, to write its checkpoints

@@ -1,1 +1,0 @@
-"""Ways of launching `repro train`, one class a file, all with the words of `base.Executor`."""
