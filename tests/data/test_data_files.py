@@ -71,7 +71,7 @@ with tarfile.open(fileobj=TORN, mode="w:gz") as _tar:
         ([], "it has no folder 'set'"),
         (b"", "not a whole tar archive"),
         (b"<html>" * 200, "not a whole tar archive"),
-        (TORN.getvalue()[:5], "not a whole tar archive"),
+        (b"\x1f\x8b\x08\x00\x00", "not a whole tar archive"),
         (TORN.getvalue()[:2000], "not a whole tar archive"),
     ],
 )  # fmt: skip
