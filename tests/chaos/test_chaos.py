@@ -137,7 +137,7 @@ def test_workers_without_a_death_signal_are_orphans(harms):
     found = harms(
         defects.NO_DEATH_SIGNAL,
         "supervisor: SIGKILL",
-        workload=Workload(FEW[:2], epochs=200),
+        workload=Workload(FEW[:1], epochs=100),
         faults=1,
         orphan_seconds=3.0,
     )
