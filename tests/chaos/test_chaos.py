@@ -112,7 +112,7 @@ def test_records_that_are_not_validated_when_read_are_accepted_though_corrupt(ha
         workload=Workload(FEW[:1], epochs=2),
         faults=2,
     )
-    assert set(found) == {"corrupt accepted"}
+    assert found["corrupt accepted"] > 0
 
 
 @pytest.mark.long
@@ -137,7 +137,7 @@ def test_workers_without_a_death_signal_are_orphans(harms):
     found = harms(
         defects.NO_DEATH_SIGNAL,
         "supervisor: SIGKILL",
-        workload=Workload(FEW[:2], epochs=200),
+        workload=Workload(FEW[:1], epochs=100),
         faults=1,
         orphan_seconds=3.0,
     )
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_that_is_resumed_from_is_accepted_though_corrupt(ha
     found = harms(
         defects.DAMAGED_CHECKPOINT_IS_READ,
         "checkpoint with a flipped bit",
-        "worker: SIGKILL",
+        "repro stop --now",  # ends a sweep with checkpoints left, which are damaged before the next
         workload=ONE_RUN,
         faults=6,
     )
