@@ -316,7 +316,8 @@ class WorkerNote:
 
     `job` is its supervisor's name for it, `beat` rises with each sign of life, `left` are the runs that its
     device cannot train, with reasons. `death` is written by a supervisor that saw it die: how, and whether
-    its runs are free of blame (a lost node, preemption).
+    its runs are free of blame (a lost node, preemption). `device_error` is what CUDA said where it ended the
+    process.
     """
 
     name: str
@@ -333,6 +334,7 @@ class WorkerNote:
     stepped: bool = False
     left: dict[str, str] = field(default_factory=dict)
     message: str = ""
+    device_error: str = ""
     death: str = ""
     blameless: bool = False
 

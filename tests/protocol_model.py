@@ -25,7 +25,7 @@ from repro.attempts import (
     is_suspect,
     memory_that_was_too_small,
 )
-from repro.scheduling.supervisor import MAX_DEATHS_AT_START
+from repro.scheduling.place import MAX_DEATHS_AT_START
 
 STEPS = 12  # of a run
 CHECKPOINT = 4  # steps between two checkpoints

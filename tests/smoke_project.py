@@ -12,7 +12,7 @@ from repro.records import RunRecord, read_record
 from repro.scheduling.estimate import is_to_do
 from repro.signals import Stop
 from repro.sweep import Sweep, plan_sweep
-from repro.training.run_attempt import TrainOptions
+from repro.training.process import TrainOptions
 from repro.training.worker import Worker
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -89,7 +89,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_resumes_from_the_one_before(co
     record = record_of(context, RUN)
     assert record.comparable() == straight.comparable()
     assert record.provenance.attempts[1].resumed_at_step == int(older.stem.removeprefix("checkpoint-"))
-    assert any(line.startswith(f"{RUN}: passed over {newest}") for line in said)
+    assert any(line.startswith(f"{RUN}: rejected checkpoint {newest}") for line in said)
 
 
 def test_a_run_keeps_its_thread_count_when_it_is_resumed_with_another(context):

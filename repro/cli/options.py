@@ -176,34 +176,6 @@ devices = all_of(
 """What `plan` and `run` share."""
 
 
-_CLUSTER = (
-    "jobs", "job_gpus", "partition", "account", "qos", "time", "memory", "gres", "sbatch", "ray_address",
-)  # fmt: skip
-
-
-def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what a job asks of Slurm or Ray, and hands them over as `cluster`."""
-
-    @click.option("--jobs", type=click.IntRange(min=1),
-                  help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
-    @click.option("--job-gpus", type=click.FloatRange(min=0), default=1.0, show_default=True,
-                  help="Slurm, Ray: GPUs of a job; 0: train on the CPU; Ray: 0.5 shares one.")  # fmt: skip
-    @click.option("--partition", help="Slurm.")
-    @click.option("--account", help="Slurm.")
-    @click.option("--qos", help="Slurm.")
-    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; it goes on in another job.")
-    @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
-    @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
-    @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",
-                  help="Slurm: any other option of sbatch, as in constraint=a100; repeatable.")  # fmt: skip
-    @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
-    @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        return command(*args, cluster={name: options.pop(name) for name in _CLUSTER}, **options)
-
-    return wrapped
-
-
 def end_if_damaged(reasons: Sequence[str]) -> None:
     """Names every record that could not be believed, and ends with the exit code of that."""
     for reason in reasons:

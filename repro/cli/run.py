@@ -3,12 +3,13 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from repro.cli.cluster import ClusterOptions, cluster, ray, slurm
 from repro.cli.options import (
     DETERMINISTIC,
     DEVICE,
@@ -16,7 +17,6 @@ from repro.cli.options import (
     LOG,
     PRECISION,
     STALE,
-    cluster,
     devices,
     parse_per_gpu,
     places,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from repro.scheduling.estimate import Estimator, StalePolicy
     from repro.scheduling.executor import Executor
     from repro.signals import Stop
-
-SLURM_JOBS = 16  # in Slurm's queue at once, unless --jobs says how many
 
 PerGpu = int | Literal["auto"]
 
@@ -82,25 +80,6 @@ def plan(
 
 
 @dataclass(frozen=True)
-class ClusterOptions:
-    """What each job asks of the cluster; None leaves it to the cluster.
-
-    `jobs` are in flight at once. `job_gpus` is 0, a whole number, or for Ray a fraction of one GPU.
-    """
-
-    jobs: int | None = None
-    job_gpus: float = 1.0
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    memory: str | None = None
-    gres: str | None = None
-    sbatch: tuple[str, ...] = ()
-    ray_address: str = "auto"
-
-
-@dataclass(frozen=True)
 class RunOptions:
     """How a sweep is run, beside what it trains."""
 
@@ -115,7 +94,7 @@ class RunOptions:
     executor: Literal["local", "slurm", "ray"] = "local"
     budget: str | None = None
     log: str | None = None
-    cluster: ClusterOptions = ClusterOptions()
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
     def for_workers(self) -> tuple[str, ...]:
         """The options of `repro train` that say the same."""
@@ -146,13 +125,13 @@ class RunOptions:
               help="Where workers run: processes of this machine, or jobs of a cluster.")  # fmt: skip
 @cluster
 @LOG
-def run(context: "Context", selected: "Selection", cluster: dict[str, Any], **options: Any) -> None:
+def run(context: "Context", selected: "Selection", **options: Any) -> None:
     """Train what is missing, on every device found.
 
     Finished runs are skipped. Ctrl-C lets the runs in progress finish; a second one makes them write a
     checkpoint and stop. The same command resumes where it stopped.
     """
-    sys.exit(run_sweep(context, selected, RunOptions(cluster=ClusterOptions(**cluster), **options)))
+    sys.exit(run_sweep(context, selected, RunOptions(**options)))
 
 
 def run_sweep(context: "Context", selected: "Selection", options: RunOptions) -> int:
@@ -253,73 +232,7 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
         raise UsageError("--gpus picks GPUs of this machine; a job's share is --job-gpus or --gres")
     if options.budget is not None:
         raise UsageError("--budget counts this machine's time; a cluster's job has --time")
-    return _slurm(context, options) if options.executor == "slurm" else _ray(context, options)
-
-
-def _slurm(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Device, ...]]":
-    import hashlib
-
-    from repro.scheduling.devices import remote_devices
-    from repro.scheduling.slurm import SlurmExecutor, SlurmRequest
-
-    asked = options.cluster
-    if asked.ray_address != "auto":
-        raise UsageError("--ray-address belongs to --executor ray")
-    gres = asked.gres
-    if gres is None and asked.job_gpus:
-        if asked.job_gpus != int(asked.job_gpus):
-            raise UsageError(
-                f"--job-gpus {asked.job_gpus:g}: Slurm shares a GPU by shards; ask for them as the cluster "
-                "counts them, as in --gres shard:2"
-            )
-        gres = f"gpu:{asked.job_gpus:.0f}"
-    request = SlurmRequest(
-        cores=context.preset.threads,
-        gres=gres,
-        partition=asked.partition,
-        account=asked.account,
-        qos=asked.qos,
-        time=asked.time,
-        memory=asked.memory,
-        extra=_sbatch_options(asked.sbatch),
-    )
-    folder = context.project.work(context.preset.name)
-    jobs = asked.jobs or SLURM_JOBS
-    # Of one results folder: its jobs are found again by a later supervisor, and nobody else's.
-    name = f"repro-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
-    executor = SlurmExecutor(folder / "slurm", request, name, jobs)
-    kind: Literal["cuda", "cpu"] = "cuda" if gres else "cpu"
-    shown = f"Slurm, {asked.partition}" if asked.partition else "Slurm"
-    return executor, remote_devices("slurm", jobs, shown, kind, context.preset.threads)
-
-
-def _ray(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Device, ...]]":
-    from repro.scheduling.devices import remote_devices
-    from repro.scheduling.ray import RayExecutor
-
-    asked = options.cluster
-    given = {name: getattr(asked, name) for name in ("partition", "account", "qos", "time", "gres", "sbatch")}
-    if foreign := [name for name, value in given.items() if value] + ["mem"] * bool(asked.memory):
-        raise UsageError(f"--{foreign[0]} belongs to --executor slurm")
-    gpus = asked.job_gpus
-    if gpus > 1 and gpus != int(gpus):
-        raise UsageError(f"--job-gpus {gpus:g}: Ray gives a fraction of one GPU, or whole ones")
-    executor = RayExecutor(context.preset.threads, gpus, asked.ray_address)
-    jobs = asked.jobs or max(1, executor.capacity())
-    kind: Literal["cuda", "cpu"] = "cuda" if gpus else "cpu"
-    at_once = round(1 / gpus) if 0 < gpus < 1 else 1
-    return executor, remote_devices("ray", jobs, "Ray", kind, context.preset.threads, at_once)
-
-
-def _sbatch_options(texts: Sequence[str]) -> dict[str, str | bool]:
-    """`constraint=a100`, `exclusive` as options of sbatch by name."""
-    options: dict[str, str | bool] = {}
-    for text in texts:
-        name, equals, value = text.removeprefix("--").partition("=")
-        if not name:
-            raise UsageError(f"--sbatch: expected an option of sbatch such as constraint=a100, got {text!r}")
-        options[name] = value if equals else True
-    return options
+    return (slurm if options.executor == "slurm" else ray)(context, options.cluster)
 
 
 def _missing_data(
@@ -432,7 +345,7 @@ def train(
         if not sweep.runs:
             return
     keep_freed_memory()  # before torch is imported
-    from repro.training.run_attempt import TrainOptions
+    from repro.training.process import TrainOptions
     from repro.training.worker import Worker
 
     lock = context.project.device_lock(context.preset.name, device_lock) if device_lock else None
@@ -441,7 +354,7 @@ def train(
         sweep, context.registry, context.preset, context.project, asked, stop, sweep_file, job, lock
     )
     code = worker.run()
-    if stop.reason == "SIGUSR1" and worker.note.stepped and sweep_file:
+    if stop.reason == "SIGUSR1" and worker.heartbeat.note.stepped and sweep_file:
         from repro.scheduling.slurm import requeue_this_task
 
         requeue_this_task()

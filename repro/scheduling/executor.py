@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,34 @@ from repro.storage import make_folder, refusal
 
 _OOM_COUNTER = Path("/proc/vmstat")
 Urgency = Literal["drain", "now"]  # finish the runs in progress; or checkpoint at the next step
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """The `repro train` that every worker is, but for its list, name and device."""
+
+    preset: str
+    results: Path
+    data: Path
+    threads: int
+    options: tuple[str, ...] = ()
+
+    def worker(self, sweep_file: Path, name: str, device: Device) -> tuple[str, ...]:
+        """The command of one worker, with this interpreter: `-P` keeps the folder it starts in out of it."""
+        words = [sys.executable, "-P", "-m", "repro", "train", "--sweep", str(sweep_file), "--job", name]
+        if device.host is None:
+            words += ["--device-lock", device.lock_name]
+        return (*words, *self._options(device))
+
+    def line(self, run: str, device: Device) -> str:
+        """A line to paste into a shell: it trains `run` alone on the device."""
+        line = shlex.join(["repro", "train", run, *self._options(device)])
+        return f"CUDA_VISIBLE_DEVICES={device.uuid} {line}" if device.uuid else line
+
+    def _options(self, device: Device) -> list[str]:
+        words = ["--preset", self.preset, "--results", str(self.results), "--data-dir", str(self.data)]
+        words += ["--device", device.kind, "--threads", str(self.threads), *self.options]
+        return words
 
 
 @dataclass(frozen=True)
@@ -163,3 +192,15 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def last_line(log: Path, most: int = 500) -> str:
+    """The last line of a worker's log that is not blank; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("repro: ")[:most] if lines else ""

@@ -6,27 +6,25 @@ a second supervisor, a second machine or a cluster's jobs are only more workers 
 
 import contextlib
 import os
-import shlex
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import repro
 from repro.attempts import ErrorStreak
-from repro.errors import IntegrityError, SetupError, UsageError
+from repro.errors import IntegrityError, SetupError
 from repro.paths import Project
 from repro.records import read_record
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.executor import Executor, JobEnd, WorkerJob
+from repro.scheduling.executor import Executor, TrainCommand, WorkerJob
+from repro.scheduling.place import Place
 from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
 from repro.scheduling.view import Tick, View
 from repro.signals import Interruption, Stage
 from repro.sweep import (
     DEVICE_BUSY,
-    Phase,
     RunQueue,
     Sweep,
     WorkerNote,
@@ -35,13 +33,7 @@ from repro.sweep import (
     stop_request,
 )
 
-MAX_DEATHS_AT_START = 3  # of a device's workers before their first run: the device is left out
-LONGEST_BACKOFF = 300.0  # seconds between two starts on a device
 SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind end the sweep
-
-HUNG = 600.0  # seconds without a sign of life after which a worker is killed
-HUNG_STARTING = 1800.0  # likewise before its first step: imports, compiling, capturing
-LINGERING = 30.0  # likewise after its last word: Slurm may not have noticed that its own daemon was killed
 LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
 
 
@@ -54,54 +46,6 @@ class Intervals:
     lead: float = 5.0  # before the end of a budget: workers write their checkpoints
     grace: float = 60.0  # for a checkpoint before a worker is killed
     backoff: float = 1.0  # before a device's second start; doubled each time
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """The `repro train` that every worker is, but for its list, name and device."""
-
-    preset: str
-    results: Path
-    data: Path
-    threads: int
-    options: tuple[str, ...] = ()
-
-    def worker(self, sweep_file: Path, name: str, device: Device) -> tuple[str, ...]:
-        """The command of one worker, with this interpreter: `-P` keeps the folder it starts in out of it."""
-        words = [sys.executable, "-P", "-m", "repro", "train", "--sweep", str(sweep_file), "--job", name]
-        if device.host is None:
-            words += ["--device-lock", device.lock_name]
-        return (*words, *self._options(device))
-
-    def line(self, run: str, device: Device) -> str:
-        """A line to paste into a shell: it trains `run` alone on the device."""
-        line = shlex.join(["repro", "train", run, *self._options(device)])
-        return f"CUDA_VISIBLE_DEVICES={device.uuid} {line}" if device.uuid else line
-
-    def _options(self, device: Device) -> list[str]:
-        words = ["--preset", self.preset, "--results", str(self.results), "--data-dir", str(self.data)]
-        words += ["--device", device.kind, "--threads", str(self.threads), *self.options]
-        return words
-
-
-@dataclass
-class _Place:
-    """A device and its worker. `left` are runs that it cannot train; `out` says why it gets no more."""
-
-    device: Device
-    job: WorkerJob | None = None
-    note: WorkerNote | None = None
-    beats: dict[str, int] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-    starts: int = 0
-    starts_in_vain: int = 0  # in a row, without a step of training
-    deaths_at_start: int = 0
-    not_before: float = 0.0
-    out: str | None = None
-    silent: float = 0.0
-    killed_for: str = ""
-    asked: Stage = Stage.GO_ON
-    kill_at: float | None = None
 
 
 class Supervisor:
@@ -123,7 +67,7 @@ class Supervisor:
         self.sweep = sweep
         self.sweep_file = project.sweeps(sweep.preset) / f"{sweep.id}.json"
         self.queue = queue
-        self.places = [_Place(device) for device in devices]
+        self.places = [Place(device) for device in devices]
         self.executor = executor
         self.command = command
         self.project = project
@@ -194,26 +138,26 @@ class Supervisor:
     def _working(self) -> int:
         return sum(place.job is not None for place in self.places)
 
-    def _job(self, place: _Place) -> WorkerJob:
+    def _job(self, place: Place) -> WorkerJob:
         place.starts += 1
         name = f"{self.sweep.id}.{place.device.label.replace(':', '-')}.{place.starts}"
         # The interpreter of a worker does not look into the folder it starts in: the package is named.
         package = str(Path(repro.__file__).parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        place.job = WorkerJob(
+        job = WorkerJob(
             name=name,
             argv=self.command.worker(self.sweep_file, name, place.device),
             environment={**place.device.environment, "PYTHONPATH": path},
             log=self.project.logs(self.sweep.preset) / f"{name}.log",
             device=place.device,
         )
-        place.note, place.beats = None, {}
-        place.silent, place.killed_for, place.asked, place.kill_at = 0.0, "", Stage.GO_ON, None
-        return place.job
+        place.begin(job)
+        return job
 
     def _look_at_workers(self, elapsed: float) -> None:
         """Reads what workers say, ends those that hang, and takes note of those that have ended."""
-        notes = read_worker_notes(self.project.workers(self.sweep.preset))
+        folder = self.project.workers(self.sweep.preset)
+        notes = read_worker_notes(folder)
         by_job: dict[str, list[WorkerNote]] = {}
         for each in notes:
             by_job.setdefault(each.job, []).append(each)
@@ -221,32 +165,25 @@ class Supervisor:
             if place.job is None:
                 continue
             end = self.executor.poll(place.job)
-            # A job that its cluster started again has a note of each start: the one that changes is alive.
-            mine = by_job.get(place.job.name, [])
-            changed = [each for each in mine if place.beats.get(each.name) != each.beat]
-            latest = changed[-1] if changed else place.note
-            place.beats = {each.name: each.beat for each in mine}
+            waits = end is None and self.executor.waits(place.job)
+            place.update(by_job.get(place.job.name, []), 0.0 if waits else elapsed)
             if end is not None:
-                # What it wrote last may have come after `notes` was read.
-                path = self.project.workers(self.sweep.preset) / f"{latest.name}.json" if latest else None
-                self._worker_ended(place, end, (WorkerNote.read(path) if path else None) or latest)
+                others = any(other is not place and not other.out for other in self.places)
+                for line in place.end(end, folder, self.intervals.backoff, others):
+                    self._say_once(line) if DEVICE_BUSY in line else self.view.line(line)
+                self._next_runs = 0.0
                 continue
-            if changed:
-                place.silent = 0.0
-            elif not self.executor.waits(place.job):
-                place.silent += elapsed
-            place.note = latest
-            if not place.killed_for and (reason := _why_hung(latest, place.silent)):
+            if not place.killed_for and (reason := place.why_hung()):
                 place.killed_for = reason
                 self.view.line(f"worker on {place.device.label} {reason}; killed")
                 self.executor.kill(place.job)
             if place.kill_at is not None and time.monotonic() >= place.kill_at:
                 self._kill_or_leave(place)
-        others = [(note.name, note.beat) for note in notes if note.sweep != self.sweep.id]
-        if others != self._others:
-            self._others, self._others_silent = others, 0.0
+        others_notes = [(note.name, note.beat) for note in notes if note.sweep != self.sweep.id]
+        if others_notes != self._others:
+            self._others, self._others_silent = others_notes, 0.0
 
-    def _kill_or_leave(self, place: _Place) -> None:
+    def _kill_or_leave(self, place: Place) -> None:
         """Kills a worker that did not stop in time; one that even that does not end is left to itself."""
         assert place.job is not None
         if place.asked is not Stage.KILL:
@@ -255,58 +192,6 @@ class Supervisor:
             return
         self.view.line(f"{place.device.label}: {place.job.name} could not be ended and may go on")
         place.job = None
-
-    def _worker_ended(self, place: _Place, end: JobEnd, note: WorkerNote | None) -> None:
-        job, label = place.job, place.device.label
-        assert job is not None
-        place.job, place.note = None, None
-        self._next_runs = 0.0
-        death = place.killed_for or end.death
-        if note is not None:
-            place.left = dict(note.left)
-            self._close_note(note, death, end.blameless)
-        if note is not None and note.stepped:
-            place.deaths_at_start, place.starts_in_vain, place.not_before = 0, 0, 0.0
-        elif place.asked is Stage.GO_ON:
-            place.starts_in_vain += 1
-            place.not_before = time.monotonic() + self._backoff(place)
-        if place.asked is not Stage.GO_ON or end.blameless:
-            if end.blameless and place.asked is Stage.GO_ON:
-                self.view.line(f"{label}: {death}")
-            return
-        if note is not None and note.phase is Phase.ENDED and not note.message:
-            return
-        words = _last_line(job.log)
-        if note is not None and note.message == DEVICE_BUSY:
-            self._say_once(f"{label}: {DEVICE_BUSY}; waiting for it")
-            return
-        if note is not None and note.message:
-            place.out = note.message
-        elif end.code in (UsageError.exit_code, SetupError.exit_code):
-            # The same command would end the same way.
-            place.out = words or f"its worker ended with exit code {end.code}"
-        else:
-            what = death or (f"ended with exit code {end.code}" if end.code is not None else "is gone")
-            shown = f": {words}" if words and not death else ""
-            self.view.line(f"worker on {label} {what}{shown} (log: {job.log})")
-            if note is None or note.phase is Phase.STARTING:
-                place.deaths_at_start += 1  # it had no run yet: none is to blame
-            if place.deaths_at_start >= MAX_DEATHS_AT_START:
-                place.out = f"{MAX_DEATHS_AT_START} workers died before their first run: {words or what}"
-        if place.out:
-            self.view.line(f"{label} is left out: {place.out}")
-
-    def _close_note(self, note: WorkerNote, death: str, blameless: bool) -> None:
-        """Writes how a worker died where the next one looks; the note of one that ended by itself goes."""
-        folder = self.project.workers(self.sweep.preset)
-        with contextlib.suppress(SetupError, OSError):
-            if note.phase is Phase.ENDED or not note.runs:
-                (folder / f"{note.name}.json").unlink(missing_ok=True)
-            elif death or blameless:
-                replace(note, death=death, blameless=blameless).write(folder)
-
-    def _backoff(self, place: _Place) -> float:
-        return min(LONGEST_BACKOFF, self.intervals.backoff * 2 ** min(place.starts_in_vain, 16))
 
     def _look_at_runs(self, force: bool = False) -> None:
         """Tells of runs that have been done or given up since, by whomever."""
@@ -491,23 +376,3 @@ class Supervisor:
             interrupted=self._interrupted,
             seconds=seconds,
         )
-
-
-def _why_hung(note: WorkerNote | None, silent: float) -> str:
-    """Why a worker that has been silent for so many seconds is to be killed; empty where it is not."""
-    if note and note.phase is Phase.ENDED:
-        return "ended, but its job did not" if silent > LINGERING else ""
-    limit = HUNG if note and note.stepped else HUNG_STARTING
-    return f"hung: no sign of life for {format_seconds(limit)}" if silent > limit else ""
-
-
-def _last_line(log: Path, most: int = 500) -> str:
-    """The last line of a worker's log that is not blank; empty if there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("repro: ")[:most] if lines else ""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -22,60 +21,24 @@ from repro.attempts import (
     read_attempts,
     write_attempt,
 )
-from repro.config import Preset, RunConfig
+from repro.config import RunConfig
 from repro.data.prepared import PreparedData
 from repro.errors import DeviceError, NoSpaceError, ReadOnlyError, RunInterruptedError, SetupError
-from repro.paths import Project, RunPaths
-from repro.records import Environment, RunRecord, Signature
+from repro.paths import RunPaths
+from repro.records import RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
 from repro.sweep import RunProgress, SweepRun
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.device import choose_accelerations, images_to_train
-from repro.training.loop import CHECKPOINT_INTERVAL, Progress, TrainedRun, Trainer
+from repro.training.loop import Progress, TrainedRun, Trainer
 from repro.training.precision import Accelerations, Precision, choose_precision
-from repro.training.provenance import EnergyMeter, Origin, anonymous, make_record
+from repro.training.process import Process
+from repro.training.provenance import Origin, anonymous, make_record
 from repro.training.tensorboard import LiveCurves
 
 RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a process trains, beside what the recipe says; None leaves it to the device or the preset."""
-
-    device: str | None = None
-    precision: str | None = None
-    threads: int | None = None
-    deterministic: bool = False
-    switch_on: tuple[str, ...] = ()
-    switch_off: tuple[str, ...] = ()
-    per_gpu: "int | Literal['auto']" = 1
-    checkpoint_interval: float = CHECKPOINT_INTERVAL
-    log: Literal["tensorboard"] | None = None
-
-
-@dataclass(frozen=True)
-class Process:
-    """What all runs of this process share; `warn` prints one line, `tick` is called at every sign of life.
-
-    `should_stop` says whether a stop at the next step was requested.
-    """
-
-    project: Project
-    preset: Preset
-    options: TrainOptions
-    device: torch.device
-    precision: Precision
-    threads: int
-    environment: Environment
-    salt: bytes
-    energy: EnergyMeter
-    worker: str
-    warn: Callable[[str], None]
-    tick: Callable[[], None]
-    should_stop: Callable[[], bool]
 
 
 class SupersededError(Exception):
@@ -132,7 +95,7 @@ class RunAttempt:
             resumed_at_step=0,
             host=socket.gethostname(),
             pid=os.getpid(),
-            worker=process.worker,
+            worker=process.heartbeat.note.name,
             alone=at_once == 1,
             device_memory_bytes=process.environment.device_memory_bytes,
         )
@@ -163,6 +126,14 @@ class RunAttempt:
     def may_have_company(self) -> bool:
         """Whether other runs may join it: a suspect must first get past where it was."""
         return not self.is_suspect or last_saved_step(self.folder) > self.resumed_at_step
+
+    def can_share_with(self, config: RunConfig) -> bool:
+        """Whether a run of `config` may join: same data, network and batch size, so of known memory."""
+
+        def kind(config: RunConfig) -> tuple[object, ...]:
+            return config.dataset, config.network, config.recipe.batch_size, config.recipe.width
+
+        return kind(config) == kind(self.config)
 
     def advance(self) -> bool:
         """Takes one step, with what belongs to it; False once the record is committed.
@@ -218,7 +189,7 @@ class RunAttempt:
                     precision,
                     checkpoints=checkpoints,
                     report=lambda progress: self._report(progress, curves),
-                    should_stop=self.process.should_stop,
+                    should_stop=self.process.heartbeat.should_stop,
                     checkpoint_interval=self.process.options.checkpoint_interval,
                     start=start,
                     accelerations=accelerations,
@@ -247,7 +218,7 @@ class RunAttempt:
         if curves:
             curves(progress)
         self.progress = RunProgress(self.run.id, self.note.number, **asdict(progress))
-        self.process.tick()
+        self.process.heartbeat.tick()
 
     def _choose_start(
         self, checkpoints: CheckpointFolder
@@ -329,10 +300,10 @@ class RunAttempt:
                 if not told:
                     self._warn(f"the finished result waits until the disk can be written again: {error}")
                 told = True
-            if self.process.should_stop():
+            if self.process.heartbeat.should_stop():
                 raise RunInterruptedError("stopped while the finished result waited for the disk")
             self.waiting_until = time.monotonic() + RETRY_WRITING
-            self.process.tick()
+            self.process.heartbeat.tick()
             yield
 
     def _check_not_superseded(self) -> None:

@@ -10,9 +10,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +25,6 @@ from repro.errors import (
     NoSpaceError,
     ReproError,
     RunInterruptedError,
-    SetupError,
 )
 from repro.paths import Project
 from repro.registry import Registry
@@ -42,38 +39,17 @@ from repro.sweep import (
     Sweep,
     SweepRun,
     new_worker_note,
-    stop_request,
 )
 from repro.training.concurrency import Concurrency
 from repro.training.cuda_graph import is_out_of_memory
-from repro.training.device import choose_device, self_test, use_deterministic_algorithms
-from repro.training.precision import choose_precision
-from repro.training.provenance import EnergyMeter, describe_environment, host_salt
+from repro.training.heartbeat import Heartbeat
+from repro.training.process import TrainOptions, open_process
 from repro.training.run_attempt import (
-    Process,
     RunAttempt,
     SupersededError,
     ThreadsDifferError,
-    TrainOptions,
 )
 from repro.training.tensorboard import require_tensorboard
-
-HEARTBEAT = 1.0  # seconds between two notes of what this worker does
-HUNG = 600.0  # seconds without a step or a test batch after which the process ends itself
-HUNG_STARTING = 1800.0  # likewise while it starts, compiles and captures
-
-_DEVICE_LOST = (
-    "No CUDA GPUs are available",
-    "no CUDA-capable device is detected",
-    "is/are busy or unavailable",
-    "GPU is lost",
-    "GPU has fallen off the bus",
-    "uncorrectable ECC error",
-    "hardware stack error",
-    "CUDA error: unknown error",
-    "CUDA error: device not ready",
-    "CUDA error: invalid device ordinal",
-)  # what torch and CUDA say of a device that is gone or does not answer any more: no run is to blame
 
 
 class DeviceBrokenError(Exception):
@@ -105,21 +81,19 @@ class Worker:
         self.project = project
         self.options = options
         self.stop = stop
-        self.sweep_file = sweep_file
         self.device_lock = FileLock(device_lock) if device_lock else None
         self.active: list[RunAttempt] = []
         self.failed = 0
         self._concurrency: dict[str, Concurrency] = {}
-        self.note = new_worker_note(sweep.id, job, options.device or "")
+        note = new_worker_note(sweep.id, job, options.device or "")
+        self.heartbeat = Heartbeat(note, project.workers(preset.name), stop, sweep_file)
+        self.heartbeat.runs = lambda: tuple(attempt.progress for attempt in self.active)
         self.queue = RunQueue(sweep, registry, project)
         self._data: dict[str, PreparedData] = {}
-        self._next_beat = 0.0
         self._errors = ErrorStreak()
         self._trained = 0
-        self._stepped = False
         self._warned: set[str] = set()
         self._needs_other_threads: set[str] = set()  # runs that wait until this process trains nothing else
-        self._preparing = True
 
     def run(self) -> int:
         """Works until nothing can be taken; the exit code: 0, 1 if a run failed, 75 or 130 if stopped.
@@ -128,55 +102,32 @@ class Worker:
         """
         if self.options.log:
             require_tensorboard()
-        self._beat()
+        self.heartbeat.beat()
         try:
             code = self._work()
         except DeviceBrokenError as error:
             self.warn(f"{error}; this process cannot use its device any more")
+            self.heartbeat.say(device_error=str(error))
             code = 1
         finally:
             faulthandler.cancel_dump_traceback_later()
             if self.device_lock:
                 self.device_lock.release()
-        self._say(phase=Phase.ENDED, left=dict(self.queue.impossible))
-        if not self.note.job:  # nobody reads how a worker ended that was started by hand
-            with contextlib.suppress(OSError):
-                (self.project.workers(self.preset.name) / f"{self.note.name}.json").unlink(missing_ok=True)
+        self.heartbeat.end(dict(self.queue.impossible))
         return code
 
     def _work(self) -> int:
         if self.device_lock and not self.device_lock.acquire():
-            self._say(message=DEVICE_BUSY)
+            self.heartbeat.say(message=DEVICE_BUSY)
             raise DeviceError(f"{DEVICE_BUSY}: {self.device_lock.path} is locked")
-        if self.options.deterministic:
-            use_deterministic_algorithms()
-        threads = self.options.threads or self.preset.threads
-        torch.set_num_threads(threads)
-        device = choose_device(self.options.device)
-        precision = choose_precision(device, self.options.precision)
-        torch.backends.cudnn.benchmark = device.type == "cuda" and not self.options.deterministic
-        self_test(device)
-        self.process = Process(
-            project=self.project,
-            preset=self.preset,
-            options=self.options,
-            device=device,
-            precision=precision,
-            threads=threads,
-            # What a record needs is found out before the first step: a run must not be lost to it.
-            environment=describe_environment(self.project.root, device),
-            salt=host_salt(self.project.host_salt(self.preset.name)),
-            energy=EnergyMeter(device, self.sweep.workers_per_device),
-            worker=self.note.name,
-            warn=self.warn,
-            tick=self._tick,
-            should_stop=self._should_stop,
+        self.process = open_process(
+            self.project, self.preset, self.options, self.heartbeat, self.sweep.workers_per_device, self.warn
         )
         self.queue.device_memory = self.process.environment.device_memory_bytes
-        self.concurrency = Concurrency(1, device)
-        self._say(device_name=self.process.environment.device, phase=Phase.TRAINING)
+        self.concurrency = Concurrency(1, self.process.device)
+        self.heartbeat.say(device_name=self.process.environment.device, phase=Phase.TRAINING)
         while True:
-            self._should_stop()
+            self.heartbeat.should_stop()
             if not self.stop.requested:
                 self._admit()
             if not self.active:
@@ -200,19 +151,18 @@ class Worker:
                 self._choose_concurrency(attempt)
             self.active.append(attempt)
             self._count_company()
-            self._preparing = True
+            self.heartbeat.preparing = True
             before = self._reserved()
             self._advance(attempt)
-            self._preparing = False
+            self.heartbeat.preparing = False
             self.concurrency.added(self._reserved() - before)
 
     def _choose_concurrency(self, attempt: RunAttempt) -> None:
         config, size = attempt.config, attempt.data.manifest.image_size
         kind = f"{config.network}, {size} px, width {config.recipe.width:g}, batch {config.recipe.batch_size}"
-        cache = self.project.concurrency(self.preset.name)
         if kind not in self._concurrency:
-            asked, device = self.options.per_gpu, self.process.device
-            self._concurrency[kind] = Concurrency.of(asked, device, cache, kind)
+            device, cache = self.process.device, self.project.concurrency(self.preset.name)
+            self._concurrency[kind] = Concurrency.of(self.options.per_gpu, device, cache, kind)
         self.concurrency = self._concurrency[kind]
 
     def _has_room(self) -> bool:
@@ -231,14 +181,16 @@ class Worker:
         for entry in self.queue.takeable(alone=not self.active):
             run = self.registry.parse(entry.run)
             config = self.registry.config(run, self.preset)
-            if self.active and (entry.run in self._needs_other_threads or not self._can_join(config)):
+            if self.active and (
+                entry.run in self._needs_other_threads or not self.active[0].can_share_with(config)
+            ):
                 continue
             data = self._open_data(entry, config)
             if data is None:
                 continue
             lock = FileLock(self.project.run(self.preset.name, entry.run).lock)
             if not lock.acquire():
-                if self.sweep_file is None:
+                if self.heartbeat.sweep_file is None:
                     self._warn_once(f"{entry.run}: another process is training it; skipped")
                 continue
             try:
@@ -250,16 +202,6 @@ class Worker:
                 return attempt
             lock.release()
         return None
-
-    def _can_join(self, config: RunConfig) -> bool:
-        """Whether a run can share the process: same data, network and batch size, so that memory is known."""
-        other = self.active[0].config
-        return (config.dataset, config.network, config.recipe.batch_size, config.recipe.width) == (
-            other.dataset,
-            other.network,
-            other.recipe.batch_size,
-            other.recipe.width,
-        )
 
     def _open_data(self, entry: SweepRun, config: RunConfig) -> PreparedData | None:
         """The run's data, hashed; None where this machine does not have them, which is no run's fault."""
@@ -327,14 +269,15 @@ class Worker:
                 self.concurrency.disturbed()  # an evaluation or a capture: not what is to be measured
         if waiting and waiting == len(self.active):
             time.sleep(0.1)  # all wait for the disk
-            self._tick()
+            self.heartbeat.tick()
         self.concurrency.end_round()
 
     def _advance(self, attempt: RunAttempt) -> None:
         """Takes one step of `attempt`; whatever goes wrong ends it, and leaves its neighbours alone."""
         try:
             unfinished = attempt.advance()
-            self._stepped = True
+            if not self.heartbeat.note.stepped:
+                self.heartbeat.say(stepped=True)
             if unfinished:
                 return
             self._trained += 1
@@ -357,17 +300,14 @@ class Worker:
         self._remove(attempt)
 
     def _unexpected(self, attempt: RunAttempt, error: Exception) -> None:
-        text = str(error)
-        reason = f"{type(error).__name__}: {(text.strip() or 'no message').splitlines()[0]}"
-        if isinstance(error, MemoryError | RuntimeError) and (
-            isinstance(error, MemoryError) or is_out_of_memory(error)
-        ):
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             self._out_of_memory(attempt, reason)
-        elif any(sign in text for sign in _DEVICE_LOST) and self.process.device.type == "cuda":
+        elif self.process.is_lost(error):
             self._end_all(Outcome.WITHDRAWN, reason)
-            self._say(message=f"device lost: {reason}")
+            self.heartbeat.say(message=f"device lost: {reason}")
             raise DeviceBrokenError(reason)
-        elif "CUDA error" in text:
+        elif "CUDA error" in str(error):
             self._end_all(Outcome.DEVICE, reason)
             raise DeviceBrokenError(reason)
         else:
@@ -386,9 +326,8 @@ class Worker:
             if newest is not attempt:
                 newest.end(Outcome.WITHDRAWN, "left its memory to the runs that were there before")
                 self._remove(newest)
-            self.warn(
-                f"{attempt.run.id}: out of memory: from now on at most {self.concurrency.limit} at once"
-            )
+            limit = self.concurrency.limit
+            self.warn(f"{attempt.run.id}: out of memory: from now on at most {limit} at once")
         elif self._trained:
             attempt.end(Outcome.WITHDRAWN, f"{reason}; to be tried in a fresh process")
             self.stop.drain = True  # the supervisor starts another worker for it
@@ -400,7 +339,7 @@ class Worker:
     def _failed(self, attempt: RunAttempt, reason: str) -> None:
         self.failed += 1
         self.warn(f"{attempt.run.id}: failed: {reason}")
-        if self._errors.add(attempt.run.id, reason) and self.sweep_file is not None:
+        if self._errors.add(attempt.run.id, reason) and self.heartbeat.sweep_file is not None:
             self.warn(f"{SAME_ERRORS} runs in a row failed alike: this worker starts no other")
             self.stop.drain = True
 
@@ -428,59 +367,27 @@ class Worker:
 
     def _count_company(self) -> None:
         """Tells the runs, the energy meter and the worker's note how many there are now."""
-        processes = self.sweep.workers_per_device - 1
+        at_once = len(self.active) + self.sweep.workers_per_device - 1
         for attempt in self.active:
-            attempt.most_at_once = max(attempt.most_at_once, len(self.active) + processes)
+            attempt.most_at_once = max(attempt.most_at_once, at_once)
         self.process.energy.split_among(len(self.active))
-        self._beat()
+        self.heartbeat.beat()
 
     def _reserved(self) -> int:
         return torch.cuda.memory_reserved(self.process.device) if self.process.device.type == "cuda" else 0
 
-    def _should_stop(self) -> bool:
-        """Whether to stop at the next step. The note says so first: a death from here on is no crash."""
-        if self.stop.now and self.note.phase is not Phase.STOPPING:
-            self._say(phase=Phase.STOPPING)
-        return self.stop.now
-
-    def _tick(self) -> None:
-        """A sign of life from the step loop, never from a thread, which would hide a hang."""
-        if time.monotonic() >= self._next_beat:
-            self._beat()
-
-    def _beat(self) -> None:
-        self._next_beat = time.monotonic() + HEARTBEAT
-        if self.sweep_file is not None and (asked := stop_request(self.sweep_file)):
-            self.stop.drain = True
-            self.stop.now = self.stop.now or asked == "now"
-        # Ends the process even while a thread holds the interpreter lock for ever.
-        limit = HUNG_STARTING if self._preparing else HUNG
-        faulthandler.dump_traceback_later(limit, exit=True, file=2)
-        self._say()
-
-    def _say(self, **changes: Any) -> None:
-        """Writes the worker's note. It is shown, and a disk that takes none is no reason to stop."""
-        runs = tuple(attempt.progress for attempt in self.active)
-        self.note = replace(self.note, runs=runs, stepped=self._stepped, beat=self.note.beat + 1, **changes)
-        with contextlib.suppress(SetupError):
-            self.note.write(self.project.workers(self.preset.name))
-
     def _retry_until_writable(self, write: Callable[[], RunAttempt], what: str) -> RunAttempt | None:
         """Writes as soon as the disk takes it; None if asked to stop before."""
-        told = False
-        while True:
+        while not self.stop.requested:
             try:
                 return write()
             except NoSpaceError as error:
                 if self.active:
-                    return None  # those under way come first
-                if not told:
-                    self.warn(f"{what} waits until the disk can be written again: {error}")
-                told = True
-            if self.stop.requested:
-                return None
+                    break  # those in training come first
+                self._warn_once(f"{what} waits until the disk can be written again: {error}")
             time.sleep(1.0)
-            self._tick()
+            self.heartbeat.tick()
+        return None
 
     def _warn_once(self, line: str) -> None:
         if line not in self._warned:

@@ -11,6 +11,7 @@ action per attempt, the last one repeated; a run not named is done.
     hang        shows no further sign of life and ignores SIGTERM
     wait        trains until asked to stop, or until the file `release` appears
     start:CODE  ends with this exit code before it takes a run
+    broken      finds the device broken if it is cpu:0, at the run's first step
     left:TEXT   leaves the run to other devices
 """
 
@@ -98,6 +99,13 @@ def main() -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "further":
             (attempt / f"checkpoint-{number + 1:08d}.pt").touch()
+        if action == "broken" and ".cpu-0." in options["--job"]:
+            ended = {"ended": datetime.now(UTC), "outcome": "device error: CUDA error: pretended"}
+            write_attempt(attempt, begun.model_copy(update=ended))
+            replace(note, phase=Phase.ENDED, device_error="CUDA error: pretended").write(folder)
+            return 1
+        if action == "broken":
+            time.sleep(0.5)  # meanwhile the other device breaks again and again
         progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)
         note = replace(note, phase=Phase.TRAINING, runs=(progress,), stepped=True, beat=note.beat + 1)
         note.write(folder)

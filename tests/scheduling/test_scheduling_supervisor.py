@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from smoke_project import ROOT, record_of, smoke_context, sweep_of, train_here
 
+import repro.scheduling.place as place_module
 import repro.scheduling.supervisor as supervisor_module
 from repro.cli.context import Context
 from repro.scheduling.devices import Device
@@ -151,7 +152,7 @@ def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
     assert summary.exit_code == 1
 
 
-@pytest.mark.parametrize(("code", "starts"), [(3, 1), (1, 3)])
+@pytest.mark.parametrize(("code", "starts"), [(3, 3), (1, 3), (2, 1)])
 def test_a_device_whose_workers_die_before_their_first_run_is_left_out(bench, code, starts):
     bench.behave(worker=[f"start:{code}"])
     summary = bench.supervisor(workers=1).run()
@@ -162,6 +163,14 @@ def test_a_device_whose_workers_die_before_their_first_run_is_left_out(bench, co
     assert len(list(bench.context.project.logs("smoke").iterdir())) == starts
 
 
+def test_a_device_that_breaks_at_every_first_step_is_left_out_where_there_are_others(bench):
+    bench.behave(**{f"run{number}": ["broken"] for number in range(8)})
+    summary = bench.supervisor().run()
+    assert "cpu:0 is left out: CUDA error: pretended" in bench.text
+    assert len(summary.failed) <= 2
+    assert len(summary.done) >= 6
+
+
 def test_what_a_device_cannot_train_is_told_once_and_the_rest_is_done(bench):
     bench.behave(run3=["left:the data are not prepared"], run4=["left:the data are not prepared"])
     summary = bench.supervisor().run()
@@ -170,7 +179,7 @@ def test_what_a_device_cannot_train_is_told_once_and_the_rest_is_done(bench):
 
 
 def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench, monkeypatch):
-    monkeypatch.setattr(supervisor_module, "HUNG", 1.0)
+    monkeypatch.setattr(place_module, "HUNG", 1.0)
     bench.behave(run0=["hang", "done"])
     summary = bench.supervisor(workers=1, runs=bench.runs[:2]).run()
     assert summary.exit_code == 0

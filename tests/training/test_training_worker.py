@@ -159,7 +159,7 @@ def test_a_run_that_is_too_large_alone_in_a_fresh_process_is_impossible_on_such_
     worker = worker_of(context, sweep_of(context, RUN))
     assert worker.run() == 1
     assert outcomes(context, RUN) == ["out of memory: OutOfMemoryError: CUDA out of memory"]
-    assert worker.note.left == {RUN: "out of memory: OutOfMemoryError: CUDA out of memory"}
+    assert worker.heartbeat.note.left == {RUN: "out of memory: OutOfMemoryError: CUDA out of memory"}
     (note,) = read_attempts(paths_of(context, RUN))
     queue = RunQueue(worker.sweep, context.registry, context.project, note.device_memory_bytes + 1)
     assert queue.status(worker.sweep.runs[0]) is RunStatus.FREE  # a larger device may try
@@ -170,7 +170,7 @@ def test_a_run_without_memory_behind_another_gets_a_fresh_process_first(context,
     worker = worker_of(context, sweep_of(context, RUN, OTHER, THIRD))
     worker.run()
     assert outcomes(context, OTHER)[0].startswith("withdrawn: ")
-    assert OTHER not in worker.note.left
+    assert OTHER not in worker.heartbeat.note.left
     assert outcomes(context, THIRD) == []  # this process ends at once
 
 
@@ -324,7 +324,7 @@ def test_missing_data_leave_the_run_to_others_without_an_attempt(context, monkey
     quick = Context.open("quick", results=context.project.results, data=context.project.results / "no data")
     worker = worker_of(quick, sweep_of(quick, RUN))
     assert worker.run() == 0
-    assert "data prepare" in worker.note.left[RUN]
+    assert "data prepare" in worker.heartbeat.note.left[RUN]
     assert not paths_of(quick, RUN).attempts.exists()
 
 
@@ -393,7 +393,7 @@ def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
 
 def test_a_supervised_worker_leaves_a_note_of_how_it_ended(context):
     worker = worker_of(context, sweep_of(context, RUN))
-    worker.note = replace(worker.note, job="a job")
+    worker.heartbeat.note = replace(worker.heartbeat.note, job="a job")
     assert worker.run() == 0
     (note,) = read_worker_notes(context.project.workers("smoke"))
     assert (note.phase, note.runs, note.stepped, note.is_alive) == (Phase.ENDED, (), True, True)

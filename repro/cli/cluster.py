@@ -1,0 +1,125 @@
+"""What a job asks of Slurm or Ray: the options of `repro run`, and the executor that they make."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from repro.errors import UsageError
+
+if TYPE_CHECKING:
+    from repro.cli.context import Context
+    from repro.scheduling.devices import Device
+    from repro.scheduling.executor import Executor
+
+SLURM_JOBS = 16  # in Slurm's queue at once, unless --jobs says how many
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What each job asks of the cluster; None leaves it to the cluster.
+
+    `jobs` are in flight at once. `job_gpus` is 0, a whole number, or for Ray a fraction of one GPU.
+    """
+
+    jobs: int | None = None
+    job_gpus: float = 1.0
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    memory: str | None = None
+    gres: str | None = None
+    sbatch: tuple[str, ...] = ()
+    ray_address: str = "auto"
+
+
+def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
+
+    @click.option("--jobs", type=click.IntRange(min=1),
+                  help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
+    @click.option("--job-gpus", type=click.FloatRange(min=0), default=1.0, show_default=True,
+                  help="Slurm, Ray: GPUs of a job; 0: train on the CPU; Ray: 0.5 shares one.")  # fmt: skip
+    @click.option("--partition", help="Slurm.")
+    @click.option("--account", help="Slurm.")
+    @click.option("--qos", help="Slurm.")
+    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; it goes on in another job.")
+    @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
+    @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
+    @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",
+                  help="Slurm: any other option of sbatch, as in constraint=a100; repeatable.")  # fmt: skip
+    @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
+    @wraps(command)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        asked = {each.name: options.pop(each.name) for each in fields(ClusterOptions)}
+        return command(*args, cluster=ClusterOptions(**asked), **options)
+
+    return wrapped
+
+
+def slurm(context: "Context", asked: ClusterOptions) -> "tuple[Executor, tuple[Device, ...]]":
+    """Slurm's executor, and room for each job in flight; UsageError for options of Ray."""
+    from repro.scheduling.devices import remote_devices
+    from repro.scheduling.slurm import SlurmExecutor, SlurmRequest
+
+    if asked.ray_address != "auto":
+        raise UsageError("--ray-address belongs to --executor ray")
+    gres = asked.gres
+    if gres is None and asked.job_gpus:
+        if asked.job_gpus != int(asked.job_gpus):
+            raise UsageError(
+                f"--job-gpus {asked.job_gpus:g}: Slurm shares a GPU by shards; ask for them as the cluster "
+                "counts them, as in --gres shard:2"
+            )
+        gres = f"gpu:{asked.job_gpus:.0f}"
+    request = SlurmRequest(
+        cores=context.preset.threads,
+        gres=gres,
+        partition=asked.partition,
+        account=asked.account,
+        qos=asked.qos,
+        time=asked.time,
+        memory=asked.memory,
+        extra=_sbatch_options(asked.sbatch),
+    )
+    folder = context.project.work(context.preset.name)
+    jobs = asked.jobs or SLURM_JOBS
+    # Of one results folder: its jobs are found again by a later supervisor, and nobody else's.
+    name = f"repro-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    executor = SlurmExecutor(folder / "slurm", request, name, jobs)
+    kind: Literal["cuda", "cpu"] = "cuda" if gres else "cpu"
+    shown = f"Slurm, {asked.partition}" if asked.partition else "Slurm"
+    return executor, remote_devices("slurm", jobs, shown, kind, context.preset.threads)
+
+
+def ray(context: "Context", asked: ClusterOptions) -> "tuple[Executor, tuple[Device, ...]]":
+    """Ray's executor, and room for each job in flight; UsageError for options of Slurm."""
+    from repro.scheduling.devices import remote_devices
+    from repro.scheduling.ray import RayExecutor
+
+    given = {name: getattr(asked, name) for name in ("partition", "account", "qos", "time", "gres", "sbatch")}
+    if foreign := [name for name, value in given.items() if value] + ["mem"] * bool(asked.memory):
+        raise UsageError(f"--{foreign[0]} belongs to --executor slurm")
+    gpus = asked.job_gpus
+    if gpus > 1 and gpus != int(gpus):
+        raise UsageError(f"--job-gpus {gpus:g}: Ray gives a fraction of one GPU, or whole ones")
+    executor = RayExecutor(context.preset.threads, gpus, asked.ray_address)
+    jobs = asked.jobs or max(1, executor.capacity())
+    kind: Literal["cuda", "cpu"] = "cuda" if gpus else "cpu"
+    at_once = round(1 / gpus) if 0 < gpus < 1 else 1
+    return executor, remote_devices("ray", jobs, "Ray", kind, context.preset.threads, at_once)
+
+
+def _sbatch_options(texts: Sequence[str]) -> dict[str, str | bool]:
+    """`constraint=a100`, `exclusive` as options of sbatch by name."""
+    options: dict[str, str | bool] = {}
+    for text in texts:
+        name, equals, value = text.removeprefix("--").partition("=")
+        if not name:
+            raise UsageError(f"--sbatch: expected an option of sbatch such as constraint=a100, got {text!r}")
+        options[name] = value if equals else True
+    return options
