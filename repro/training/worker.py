@@ -360,9 +360,9 @@ class Worker:
         self.active.remove(attempt)
         self.concurrency.removed()
         self._count_company()
-        # What a finished or failed run still holds, the next one may need.
-        gc.collect()
         if self.process.device.type == "cuda":
+            # What it still holds in cycles, the next run may need. Not on a CPU: it takes 0.2 s per run.
+            gc.collect()
             torch.cuda.empty_cache()
 
     def _count_company(self) -> None:
