@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from repro.analysis.latex import to_latex
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
 from repro.analysis.tables import build_tables, to_markdown
@@ -52,6 +51,8 @@ def render_tables(
         case "markdown":
             return to_markdown(build_tables(results, registry, preset, supplied, rules))
         case "latex":
+            from repro.analysis.latex import to_latex
+
             return to_latex(build_tables(results, registry, preset, supplied, rules))
         case "macros":
             return to_macros(results, preset)

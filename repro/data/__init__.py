@@ -157,10 +157,12 @@ def open_for_training(config: "RunConfig", data_dir: Path) -> "PreparedData":
 
     Raises DataMissingError or DataCorruptError, saying what to do.
     """
-    from repro.data import arrays, synthetic
-
     if config.recipe.data == "generated":
+        from repro.data import synthetic
+
         return synthetic.generate(*_generated(config))
+    from repro.data import arrays
+
     arrays.verify_prepared(data_dir, config.dataset)
     return arrays.open_prepared(data_dir, config.dataset)
 

@@ -9,15 +9,20 @@ writes it, this module opens and verifies it.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from repro.data.files import file_hash
-from repro.data.prepared import Arrays, Labels, PreparedData
+from repro.data.prepared import Arrays, Images, Labels, PreparedData
 from repro.errors import DataCorruptError, SetupError
 from repro.manifest import ArrayFile, Manifest, prepared_folder, read_manifest
+
+CHUNK = 1024  # images looked at together: bounds the memory, not the result
+
+Channels = tuple[float, float, float]
 
 
 def open_prepared(data_dir: Path, name: str) -> PreparedData:
@@ -103,3 +108,24 @@ def _open_array(folder: Path, file: ArrayFile) -> np.memmap:
 
 def _remedy(name: str) -> str:
     return f"run `repro data prepare {name}` to make it again"
+
+
+def statistics(images: Images) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of images (N, 3, H, W) uint8, channel by channel, in 0..1.
+
+    Summed in integers: exact whatever the order and the machine.
+    """
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(images), CHUNK):
+        for channel in range(3):
+            values = images[start : start + CHUNK, channel].ravel()
+            counts[channel] += np.bincount(values, minlength=256)
+    n = images.size // 3
+    levels = np.arange(256, dtype=object)  # Python's integers: exact at any size
+    totals, squares = counts @ levels, counts @ levels**2
+    stds = [
+        math.sqrt(n * square - total * total) / (255 * n)
+        for total, square in zip(totals, squares, strict=True)
+    ]
+    means = [total / (255 * n) for total in totals]
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])

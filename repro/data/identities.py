@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from repro.data import OWN_IMAGE_SIZE
-from repro.data.arrays import membership
+from repro.data.arrays import CHUNK, membership
 from repro.data.decode import (
     DecodeRules,
     ImageFile,
@@ -33,7 +33,7 @@ from repro.data.decode import (
     is_os_metadata,
     listing_digest,
 )
-from repro.data.writer import CHUNK, PreparedWriter, prepare_once
+from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, SetupError
 from repro.manifest import Manifest
 

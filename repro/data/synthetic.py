@@ -38,8 +38,8 @@ def generate(
     """
     import numpy as np
 
+    from repro.data.arrays import statistics
     from repro.data.prepared import Arrays, PreparedData
-    from repro.data.writer import statistics
 
     spec = _Spec(name, image_size, classes, train_per_class, test_per_class)
     patterns = _patterns(spec, np.random.Generator(np.random.PCG64(spec.seed("patterns"))))

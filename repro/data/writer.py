@@ -7,7 +7,6 @@ finished is finished, and an older one stays until then.
 
 import itertools
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,16 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from repro.data.arrays import check_labels, verify_prepared
+from repro.data.arrays import check_labels, statistics, verify_prepared
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time
 from repro.data.prepared import Images, Labels
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, prepared_folder
 from repro.storage import fsync_folder
-
-CHUNK = 1024  # images looked at together: bounds the memory, not the result
-
-Channels = tuple[float, float, float]
 
 _log = logging.getLogger(__name__)
 
@@ -180,27 +175,6 @@ class PreparedWriter:
             yield
         except OSError as error:
             raise SetupError(explain_write_failure(self._target, error)) from error
-
-
-def statistics(images: Images) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of images (N, 3, H, W) uint8, channel by channel, in 0..1.
-
-    Summed in integers: exact whatever the order and the machine.
-    """
-    counts = np.zeros((3, 256), dtype=np.int64)
-    for start in range(0, len(images), CHUNK):
-        for channel in range(3):
-            values = images[start : start + CHUNK, channel].ravel()
-            counts[channel] += np.bincount(values, minlength=256)
-    n = images.size // 3
-    levels = np.arange(256, dtype=object)  # Python's integers: exact at any size
-    totals, squares = counts @ levels, counts @ levels**2
-    stds = [
-        math.sqrt(n * square - total * total) / (255 * n)
-        for total, square in zip(totals, squares, strict=True)
-    ]
-    means = [total / (255 * n) for total in totals]
-    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
 def _tidy(target: Path, new: Path) -> None:

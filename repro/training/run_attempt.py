@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,7 +37,9 @@ from repro.training.loop import Progress, TrainedRun, Trainer
 from repro.training.precision import Accelerations, Precision, choose_precision
 from repro.training.process import Process
 from repro.training.provenance import Origin, anonymous, make_record
-from repro.training.tensorboard import LiveCurves
+
+if TYPE_CHECKING:
+    from repro.training.tensorboard import LiveCurves
 
 RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
 
@@ -214,7 +217,7 @@ class RunAttempt:
         self.lock.release()
         self.process.warn(f"{self.run.id}: {text}")
 
-    def _report(self, progress: Progress, curves: LiveCurves | None) -> None:
+    def _report(self, progress: Progress, curves: "LiveCurves | None") -> None:
         if curves:
             curves(progress)
         self.progress = RunProgress(self.run.id, self.note.number, **asdict(progress))
@@ -331,9 +334,11 @@ class RunAttempt:
         except SetupError as error:
             self._warn(f"attempt {note.number} ({note.outcome}) could not be noted: {error}")
 
-    def _live_curves(self) -> LiveCurves | None:
+    def _live_curves(self) -> "LiveCurves | None":
         if self.process.options.log is None:
             return None
+        from repro.training.tensorboard import LiveCurves
+
         folder = self.process.project.live_curves(self.process.preset.name, self.run.id)
         return LiveCurves(folder, self.note.number, self.config.recipe.evaluate_every, self._warn)
 

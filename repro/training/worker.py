@@ -49,7 +49,6 @@ from repro.training.run_attempt import (
     SupersededError,
     ThreadsDifferError,
 )
-from repro.training.tensorboard import require_tensorboard
 
 
 class DeviceBrokenError(Exception):
@@ -100,8 +99,6 @@ class Worker:
 
         Raises SetupError where the device is missing, or locked by another worker.
         """
-        if self.options.log:
-            require_tensorboard()
         self.heartbeat.beat()
         try:
             code = self._work()

@@ -15,10 +15,11 @@ from small_arrays import arrays, write
 from repro.data.arrays import (
     membership,
     open_prepared,
+    statistics,
     verify_prepared,
 )
 from repro.data.prepared import Arrays, first_of_each_class
-from repro.data.writer import prepare_once, statistics
+from repro.data.writer import prepare_once
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import prepared_folder, read_manifest
 
