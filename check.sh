@@ -27,7 +27,7 @@ lane="not slow" network=" and not network"
 while (($#)); do
   case $1 in
     --unit) lane="unit" ;;
-    --all) lane="(unit or integration or slow)" ;;
+    --all) lane="(unit or integration or slow) and not long" ;;
     --network) network="" ;;
     -h | --help)
       usage
