@@ -344,10 +344,6 @@ def train(
         sweep = _sweep_of(context, run_ids, stale)
         if not sweep.runs:
             return
-    if options["log"]:
-        from repro.training.tensorboard import require_tensorboard
-
-        require_tensorboard()
     keep_freed_memory()  # before torch is imported
     from repro.training.process import TrainOptions
     from repro.training.worker import Worker

@@ -75,8 +75,13 @@ def open_process(
 ) -> Process:
     """Sets torch up for this process, and tests the device; `processes` of this kind share it.
 
-    Raises DeviceError where the device is not there, SetupError where the results folder takes no writes.
+    Raises DeviceError where the device is not there, SetupError where the results folder takes no writes or
+    what `--log` needs is not installed.
     """
+    if options.log:
+        from repro.training.tensorboard import require_tensorboard
+
+        require_tensorboard()
     if options.deterministic:
         use_deterministic_algorithms()
     threads = options.threads or preset.threads
