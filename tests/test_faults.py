@@ -5,6 +5,7 @@ import io
 import json
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -207,3 +208,23 @@ def test_every_test_that_the_page_on_faults_names_exists():
     }
     assert len(named) > 20
     assert named - written == set()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_takes_nothing_does_not_end_a_sweep(tmp_path):
+    words = [
+        "run",
+        "--preset",
+        "smoke",
+        "--dataset",
+        "cifar100",
+        "--network",
+        "resnet18",
+        "--loss",
+        "cross-entropy",
+    ]
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-m", "repro", *words, "--results", str(tmp_path)]
+        done = subprocess.run(argv, stderr=full, stdout=subprocess.PIPE, cwd=ROOT)
+    assert done.returncode == 0
+    assert (tmp_path / "smoke" / f"{OTHER}.json").is_file()

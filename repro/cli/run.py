@@ -1,5 +1,6 @@
 """What trains: plan, run, stop, train."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -268,7 +269,8 @@ def _count(runs: int) -> str:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a sweep
+        click.echo(line, err=True)
 
 
 @click.command()

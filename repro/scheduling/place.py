@@ -95,6 +95,8 @@ class Place:
             return []
         if how.blameless:
             return [f"{label}: {death}"]
+        if note is None and how.code == 0:
+            return []  # it found nothing to take before it had a note: others have what is left
         if note is not None and note.message == DEVICE_BUSY:
             return [f"{label}: {DEVICE_BUSY}; waiting for it"]
         lines = []

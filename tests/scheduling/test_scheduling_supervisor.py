@@ -15,7 +15,8 @@ import repro.scheduling.place as place_module
 import repro.scheduling.supervisor as supervisor_module
 from repro.cli.context import Context
 from repro.scheduling.devices import Device
-from repro.scheduling.executor import LocalExecutor
+from repro.scheduling.executor import JobEnd, LocalExecutor, WorkerJob
+from repro.scheduling.place import MAX_DEATHS_AT_START, Place
 from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
 from repro.scheduling.view import PlainView
 from repro.storage import FileLock
@@ -161,6 +162,15 @@ def test_a_device_whose_workers_die_before_their_first_run_is_left_out(bench, co
     assert summary.exit_code == 3
     assert not committed(bench)
     assert len(list(bench.context.project.logs("smoke").iterdir())) == starts
+
+
+def test_workers_that_find_nothing_to_take_say_nothing_against_their_device(tmp_path):
+    place = Place(Device("cpu", 0, "a processor", None, 2**30, 1, {}))
+    for _ in range(MAX_DEATHS_AT_START):
+        place.begin(WorkerJob("a job", ("true",), {}, tmp_path / "log", place.device))
+        assert place.end(JobEnd(0), tmp_path, 0.01, has_others=False) == []
+    assert place.out is None
+    assert place.not_before > time.monotonic()  # the next one is started later
 
 
 def test_a_device_that_breaks_at_every_first_step_is_left_out_where_there_are_others(bench):
