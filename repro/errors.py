@@ -16,6 +16,7 @@ ReproError                     1  something failed
 │   └── DeviceError               a device asked for is missing or cannot run what was asked
 ├── IntegrityError             4  a result on disk is not valid
 │   ├── RecordCorruptError        a record is torn, edited or breaks the schema
+│   │   └── RecordUnreadableError what has a record's name is no file that can be read
 │   └── RecordMisplacedError      a record lies under another run's name
 └── RunInterruptedError       75  stopped on request; started again it goes on
 
@@ -96,6 +97,10 @@ class IntegrityError(ReproError):
 
 class RecordCorruptError(IntegrityError):
     """A record is torn, was edited after it was written, or breaks the schema."""
+
+
+class RecordUnreadableError(RecordCorruptError):
+    """A record's name belongs to a folder, a pipe, a dangling link, or a file that may not be read."""
 
 
 class RecordMisplacedError(IntegrityError):

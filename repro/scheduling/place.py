@@ -11,7 +11,7 @@ from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.executor import JobEnd, WorkerJob, last_line
 from repro.signals import Stage
-from repro.sweep import DEVICE_BUSY, Phase, WorkerNote
+from repro.worker_note import DEVICE_BUSY, Phase, WorkerNote
 
 MAX_DEATHS_AT_START = 3  # of a device's workers before their first run: the device is left out
 MAX_DEVICE_ERRORS = 5  # likewise, at a run's first step: one run that breaks any device causes three

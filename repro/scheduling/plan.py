@@ -277,7 +277,7 @@ def make_plan(
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-        if state.reason and state.record_state not in (RecordState.DONE, RecordState.MISSING):
+        if state.record_state in (RecordState.OLDER_CODE, RecordState.OTHER_RECIPE):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
@@ -328,7 +328,7 @@ def _column(
         done=count(RecordState.DONE),
         older_code=count(RecordState.OLDER_CODE),
         stale=count(RecordState.OTHER_RECIPE),
-        damaged=count(RecordState.CORRUPT, RecordState.MISPLACED),
+        damaged=sum(state.is_damaged for state in states),
         to_do=len(to_do),
         duration=estimate.wall,
         busy=estimate.busy,

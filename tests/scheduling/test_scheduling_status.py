@@ -15,7 +15,7 @@ from repro.cli.status import current_status
 from repro.registry import Selection
 from repro.signature import data_hash
 from repro.storage import FileLock, lock_holders
-from repro.sweep import Phase, RunProgress, new_worker_note
+from repro.worker_note import Phase, RunProgress, new_worker_note
 
 RESNET18 = Selection(datasets=("cifar100",), networks=("resnet18",))
 

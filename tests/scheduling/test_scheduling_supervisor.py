@@ -20,7 +20,8 @@ from repro.scheduling.place import MAX_DEATHS_AT_START, Place
 from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
 from repro.scheduling.view import PlainView
 from repro.storage import FileLock
-from repro.sweep import RunQueue, read_worker_notes
+from repro.sweep import RunQueue
+from repro.worker_note import read_worker_notes
 
 HERE = Path(__file__).resolve().parent
 FAST = Intervals(poll=0.02, runs=0.02, grace=5.0, backoff=0.05)
