@@ -227,7 +227,7 @@ class Worker:
     def _begin(
         self, entry: SweepRun, config: RunConfig, data: PreparedData, lock: FileLock
     ) -> RunAttempt | None:
-        """Judges the run anew now that nobody else can change it; None where it is settled after all."""
+        """Judges the run again now that nobody else can change it; None where it is settled after all."""
         paths = self.project.run(self.preset.name, entry.run)
         self.queue.close_dead_attempt(entry)
         status = self.queue.status(entry)
