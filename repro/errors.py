@@ -17,8 +17,8 @@ ReproError                     1  something failed
 ├── IntegrityError             4  a result on disk is not valid
 │   ├── RecordCorruptError        a record is torn, edited or breaks the schema
 │   │   └── RecordUnreadableError what has a record's name is no file that can be read
-│   └── RecordMisplacedError      a record lies under another run's name
-└── RunInterruptedError       75  stopped on request; started again it goes on
+│   └── RecordMisplacedError      a record is stored under another run's name
+└── RunInterruptedError       75  stopped on request; the same command resumes
 
 A message says what was expected, what came instead, and what to do.
 """
@@ -104,10 +104,10 @@ class RecordUnreadableError(RecordCorruptError):
 
 
 class RecordMisplacedError(IntegrityError):
-    """A valid record stands under a name that belongs to another run or preset."""
+    """A valid record is stored under a name that belongs to another run or preset."""
 
 
 class RunInterruptedError(ReproError):
-    """Training was asked to stop; a checkpoint was written where one was due, and the run can go on."""
+    """Training was asked to stop; a checkpoint was written where one was due, and the run can resume."""
 
     exit_code = 75

@@ -193,7 +193,7 @@ class RunQueue:
             if same:
                 self._open[entry.run] = entry
             else:
-                self.impossible[entry.run] = f"{project.experiments} says another recipe than the sweep"
+                self.impossible[entry.run] = f"{project.experiments} has another recipe than the sweep"
 
     @property
     def open(self) -> Sequence[SweepRun]:

@@ -115,7 +115,7 @@ class Place:
             self._deaths_at_start += note is None or note.phase is not Phase.TRAINING
             if self._deaths_at_start >= MAX_DEATHS_AT_START or how.code == UsageError.exit_code:
                 self.out = words or what
-        return [*lines, f"{label} is left out: {self.out}"] if self.out else lines
+        return [*lines, f"{label} is no longer used: {self.out}"] if self.out else lines
 
 
 def _close(note: WorkerNote, folder: Path, death: str, blameless: bool) -> None:

@@ -183,7 +183,9 @@ class Supervisor:
             place.asked, place.kill_at = Stage.KILL, time.monotonic() + self.intervals.grace
             self.executor.kill(place.job)
             return
-        self.view.line(f"{place.device.label}: {place.job.name} could not be ended and may go on")
+        self.view.line(
+            f"{place.device.label}: {place.job.name} could not be stopped and may still be running"
+        )
         place.job = None
 
     def _look_at_runs(self, force: bool = False) -> None:

@@ -171,7 +171,7 @@ class Status:
                 lines.append(f"{kind}: {len(found) - SHOWN} more (--json lists them)")
         if self.plan and self.plan.duration:
             unknown = any(column.to_do and not column.duration for column in self.plan.columns)
-            rest = ", without the columns whose speed is not known yet" if unknown else ""
+            rest = ", not counting columns whose speed is not known yet" if unknown else ""
             lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:
             needs = f", the runs to do need about {format_bytes(self.plan.disk.total)}" if self.plan else ""
@@ -248,7 +248,7 @@ def _may_work(note: WorkerNote) -> bool:
 def _worker(note: WorkerNote) -> str:
     device = f" ({note.device_name})" if note.device_name else ""
     runs = ", ".join(progress.run for progress in note.runs) or "no run yet"
-    alive = "" if note.is_alive else "; on another machine, where nobody here can tell whether it is alive"
+    alive = "" if note.is_alive else "; on another machine, so it is unknown here whether it is alive"
     return f"worker {note.pid} on {note.host}{device}, {note.phase}: {runs}{alive}"
 
 

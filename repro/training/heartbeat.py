@@ -40,7 +40,7 @@ class Heartbeat:
             self.beat()
 
     def beat(self) -> None:
-        """Reads the stop file, sets the watchdog anew, and writes the note."""
+        """Reads the stop file, resets the watchdog, and writes the note."""
         self._next = time.monotonic() + INTERVAL
         if self.sweep_file is not None and (asked := stop_request(self.sweep_file)):
             self.stop.drain = True

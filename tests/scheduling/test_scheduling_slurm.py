@@ -175,7 +175,7 @@ def test_a_sweep_that_is_stopped_while_slurm_is_silent_ends_and_says_what_may_go
         said = its.end(75)
     finally:
         slurm.restart_controller()
-    assert "could not be ended and may go on" in said
+    assert "could not be stopped and may still be running" in said
     assert its.outcomes() == [["interrupted"]]  # it heard of the stop from the results folder
 
 

@@ -119,7 +119,7 @@ def test_a_worker_of_another_machine_is_shown_as_one_of_which_nobody_here_can_te
     attempt(bench, run, "running", worker=note.name)
     status = current_status(context, RESNET18)
     assert status.counts["running"] == 1
-    assert "on another machine, where nobody here can tell whether it is alive" in status.to_text()
+    assert "on another machine, so it is unknown here whether it is alive" in status.to_text()
     replace(note, phase=Phase.ENDED).write(bench.project.workers(PRESET))
     assert "no worker is running" in current_status(context, RESNET18).to_text()
 
