@@ -197,7 +197,6 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     from repro.analysis.report import Origin, render_report
     from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
-    from repro.storage import make_folder, write_whole
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
@@ -216,8 +215,7 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     )
     text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, effects)
     path = output or folder / "report.html"
-    make_folder(path.parent)
-    write_whole(path, text.encode())
+    write(path, text)
     return path, list(dict.fromkeys([*damage(states), *damaged]))
 
 
