@@ -108,6 +108,8 @@ def plan_sweep(
     Raises RecordUnreadableError, before anything is trained, for records that cannot be read, SetupError for
     folders, attempts and locks that cannot be used.
     """
+    with FileLock(project.work(preset.name) / "lock-check") as lock:
+        lock.acquire()  # a file system without kernel locks is found before training
     entries: list[SweepRun] = []
     in_the_way: list[ReproError] = []
     for run in runs:

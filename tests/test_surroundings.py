@@ -1,6 +1,7 @@
 """What lies in the way: files that are none, file systems without links, any stdout, a user's broken code."""
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -157,6 +158,28 @@ def test_names_that_are_nearly_a_runs_are_pointed_out(context):
 
 
 # File systems
+
+
+def test_without_kernel_locks_nothing_is_trained(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    done = cli(smoke_context(monkeypatch, tmp_path / "results"), "run", *COLUMN)
+    assert (done.exit_code, done.stderr.count("\n")) == (3, 1)
+    assert "this file system has no kernel locks (No locks available); put the results folder" in done.stderr
+    assert not list(tmp_path.rglob("logs"))  # no worker was started
+
+
+def test_a_clone_called_repro_works_from_its_parent(tmp_path):
+    """The folder must not be taken for the package, by the command or by what it starts."""
+    (tmp_path / "repro").mkdir()
+    shutil.copytree(ROOT / "experiments", tmp_path / "repro" / "experiments")
+    place = {"REPRO_ROOT": str(tmp_path / "repro"), "PYTHONPATH": str(ROOT)}
+    words = ["run", "--preset", "smoke", *COLUMN, "--loss", "cross-entropy"]
+    command = [sys.executable, "-P", "-m", "repro", *words]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **place}, capture_output=True, text=True)
+    assert (done.returncode, "1 run: 1 done" in done.stderr) == (0, True)
 
 
 def test_without_hard_links_a_record_is_committed_all_the_same(tmp_path, monkeypatch):
