@@ -39,7 +39,7 @@ _EPOCHS_SHOWN = 12
 @click.command()
 @places
 @selection
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @JSON
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
     """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
@@ -208,7 +208,11 @@ def _plain(value: object) -> str:
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option(
-    "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Of each log, from its end."
+    "--lines",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Lines of each log, from its end.",
 )
 def logs(context: "Context", run_id: str, lines: int) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
