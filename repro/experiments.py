@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
-from repro.errors import RegistryError, SelectionError
+from repro.errors import RegistryError, SelectionError, printable
 from repro.paths import NAME
 from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
 
@@ -302,7 +302,8 @@ def explain(error: ValidationError, content: object = None) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        content: dict[str, Any] = printable(tomllib.loads(path.read_text()))
+        return content
     except FileNotFoundError:
         raise RegistryError(f"{path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -30,7 +30,7 @@ from repro.attempts import (
     write_attempt,
 )
 from repro.config import Preset
-from repro.errors import IntegrityError, RegistryError, SetupError
+from repro.errors import IntegrityError, RegistryError, SetupError, printable
 from repro.paths import Project
 from repro.records import read_record
 from repro.registry import Registry, Run
@@ -355,7 +355,7 @@ class WorkerNote:
     def read(cls, path: Path) -> "WorkerNote | None":
         """The note at `path`; None where there is none, or where it cannot be read."""
         try:
-            content = json.loads(path.read_bytes())
+            content = printable(json.loads(path.read_bytes()))
             runs = tuple(RunProgress(**run) for run in content.pop("runs"))
             return cls(**{**content, "runs": runs, "phase": Phase(content["phase"])})
         except (OSError, ValueError, TypeError, KeyError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from repro.errors import UsageError
+from repro.errors import UsageError, printable
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -36,7 +36,7 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):
-            click.echo(self.format(record), err=True)
+            click.echo(printable(self.format(record)), err=True)
 
 
 def configure_logging() -> None:

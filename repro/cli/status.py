@@ -17,6 +17,7 @@ from repro.errors import (
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def show(context: "Context", run_id: str, as_json: bool) -> None:
             f"`repro train {run.id} --preset {context.preset.name}` makes it"
         )
     if as_json:
-        click.echo(path.read_text(encoding="utf-8").rstrip("\n"))
+        click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
         return
     console = Console(width=100, highlight=False)
     with console.capture() as capture:
@@ -243,4 +244,4 @@ def _logs(folder: Path, run_id: str) -> list[Path]:
 
 def _echo_indented(lines: Sequence[str]) -> None:
     for line in lines:
-        click.echo(f"    {line}")
+        click.echo(f"    {printable(line)}")
