@@ -170,7 +170,7 @@ def test_what_is_damaged_or_missing_is_named_and_nothing_but_the_published_pickl
 
 
 def test_a_folder_that_cannot_be_written_is_named(read_only):
-    with pytest.raises(SetupError, match="no permission to write"):
+    with pytest.raises(SetupError, match="choose another folder with --data-dir"):
         prepare(read_only)
 
 

@@ -468,7 +468,7 @@ def test_a_proxy_finds_the_host_is_not_asked_for_this_machine_and_marks_nothing_
 
 
 def test_without_httpx_or_permission_to_write_it_is_said_what_to_do(site, tmp_path, monkeypatch, read_only):
-    with pytest.raises(SetupError, match="no permission to write"):
+    with pytest.raises(SetupError, match="choose another folder with --data-dir"):
         get([publish(site, 1)], read_only / "raw")
     monkeypatch.setitem(sys.modules, "httpx", None)
     with pytest.raises(SetupError, match=r"needs httpx: pip install '\.\[facescrub\]'"):

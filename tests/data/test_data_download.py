@@ -135,8 +135,8 @@ def test_what_cannot_be_requested_is_one_clear_line(tmp_path, url, says):
 def test_a_folder_that_cannot_be_written_is_named(server, tmp_path, read_only):
     (tmp_path / "file").write_text("")
     for folder, says in (
-        (tmp_path / "file" / "below", "a file stands"),
-        (read_only, "no permission to write"),
+        (tmp_path / "file" / "below", "Not a directory; choose"),
+        (read_only, "choose another folder with --data-dir"),
     ):
         with pytest.raises(SetupError, match=says):
             get(server, folder / "set")

@@ -112,7 +112,7 @@ def test_no_name_or_address_of_a_list_becomes_a_path(site, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(lists, read_only, small_disk):
-    with pytest.raises(SetupError, match="no permission to write"):
+    with pytest.raises(SetupError, match="choose another folder with --data-dir"):
         fetch(read_only, lists=lists)
     (small_disk / "filler").write_bytes(bytes((1 << 20) - 8192))
     with pytest.raises(FetchError, match="no space left for"):
