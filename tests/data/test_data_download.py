@@ -91,15 +91,15 @@ def test_a_slow_line_is_not_given_up_while_it_gets_on(server, tmp_path):
     ("answers", "options", "says", "requests", "kept"),
     [
         ([status(503)] * 9, {}, "503 Service Unavailable; gave up after 3 attempts in a row", 3, 50),
-        ([stalls] * 3, {}, r"no byte came for 0\.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
+        ([stalls] * 3, {}, r"no byte for 0.3 s; gave up after 3 .* 10 bytes are kept", 3, 10),
         ([status(404)], {}, "404 Not Found; check the address", 1, 50),
-        ([partial(page, kind="text/html")], {}, "sent an HTML page instead of the file", 1, 50),
-        ([page], {}, "sent an HTML page instead of the file", 1, 50),
+        ([partial(page, kind="text/html")], {}, "an HTML page instead of the file", 1, 50),
+        ([page], {}, "an HTML page instead of the file", 1, 50),
         ([whole], {"md5": "0" * 32}, "3,072,000 bytes that came have MD5 .*, expected 0{32}", 1, None),
-        ([], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 50),
-        ([unannounced], {"max_bytes": 1_000_000}, "more than the 1,000,000 bytes", 1, 1_000_000),
-        ([status(302, Location=f"/again/{index}") for index in range(50)], {}, "answered 302", 11, 50),
-        ([status(302, Location="file:///etc/passwd")], {}, "answered 302.*file:", 1, 50),
+        ([], {"max_bytes": 1_000_000}, "more than 1,000,000 bytes", 1, 50),
+        ([unannounced], {"max_bytes": 1_000_000}, "more than 1,000,000 bytes", 1, 1_000_000),
+        ([status(302, Location=f"/again/{index}") for index in range(50)], {}, "302 Found", 11, 50),
+        ([status(302, Location="file:///etc/passwd")], {}, "302 Found to file:", 1, 50),
     ],
 )
 def test_a_download_that_fails_says_why_and_keeps_what_came(
@@ -120,8 +120,8 @@ def test_a_download_that_fails_says_why_and_keeps_what_came(
     ("url", "says"),
     [
         ("file:///etc/passwd", "expected a URL that begins with http:// or https://"),
-        ("http://no-such-host.invalid/set", "the server cannot be reached .* is there a network"),
-        ("http://127.0.0.1:{port}/set", "refuses the connection"),
+        ("http://no-such-host.invalid/set", "Name or service not known|name resolution; is there a network"),
+        ("http://127.0.0.1:{port}/set", "the connection is refused"),
     ],
 )
 def test_what_cannot_be_requested_is_one_clear_line(tmp_path, url, says):

@@ -218,7 +218,7 @@ def test_a_whole_unpacked_copy_needs_no_network_and_a_partial_one_fetches_the_ar
     folder = lay(tmp_path / "tiny-imagenet-200", FILES)
     assert tiny_imagenet.fetch(tmp_path, published=PUBLISHED) == folder
     (folder / "val" / "images" / "val_0.JPEG").unlink()
-    with pytest.raises(FetchError, match="refuses the connection"):
+    with pytest.raises(FetchError, match="the connection is refused"):
         tiny_imagenet.fetch(tmp_path, published=PUBLISHED)
     for _ in range(2):
         place = tiny_imagenet.fetch(tmp_path, url=server.url, published=PUBLISHED)
