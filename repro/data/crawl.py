@@ -230,7 +230,7 @@ class _Crawl:
                         self._queue(host)
                     self.changed.notify_all()
                 part.unlink(missing_ok=True)
-        except Exception as error:  # whatever it is, it is raised in the crawl's own thread
+        except Exception as error:  # noqa: BLE001 whatever it is, it is raised in the crawl's own thread
             with self.changed:
                 self.error = self.error or error
                 self.changed.notify_all()

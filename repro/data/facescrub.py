@@ -116,7 +116,7 @@ def prepare(
     settings = {"crop": "the listed box"}
     listed = _listed(data_dir, lists)
     found = _fetched(data_dir, listed) if source is None else {}
-    files = [each.file for each in found.values()] if source is None else tree_files(source)
+    files = [each.file for each in found.values()] if source is None else tree_files(source)[0]
     listing = listing_digest(files)
 
     def make(writer: PreparedWriter) -> Manifest:

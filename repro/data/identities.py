@@ -7,12 +7,15 @@ other classes, on the order in which files are found, or on a library.
 What can be used is known only once it is decoded, and the split only then; so the images pass once through
 a temporary array in the writer's folder, and each split is gathered from it.
 
-`prepare` makes a set of the user's own by this rule, from a folder of images per class:
+`prepare` makes a set of the user's own by this rule, from a folder of images per class, at any depth in it; or,
+where the images are split already, by that split:
 
     <folder>/Alvaro_Uribe/Alvaro_Uribe_0001.jpg …
+    <folder>/train/Alvaro_Uribe/… and <folder>/test/Alvaro_Uribe/… (or val, valid, validation)
 """
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,30 +31,37 @@ from repro.data.decode import (
     ImageRequest,
     decode_images,
     decoder_versions,
-    folder_files,
     image_digest,
-    is_os_metadata,
     listing_digest,
+    passed_over_note,
+    passed_over_reason,
+    tree_files,
 )
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, SetupError
+from repro.errors import DataMissingError, SetupError, printable
 from repro.manifest import Manifest
 
-NAMED = 5  # unusable images that a note names; the manifest's `left_out` names all
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there, beside `train`
 MIN_IMAGES = 70  # of a person, in the paper's FaceScrub
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """`min_images` and more are needed, `test_percent` of them (rounded down, at least one) test."""
+    """`min_images` and more are needed, `test_percent` of them (rounded down, at least one) test.
+
+    With `test_folder`, those whose name begins with it test, and nothing is drawn.
+    """
 
     min_images: int = MIN_IMAGES
     test_percent: int = 10
     seed: int = 0
+    test_folder: str = ""
 
     @property
     def settings(self) -> dict[str, str]:
         """As the manifest names it."""
+        if self.test_folder:
+            return {"min_images": str(self.min_images), "split": f"train/ and {self.test_folder}/"}
         return {
             "min_images": str(self.min_images),
             "test_percent": str(self.test_percent),
@@ -84,11 +94,14 @@ def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) 
             by_identity.setdefault(image[0], []).append((image[1], position))
     split = IdentitySplit([], [], [], {})
     for identity, found in sorted(by_identity.items()):
-        if len(found) < rule.min_images:
+        if rule.test_folder:
+            held_out = {image for image in found if image[0].startswith(f"{rule.test_folder}/")}
+        else:
+            drawn = sorted(found, key=lambda image: (_rank_key(rule.seed, image[0]), image))
+            held_out = set(drawn[: max(1, len(found) * rule.test_percent // 100)])
+        if len(found) < rule.min_images or not 0 < len(held_out) < len(found):
             split.too_few[identity] = len(found)
             continue
-        drawn = sorted(found, key=lambda image: (_rank_key(rule.seed, image[0]), image))
-        held_out = set(drawn[: max(1, len(found) * rule.test_percent // 100)])
         for name, position in sorted(found):
             part = split.test if (name, position) in held_out else split.train
             part.append((position, len(split.class_names)))
@@ -143,17 +156,18 @@ def write_identities(
             if problem:
                 unusable[each.name] = problem
     split = split_identities(usable, split_rule)
-    named = "; ".join(f"{name}: {reason}" for name, reason in sorted(unusable.items())[:NAMED])
-    more = f"; and {len(unusable) - NAMED:,} more" if len(unusable) > NAMED else ""
-    unusable_note = f"{len(unusable):,} unusable images are left out ({named}{more})"
+    unusable_note = passed_over_note(unusable)
     if len(split.class_names) < 2:
         raise DataMissingError(
             f"{len(split.class_names)} of {len({each.identity for each in candidates})} classes have "
             f"{split_rule.min_images} usable images or more, at least two are needed"
-            f"{f'; {unusable_note}' if unusable else ''}; --min-images asks for fewer"
+            f"{''.join(f'; {note}' for note in unusable_note)}; --min-images asks for fewer"
         )
+    wanting = f"fewer than {split_rule.min_images} images"
+    if split_rule.test_folder:
+        wanting += f" or none in train/ or {split_rule.test_folder}/"
     too_few_note = (
-        f"{len(split.too_few):,} classes with fewer than {split_rule.min_images} images are left out, "
+        f"{len(split.too_few):,} classes with {wanting} are left out, "
         f"{sum(split.too_few.values()):,} images in all"
     )
     sources = dict(sources)
@@ -167,7 +181,7 @@ def write_identities(
     return writer.finish(
         split.class_names,
         sources,
-        notes=[*notes, *([too_few_note] if split.too_few else []), *([unusable_note] if unusable else [])],
+        notes=[*notes, *([too_few_note] if split.too_few else []), *unusable_note],
         tools=decoder_versions(),
         settings={**settings, **split_rule.settings},
         left_out=dict(sorted(unusable.items())),
@@ -192,10 +206,11 @@ def prepare(
     Raises DataMissingError where there are too few images, SetupError where a folder cannot be read or
     written.
     """
-    title, rule = title or save_as, SplitRule(min_images)
+    title = title or save_as
+    test_folder, files, left_out = _find_images(source)
+    rule = SplitRule(min_images, test_folder=test_folder)
     rules = DecodeRules(OWN_IMAGE_SIZE, crop=crop)
     settings = {"crop": f"central square, {crop:g} of the shorter side"}
-    files, left_out = _find_images(source)
     listing = listing_digest(file for _, file in files)
 
     def make(writer: PreparedWriter) -> Manifest:
@@ -210,24 +225,53 @@ def prepare(
     return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
 
-def _find_images(folder: Path) -> tuple[list[tuple[str, ImageFile]], dict[str, str]]:
-    """Every file in the folders of `folder`, with its class, and what is not taken, with the reason."""
-    if not folder.is_dir():
-        raise DataMissingError(f"{folder} is not a folder; expected one with a folder of images per class")
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise SetupError(f"cannot read {folder}: {error.strerror or error}") from None
+def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str, str]]:
+    """The folder of test images, where they are split already; each image with its class; what is passed over."""
+    tops, left_out = _folders(root, "")
+    test = next((name for name in TEST_FOLDERS if name in tops), "") if "train" in tops else ""
+    classes = [(name, name) for name in tops]
+    if test:
+        left_out |= {
+            f"{printable(name)}/": f"beside train/ and {test}/"
+            for name in tops
+            if name not in ("train", test)
+        }
+        classes = []
+        for half in ("train", test):
+            names, others = _folders(root, f"{half}/")
+            classes += [(name, f"{half}/{name}") for name in names]
+            left_out |= others
     found: list[tuple[str, ImageFile]] = []
-    left_out: dict[str, str] = {}
-    for identity in names:
-        if identity.startswith(".") or is_os_metadata(identity):
-            continue
-        for file in folder_files(folder, identity):
+    for identity, folder in classes:
+        files, others = tree_files(root, folder)
+        left_out |= others if files else {**others, f"{printable(folder)}/": "a folder without images"}
+        for file in files:
             if file.name.isprintable():
                 found.append((identity, file))
             else:
-                left_out[ascii(file.name)] = "its name has a control character or is not UTF-8"
+                left_out[printable(file.name)] = "its name has a control character or is not UTF-8"
     if not found:
-        raise DataMissingError(f"{folder} has no folders with images; expected a folder of images per class")
-    return found, left_out
+        raise DataMissingError(f"{root} has no folders with images; expected a folder of images per class")
+    if len(classes) == 1 and all(file.name.count("/") > 1 for _, file in found):
+        raise DataMissingError(
+            f"{root} has one folder, {classes[0][0]}/, and the images are in folders of it: if these are the "
+            f"classes, name it with --from {shlex.quote(str(root / classes[0][0]))}"
+        )
+    return test, found, left_out
+
+
+def _folders(root: Path, below: str) -> tuple[list[str], dict[str, str]]:
+    """The names of the folders in a folder of classes, and what is passed over there, with the reason."""
+    if not (root / below).is_dir():
+        raise DataMissingError(f"{root} is not a folder; expected one with a folder of images per class")
+    try:
+        entries = sorted((root / below).iterdir())
+    except OSError as error:
+        raise SetupError(f"cannot read {root / below}: {error.strerror or error}") from None
+    reasons = {each: passed_over_reason(each.name) for each in entries}
+    passed_over = {
+        printable(below + each.name): reason or "in no class's folder"
+        for each, reason in reasons.items()
+        if reason or not each.is_dir()
+    }
+    return [each.name for each, reason in reasons.items() if each.is_dir() and not reason], passed_over
