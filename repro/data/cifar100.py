@@ -21,8 +21,8 @@ import numpy as np
 
 from repro.data import DATA_SETS
 from repro.data import download as downloading
-from repro.data.arrays import membership
 from repro.data.files import file_hash
+from repro.data.prepared import membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import SetupError
 from repro.manifest import Manifest
@@ -103,7 +103,7 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
                 continue
             images = content["data"].reshape(-1, 3, 32, 32)
             labels = np.array(content["fine_labels"], dtype=np.int64)
-            writer.split(name, labels, membership(content["filenames"]), [images])
+            writer.split(name, labels, membership(content["filenames"]), [images], 32)
         return writer.finish(class_names, sources)
 
     return prepare_once(data_dir, NAME, TITLE, make)

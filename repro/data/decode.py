@@ -118,7 +118,9 @@ def tree_files(root: Path, below: str = "") -> tuple[list[ImageFile], dict[str, 
         raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
 
     if not (root / below).is_dir():
-        raise DataMissingError(f"{root / below} is not a folder: expected the top of a tree of images")
+        raise DataMissingError(
+            f"{root / below} is not a folder: expected the top of an unpacked or downloaded tree"
+        )
     files, passed_over = [], {}
     for folder, folders, names in os.walk(root / below, onerror=refuse):
         inside = Path(folder).relative_to(root).as_posix().removeprefix(".")

@@ -7,8 +7,8 @@ other classes, on the order in which files are found, or on a library.
 What can be used is known only once it is decoded, and the split only then; so the images pass once through
 a temporary array in the writer's folder, and each split is gathered from it.
 
-`prepare` makes a set of the user's own by this rule, from a folder of images per class, at any depth in it; or,
-where the images are split already, by that split:
+`prepare` makes a set of the user's own by this rule, from a folder of images per class, at any depth;
+or, where the images are split already, by that split:
 
     <folder>/Alvaro_Uribe/Alvaro_Uribe_0001.jpg …
     <folder>/train/Alvaro_Uribe/… and <folder>/test/Alvaro_Uribe/… (or val, valid, validation)
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from repro.data import OWN_IMAGE_SIZE
-from repro.data.arrays import CHUNK, membership
 from repro.data.decode import (
     DecodeRules,
     ImageFile,
@@ -37,6 +36,7 @@ from repro.data.decode import (
     passed_over_reason,
     tree_files,
 )
+from repro.data.prepared import CHUNK, membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, SetupError, printable
 from repro.manifest import Manifest
@@ -177,7 +177,7 @@ def write_identities(
         sources[f"{which} images"] = image_digest(names, [hashes[position] for position in positions])
         labels = np.array([label for _, label in members], dtype=np.int64)
         pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
-        writer.split(which, labels, membership(names), pieces)
+        writer.split(which, labels, membership(names), pieces, rules.size)
     return writer.finish(
         split.class_names,
         sources,
@@ -226,7 +226,7 @@ def prepare(
 
 
 def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str, str]]:
-    """The folder of test images, where they are split already; each image with its class; what is passed over."""
+    """The folder of test images where they are split already, each image with its class, what is passed over."""
     tops, left_out = _folders(root, "")
     test = next((name for name in TEST_FOLDERS if name in tops), "") if "train" in tops else ""
     classes = [(name, name) for name in tops]

@@ -29,7 +29,6 @@ import numpy as np
 
 from repro.data import DATA_SETS
 from repro.data import download as downloading
-from repro.data.arrays import membership
 from repro.data.decode import (
     NAMED,
     DecodeRules,
@@ -43,7 +42,7 @@ from repro.data.decode import (
     passed_over_reason,
     tree_files,
 )
-from repro.data.prepared import Images
+from repro.data.prepared import Images, membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataCorruptError, DataMissingError, printable
 from repro.manifest import Manifest
@@ -150,7 +149,7 @@ def prepare(
             names = [name for name, _, _ in split]
             labels = np.array([label for _, label, _ in split], dtype=np.int64)
             hashes: list[str] = []
-            writer.split(which, labels, membership(names), _decode(split, place, hashes))
+            writer.split(which, labels, membership(names), _decode(split, place, hashes), RULES.size)
             sources[f"{which} images"] = image_digest(names, hashes)
         return writer.finish(
             copy.class_names,

@@ -14,7 +14,7 @@ import pytest
 from local_server import page
 
 from repro.data import cifar100
-from repro.data.arrays import open_prepared, verify_prepared
+from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, FetchError, SetupError
 from repro.manifest import prepared_folder
 

@@ -15,12 +15,12 @@ from fake_facescrub import ACTORS, ACTRESSES, COLOURS, FakeFaceScrub, FakePictur
 from local_server import SmallFilesServer, page, status
 
 from repro.data import facescrub
-from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.crawl import picture
 from repro.data.decode import tree_files
 from repro.data.face_lists import FaceLists, read_face_lists
 from repro.data.facescrub import Found, match_tree
 from repro.data.http_get import CrawlPolicy
+from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataMissingError, FetchError, SetupError, UsageError
 from repro.manifest import Manifest, prepared_folder
 
@@ -259,7 +259,7 @@ def face_lists(tmp_path: Path) -> FaceLists:
 
 
 def match(root: Path, lists: FaceLists) -> tuple[Found, int]:
-    return match_tree(root, tree_files(root), lists)
+    return match_tree(root, tree_files(root)[0], lists)
 
 
 @pytest.mark.parametrize(

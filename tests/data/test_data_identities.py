@@ -9,9 +9,9 @@ import pytest
 from pictures import encoded, jpeg, lay, picture
 
 from repro import data
-from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.decode import DecodeRules, decode
 from repro.data.identities import SplitRule, split_identities
+from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import prepared_folder, read_manifest
 

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from repro.data import synthetic
-from repro.data.augment import crop_and_flip, normalise, rotate
 from repro.data.loader import (
     CIFAR100_MEAN,
+    BatchStream,
     batch_bounds,
+    crop_and_flip,
     draw_epoch,
     evaluation_batches,
     normalisation,
+    normalise,
+    rotate,
     subset,
     to_device,
-    training_batch,
 )
 from repro.registry import Registry
 from repro.training.seeding import generator
@@ -101,9 +103,9 @@ def test_what_a_recipe_switches_off_is_off(data):
     recipe = RECIPE.model_copy(update={"flip": False, "crop_padding": 0})
     split = to_device(data.train, CPU)
     draws = draws_of(split.count, recipe)
-    images, labels = training_batch(
-        split, draws, (0, 7), 0, normalisation(data, recipe, CPU, torch.contiguous_format)
-    )
+    stream = BatchStream(split, 0, normalisation(data, recipe, CPU, torch.contiguous_format))
+    stream.begin(draws)
+    images, labels = stream.next_batch(7)
     index = draws.order[:7]
     expected = normalise(
         split.images[index],

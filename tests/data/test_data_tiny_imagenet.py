@@ -18,8 +18,8 @@ from fake_cifar100 import md5
 from pictures import encoded, jpeg, lay, picture
 
 from repro.data import tiny_imagenet
-from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.decode import DecodeRules, decode
+from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, FetchError
 from repro.manifest import prepared_folder
 
