@@ -148,7 +148,12 @@ def anonymise(record: "RunRecord", names: Collection[str]) -> "tuple[RunRecord |
     listed = "|".join(map(re.escape, sorted(words - _NOBODY, key=len, reverse=True)))
     named = re.compile(rf"(?<![\w-])(?:{listed})(?![\w-])" if listed else "(?!)", re.IGNORECASE)
     found: list[str] = []
-    _with_texts(content, lambda text: found.extend(_PLACE.findall(text)) or text)
+
+    def find(text: str) -> str:
+        found.extend(_PLACE.findall(text))
+        return text
+
+    _with_texts(content, find)
     found += named.findall(f"{record.data.title}\n{record.data.partial}")
     if found:
         return None, f"holds {found[0]!r}, which may name this machine or a person"

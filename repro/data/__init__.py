@@ -61,17 +61,13 @@ class DataSetState:
     detail: str
 
 
-_CIFAR100 = DataSet(
-    "cifar100", "CIFAR-100", 32, "cifar100", classes=100, train_count=50_000, test_count=10_000
-)
-_TINY = DataSet(
-    "tiny-imagenet", "TinyImageNet", 64, "tiny_imagenet", 200, train_count=100_000, test_count=10_000
-)
-_FACES = DataSet(
-    "facescrub", "FaceScrub", 64, "facescrub", paper_counts=(361 * 90, 361 * 10, 361),
-    fetch_needs="the lists that its publishers send on request (--lists DIR)",
+_KNOWN = (
+    DataSet("cifar100", "CIFAR-100", 32, "cifar100", classes=100, train_count=50_000, test_count=10_000),
+    DataSet("tiny-imagenet", "TinyImageNet", 64, "tiny_imagenet", 200, 100_000, 10_000),
+    DataSet("facescrub", "FaceScrub", 64, "facescrub", paper_counts=(361 * 90, 361 * 10, 361),
+            fetch_needs="the lists that its publishers send on request (--lists DIR)"),
 )  # fmt: skip
-DATA_SETS: dict[str, DataSet] = {each.name: each for each in (_CIFAR100, _TINY, _FACES)}
+DATA_SETS: dict[str, DataSet] = {each.name: each for each in _KNOWN}
 
 
 def dataset_info(name: str) -> DataSet:

@@ -30,21 +30,16 @@ from repro.errors import FetchError, SetupError
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Crawled:
-    """What there is after a crawl; an address whose picture was there already may have no result."""
-
-    on_disk: frozenset[str]  # sha256 of each picture
-    results: Mapping[str, FetchResult]  # by address
-
-
 def crawl(
     wanted: Mapping[str, frozenset[str]],
     folder: Path,
     policy: CrawlPolicy | None = None,
     retry_failed: bool = False,
-) -> Crawled:
+) -> tuple[frozenset[str], Mapping[str, FetchResult]]:
     """Request each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
+
+    Returns the sha256 of each picture on disk, and the results by address; one whose picture was there
+    already may have none.
 
     A settled address is not requested again, unless `retry_failed` and it brought nothing.
 
@@ -72,7 +67,7 @@ def crawl(
             raise FetchError(explain_write_failure(Path(error.filename or folder), error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return Crawled(frozenset(run.on_disk), run.results)
+        return frozenset(run.on_disk), run.results
 
 
 def picture(folder: Path, sha256: str) -> Path:

@@ -13,13 +13,11 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,7 @@ from repro.errors import DataMissingError, SetupError, printable
 from repro.system import usable_cores
 
 BATCH = 128  # images decoded together
-AHEAD = 3  # batches per thread that are under way or wait to be taken: bounds the memory
+AHEAD = 6  # batches per thread that are under way or wait to be taken: bounds the memory
 NAMED = 5  # files that a sentence names of each kind
 MIN_INSIDE = 0.5  # how much of a box's area must lie in the image; the part outside is cut off
 
@@ -208,7 +206,7 @@ def decode_images(
     Raises SetupError for a file that cannot be read at all.
     """
     threads = threads or usable_cores()
-    pending: deque[Future[Decoded]] = deque()
+    wave = BATCH * AHEAD * threads
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(threads) as pool,
@@ -216,22 +214,14 @@ def decode_images(
     ):
         # Pillow warns of what is checked or dropped here anyway: size, metadata, transparency.
         warnings.simplefilter("ignore")
-
-        def next_piece() -> Decoded:
-            piece = pending.popleft().result()
-            advance(len(piece.problems))
-            return piece
-
-        try:
-            for start, end in pairwise([*range(0, len(requests), BATCH), len(requests)]):
-                pending.append(pool.submit(_decode_batch, requests[start:end], rules))
-                # Executor.map would queue every batch, and keep every result until it is taken.
-                if len(pending) >= AHEAD * threads:
-                    yield next_piece()
-            while pending:
-                yield next_piece()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        # Executor.map would queue every batch, and keep every result until it is taken.
+        for start in range(0, len(requests), wave):
+            batches = [
+                requests[at : at + BATCH] for at in range(start, min(start + wave, len(requests)), BATCH)
+            ]
+            for piece in pool.map(partial(_decode_batch, rules=rules), batches):
+                advance(len(piece.problems))
+                yield piece
 
 
 def _decode_batch(requests: Sequence[ImageRequest], rules: DecodeRules) -> Decoded:

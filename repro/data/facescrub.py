@@ -21,7 +21,6 @@ Where both are there, the whole picture counts: its bytes are the published ones
 import hashlib
 import logging
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,12 +32,12 @@ from repro.data import DATA_SETS
 from repro.data.crawl import crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, listing_digest, tree_files
 from repro.data.face_lists import LISTS, Face, FaceLists, read_face_lists
-from repro.data.files import explain_write_failure, progress
+from repro.data.files import progress
 from repro.data.http_get import CrawlPolicy, FetchResult
-from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
-from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, FetchError, UsageError
+from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, prepare_identities
+from repro.errors import DataMissingError, UsageError
 from repro.manifest import Manifest
+from repro.storage import make_folder, write_whole
 from repro.system import usable_cores
 
 NAME = "facescrub"
@@ -69,23 +68,17 @@ def fetch(
 
     Raises DataMissingError without lists, FetchError without a network, SetupError.
     """
-    listed = _listed(data_dir, lists)
-    folder = _raw(data_dir)
-    wanted: dict[str, set[str]] = {}
+    listed, folder = _listed(data_dir, lists), _raw(data_dir)
+    wanted: dict[str, frozenset[str]] = {}
     for sha256, addresses in listed.addresses.items():
         for address in addresses:
-            wanted.setdefault(address, set()).add(sha256)
+            wanted[address] = wanted.get(address, frozenset()) | {sha256}
     _log.info("%s at %s addresses", _rows_note(listed), f"{len(wanted):,}")
-    crawled = crawl(
-        {address: frozenset(pictures) for address, pictures in wanted.items()},
-        folder,
-        replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses),
-        retry_failed=retry_dead,
-    )
-    missing = _missing(listed, crawled.on_disk, crawled.results)
-    report = folder / "missing.tsv"
+    policy = replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses)
+    on_disk, results = crawl(wanted, folder, policy, retry_failed=retry_dead)
+    missing, report = _missing(listed, on_disk, results), folder / "missing.tsv"
     _write_report(report, listed, missing)
-    _log.info("%s; %s lists what is missing", _found_note(listed, crawled.on_disk, missing), report)
+    _log.info("%s; %s lists what is missing", _found_note(listed, on_disk, missing), report)
     return folder
 
 
@@ -111,41 +104,40 @@ def prepare(
     if save_as != NAME and TITLE.casefold() in (title or "").casefold():
         raise UsageError(f"--title {title!r}: only {NAME} itself may be called {TITLE}")
     title = TITLE if save_as == NAME else title or save_as
-    rule = SplitRule(min_images or MIN_IMAGES)
-    rules = DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS)
-    settings = {"crop": "the listed box"}
     listed = _listed(data_dir, lists)
-    found = _fetched(data_dir, listed) if source is None else {}
-    files = [each.file for each in found.values()] if source is None else tree_files(source)[0]
-    listing = listing_digest(files)
+    fetched = _fetched(data_dir, listed) if source is None else {}
+    files = [each.file for each in fetched.values()] if source is None else tree_files(source)[0]
 
-    def make(writer: PreparedWriter) -> Manifest:
+    def find() -> tuple[list[Candidate], dict[str, str], list[str]]:
         if source is None:
-            on_disk = frozenset(face.sha256 for face in found)
+            on_disk = frozenset(face.sha256 for face in fetched)
             missing = _missing(listed, on_disk, read_journal(_raw(data_dir)))
-            faces, note = found, _found_note(listed, on_disk, missing)
+            faces, note = fetched, _found_note(listed, on_disk, missing)
         else:
             faces, others = match_tree(source, files, listed)
-            note = _tree_note(listed, faces, others)
-        return write_identities(
-            writer,
-            [
-                Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
-                for face, request in faces.items()
-            ],
-            rule,
-            rules,
-            settings=settings,
-            sources=listed.sources,
-            listing=listing,
-            notes=[_rows_note(listed), note],
-        )
+            whole = sum(each.box is not None for each in faces.values())
+            note = (
+                f"{len(faces):,} faces found in a downloaded tree, {whole:,} in whole pictures and "
+                f"{len(faces) - whole:,} cut out by others, whose bytes cannot be checked; "
+                f"{len(listed.faces) - len(faces):,} missing; {others:,} files are no face of the lists"
+            )
+        found = [
+            Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
+            for face, request in faces.items()
+        ]
+        return found, {}, [_rows_note(listed), note]
 
-    def wanted(there: Manifest) -> bool:
-        same = (there.title, there.settings, there.listing) == (title, {**settings, **rule.settings}, listing)
-        return same and listed.sources.items() <= there.sources.items()
-
-    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
+    return prepare_identities(
+        data_dir,
+        save_as,
+        title,
+        SplitRule(min_images or MIN_IMAGES),
+        DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS),
+        crop="the listed box",
+        listing=listing_digest(files),
+        sources=listed.sources,
+        find=find,
+    )
 
 
 def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[Found, int]:
@@ -156,10 +148,9 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
     by_picture: dict[str, list[Face]] = {}
     for face in lists.faces:
         by_picture.setdefault(face.sha256, []).append(face)
-    names = _Names(lists)
+    names, others = _Names(lists), 0
     whole: Found = {}
     cut_out: Found = {}
-    others = 0
     with ThreadPoolExecutor(usable_cores()) as threads, progress("hashed", len(files), "files") as advance:
         for file, sha256 in zip(files, threads.map(_sha256, files), strict=True):
             if sha256 in by_picture:
@@ -195,14 +186,9 @@ def _listed(data_dir: Path, given: Path | None) -> FaceLists:
     if given is None:
         return read_face_lists(kept)
     listed = read_face_lists(given)
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        for name in LISTS:
-            if given.resolve() != kept.resolve():
-                shutil.copyfile(given / name, kept / f".{name}")
-                (kept / f".{name}").replace(kept / name)
-    except OSError as error:
-        raise FetchError(explain_write_failure(kept, error)) from error
+    make_folder(kept)
+    for name in LISTS:
+        write_whole(kept / name, (given / name).read_bytes())
     return listed
 
 
@@ -245,13 +231,7 @@ def _write_report(path: Path, listed: FaceLists, missing: Sequence[tuple[str, ..
         (f"row-{row.cause}", "", "", "", "", f"{row.list} line {row.line}: {row.reason}")
         for row in listed.refused
     ]
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines("\t".join(fields) + "\n" for fields in (header, *missing, *refused))
-        temporary.replace(path)
-    except OSError as error:
-        raise FetchError(explain_write_failure(path, error)) from error
+    write_whole(path, "".join("\t".join(row) + "\n" for row in (header, *missing, *refused)).encode())
 
 
 def _rows_note(listed: FaceLists) -> str:
@@ -268,15 +248,6 @@ def _found_note(listed: FaceLists, on_disk: frozenset[str], missing: Sequence[tu
     return f"{found:,} faces found{lost}"
 
 
-def _tree_note(listed: FaceLists, found: Found, others: int) -> str:
-    whole = sum(each.box is not None for each in found.values())
-    return (
-        f"{len(found):,} faces found in a downloaded tree, {whole:,} in whole pictures and "
-        f"{len(found) - whole:,} cut out by others, whose bytes cannot be checked; "
-        f"{len(listed.faces) - len(found):,} missing; {others:,} files are no face of the lists"
-    )
-
-
 def _counted(causes: Counter[str]) -> str:
     """`gone 12, mismatch 3`; the most frequent first."""
     return ", ".join(f"{cause} {count:,}" for cause, count in causes.most_common())
@@ -287,10 +258,10 @@ class _Names:
 
     def __init__(self, lists: FaceLists) -> None:
         self.by_ids = {(_folder(face.name), face.image_id, face.face_id): face for face in lists.faces}
-        self.by_address: dict[tuple[str, str], Face] = {}
-        for face in lists.faces:
-            digest = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
-            self.by_address.setdefault((_folder(face.name), digest), face)
+        self.by_address = {  # the first row of an address counts
+            (_folder(face.name), hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()): face
+            for face in reversed(lists.faces)
+        }
 
     def face_of(self, path: PurePosixPath) -> Face | None:
         """The face that a cut-out file shows by its path below the tree's top."""

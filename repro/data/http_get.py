@@ -134,31 +134,22 @@ def open_url(
     `public`: only addresses of the public internet are connected to. Raises FaultError; SetupError where this
     machine is at its limits.
     """
-    made: list[http.client.HTTPConnection] = []
+    handler = _Handler(public)
     # Headers that come byte by byte never time out.
-    watch = threading.Timer(deadline - time.monotonic(), lambda: [_hang_up(each) for each in made])
+    watch = threading.Timer(min(deadline - time.monotonic(), threading.TIMEOUT_MAX), handler.hang_up)
     watch.daemon = True
     try:
         request = urllib.request.Request(_in_ascii(url), headers=headers)
         if public:
             check_public(urllib.parse.urlsplit(request.full_url).hostname or "", numbers_only=True)
-        target = request.host
-
-        def connection(kind: Callable[..., Any], host: str, **options: Any) -> Any:
-            new = kind(host, **options)
-            new._create_connection = partial(_dial, public=public and host == target)  # else it is a proxy
-            made.append(new)
-            return new
-
+        handler.target = request.host
         opener = urllib.request.OpenerDirector()
         opener.add_handler(urllib.request.ProxyHandler())
-        opener.add_handler(_Handler(connection))  # type: ignore[arg-type]
-        if deadline < math.inf:
-            watch.start()
+        opener.add_handler(handler)
+        watch.start()
         response = opener.open(request, timeout=timeout)
     except (FaultError, _UnconnectedError, OSError, http.client.HTTPException, ValueError) as error:
-        late = time.monotonic() >= deadline
-        raise _explained(error, timeout, late, any(each.host != target for each in made)) from error
+        raise _explained(error, timeout, time.monotonic() >= deadline, handler.proxied) from error
     finally:
         watch.cancel()
     with response:
@@ -166,18 +157,32 @@ def open_url(
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-    def __init__(self, connection: Callable[..., Any]) -> None:
+    """Makes the one connection of a request, to an address that was checked unless it is a proxy's."""
+
+    http_request = urllib.request.AbstractHTTPHandler.do_request_
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, public: bool) -> None:
         super().__init__()
-        self._connection = connection
+        self.public, self.target, self.proxied = public, "", False
+        self.connection: http.client.HTTPConnection | None = None
+
+    def _connect(self, kind: Callable[..., http.client.HTTPConnection], host: str, **options: Any) -> Any:
+        self.proxied = host != self.target
+        self.connection = kind(host, **options)
+        dial = partial(_dial, public=self.public and not self.proxied)
+        self.connection._create_connection = dial  # type: ignore[attr-defined]
+        return self.connection
 
     def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(partial(self._connection, http.client.HTTPConnection), request)
+        return self.do_open(partial(self._connect, http.client.HTTPConnection), request)
 
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        kind = partial(self._connection, http.client.HTTPSConnection, context=_tls())
-        return self.do_open(kind, request)
+        return self.do_open(partial(self._connect, http.client.HTTPSConnection, context=_tls()), request)
 
-    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+    def hang_up(self) -> None:
+        with suppress(OSError, AttributeError):  # no connection yet, or no socket any more
+            self.connection.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
 
 def check_status(response: http.client.HTTPResponse, url: str, expected: tuple[int, ...]) -> None:
@@ -316,11 +321,6 @@ def _in_ascii(url: str) -> str:
     netloc += f":{parts.port}" if parts.port else ""
     path, query = (urllib.parse.quote(part, safe="%/:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
     return urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
-
-
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with suppress(OSError, AttributeError):  # no socket yet, or none any more
-        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _explained(error: Exception, timeout: float, late: bool = False, proxied: bool = False) -> FaultError:

@@ -16,26 +16,14 @@ or, where the images are split already, by that split:
 
 import hashlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from repro.data import OWN_IMAGE_SIZE
-from repro.data.decode import (
-    DecodeRules,
-    ImageFile,
-    ImageRequest,
-    decode_images,
-    decoder_versions,
-    image_digest,
-    listing_digest,
-    passed_over_note,
-    passed_over_reason,
-    tree_files,
-)
+from repro.data import OWN_IMAGE_SIZE, decode
+from repro.data.decode import DecodeRules, ImageFile, ImageRequest, passed_over_note, passed_over_reason
 from repro.data.prepared import CHUNK, membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, SetupError, printable
@@ -62,11 +50,8 @@ class SplitRule:
         """As the manifest names it."""
         if self.test_folder:
             return {"min_images": str(self.min_images), "split": f"train/ and {self.test_folder}/"}
-        return {
-            "min_images": str(self.min_images),
-            "test_percent": str(self.test_percent),
-            "split_seed": str(self.seed),
-        }
+        drawn = {"test_percent": str(self.test_percent), "split_seed": str(self.seed)}
+        return {"min_images": str(self.min_images), **drawn}
 
 
 Members = list[tuple[int, int]]
@@ -81,6 +66,13 @@ class IdentitySplit:
     train: Members
     test: Members
     too_few: dict[str, int]  # each identity that was left out, with its number of images
+
+    def note(self, rule: SplitRule) -> list[str]:
+        """A sentence on the identities that were left out; none if there are none."""
+        why = f" or none in train/ or {rule.test_folder}/" if rule.test_folder else ""
+        wanting, images = f"fewer than {rule.min_images} images{why}", sum(self.too_few.values())
+        note = f"{len(self.too_few):,} classes with {wanting} are left out, {images:,} images in all"
+        return [note] if self.too_few else []
 
 
 def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) -> IdentitySplit:
@@ -122,71 +114,71 @@ class Candidate:
     request: ImageRequest
 
 
-def write_identities(
-    writer: PreparedWriter,
-    candidates: Sequence[Candidate],
-    split_rule: SplitRule,
+def prepare_identities(
+    data_dir: Path,
+    name: str,
+    title: str,
+    rule: SplitRule,
     rules: DecodeRules,
     *,
-    settings: Mapping[str, str],
+    crop: str,
+    listing: str,
     sources: Mapping[str, str],
-    left_out: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-    **facts: Any,
+    find: Callable[[], tuple[Iterable[Candidate], Mapping[str, str], Sequence[str]]],
 ) -> Manifest:
-    """Decode `candidates` by `rules`, split them by `split_rule` and finish the set.
+    """Write the set `name`: what `find` returns, decoded by `rules` and split by `rule`.
 
-    `left_out` are images that were found unusable before, with the reason; those that cannot be decoded are
-    added to them. `settings` of the preparation are completed by those of the split, `sources` (file →
-    sha256) by the images of each. `facts` go into the manifest as they are.
+    `find` is called only if the arrays are not there yet. It returns the candidates, what was found unusable
+    before, with the reason, and notes; those that cannot be decoded are added. `crop` is the manifest's word
+    for it, `listing` the digest of the source; `sources` (file → sha256) are completed by the images.
 
     Raises DataMissingError where fewer than two classes are left, SetupError where a file cannot be read or
     the set not written.
     """
-    candidates = sorted(candidates, key=lambda each: (each.identity, each.name))
-    decoded = writer.new_array("decoded.npy", len(candidates), rules.size)
-    hashes: list[str] = []
-    usable: list[tuple[str, str] | None] = []
-    unusable = dict(left_out or {})
-    for piece in decode_images([each.request for each in candidates], rules):
-        decoded[len(hashes) : len(hashes) + len(piece.pixels)] = piece.pixels
-        hashes += piece.sha256
-        for each, problem in zip(candidates[len(usable) : len(hashes)], piece.problems, strict=True):
-            usable.append(None if problem else (each.identity, each.name))
-            if problem:
-                unusable[each.name] = problem
-    split = split_identities(usable, split_rule)
-    unusable_note = passed_over_note(unusable)
-    if len(split.class_names) < 2:
-        raise DataMissingError(
-            f"{len(split.class_names)} of {len({each.identity for each in candidates})} classes have "
-            f"{split_rule.min_images} usable images or more, at least two are needed"
-            f"{''.join(f'; {note}' for note in unusable_note)}; --min-images asks for fewer"
+    settings = {"crop": crop, **rule.settings}
+
+    def wanted(there: Manifest) -> bool:
+        same = (there.title, there.settings, there.listing) == (title, settings, listing)
+        return same and sources.items() <= there.sources.items()
+
+    def make(writer: PreparedWriter) -> Manifest:
+        found, left_out, notes = find()
+        candidates, unusable = sorted(found, key=lambda each: (each.identity, each.name)), dict(left_out)
+        decoded = writer.new_array("decoded.npy", len(candidates), rules.size)
+        hashes: list[str] = []
+        usable: list[tuple[str, str] | None] = []
+        for piece in decode.decode_images([each.request for each in candidates], rules):
+            decoded[len(hashes) : len(hashes) + len(piece.pixels)] = piece.pixels
+            hashes += piece.sha256
+            for each, problem in zip(candidates[len(usable) : len(hashes)], piece.problems, strict=True):
+                usable.append(None if problem else (each.identity, each.name))
+                unusable |= {each.name: problem} if problem else {}
+        split, passed_over = split_identities(usable, rule), passed_over_note(unusable)
+        if len(split.class_names) < 2:
+            raise DataMissingError(
+                f"{len(split.class_names)} of {len({each.identity for each in candidates})} classes have "
+                f"{rule.min_images} usable images or more, at least two are needed"
+                f"{''.join(f'; {note}' for note in passed_over)}; --min-images asks for fewer"
+            )
+        images = dict(sources)
+        for which, members in (("train", split.train), ("test", split.test)):
+            positions = [position for position, _ in members]
+            names = [candidates[position].name for position in positions]
+            images[f"{which} images"] = decode.image_digest(names, [hashes[each] for each in positions])
+            labels = np.array([label for _, label in members], dtype=np.int64)
+            pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
+            writer.split(which, labels, membership(names), pieces, rules.size)
+        return writer.finish(
+            split.class_names,
+            images,
+            notes=[*notes, *split.note(rule), *passed_over],
+            tools=decode.decoder_versions(),
+            settings=settings,
+            left_out=dict(sorted(unusable.items())),
+            listing=listing,
         )
-    wanting = f"fewer than {split_rule.min_images} images"
-    if split_rule.test_folder:
-        wanting += f" or none in train/ or {split_rule.test_folder}/"
-    too_few_note = (
-        f"{len(split.too_few):,} classes with {wanting} are left out, "
-        f"{sum(split.too_few.values()):,} images in all"
-    )
-    sources = dict(sources)
-    for which, members in (("train", split.train), ("test", split.test)):
-        positions = [position for position, _ in members]
-        names = [candidates[position].name for position in positions]
-        sources[f"{which} images"] = image_digest(names, [hashes[position] for position in positions])
-        labels = np.array([label for _, label in members], dtype=np.int64)
-        pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
-        writer.split(which, labels, membership(names), pieces, rules.size)
-    return writer.finish(
-        split.class_names,
-        sources,
-        notes=[*notes, *([too_few_note] if split.too_few else []), *unusable_note],
-        tools=decoder_versions(),
-        settings={**settings, **split_rule.settings},
-        left_out=dict(sorted(unusable.items())),
-        **facts,
-    )
+
+    return prepare_once(data_dir, name, title, make, wanted=wanted)
 
 
 def prepare(
@@ -206,27 +198,23 @@ def prepare(
     Raises DataMissingError where there are too few images, SetupError where a folder cannot be read or
     written.
     """
-    title = title or save_as
     test_folder, files, left_out = _find_images(source)
-    rule = SplitRule(min_images, test_folder=test_folder)
-    rules = DecodeRules(OWN_IMAGE_SIZE, crop=crop)
-    settings = {"crop": f"central square, {crop:g} of the shorter side"}
-    listing = listing_digest(file for _, file in files)
-
-    def make(writer: PreparedWriter) -> Manifest:
-        candidates = [Candidate(identity, file.name, ImageRequest(file)) for identity, file in files]
-        return write_identities(
-            writer, candidates, rule, rules, settings=settings, sources={}, left_out=left_out, listing=listing
-        )
-
-    def wanted(there: Manifest) -> bool:
-        return (there.title, there.settings, there.listing) == (title, {**settings, **rule.settings}, listing)
-
-    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
+    candidates = [Candidate(identity, file.name, ImageRequest(file)) for identity, file in files]
+    return prepare_identities(
+        data_dir,
+        save_as,
+        title or save_as,
+        SplitRule(min_images, test_folder=test_folder),
+        DecodeRules(OWN_IMAGE_SIZE, crop=crop),
+        crop=f"central square, {crop:g} of the shorter side",
+        listing=decode.listing_digest(file for _, file in files),
+        sources={},
+        find=lambda: (candidates, left_out, ()),
+    )
 
 
 def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str, str]]:
-    """The folder of test images where they are split already, each image with its class, what is passed over."""
+    """The folder of test images if they are split already, each image with its class, what is passed over."""
     tops, left_out = _folders(root, "")
     test = next((name for name in TEST_FOLDERS if name in tops), "") if "train" in tops else ""
     classes = [(name, name) for name in tops]
@@ -243,7 +231,7 @@ def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str
             left_out |= others
     found: list[tuple[str, ImageFile]] = []
     for identity, folder in classes:
-        files, others = tree_files(root, folder)
+        files, others = decode.tree_files(root, folder)
         left_out |= others if files else {**others, f"{printable(folder)}/": "a folder without images"}
         for file in files:
             if file.name.isprintable():

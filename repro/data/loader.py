@@ -6,6 +6,7 @@ its own, and moved to the device together.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,11 @@ class EpochRandomness:
 
     def to(self, device: torch.device) -> "EpochRandomness":
         """A copy on another device."""
-        parts = {
+        tensors: dict[str, Any] = {
             name: each if each is None else each.to(device, non_blocking=True)
             for name, each in vars(self).items()
         }
-        return EpochRandomness(**parts)
+        return EpochRandomness(**tensors)
 
     def copy_(self, other: "EpochRandomness") -> None:
         """Takes over the values of another epoch over as many images, in place."""

@@ -57,9 +57,10 @@ def generate(
         sources=spec.sources,
         image_size=image_size,
         class_names=tuple(f"pattern {index}" for index in range(classes)),
+        train=_describe(splits["train"], "train", spec),
+        test=_describe(splits["test"], "test", spec),
         mean=mean,
         std=std,
-        **{split: _describe(arrays, split, spec) for split, arrays in splits.items()},
     )
     return PreparedData(manifest, **splits)
 

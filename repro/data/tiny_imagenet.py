@@ -24,24 +24,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from repro.data import DATA_SETS
+from repro.data import DATA_SETS, decode
 from repro.data import download as downloading
-from repro.data.decode import (
-    NAMED,
-    DecodeRules,
-    ImageFile,
-    ImageRequest,
-    decode_images,
-    decoder_versions,
-    image_digest,
-    listing_digest,
-    passed_over_note,
-    passed_over_reason,
-    tree_files,
-)
+from repro.data.decode import NAMED, DecodeRules, ImageFile, ImageRequest, passed_over_note
 from repro.data.prepared import Images, membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataCorruptError, DataMissingError, printable
@@ -150,15 +139,9 @@ def prepare(
             labels = np.array([label for _, label, _ in split], dtype=np.int64)
             hashes: list[str] = []
             writer.split(which, labels, membership(names), _decode(split, place, hashes), RULES.size)
-            sources[f"{which} images"] = image_digest(names, hashes)
-        return writer.finish(
-            copy.class_names,
-            sources,
-            partial=copy.missing,
-            notes=notes,
-            tools=decoder_versions(),
-            listing=listing,
-        )
+            sources[f"{which} images"] = decode.image_digest(names, hashes)
+        facts: dict[str, Any] = {"partial": copy.missing, "notes": notes, "listing": listing}
+        return writer.finish(copy.class_names, sources, tools=decode.decoder_versions(), **facts)
 
     return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
@@ -184,12 +167,11 @@ class _Copy:
         self.place, self.published = place, published
         self.texts: dict[str, str] = {}  # text file → its sha256
         self.skipped: dict[str, str] = {}  # files among the images that are not of the set, and why
-        files = self._zipped_files() if place.is_file() else tree_files(place)[0]
+        files = self._zipped_files() if place.is_file() else decode.tree_files(place)[0]
         self._files = {file.name: file for file in files}
         lines = [line for line in self._lines("wnids.txt") if line]
-        if any(not re.fullmatch(r"n[0-9]{8}", line) for line in lines) or not (
-            len(lines) == len(set(lines)) == published.classes
-        ):
+        classes = {line for line in lines if re.fullmatch(r"n[0-9]{8}", line)}
+        if not len(lines) == len(classes) == published.classes:
             raise self._corrupt(f"wnids.txt: expected {published.classes} different classes like n01443537")
         self.labels = {wnid: label for label, wnid in enumerate(lines)}
         words = dict(line.partition("\t")[::2] for line in self._lines("words.txt"))
@@ -201,7 +183,7 @@ class _Copy:
     def listing(self) -> str:
         """One sha256 over the lists and every image's name and size."""
         texts = [f"{name}={sha256}" for name, sha256 in sorted(self.texts.items()) if name != "words.txt"]
-        return membership([*texts, listing_digest(file for _, _, file in (*self.train, *self.test))])
+        return membership([*texts, decode.listing_digest(file for _, _, file in (*self.train, *self.test))])
 
     def _zipped_files(self) -> Iterator[ImageFile]:
         published = self.published
@@ -211,20 +193,24 @@ class _Copy:
         # zipfile raises all of these on torn or hostile input.
         except (
             zipfile.BadZipFile,
-            NotImplementedError,
+            RuntimeError,
             struct.error,
             ValueError,
-            OverflowError,
+            ArithmeticError,
             OSError,
         ) as error:
-            raise self._corrupt(f"not a whole zip archive ({error})") from error
+            raise self._corrupt(f"not a whole zip archive ({bad})") from bad
         size = sum(each.file_size for each in members)
         if len(members) > published.max_members or size > published.max_bytes:
             limits = f"{published.max_members:,} files or {published.max_bytes:,} bytes"
             raise self._corrupt(f"more than the {limits} that {TITLE} has at most")
         for member in members:
             top, _, name = member.filename.partition("/")
-            if top == published.folder and not member.is_dir() and not passed_over_reason(Path(name).name):
+            if (
+                top == published.folder
+                and not member.is_dir()
+                and not decode.passed_over_reason(Path(name).name)
+            ):
                 yield ImageFile(str(self.place), name, member.file_size, member.filename)
 
     def _lines(self, path: str) -> list[str]:
@@ -249,10 +235,9 @@ class _Copy:
         listed: dict[str, int] = {}
         for number, line in enumerate(self._lines(ANNOTATIONS), 1):
             name, wnid = [*line.split("\t"), ""][:2]
-            if name and (wnid not in self.labels or name in listed):
-                wrong = (
-                    "is listed twice" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
-                )
+            wrong = "" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
+            if name and (wrong or name in listed):
+                wrong = wrong or "is listed twice"
                 raise self._corrupt(f"{ANNOTATIONS}, line {number}: {printable(name)} {wrong}")
             if name:
                 listed[name] = self.labels[wnid]
@@ -262,53 +247,48 @@ class _Copy:
         """Training images by class and number, test images by number; other images go to `skipped`."""
         train: dict[tuple[int, int], tuple[str, int, ImageFile]] = {}
         test: dict[tuple[int, int], tuple[str, int, ImageFile]] = {}
-        of_test = [match for match in map(TEST.fullmatch, self._files) if match]
+        tests = [match for match in map(TEST.fullmatch, self._files) if match]
         # Folders by class say what the list says, and copies with them often lack it.
-        by_class = all(match[1] for match in of_test) and bool(of_test) and ANNOTATIONS not in self._files
+        by_class = all(match[1] for match in tests) and bool(tests) and ANNOTATIONS not in self._files
         listed = {} if by_class else self._read_annotations()
+        limits = (self.published.classes * self.published.test_per_class, self.published.train_per_class)
         for name, file in sorted(self._files.items()):
-            if (match := TRAIN.fullmatch(name)) and int(match[3]) < self.published.train_per_class:
-                half, label, published = (
-                    train,
-                    self.labels.get(match[1]),
-                    f"train/{match[1]}/images/{match[2]}",
-                )
-                key = (label or 0, int(match[3]))
-            elif (match := TEST.fullmatch(name)) and int(
-                match[3]
-            ) < self.published.classes * self.published.test_per_class:
-                named = listed.get(match[2])
-                label = self.labels.get(match[1]) if match[1] else named
-                if not by_class and (named is None or named != label):
+            of_train = TRAIN.fullmatch(name)
+            match = of_train or TEST.fullmatch(name)
+            if not match or int(match[3]) >= limits[bool(of_train)]:
+                if re.match(r"(train/[^/]+|val|val/n[0-9]{8})/images/", name):
+                    self.skipped[printable(name)] = "not of the set"
+                continue
+            label, number = self.labels.get(match[1] or ""), int(match[3])
+            half, published = train, f"train/{match[1]}/images/{match[2]}"
+            if not of_train:
+                half, published, named = test, f"val/images/{match[2]}", listed.get(match[2])
+                if not by_class and (named is None or named != (label if match[1] else named)):
                     wrong = f"has no class for {name}" if named is None else f"puts {name} in another folder"
                     raise self._corrupt(f"{ANNOTATIONS} {wrong}")
-                half, published, key = test, f"val/images/{match[2]}", (0, int(match[3]))
+                label = label if by_class else named
+            key = (label or 0, number) if of_train else (0, number)
+            if label is None or key in half:
+                self.skipped[printable(name)] = "not of the set" if label is None else "there twice"
             else:
-                label, half = None, {}
-            if label is not None and key not in half:
                 half[key] = (published, label, file)
-            elif re.match(r"(train/[^/]+|val|val/n[0-9]{8})/images/", name) or match:
-                self.skipped[printable(name)] = "there twice" if label is not None else "not of the set"
         return [each for _, each in sorted(train.items())], [each for _, each in sorted(test.items())]
 
     def _find_missing(self) -> str | None:
         whole = (self.published.train_per_class, self.published.test_per_class)
         train, test = (Counter(label for _, label, _ in split) for split in (self.train, self.test))
-        counts = {wnid: (train[label], test[label]) for wnid, label in self.labels.items()}
-        for wnid, (of_train, of_test) in counts.items():
-            if not of_train or not of_test:
-                which = "test" if of_train else "training"
+        for wnid, label in self.labels.items():
+            if not train[label] or not test[label]:
+                which = "test" if train[label] else "training"
                 raise DataMissingError(
                     f"{self.place}: the class {wnid} has no {which} images; every class needs some"
                 )
-            if of_test > whole[1]:
-                gives = f"gives the class {wnid} {of_test} images, expected {whole[1]}"
+            if test[label] > whole[1]:
+                gives = f"gives the class {wnid} {test[label]} images, expected {whole[1]}"
                 raise self._corrupt(f"{ANNOTATIONS} {gives}")
-        if set(counts.values()) == {whole}:
+        found, expected = (len(self.train), len(self.test)), [count * len(self.labels) for count in whole]
+        if list(found) == expected:
             return None
-        if len(set(counts.values())) == 1:
-            return f"{of_train} of {whole[0]} training and {of_test} of {whole[1]} test images a class"
-        expected, found = [count * len(counts) for count in whole], (len(self.train), len(self.test))
         return f"{found[0]:,} of {expected[0]:,} training and {found[1]:,} of {expected[1]:,} test images"
 
     def _corrupt(self, problem: str) -> DataCorruptError:
@@ -317,7 +297,7 @@ class _Copy:
 
 def _decode(split: Split, place: Path, hashes: list[str]) -> Iterator[Images]:
     """The images of a split, in pieces; each file's sha256 is added to `hashes`."""
-    for decoded in decode_images([ImageRequest(file) for _, _, file in split], RULES):
+    for decoded in decode.decode_images([ImageRequest(file) for _, _, file in split], RULES):
         done = split[len(hashes) : len(hashes) + len(decoded.problems)]
         pairs = zip(done, decoded.problems, strict=True)
         if bad := [f"{file.name}: {why}" for (_, _, file), why in pairs if why]:

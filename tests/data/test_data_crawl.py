@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from local_server import (
@@ -37,7 +38,7 @@ from local_server import (
 
 from repro.data import crawl as crawling
 from repro.data import http_get
-from repro.data.crawl import Crawled, crawl, journal_path, picture
+from repro.data.crawl import crawl, journal_path, picture
 from repro.data.download import download
 from repro.data.http_get import CrawlPolicy, FetchResult, is_public
 from repro.errors import FetchError, SetupError
@@ -71,8 +72,13 @@ def lost(count: int) -> list[tuple[str, frozenset[str]]]:
     return [(f"http://host-{number}.invalid/1.jpg", frozenset([sha(b"")])) for number in range(count)]
 
 
+class Crawled(NamedTuple):
+    on_disk: frozenset[str]
+    results: dict[str, FetchResult]
+
+
 def get(wanted, folder: Path, retry_failed: bool = False, **policy) -> Crawled:
-    return crawl(dict(wanted), folder, replace(EAGER, **policy), retry_failed)
+    return Crawled(*crawl(dict(wanted), folder, replace(EAGER, **policy), retry_failed))
 
 
 def get_one(url: str, wanted: frozenset[str], folder: Path, **policy) -> FetchResult:

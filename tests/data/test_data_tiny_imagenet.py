@@ -164,7 +164,7 @@ PARTIAL["val/val_annotations.txt"] = "\n".join(GOOD[number] for number in (0, 1,
 @pytest.mark.parametrize(
     ("contents", "missing"),
     [
-        (PARTIAL, "2 of 4 training and 1 of 2 test images a class"),
+        (PARTIAL, "6 of 12 training and 3 of 6 test images"),
         (changed(**{fake.train_name("n00000003", 1): None}), "11 of 12 training and 6 of 6 test images"),
         (changed(**{"val/images/val_5.JPEG": None}), "12 of 12 training and 5 of 6 test images"),
     ],
@@ -309,7 +309,7 @@ def test_the_real_subset_goes_from_a_server_to_verified_arrays(real_tiny_imagene
     published = dataclasses.replace(tiny_imagenet.PUBLISHED, archive_md5=md5(server.content))
     tiny_imagenet.fetch(tmp_path, url=server.url, published=published)
     manifest = tiny_imagenet.prepare(tmp_path, allow_partial=True, published=published)
-    assert manifest.partial == "100 of 500 training and 20 of 50 test images a class"
+    assert manifest.partial == "20,000 of 100,000 training and 4,000 of 10,000 test images"
     assert (manifest.train.count, manifest.test.count, manifest.notes) == (20_000, 4_000, ())
     assert manifest.class_names[0] == "Egyptian cat"
     assert manifest.mean == pytest.approx((0.480, 0.448, 0.398), abs=0.01)
