@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import logging
-import shutil
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from pathlib import Path
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time, progress
 from repro.data.http_get import CrawlPolicy, FetchResult, can_connect, host_of, http_get, plain
 from repro.errors import FetchError, SetupError
+from repro.storage import make_folder, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +47,7 @@ def crawl(
     machine is at its limits. What was fetched and noted stays, and the same call resumes from there.
     """
     with one_at_a_time(folder / ".crawl.lock", "downloading the same pictures"):
-        partial = folder / ".partial"
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # a killed process's; its lock is ours now
-            partial.mkdir(parents=True)
             # Unbuffered: on a full disk closing must have nothing left to write.
             with (
                 journal_path(folder).open("ab", buffering=0) as journal,
@@ -65,8 +62,6 @@ def crawl(
                     raise
         except OSError as error:
             raise FetchError(explain_write_failure(Path(error.filename or folder), error)) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return frozenset(run.on_disk), run.results
 
 
@@ -215,16 +210,14 @@ class _Crawl:
         try:
             while (begun := self._begin()) is not None:
                 host, task = begun
-                part = self.folder / ".partial" / str(next(self.numbers))
-                result = http_get(task.url, self.wanted[task.address], part, self.policy)
+                result = http_get(task.url, self.wanted[task.address], self.policy)
                 with self.changed:
                     host.active -= 1
                     self.active -= 1
                     if not self.stopped:
-                        self._handle(host, task, result, part)
+                        self._handle(host, task, result)
                         self._queue(host)
                     self.changed.notify_all()
-                part.unlink(missing_ok=True)
         except Exception as error:  # noqa: BLE001 whatever it is, it is raised in the crawl's own thread
             with self.changed:
                 self.error = self.error or error
@@ -260,7 +253,7 @@ class _Crawl:
                     self._queue(host)
         return None
 
-    def _handle(self, host: _Host, task: _Task, result: FetchResult, part: Path) -> None:
+    def _handle(self, host: _Host, task: _Task, result: FetchResult) -> None:
         """What follows from a result: a note, another attempt, another address, a host given up."""
         policy = self.policy
         if result.contact:
@@ -271,8 +264,8 @@ class _Crawl:
         host.faults = host.faults + weight if result.retry or result.cause == "no-connection" else 0
         if result.found:
             target = picture(self.folder, result.sha256)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
+            make_folder(target.parent)
+            write_whole(target, result.content, durable=False)  # a torn one is fetched again
             self.on_disk.add(result.sha256)
         if result.location and task.hops < policy.redirects:
             other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))

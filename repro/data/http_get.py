@@ -22,13 +22,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
-from repro.data.files import BLOCK, explain_write_failure
-from repro.errors import FetchError, SetupError, printable
+from repro.data.files import BLOCK
+from repro.errors import SetupError, printable
 
 HEADERS = {"User-Agent": "scaled-bn-repro", "Accept": "image/*,*/*;q=0.5"}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -53,7 +52,7 @@ class CrawlPolicy:
     redirects: int = 5
     timeout: float = 20.0  # of a request, without a byte
     longest: float = 120.0  # of a request, in all
-    max_bytes: int = 32 << 20
+    max_bytes: int = 32 << 20  # of a picture; so much memory per connection, at worst
     allow_private_addresses: bool = False  # whether this machine and private networks may be connected to
 
 
@@ -69,6 +68,7 @@ class FetchResult:
     location: str = ""  # where a redirect leads
     pause: float | None = None  # seconds that the server asked to be left alone
     contact: bool = True  # whether anything answered, be it a refusal: then there is a network
+    content: bytes = field(default=b"", repr=False)  # of a picture that was found
 
     @property
     def found(self) -> bool:
@@ -93,32 +93,22 @@ class _UnconnectedError(Exception):
     """No connection was made; its cause says why."""
 
 
-def http_get(url: str, wanted: frozenset[str], part: Path, policy: CrawlPolicy) -> FetchResult:
-    """Request `url` once; a body whose sha256 is in `wanted` is left in the file `part`.
+def http_get(url: str, wanted: frozenset[str], policy: CrawlPolicy) -> FetchResult:
+    """What came of one request for `url`; a body whose sha256 is in `wanted` is in its `content`.
 
-    Whatever the server does is a result. Raises FetchError where `part` cannot be written, SetupError where
-    this machine is at its limits.
+    Whatever the server does is a result. Raises SetupError where this machine is at its limits.
     """
     public, deadline = not policy.allow_private_addresses, time.monotonic() + policy.longest
     try:
-        with (
-            open_url(url, HEADERS, policy.timeout, deadline, public) as response,
-            part.open("wb") as stream,
-        ):
+        with open_url(url, HEADERS, policy.timeout, deadline, public) as response:
             check_status(response, url, (200,))
-            digest, size, page = hashlib.sha256(), 0, False
-            for block in body(response, policy.timeout, policy.max_bytes, deadline):
-                page = page or (not size and is_page(response, block))
-                size += len(block)
-                digest.update(block)
-                stream.write(block)
+            content = b"".join(body(response, policy.timeout, policy.max_bytes, deadline))
+            page = is_page(response, content)
     except FaultError as fault:
         return fault.result
-    except OSError as error:  # of the disk: those of the network are faults
-        raise FetchError(explain_write_failure(part, error)) from error
-    sha256 = digest.hexdigest()
+    sha256, size = hashlib.sha256(content).hexdigest(), len(content)
     if sha256 in wanted:
-        return FetchResult("found", sha256=sha256, size=size)
+        return FetchResult("found", sha256=sha256, size=size, content=content)
     if page:
         return FetchResult("page", "an HTML page instead of a picture")
     return FetchResult("mismatch", f"{size:,} bytes with sha256 {sha256}")

@@ -191,14 +191,7 @@ class _Copy:
             with zipfile.ZipFile(self.place) as archive:
                 members = archive.infolist()
         # zipfile raises all of these on torn or hostile input.
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            struct.error,
-            ValueError,
-            ArithmeticError,
-            OSError,
-        ) as error:
+        except (zipfile.BadZipFile, RuntimeError, struct.error, ValueError, OSError, OverflowError) as bad:
             raise self._corrupt(f"not a whole zip archive ({bad})") from bad
         size = sum(each.file_size for each in members)
         if len(members) > published.max_members or size > published.max_bytes:

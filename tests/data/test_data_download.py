@@ -1,11 +1,9 @@
 """repro.data.download against a real server and real files."""
 
 import hashlib
-import selectors
 import socket
-import subprocess
-import sys
-import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -150,28 +148,12 @@ def test_a_full_disk_is_named_and_what_came_is_kept(server, small_disk):
     assert not (small_disk / "set").exists()
 
 
-def test_two_processes_at_once_download_once(server, tmp_path):
+def test_of_two_downloads_at_once_one_waits_and_finds_it_done(server, tmp_path, said):
     server.answers = [held]
-    script = textwrap.dedent(
-        """
-        import logging, sys
-        from pathlib import Path
-        from repro.data.download import download
-        logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-        download(sys.argv[1], Path(sys.argv[2]), md5=sys.argv[3], max_bytes=10**7)
-        print("done")
-        """
-    )
-    md5 = hashlib.md5(server.content).hexdigest()
-    command = [sys.executable, "-u", "-c", script, server.url, str(tmp_path / "set"), md5]
-    first, second = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2))
-    lines = [process.stdout for process in (first, second)]
-    # Whichever comes second says that it waits; the other one is at the gate.
-    with selectors.DefaultSelector() as ready:
-        for stream in lines:
-            ready.register(stream, selectors.EVENT_READ)
-        waiting = ready.select(timeout=60)[0][0].fileobj
-    assert waiting.readline() == "another process is downloading set; waiting for it to finish\n"
-    server.gate.set()
-    assert [process.communicate(timeout=60)[0] for process in (first, second)] == ["done\n", "done\n"]
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(get, server, tmp_path / "set", timeout=60) for _ in range(2)]
+        while "another process is downloading set; waiting for it to finish" not in said:
+            time.sleep(0.01)
+        server.gate.set()
+        assert {each.result() for each in both} == {tmp_path / "set"}
     assert len(server.ranges) == 1

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from repro.data.loader import (
     normalisation,
     normalise,
     rotate,
-    subset,
     to_device,
 )
 from repro.registry import Registry
@@ -137,13 +135,3 @@ def test_cifar100s_statistics_serve_all_sets_where_the_recipe_says_so(data):
     )
     own = normalisation(data, RECIPE, CPU, torch.contiguous_format).mean
     torch.testing.assert_close(own, torch.tensor(data.manifest.mean))
-
-
-def test_a_reduced_preset_takes_the_first_images_of_each_class(data):
-    recipe = RECIPE.model_copy(update={"images_per_class": 3, "test_images_per_class": 2})
-    train, test = subset(data, recipe)
-    assert np.bincount(train.labels).tolist() == [3] * 10
-    assert np.bincount(test.labels).tolist() == [2] * 10
-    for label in range(10):
-        first = np.flatnonzero(data.train.labels == label)[:3]
-        assert np.array_equal(train.images[train.labels == label], data.train.images[first])

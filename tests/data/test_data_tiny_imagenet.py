@@ -5,10 +5,9 @@ import io
 import os
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_tiny_imagenet as fake
@@ -17,7 +16,7 @@ import pytest
 from fake_cifar100 import md5
 from pictures import encoded, jpeg, lay, picture
 
-from repro.data import tiny_imagenet
+from repro.data import tiny_imagenet, writer
 from repro.data.decode import DecodeRules, decode
 from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, FetchError
@@ -223,16 +222,6 @@ def test_lists_and_images_that_are_wrong_are_refused_with_their_place(tmp_path, 
     assert not prepared_folder(tmp_path, "tiny-imagenet").exists()
 
 
-def test_a_set_that_is_nowhere_names_every_place_that_was_looked_at(tmp_path):
-    places = [tmp_path / "tiny-imagenet" / "raw" / "tiny-imagenet-200.zip", tmp_path / "tiny-imagenet-200"]
-    with pytest.raises(
-        DataMissingError, match=f"looked for {places[0]}, .*{places[1]}.: run `repro data fetch"
-    ):
-        prepare(tmp_path, None)
-    with pytest.raises(DataMissingError, match=r"not on disk .looked for .*empty"):
-        prepare(tmp_path, None, source=tmp_path / "empty")
-
-
 def test_a_whole_unpacked_copy_needs_no_network_and_a_partial_one_fetches_the_archive_once(
     server, tmp_path, said
 ):
@@ -250,51 +239,22 @@ def test_a_whole_unpacked_copy_needs_no_network_and_a_partial_one_fetches_the_ar
     assert prepare(tmp_path, None).test.count == 6
 
 
-def test_the_published_address_and_checksum_are_the_known_ones():
-    assert tiny_imagenet.PUBLISHED.url == "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-    assert tiny_imagenet.PUBLISHED.archive_md5 == "90528d7ca1a48142e341f4ef8d21d0de"
-
-
-SCRIPT = textwrap.dedent(
-    """
-    import logging, sys
-    from pathlib import Path
-    import fake_tiny_imagenet as fake
-    from repro.data import tiny_imagenet, writer
-
-    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-    real = writer.PreparedWriter.split
-
-    def split(*arguments):
-        print("under way", flush=True)
-        if len(sys.argv) > 2:
-            sys.stdin.readline()
-        return real(*arguments)
-
-    writer.PreparedWriter.split = split
-    tiny_imagenet.prepare(Path(sys.argv[1]), published=fake.published(fake.zipped(fake.files())))
-    """
-)
-
-
-def start(data_dir: Path, *more: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, data_dir, *more], text=True, env=environment, **pipes
-    )
-
-
-def test_of_two_preparations_at_once_one_waits_and_finds_it_done(tmp_path):
+def test_of_two_preparations_at_once_one_waits_and_finds_it_done(tmp_path, said, monkeypatch):
     lay(tmp_path / "tiny-imagenet-200", FILES)
-    first = start(tmp_path, "wait")
-    assert first.stdout.readline() == "under way\n"
-    second = start(tmp_path)
-    assert second.stdout.readline() == "another process is preparing TinyImageNet; waiting for it to finish\n"
-    first.communicate("\n\n", timeout=60)
-    out, err = second.communicate(timeout=60)
-    assert (first.returncode, second.returncode, out, err) == (0, 0, "", "")
-    verify_prepared(tmp_path, "tiny-imagenet")
+    waits, split, calls = threading.Event(), writer.PreparedWriter.split, []
+    waits_for = "another process is preparing TinyImageNet; waiting for it to finish"
+
+    def held(*arguments):
+        calls.append(1)
+        while waits_for not in said and len(calls) == 1:
+            waits.wait(0.01)
+        return split(*arguments)
+
+    monkeypatch.setattr(writer.PreparedWriter, "split", held)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepare(tmp_path, None), range(2))
+    assert (first, len(calls)) == (second, 2)
+    assert verify_prepared(tmp_path, "tiny-imagenet") == first
 
 
 @pytest.mark.slow
