@@ -324,8 +324,9 @@ def parse_record(text: str, where: str) -> RunRecord:
         return RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecordCorruptError(f"{where}: {place}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"])) or "its parts"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise RecordCorruptError(f"{where}: {place}: {problem}") from None
 
 
 def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:

@@ -73,7 +73,8 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 def prepare(name: str, folder: Path, **options: Any) -> None:
     """Turn SET's files into memory-mapped arrays with a manifest.
 
-    Any other name than a known set's is one of your own: --from a folder with a folder of images a class.
+    Any other name than a known set's is one of your own: --from a folder with a folder of images per class,
+    or with train/ and test/ (or val/), each with a folder of images per class.
     """
     from repro.data import prepare as prepare_set
     from repro.manifest import prepared_folder
