@@ -302,7 +302,7 @@ def _area(width: int, height: int, crop: float, box: Box | None) -> tuple[int, i
     covered = max(inside[2] - inside[0], 0) * max(inside[3] - inside[1], 0)
     if covered < MIN_INSIDE * (x2 - x1) * (y2 - y1):
         raise _UnfitError(f"its box {x1:g},{y1:g},{x2:g},{y2:g} lies outside of {width} × {height}")
-    whole = (round(inside[0]), round(inside[1]), round(inside[2]), round(inside[3]))
-    if whole[0] == whole[2] or whole[1] == whole[3]:
+    left, top, right, bottom = map(round, inside)
+    if left == right or top == bottom:
         raise _UnfitError("its box has no area")
-    return whole
+    return left, top, right, bottom

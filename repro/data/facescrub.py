@@ -77,7 +77,12 @@ def fetch(
     policy = replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses)
     on_disk, results = crawl(wanted, folder, policy, retry_failed=retry_dead)
     missing, report = _missing(listed, on_disk, results), folder / "missing.tsv"
-    _write_report(report, listed, missing)
+    header = ("cause", "name", "image_id", "face_id", "url", "detail")
+    refused = [
+        (f"row-{row.cause}", "", "", "", "", f"{row.list} line {row.line}: {row.reason}")
+        for row in listed.refused
+    ]
+    write_whole(report, "".join("\t".join(row) + "\n" for row in (header, *missing, *refused)).encode())
     _log.info("%s; %s lists what is missing", _found_note(listed, on_disk, missing), report)
     return folder
 
@@ -148,7 +153,12 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
     by_picture: dict[str, list[Face]] = {}
     for face in lists.faces:
         by_picture.setdefault(face.sha256, []).append(face)
-    names, others = _Names(lists), 0
+    by_name: dict[tuple[str, str], Face] = {}  # by folder, and by ids or the address: its first row counts
+    for face in reversed(lists.faces):
+        address = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
+        for stem in (f"{face.image_id}_{face.face_id}", address):
+            by_name[_folder(face.name), stem] = face
+    others = 0
     whole: Found = {}
     cut_out: Found = {}
     with ThreadPoolExecutor(usable_cores()) as threads, progress("hashed", len(files), "files") as advance:
@@ -156,7 +166,7 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
             if sha256 in by_picture:
                 for face in by_picture[sha256]:
                     whole.setdefault(face, ImageRequest(file, face.box, sha256))
-            elif sha256 and (named := names.face_of(PurePosixPath(file.name))):
+            elif sha256 and (named := _cut_out(PurePosixPath(file.name), by_name)):
                 cut_out.setdefault(named, ImageRequest(file, None, sha256))
             else:
                 others += 1
@@ -224,16 +234,6 @@ def _missing(
     return rows
 
 
-def _write_report(path: Path, listed: FaceLists, missing: Sequence[tuple[str, ...]]) -> None:
-    """Write every face that is not there, address by address, and every row that cannot be used."""
-    header = ("cause", "name", "image_id", "face_id", "url", "detail")
-    refused = [
-        (f"row-{row.cause}", "", "", "", "", f"{row.list} line {row.line}: {row.reason}")
-        for row in listed.refused
-    ]
-    write_whole(path, "".join("\t".join(row) + "\n" for row in (header, *missing, *refused)).encode())
-
-
 def _rows_note(listed: FaceLists) -> str:
     causes = Counter(row.cause for row in listed.refused)
     unusable = f", {len(listed.refused):,} of them unusable ({_counted(causes)})" if causes else ""
@@ -253,29 +253,16 @@ def _counted(causes: Counter[str]) -> str:
     return ", ".join(f"{cause} {count:,}" for cause, count in causes.most_common())
 
 
-class _Names:
-    """The lists' faces by what download scripts call their files."""
-
-    def __init__(self, lists: FaceLists) -> None:
-        self.by_ids = {(_folder(face.name), face.image_id, face.face_id): face for face in lists.faces}
-        self.by_address = {  # the first row of an address counts
-            (_folder(face.name), hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()): face
-            for face in reversed(lists.faces)
-        }
-
-    def face_of(self, path: PurePosixPath) -> Face | None:
-        """The face that a cut-out file shows by its path below the tree's top."""
-        folders = path.parts[:-1]
-        if not FACE_FOLDERS.intersection(folders):
-            return None
-        ids = re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem)
-        for person in ([ids[1]] if ids and ids[1] else []) + [*reversed(folders)]:
-            folder = _folder(person)
-            if ids and (face := self.by_ids.get((folder, int(ids[2]), int(ids[3])))):
-                return face
-            if face := self.by_address.get((folder, path.stem)):
-                return face
+def _cut_out(path: PurePosixPath, by_name: Mapping[tuple[str, str], Face]) -> Face | None:
+    """The face that a cut-out file shows by its path below the tree's top, as download scripts name it."""
+    folders = path.parts[:-1]
+    if not FACE_FOLDERS.intersection(folders):
         return None
+    ids = re.fullmatch(r"(?:(.+)_)?0*([0-9]{1,12})_0*([0-9]{1,12})", path.stem)
+    stem = f"{ids[2]}_{ids[3]}" if ids else path.stem
+    people = [ids[1]] if ids and ids[1] else []
+    found = (by_name.get((_folder(person), stem)) for person in [*people, *reversed(folders)])
+    return next(filter(None, found), None)
 
 
 def _folder(name: str) -> str:

@@ -8,8 +8,7 @@ finished is finished, and an older one stays until then.
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,10 @@ def prepare_once(
         writer = PreparedWriter(target, name, title)
         _tidy(target, writer.folder)  # what a killed process left; its lock is ours now
         try:
-            with writer.explained():
-                writer.folder.mkdir(parents=True)
+            writer.folder.mkdir(parents=True)
             return make(writer)
+        except OSError as error:  # of writing: whatever is read has its own errors
+            raise SetupError(explain_write_failure(target, error)) from error
         finally:
             _tidy(target, writer.folder)
 
@@ -79,7 +79,7 @@ class PreparedWriter:
 
         `labels` is (N,) int64, `members` what `prepared.membership` gives for the images, `image_size` S.
 
-        Raises ValueError for other shapes, types or counts, SetupError where it cannot be written.
+        Raises ValueError for other shapes, types or counts, OSError where it cannot be written.
         """
         check_labels(labels, len(labels))
         array, done = self.new_array(f"{which}-images.npy", len(labels), image_size), 0
@@ -90,20 +90,18 @@ class PreparedWriter:
             done += len(piece)
         if done != len(array):
             raise ValueError(f"{which}: expected {len(array)} images in all, got {done}")
-        with self.explained():
-            array.flush()
-            np.save(self.folder / f"{which}-labels.npy", labels)
-            parts = {kind: self._written(f"{which}-{kind}.npy") for kind in ("images", "labels")}
+        array.flush()
+        np.save(self.folder / f"{which}-labels.npy", labels)
+        parts = {kind: self._written(f"{which}-{kind}.npy") for kind in ("images", "labels")}
         self._splits[which] = Split(**parts, membership=members)
 
     def new_array(self, file: str, count: int, size: int) -> np.memmap:
         """A memory-mapped `.npy` (count, 3, size, size) uint8 in `folder`, all of it allocated on disk."""
         path = self.folder / file
-        with self.explained():
-            array = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (count, 3, size, size))
-            # A full disk is an OSError here; met later, through the map, it would be a SIGBUS.
-            with path.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (count, 3, size, size))
+        # A full disk is an OSError here; met later, through the map, it would be a SIGBUS.
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         return array
 
     def finish(self, class_names: Sequence[str], sources: Mapping[str, str], **facts: Any) -> Manifest:
@@ -111,7 +109,7 @@ class PreparedWriter:
 
         `facts` are further fields of the manifest: partial, notes, tools, settings, left_out, listing.
 
-        Raises ValueError for labels beyond the class names, SetupError where it cannot be written.
+        Raises ValueError for labels beyond the class names, OSError or SetupError where it cannot be written.
         """
         train, test = self._splits["train"], self._splits["test"]
         for split in (train, test):
@@ -132,15 +130,14 @@ class PreparedWriter:
         )
         kept = {"manifest.json", *(file.file for s in (train, test) for file in (s.images, s.labels))}
         write_whole(self.folder / "manifest.json", manifest.to_json().encode())
-        with self.explained():
-            for entry in self.folder.iterdir():
-                if entry.name not in kept:
-                    entry.unlink()
-            fsync_folder(self.folder)
-            if self._target.exists():
-                self._target.rename(self._target.with_name(OLD))
-            self.folder.rename(self._target)
-            fsync_folder(self._target.parent)
+        for entry in self.folder.iterdir():
+            if entry.name not in kept:
+                entry.unlink()
+        fsync_folder(self.folder)
+        if self._target.exists():
+            self._target.rename(self._target.with_name(OLD))
+        self.folder.rename(self._target)
+        fsync_folder(self._target.parent)
         return manifest
 
     def _written(self, file: str) -> ArrayFile:
@@ -150,14 +147,6 @@ class PreparedWriter:
         array = np.load(self.folder / file, mmap_mode="r")
         sha256 = file_hash(self.folder / file, "sha256")
         return ArrayFile(file=file, sha256=sha256, shape=array.shape, dtype=str(array.dtype))
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turns a failed write into SetupError with what to do."""
-        try:
-            yield
-        except OSError as error:
-            raise SetupError(explain_write_failure(self._target, error)) from error
 
 
 def _tidy(target: Path, new: Path) -> None:
