@@ -8,6 +8,7 @@ import platform
 import re
 import socket
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from click.testing import CliRunner
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
 
 import repro
+from repro.attempts import AttemptNote, new_attempt, write_attempt
 from repro.cli import main
 from repro.errors import RecordCorruptError
 from repro.record_state import RecordState, assess_record, assess_run
 from repro.records import Probes, parse_record, read_record
+from repro.sweep import new_worker_note
 from repro.system import memory_bytes, processor_name
 from repro.training.precision import choose_precision
 
@@ -212,7 +215,19 @@ def test_what_a_record_says_reaches_no_terminal_raw(trained, tmp_path, monkeypat
         path = context.project.run("smoke", run).record
         path.parent.mkdir(parents=True)
         path.write_text(sealed(content))
-    (context.project.run("smoke", OTHER).record).write_text(sealed(content).replace("80", "81"))
+    path.write_text(sealed(content).replace("80", "81"))
+    when = datetime(2025, 3, 1, tzinfo=UTC)
+    attempt = new_attempt(context.project.run("smoke", RUN))
+    note = AttemptNote(number=1, started=when, ended=when, outcome="failed: ?", resumed_at_step=0)
+    write_attempt(attempt, note)
+    for file in (attempt / "attempt.json", attempt / "error.txt"):
+        text = file.read_text() if file.exists() else "?\n"
+        file.write_text(text.replace("?", json.dumps(evil)[1:-1] if file.suffix == ".json" else evil))
+    replace(new_worker_note("sweep", "job", evil), host="far" + evil, device_name=evil).write(
+        context.project.workers("smoke")
+    )
+    (context.project.work("smoke") / "logs").mkdir()
+    (context.project.work("smoke") / "logs" / "1.log").write_text(f"{RUN}: {evil}\n")
     printed = ""
     for words in (
         ["show", RUN],
@@ -231,7 +246,7 @@ def test_what_a_record_says_reaches_no_terminal_raw(trained, tmp_path, monkeypat
         result = CliRunner().invoke(main, [*words, *preset])
         assert result.exception is None or isinstance(result.exception, SystemExit), words
         printed += result.output
-    assert "\\u001b]0;owned" in printed
+    assert printed.count("\\u001b]0;owned") >= 10
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed)
 
 

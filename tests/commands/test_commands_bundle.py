@@ -258,6 +258,7 @@ HERE = f"records/smoke/{RUN}.json"
         ("records/smoke/cifar100/resnet18/seed0.json", str.encode, "not a run id"),
         ("records/no-such-preset/x.json", str.encode, "there is no preset"),
         ("elsewhere/smoke/x.json", str.encode, "not a record's name"),
+        ("elsewhere/\x1b]0;x\x07.json", str.encode, r"elsewhere/\u001b]0;x\u0007.json: not a record's name"),
         ("records/../../smoke/evil.json", str.encode, "there is no preset"),
         ("records/smoke/cifar100/resnet18/cross-entropy+epochs=3/seed0.json", str.encode, "is already the default"),
     ],
@@ -275,6 +276,7 @@ def test_what_is_no_valid_record_is_refused_and_the_others_are_taken(
     assert merged.exit_code == 4
     (line,) = (line for line in merged.stderr.splitlines() if line.startswith("refused: "))
     assert says in line
+    assert line.isprintable()
     assert list(files(here)) == [f"smoke/{OTHER}.json"]
 
 
