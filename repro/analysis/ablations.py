@@ -22,6 +22,7 @@ from repro.analysis.inference import Estimate, PooledSpread, pool
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape
 from repro.analysis.text import (
+    csv_cell,
     loss_label,
     mean_text,
     n_text,
@@ -171,7 +172,7 @@ def render_effects(
             return _markdown(effects, registry, preset)
         case "csv":
             rows = [_fields(effect, preset) for effect in effects]
-            return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+            return pd.DataFrame(rows, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n")
         case "json":
             moves = [
                 {**_fields(effect, preset), "question": effect.variation.ablation.question}

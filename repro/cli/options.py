@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from repro.errors import SetupError, UsageError
+from repro.errors import SetupError, UsageError, printable
 
 
 class _Path(click.Path):
@@ -49,7 +49,7 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):
-            click.echo(self.format(record), err=True)
+            click.echo(printable(self.format(record)), err=True)
 
 
 def configure_logging() -> None:

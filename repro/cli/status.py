@@ -18,6 +18,7 @@ from repro.errors import (
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
+    printable,
 )
 from repro.paths import read_file
 
@@ -106,7 +107,7 @@ def show(context: "Context", run_id: str, as_json: bool) -> None:
             f"`repro train {run.id} --preset {context.preset.name}` makes it"
         )
     if as_json:
-        click.echo(path.read_text(encoding="utf-8").rstrip("\n"))
+        click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
         return
     console = Console(width=100, highlight=False)
     with console.capture() as capture:
@@ -257,4 +258,4 @@ def _read_text(path: Path) -> str:
 
 def _echo_indented(lines: Sequence[str]) -> None:
     for line in lines:
-        click.echo(f"    {line}")
+        click.echo(f"    {printable(line)}")

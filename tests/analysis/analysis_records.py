@@ -152,7 +152,7 @@ def make_record(
             preparation_version=1,
             arrays={"train-images.npy": "b" * 64},
             classes=classes,
-            train_images=500 * classes,
+            train_images=(config.recipe.images_per_class or 500) * classes,
             test_images=test_images,
             mean=(0.507, 0.487, 0.441),
             std=(0.267, 0.256, 0.276),
@@ -261,6 +261,7 @@ def _probes(loss, parameters, classes, images, random) -> Probes:
     edges = [low + (high - low) * place / HISTOGRAM_BINS for place in range(HISTOGRAM_BINS + 1)]
     below = np.array([((classes - 1) * others.cdf(edge) + own.cdf(edge)) / classes for edge in edges])
     counts = np.round(np.diff(below) * images * classes).astype(int)
+    counts[counts.argmax()] += images * classes - counts.sum()  # what rounding lost
     middles = (np.array(edges[1:]) + np.array(edges[:-1])) / 2
     mean = float((middles * counts).sum() / counts.sum())
     return Probes(
