@@ -124,7 +124,8 @@ def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: s
     if record.signature.config != config_hash(config):
         reason = f"other recipe: {_differences(record, config)}"
         return RunState(run, RecordState.OTHER_RECIPE, record, reason)
-    if record.signature.config != config_hash(record.config):
+    told = record.config.model_copy(update={"folder": config.folder})
+    if (told.loss, told.network) != (config.loss, config.network) or config_hash(told) != config_hash(config):
         reason = f"{run.id}: its config is not the one that its signature names"
         return RunState(run, RecordState.CORRUPT, reason=reason)
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):

@@ -20,13 +20,12 @@ from repro.cli.options import (
     STALE,
     accelerations,
     devices,
-    end_if_damaged,
     parse_per_gpu,
     places,
     selection,
     stoppable,
 )
-from repro.errors import DataMissingError, SetupError, UsageError
+from repro.errors import DataMissingError, IntegrityError, SetupError, UsageError
 from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def plan(
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
     )
     click.echo(made.to_json() if as_json else made.to_text())
-    end_if_damaged(damage(survey.states))
+    sys.exit(IntegrityError.exit_code if damage(survey.states) else 0)
 
 
 @dataclass(frozen=True)

@@ -277,7 +277,7 @@ def make_plan(
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-        if state.record_state in (RecordState.OLDER_CODE, RecordState.OTHER_RECIPE):
+        if state.record_state not in (RecordState.DONE, RecordState.MISSING):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
