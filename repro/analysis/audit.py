@@ -15,12 +15,11 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from repro.analysis.claims import claim_p
 from repro.analysis.effects import reported_effects
-from repro.analysis.inference import Estimate, bartlett, holm, welch
+from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
 from repro.analysis.rules import Rules
 from repro.analysis.text import signed
-from repro.analysis.verdicts import PAPER_RUNS, reported_spread, sample_std
+from repro.analysis.seeds import PAPER_RUNS, reported_spread, sample_std
 from repro.errors import RegistryError
 from repro.experiments import Row, Table
 from repro.registry import Registry
@@ -146,15 +145,15 @@ def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
     found = []
     for claim in rules.claims:
         if effects := reported_effects(claim, registry):
-            sign = 1 if claim.direction == "greater" else -1
+            beyond = claim.beyond(effects)
             found.append(
                 {
                     "name": claim.name,
                     "statement": claim.statement,
                     "mean": math.fsum(effects) / len(effects),
-                    "ahead": sum(sign * (effect - claim.margin) > 0 for effect in effects),
+                    "ahead": int((beyond > 0).sum()),
                     "columns": len(effects),
-                    "p": claim_p(claim, effects),
+                    "p": signed_rank_p(beyond),
                 }
             )
     return pd.DataFrame(found)

@@ -5,10 +5,11 @@ Everything is computed in float64; the distributions are scipy.special's.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 
@@ -73,6 +74,11 @@ def t_tail(t: float, degrees: float) -> float:
     return float(special.stdtr(degrees, -t))
 
 
+def nct_tail(t: float, degrees: float, noncentrality: float) -> float:
+    """P(T > t) of the noncentral t."""
+    return 1 - float(special.nctdtr(degrees, noncentrality, t))
+
+
 def chi_square_tail(value: float, degrees: float) -> float:
     """P(X > value) of χ²."""
     return float(special.chdtrc(degrees, value))
@@ -102,45 +108,58 @@ def welch(difference: float, first: tuple[float, int, float], second: tuple[floa
     return Estimate(difference, math.sqrt(v1 + v2), degrees)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p, in the order given: the familywise error rate at which each is rejected."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(order), 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
-    return _in_order(np.maximum.accumulate(np.minimum(steps, 1.0)), order)
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p, over the last axis: the familywise error rate at which each is rejected."""
+    return _step(np.asarray(p_values, dtype=np.float64), lambda rank, count: count + 1 - rank, np.maximum)
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p, in the order given: the false discovery rate of rejecting it."""
-    order = np.argsort(p_values, kind="stable")[::-1]
-    count = len(order)
-    steps = count / np.arange(count, 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
-    return _in_order(np.minimum.accumulate(np.minimum(steps, 1.0)), order)
+def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
+    """Benjamini and Hochberg's adjusted p, over the last axis: the false discovery rate of rejecting it."""
+    return _step(np.asarray(p_values, dtype=np.float64), lambda rank, count: count / rank, np.minimum)
 
 
-def _in_order(adjusted: np.ndarray, order: np.ndarray) -> list[float]:
-    placed = np.empty_like(adjusted)
-    placed[order] = adjusted
-    return placed.tolist()
+def _step(p: np.ndarray, weight: Callable[[np.ndarray, int], np.ndarray], bound: np.ufunc) -> np.ndarray:
+    """p · weight(rank, count), made monotone from the smallest p up (maximum) or from the largest down."""
+    count = p.shape[-1]
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = np.minimum(np.take_along_axis(p, order, -1) * weight(np.arange(1, count + 1), count), 1.0)
+    way = slice(None, None, 1 if bound is np.maximum else -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, bound.accumulate(steps[..., way], axis=-1)[..., way], -1)
+    return adjusted
 
 
-def signed_rank_p(values: Sequence[float]) -> float:
+def signed_rank_p(values: Iterable[float]) -> float:
     """Wilcoxon's exact one-sided p of "symmetric around 0" against "greater": P(W⁺ ≥ observed).
 
     Zeros are left out and equal sizes share their mean rank; every choice of signs is equally likely. 1 where
     nothing is left.
     """
-    sizes = sorted((abs(value), value > 0) for value in values if value != 0)
+    sizes = sorted((float(abs(value)), bool(value > 0)) for value in values if value != 0)
     # Twice the rank is whole, also where sizes tie.
     doubled: list[int] = []
     for _, group in itertools.groupby(sizes, key=lambda item: item[0]):
         count = len(list(group))
         doubled += [2 * len(doubled) + count + 1] * count
     observed = sum(rank for rank, (_, positive) in zip(doubled, sizes, strict=True) if positive)
-    ways = [1]  # ways[w]: how many choices of signs have a doubled W⁺ of w
-    for rank in doubled:
+    return sum(_rank_sums(doubled)[observed:]) / 2 ** len(doubled)
+
+
+def signed_rank_ps(values: np.ndarray) -> np.ndarray:
+    """`signed_rank_p` over the last axis of many samples without zeros or ties, for simulations."""
+    count = values.shape[-1]
+    ranks = 1 + np.abs(values).argsort(axis=-1).argsort(axis=-1)
+    tails = np.cumsum(_rank_sums(range(1, count + 1))[::-1])[::-1] / 2**count
+    return np.asarray(tails[(ranks * (values > 0)).sum(axis=-1)])
+
+
+def _rank_sums(ranks: Iterable[int]) -> list[int]:
+    """How many choices of signs give each W⁺, from 0 on."""
+    ways = [1]
+    for rank in ranks:
         without, with_it = [*ways, *[0] * rank], [*[0] * rank, *ways]
         ways = [a + b for a, b in zip(without, with_it, strict=True)]
-    return sum(ways[observed:]) / 2 ** len(doubled)
+    return ways
 
 
 def bootstrap_interval(

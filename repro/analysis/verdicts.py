@@ -14,7 +14,7 @@ paper's cells. docs/statistics.md has the formulas and the reasons.
 """
 
 import dataclasses
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -22,12 +22,11 @@ from enum import StrEnum
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
 from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
-from repro.analysis.text import points, signed
+from repro.analysis.seeds import PAPER_RUNS, Seeds, cell_seeds, reported_spread, sample_std
+from repro.analysis.text import counted, points, signed
 from repro.config import Preset
 from repro.experiments import Table
 from repro.registry import Registry
-
-PAPER_RUNS = 3  # behind each of the paper's means
 
 
 class Verdict(StrEnum):
@@ -74,6 +73,7 @@ class CellVerdict:
     `our_std` is our within-cell std pooled over the table, in points, `our_degrees` its degrees of freedom.
     `readings` (ddof = 1, then 0) are empty where there is no interval. `so_far` is set in an incomplete cell
     that has one. `reason` says why the word is not one of the first two, `sentence` all of it in words.
+    `seeds`: what more seeds would decide, None where it is decided or not comparable.
     """
 
     word: Verdict
@@ -83,6 +83,7 @@ class CellVerdict:
     readings: tuple[Reading, ...]
     reason: str
     sentence: str = ""
+    seeds: Seeds | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -122,19 +123,21 @@ def judge_cells(
         elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
             so_far = Verdict(rules.cells.partly_diverged) if result.diverged else common
             verdict = replace(verdict, so_far=so_far)
-        worded[result.cell] = replace(verdict, sentence=_sentence(result, verdict, rules.cells))
+        seeds = _seeds(result, verdict, registry, rules.cells)
+        worded[result.cell] = replace(
+            verdict, sentence=_sentence(result, verdict, rules.cells), seeds=seeds
+        )
     return tuple(replace(result, verdict=worded.get(result.cell)) for result in results)
 
 
-def reported_spread(table: Table, ddof: int) -> PooledSpread:
-    """The paper's within-cell spread, pooled over a table, under one reading of its stds."""
-    reported = [value for row in table.rows for value in row.reported.values()]
-    return pool([(sample_std(value.std, ddof), PAPER_RUNS) for value in reported])
-
-
-def sample_std(std: float, ddof: int) -> float:
-    """A printed std of three runs as a sample std (ddof = 1): √(3/2) times it where it has ddof = 0."""
-    return std * math.sqrt((PAPER_RUNS - ddof) / (PAPER_RUNS - 1))
+def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: CellRules) -> Seeds | None:
+    if verdict.word not in (Verdict.UNDECIDED, Verdict.INCOMPLETE):
+        return None
+    if result.diverged:
+        sentence = "More seeds cannot decide it: a run diverged, and such a cell is never reproduced."
+        return Seeds(result.expected, {}, {}, sentence)
+    ours = PooledSpread(verdict.our_std, verdict.our_degrees)
+    return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)
 
 
 def _measured(
@@ -281,6 +284,16 @@ def cells_sentence(results: Sequence[CellResult]) -> str:
     return f"{len(words)} cells: {counts}."
 
 
+def seeds_sentences(results: Sequence[CellResult]) -> list[str]:
+    """What more seeds would decide: a sentence for the cells of a table that share it."""
+    advised = [(result, result.verdict.seeds) for result in results if result.verdict and result.verdict.seeds]
+    counts = Counter((result.cell.table, seeds.sentence) for result, seeds in advised)
+    return [
+        f"Table {table}, {counted(count, 'cell')} not decided: {sentence}"
+        for (table, sentence), count in counts.items()
+    ]
+
+
 def verdict_fields(result: CellResult) -> dict[str, object] | None:
     """A cell's verdict for a program: word and evidence, with the fields of its readings."""
     if result.verdict is None or result.reported is None:
@@ -296,5 +309,5 @@ def verdict_fields(result: CellResult) -> dict[str, object] | None:
         "mean": result.mean,
         "reported_mean": result.reported.mean,
         "difference": result.difference,
-        **{name: fields[name] for name in ("our_std", "our_degrees", "readings", "reason", "sentence")},
+        **{key: fields[key] for key in ("our_std", "our_degrees", "readings", "reason", "sentence", "seeds")},
     }

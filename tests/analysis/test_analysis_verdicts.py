@@ -10,7 +10,8 @@ from scipy import stats
 
 from repro.analysis.results import CellResult, RunResult, summarise
 from repro.analysis.rules import Rules, read_rules
-from repro.analysis.verdicts import Verdict, judge_cells, legend, mark, reported_spread
+from repro.analysis.seeds import reported_spread
+from repro.analysis.verdicts import Verdict, judge_cells, legend, mark
 from repro.errors import RegistryError
 from repro.registry import Registry, Selection
 
