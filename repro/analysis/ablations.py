@@ -130,12 +130,16 @@ def _direction(
     return (Direction.TOWARDS if abs(after) < abs(before) else Direction.AWAY), ""
 
 
+def cell_label(effect: AblationEffect, registry: Registry) -> str:
+    """`CIFAR-100, VGG, Cross-entropy Loss`: the cell that is varied."""
+    cell = effect.variation.baseline
+    table = registry.table(cell.table)
+    return f"{table.title}, {network_label(table, cell.network)}, {loss_label(table, cell.row, cell.axes)}"
+
+
 def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
     """The words of one effect under the table's headers, in order."""
     variation, baseline, reported = effect.variation, effect.baseline, effect.baseline.reported
-    cell = variation.baseline
-    table = registry.table(cell.table)
-    labels = (table.title, network_label(table, cell.network), loss_label(table, cell.row, cell.axes))
     varied = f"—: {effect.varied.count}"
     if effect.mean is not None:
         varied = f"{mean_text(effect.mean, effect.std)} ({n_text(effect.n, effect.varied.expected)})"
@@ -152,7 +156,7 @@ def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
         direction += f", by {abs(effect.nearer):.2f}"
     return {
         "open point": variation.ablation.name,
-        "cell": ", ".join(labels),
+        "cell": cell_label(effect, registry),
         "as resolved": f"{baseline.value} ({baseline.count})" if baseline.value else f"—: {baseline.count}",
         "paper (Δ)": paper,
         "alternative": variation.alternative.label,

@@ -18,8 +18,8 @@ from tabulate import tabulate
 from repro.analysis.effects import reported_effects
 from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
 from repro.analysis.rules import Rules
-from repro.analysis.text import signed
 from repro.analysis.seeds import PAPER_RUNS, reported_spread, sample_std
+from repro.analysis.text import signed
 from repro.errors import RegistryError
 from repro.experiments import Row, Table
 from repro.registry import Registry

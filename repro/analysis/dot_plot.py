@@ -1,8 +1,10 @@
-"""Numbers with intervals as dots: a table's cells against the paper's, a claim's effect in each column."""
+"""Numbers with intervals as dots: cells against the paper's, a claim's columns, the effects of ablations."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -10,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from repro.analysis import style
+from repro.analysis.ablations import LEVEL, AblationEffect, Direction, cell_label
 from repro.analysis.effects import Effect
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
@@ -17,6 +20,7 @@ from repro.analysis.text import loss_label, network_label, points, preset_senten
 from repro.analysis.verdicts import Verdict, cells_sentence
 from repro.config import Preset
 from repro.experiments import Table
+from repro.registry import Registry
 
 # Told apart by shape as well as by colour.
 _LOOKS: dict[Verdict, dict[str, Any]] = {
@@ -25,6 +29,13 @@ _LOOKS: dict[Verdict, dict[str, Any]] = {
     Verdict.UNDECIDED: {"marker": "s", "color": "#333333", "mfc": "white"},
     Verdict.INCOMPLETE: {"marker": "^", "color": "#777777", "mfc": "white"},
     Verdict.NOT_COMPARABLE: {"marker": "x", "color": "#777777"},
+}
+_DIRECTIONS: dict[Direction, dict[str, Any]] = {
+    Direction.TOWARDS: {"marker": "o", "color": style.BLUE},
+    Direction.AWAY: {"marker": "D", "color": style.ORANGE},
+    Direction.PAST: {"marker": "^", "color": style.GREEN},
+    Direction.UNCLEAR: {"marker": "s", "color": "#333333", "mfc": "white"},
+    Direction.OPEN: {"marker": "x", "color": "#777777"},
 }
 _PANEL, _ROW = 1.75, 0.25  # inches
 _BAND = "#DDDDDD"
@@ -65,7 +76,9 @@ def draw_dots(table: Table, results: Sequence[CellResult], rules: Rules, preset:
         panel.set_axisbelow(True)
         _name_rows(panel, labels if panel is panels[0] else [""] * len(rows))
     panels[len(panels) // 2].set_xlabel("top-1 accuracy (%)")
-    _draw_key(panels[0], results, tolerance, 1 + 0.25 / panel_height)
+    words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
+    band = [Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}")]
+    _draw_key(panels[0], _LOOKS, words, band, 1 + 0.25 / panel_height)
     return figure
 
 
@@ -143,17 +156,19 @@ def _note(panel: Axes, text: str, x: float, line: int, right: bool, **look: Any)
     )
 
 
-def _draw_key(panel: Axes, results: Sequence[CellResult], tolerance: float, height: float) -> None:
-    """What the shapes mean, above the panels (at `height` of theirs); only those that are drawn."""
-    drawn = {result.verdict.word for result in results if result.verdict and result.mean is not None}
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], ms=4.6, mew=1.2, lw=1.2, label=str(word), **look)
-        for word, look in _LOOKS.items()
-        if word in drawn
-    ]
-    handles.append(Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}"))
+def _draw_key(
+    panel: Axes,
+    looks: Mapping[Any, dict[str, Any]],
+    drawn: Iterable[Any],
+    further: Sequence[Artist],
+    height: float,
+) -> None:
+    """What the shapes that are drawn mean, above the panel (at `height` of it)."""
+    marks = [Line2D([], [], ms=4.6, mew=1.2, lw=1.2, label=str(w), **looks[w]) for w in looks if w in drawn]
     place: Any = {"loc": "lower left", "bbox_to_anchor": (0, height), "borderaxespad": 0}
-    panel.legend(handles=handles, ncols=len(handles), handlelength=1.8, columnspacing=1.4, **place)
+    panel.legend(
+        handles=[*marks, *further], ncols=len(_LOOKS) + 1, handlelength=1.8, columnspacing=1.4, **place
+    )
 
 
 def _caption(results: Sequence[CellResult], rules: Rules, preset: Preset) -> str:
@@ -195,13 +210,70 @@ def draw_effect(effect: Effect) -> Figure:
     panel.set_ylim(len(labels) - 0.4, -0.6)
     _name_rows(panel, labels)
     panel.set_xlabel("times as much" if factor else "points")
-    if factor:
-        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panel.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+    _effect_ticks(panel, factor)
+    return figure
+
+
+def _effect_ticks(panel: Axes, factor: bool) -> None:
+    panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    panel.xaxis.set_minor_locator(NullLocator())
+    form = "{:g}" if factor else "{:+g}"
+    panel.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: form.format(value).replace("-", "−") if value else "0")
+    )
+
+
+def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset: Preset) -> Figure:
+    """A specification curve: a panel per point that the paper leaves open, a line per alternative, sorted.
+
+    A dot with its whisker is an alternative's effect with its interval, in points; a grey bar is where the
+    paper's number is. Effects without a difference are left out; at least one has one.
+    """
+    drawn = sorted((e for e in effects if e.difference is not None), key=lambda e: -(e.difference or 0.0))
+    names = dict.fromkeys(e.variation.ablation.name for e in effects if e.difference is not None)
+    groups = [[effect for effect in drawn if effect.variation.ablation.name == name] for name in names]
+    of_paper = preset.name == "paper"
+    figure, panels = style.make_page(
+        qualified_title(
+            "What the paper leaves open: how far each alternative moves its cell",
+            preset,
+            any(run.generated for effect in drawn for run in effect.baseline.averaged),
+        ),
+        f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
+        f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
+        "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
+        f"tested. {preset_sentence(preset)}",
+        panels=[(3.4, 0.31 * len(group)) for group in groups],
+        margins=style.Margins(left=3.4, between=0.3, panel_title=0.5),
+    )
+    for panel, (name, group) in zip(panels, zip(names, groups, strict=True), strict=True):
+        panel.sharex(panels[0])
+        panel.axvline(0, color=style.QUIET, lw=0.8, ls=(0, (2, 3)), zorder=0)
+        for line, effect in enumerate(group):
+            look = _DIRECTIONS[effect.direction]
+            if effect.baseline.difference is not None and of_paper:
+                panel.plot(-effect.baseline.difference, line, "|", color=style.GRID, ms=11, mew=1.8)
+            if effect.interval:
+                panel.plot(effect.interval, (line, line), color=look["color"], lw=1.2, solid_capstyle="butt")
+            panel.plot(effect.difference or 0.0, line, ms=4.6, mew=1.2, zorder=4, **look)
+        panel.set_ylim(len(group) - 0.4, -0.6)
+        cells = [cell_label(effect, registry) for effect in group]
+        alike = len(set(cells)) == 1
+        labels = [effect.variation.alternative.label for effect in group]
+        places = ["" if alike else f"\n{cell}" for cell in cells]
+        _name_rows(
+            panel, [textwrap.fill(text, 58) + place for text, place in zip(labels, places, strict=True)]
         )
+        title = f"{name}: {cells[0]}" if alike else name
+        panel.set_title(title, loc="left", size=style.LABEL_SIZE, weight="bold", pad=3, parse_math=False)
+        panel.grid(axis="x", color="#EEEEEE", lw=0.6)
+        panel.set_axisbelow(True)
+        last = panel is panels[-1]
+        panel.spines["bottom"].set_visible(last)
+        panel.tick_params(axis="x", labelbottom=last, length=3.5 * last)
+    _effect_ticks(panels[-1], factor=False)
+    panels[-1].set_xlabel("moves the accuracy by (points; 0: as resolved here)")
+    paper = Line2D([], [], marker="|", ls="", ms=11, mew=1.8, color=style.GRID, label="the paper's number")
+    height = 1 + 0.25 / (0.31 * len(groups[0]))
+    _draw_key(panels[0], _DIRECTIONS, {effect.direction for effect in drawn}, [paper][:of_paper], height)
     return figure

@@ -20,14 +20,13 @@ from markupsafe import Markup
 
 from repro.analysis import ablations, audit, claims, curves, paper_figures
 from repro.analysis.claims import ClaimVerdict, ClaimWord
-from repro.analysis.dot_plot import draw_effect
-from repro.analysis.effects import column_text, effect_text
+from repro.analysis.dot_plot import draw_ablations, draw_effect
 from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import Rules
 from repro.analysis.style import figure_style, to_svg
 from repro.analysis.tables import TableText, build_tables
 from repro.analysis.text import plain
-from repro.analysis.verdicts import Verdict, judge_cells
+from repro.analysis.verdicts import Verdict, judge_cells, seeds_sentences
 from repro.config import Preset, format_axis
 from repro.record_state import RecordState, RunState
 from repro.records import Provenance, RunRecord
@@ -98,6 +97,7 @@ def render_report(
             "columns": [_column(column, preset) for column in curves.columns_of(states, registry)],
             "plots": _cell_plots(results, states_of),
             "claim_plots": _claim_plots(judged),
+            "ablation_plot": _ablation_plot(effects, registry, preset),
         }
     return _template("report.html").render(
         **drawn,
@@ -115,7 +115,7 @@ def render_report(
         states_of=states_of,
         state_words=_STATE_WORDS,
         claims=judged,
-        claim_texts=[_claim_texts(claim, rules) for claim in judged],
+        claim_texts=[claim.evidence(rules.tests.level) for claim in judged],
         ablation_groups=_ablation_groups(effects, registry),
         computed=sum(effect.difference is not None for effect in effects),
         all_effects=len(effects),
@@ -176,6 +176,15 @@ def _claim_plots(judged: Sequence[ClaimVerdict]) -> dict[str, Markup]:
     return plots
 
 
+def _ablation_plot(
+    effects: Sequence[ablations.AblationEffect], registry: Registry, preset: Preset
+) -> Markup | None:
+    if all(effect.difference is None for effect in effects):
+        return None
+    description = "What the paper leaves open: the effect of each alternative with its interval"
+    return to_svg(draw_ablations(effects, registry, preset), "ambiguities", description)
+
+
 def _audit(registry: Registry, rules: Rules) -> dict[str, Any]:
     """The audit's parts; it is of the paper's three tables, so a project with its own alone has none."""
     if not {table.name for table in registry.tables} >= {1, 2, 3}:
@@ -227,17 +236,8 @@ def _table_facts(table: TableText, results: Sequence[CellResult], preset: Preset
         "beyond": _runs(beyond),
         "to_do": sum(len(result.blanks) - result.diverged for result in (*table.results, *beyond)),
         "foreign": list(dict.fromkeys(foreign)),
+        "seeds": seeds_sentences(table.results),
         "command": f"repro run --preset {preset.name}{names}",
-    }
-
-
-def _claim_texts(verdict: ClaimVerdict, rules: Rules) -> dict[str, Sequence[str]]:
-    """The evidence under its headings."""
-    level = rules.tests.level
-    return {
-        "By column": [column_text(column, verdict.effect) for column in verdict.effect.columns],
-        "Shown, not tested": [f"{label}: {effect_text(of, level)}" for label, of in verdict.shown],
-        "Missing": verdict.missing,
     }
 
 

@@ -11,9 +11,8 @@ PAPER_RUNS runs, and no number of our seeds makes it more precise. Needs neither
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,8 +35,8 @@ DRAWS = 4000  # simulated sets of columns behind a claim's power: a standard err
 class Seeds:
     """Advice for a cell or a claim with `planned` seeds.
 
-    `power` and `more` are by verdict: its chance with the planned seeds, and how many more give it POWER, None
-    where no number does. Both are empty where seeds are not the question.
+    `power` and `more` are by verdict: its chance with the planned seeds, and how many more give it POWER,
+    None where no number up to MOST_SEEDS does. Both are empty where seeds are not the question.
     """
 
     planned: int
@@ -94,8 +93,8 @@ def claim_seeds(
 ) -> Seeds:
     """Advice for a claim that is not decided; `spreads` are ours by table.
 
-    The claim's own test on DRAWS sets of the verdict's columns, drawn around the paper's means with the spread
-    of n seeds, against α / (claims of the family), Holm's strictest step.
+    The claim's own test on DRAWS sets of the verdict's columns, drawn around the paper's means with the
+    spread of n seeds, against α / (claims of the family), Holm's strictest step.
     """
     columns = verdict_columns(registry, rules.tests)
     reported = [reported_means(table, network) for table, network in columns]
@@ -133,29 +132,26 @@ def _advice(
     }
 
     def chances(n: float) -> str:
-        return ", ".join(
-            f"{100 * of_word(n):.0f} % for {word} {truths[word]}" for word, of_word in powers.items()
-        )
+        shares = {word: of_word(n) for word, of_word in powers.items()}
+        texts = {word: f"{100 * p:.0f} %" if p < 0.995 else "over 99 %" for word, p in shares.items()}
+        return ", ".join(f"{text} for {word!r} {truths[word]}" for word, text in texts.items())
 
     needed = [count for count in more.values() if count is not None]
     if len(needed) < len(powers):
         sentence = f"More seeds cannot decide it, {limit}: even {MOST_SEEDS} give {chances(MOST_SEEDS)}."
     elif count := max(needed):
-        sentence = f"{counted(count, 'more seed')} would decide it with {100 * POWER:g} % power: {chances(planned + count)}."
+        enough = f"{counted(count, 'more seed')} would decide it with {100 * POWER:g} % power"
+        sentence = f"{enough}: {chances(planned + count)}."
     else:
         sentence = f"{counted(planned, 'seed')} can decide it: {chances(planned)}."
     return Seeds(planned, power, more, sentence)
 
 
-def planned_seeds(registry: Registry, preset: Preset, rules: Rules) -> dict[str, Seeds]:
-    """Advice before the first record, by table and claim: from the paper's own spread."""
-    planned = len(preset.seeds)
-    tables = [table for table in registry.tables if table.of_paper and table.reports]
-    unknown = PooledSpread(None, 0)
-    cells = {f"Table {table.name}": cell_seeds(table, unknown, rules.cells, planned) for table in tables}
+def planned_seeds(
+    registry: Registry, preset: Preset, rules: Rules, tables: Collection[TableName]
+) -> dict[str, Seeds]:
+    """Advice before the first record, for each of `tables` that reports numbers, and for each claim."""
+    planned, unknown = len(preset.seeds), PooledSpread(None, 0)
+    reporting = [table for table in registry.tables if table.reports and table.name in tables]
+    cells = {f"Table {t.name}": cell_seeds(t, unknown, rules.cells, planned) for t in reporting}
     return cells | {claim.name: claim_seeds(claim, registry, rules, {}, planned) for claim in rules.claims}
-
-
-def seeds_fields(advice: Mapping[str, Seeds]) -> dict[str, Any]:
-    """For a program: the fields of each."""
-    return {name: asdict(seeds) for name, seeds in advice.items()}

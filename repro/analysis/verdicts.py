@@ -124,9 +124,7 @@ def judge_cells(
             so_far = Verdict(rules.cells.partly_diverged) if result.diverged else common
             verdict = replace(verdict, so_far=so_far)
         seeds = _seeds(result, verdict, registry, rules.cells)
-        worded[result.cell] = replace(
-            verdict, sentence=_sentence(result, verdict, rules.cells), seeds=seeds
-        )
+        worded[result.cell] = replace(verdict, sentence=_sentence(result, verdict, rules.cells), seeds=seeds)
     return tuple(replace(result, verdict=worded.get(result.cell)) for result in results)
 
 
@@ -286,7 +284,9 @@ def cells_sentence(results: Sequence[CellResult]) -> str:
 
 def seeds_sentences(results: Sequence[CellResult]) -> list[str]:
     """What more seeds would decide: a sentence for the cells of a table that share it."""
-    advised = [(result, result.verdict.seeds) for result in results if result.verdict and result.verdict.seeds]
+    advised = [
+        (result, result.verdict.seeds) for result in results if result.verdict and result.verdict.seeds
+    ]
     counts = Counter((result.cell.table, seeds.sentence) for result, seeds in advised)
     return [
         f"Table {table}, {counted(count, 'cell')} not decided: {sentence}"

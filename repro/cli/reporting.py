@@ -155,13 +155,15 @@ def project_rules(context: "Context") -> "Rules":
 @places
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
 def figures(context: "Context", output: Path | None) -> None:
-    """Draw Figures 2 and 3, the training curves and the gradient norms from the records, as PNG and PDF."""
+    """Draw Figures 2 and 3, training curves, gradient norms and ablations as PNG and PDF."""
     from repro.analysis.figures import draw_figures
+    from repro.experiments import AMBIGUITIES
 
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
     folder = output or context.project.preset_figures(preset.name)
-    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context))
+    effects = study_effects(context, [AMBIGUITIES])[0] if registry.ablations else ()
+    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects)
     for path in files:
         click.echo(path)
     for notice in notices:
