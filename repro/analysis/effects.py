@@ -244,14 +244,20 @@ def reported_effects(contrast: Claim, registry: Registry) -> tuple[float, ...]:
 def _reported_in(contrast: Claim, reported: Mapping[str, float]) -> float | None:
     if contrast.measure != "accuracy" or any(row not in reported for row in contrast.rows):
         return None
-    of, over = combined_means(contrast, reported)
+    of, over = combined_means(contrast, reported, reported)
     return float(of - over)
 
 
-def combined_means(contrast: Claim, means: Mapping[str, Any]) -> list[np.ndarray]:
-    """Both sides' values where every row has one mean or an array of them; the best is the largest."""
-    sides = ((np.array([means[row] for row in rows]), how) for rows, how in contrast.sides)
-    return [values.mean(axis=0) if how == "mean" else values.max(axis=0) for values, how in sides]
+def combined_means(
+    contrast: Claim, means: Mapping[str, Any], reported: Mapping[str, Any]
+) -> tuple[np.ndarray, ...]:
+    """Both sides' values from a mean per row, or an array of them whose last axis is that of `reported`."""
+    sides = []
+    for rows, how in contrast.sides:
+        values, papers = (np.array([of[row] for row in rows]) for of in (means, reported))
+        best = {"best": values, "best-reported": papers}.get(how)
+        sides.append(values.mean(axis=0) if best is None else np.choose(best.argmax(axis=0), values))
+    return tuple(sides)
 
 
 def effect_text(effect: Effect, level: float) -> str:

@@ -110,7 +110,7 @@ def claim_seeds(
             row: mean + noise.standard_normal((DRAWS, len(columns))) * stds / math.sqrt(n)
             for row, mean in means.items()
         }
-        of, over = combined_means(claim, drawn)
+        of, over = combined_means(claim, drawn, means)
         return float((signed_rank_ps(claim.beyond(of - over)) <= alpha).mean())
 
     why = f"the test of {counted(len(columns), 'column')} is the limit"
