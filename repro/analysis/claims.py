@@ -326,8 +326,6 @@ def claims_text(
             lines.append(f"   Seeds: {verdict.seeds.sentence}")
         if effect.reported is not None:
             lines.append(f"   In the paper's own numbers: {signed(effect.reported)} points.")
-        if effect.correlation is not None:
-            lines.append(f"   Both sides over seeds correlate with r = {signed(effect.correlation)}.")
         if verdict.claim.caution:
             lines.append(f"   {verdict.claim.caution}")
         for heading, texts in verdict.evidence(rules.tests.level).items():

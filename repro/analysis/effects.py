@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from repro.analysis.inference import bootstrap_interval, paired_correlation
+from repro.analysis.inference import bootstrap_interval
 from repro.analysis.rules import Claim, Combination, Measure, Rules, TestRules, Unit
 from repro.analysis.text import counted, network_label, signed
 from repro.config import Preset
@@ -84,8 +84,7 @@ class Effect:
     """The mean of the columns' effects (of factors the geometric one) with its bootstrap interval.
 
     Columns without a value are in neither. The interval is over seeds, for these columns; None where a column
-    has one seed alone. `reported` is the same of the paper's means over all its columns; `correlation` is of
-    the sides over seeds within columns.
+    has one seed alone. `reported` is the same of the paper's means over all its columns.
     """
 
     unit: Unit
@@ -93,7 +92,6 @@ class Effect:
     low: float | None
     high: float | None
     reported: float | None
-    correlation: float | None
     columns: tuple[ColumnEffect, ...]
 
 
@@ -115,21 +113,19 @@ def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
     A column whose records come from different data is left out. Raises RegistryError where a side takes the
     row that the paper reports the best of, and it reports none.
     """
-    found = [_column(contrast, table, network, evidence) for table, network in evidence.columns]
-    columns, sides = zip(*filter(None, found), strict=True) if any(found) else ((), ())
-    strata = [side for side in sides if len(side)]
+    found = (_column(contrast, table, network, evidence) for table, network in evidence.columns)
+    columns = tuple(filter(None, found))
     tests, factor = evidence.rules.tests, contrast.unit == "factor"
-    value = low = high = correlation = None
+    strata = [np.log(c.by_seed) if factor else np.array(c.by_seed) for c in columns if c.by_seed]
+    value = low = high = None
     if strata:
-        effects = [np.subtract(*(np.log(side) if factor else side).T) for side in strata]
-        value = float(np.mean([of_column.mean() for of_column in effects]))
-        low, high = bootstrap_interval(effects, tests.level, tests.resamples, tests.seed) or (None, None)
-        correlation = paired_correlation([side for side in strata if len(side) > 1])
+        value = float(np.mean([of_column.mean() for of_column in strata]))
+        low, high = bootstrap_interval(strata, tests.level, tests.resamples, tests.seed) or (None, None)
     if factor:
         value, low, high = (None if number is None else math.exp(number) for number in (value, low, high))
     reported = reported_effects(contrast, evidence.registry)
     mean = float(np.mean(reported)) if reported else None
-    return Effect(contrast.unit, value, low, high, mean, correlation, columns)
+    return Effect(contrast.unit, value, low, high, mean, columns)
 
 
 def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
@@ -154,10 +150,8 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     return math.fsum(present) / len(present) if present and len(present) == len(values) else None
 
 
-def _column(
-    contrast: Claim, table: Table, network: str, evidence: Evidence
-) -> tuple[ColumnEffect, np.ndarray] | None:
-    """The column's effect, and both sides' values, float64 of (seeds, 2); None where there is nothing."""
+def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> ColumnEffect | None:
+    """The column's effect; None where there is nothing to say of it."""
     values: dict[str, dict[int, float]] = {row: {} for row in contrast.rows}
     recorded, data, diverged = set(), set(), Counter[str]()
     for row in contrast.rows:
@@ -191,7 +185,7 @@ def _column(
         "reported": _reported_in(contrast, reported),
     }
     if not seeds:
-        return ColumnEffect(**column, of_rows=contrast.of, over_rows=contrast.over), np.zeros((0, 2))
+        return ColumnEffect(**column, of_rows=contrast.of, over_rows=contrast.over)
     shared = {row: np.array([of_row[seed] for seed in seeds]) for row, of_row in values.items()}
     ours = {row: float(of_row.mean()) for row, of_row in shared.items()}
     chosen = [_chosen(rows, how, ours, reported, table, network) for rows, how in contrast.sides]
@@ -206,7 +200,7 @@ def _column(
         of_rows=chosen[0],
         over_rows=chosen[1],
         by_seed=tuple(by_seed.tolist()),
-    ), np.column_stack([of, over])
+    )
 
 
 def _chosen(

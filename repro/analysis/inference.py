@@ -188,18 +188,6 @@ def bootstrap_interval(
     return effect + float(low), effect + float(high)
 
 
-def paired_correlation(columns: Sequence[np.ndarray]) -> float | None:
-    """The correlation of both sides over seeds within columns, pooled; None where it is not defined.
-
-    Each column is float64 of (seeds, 2).
-
-    r = Σ (a − ā_c)(b − b̄_c) / √(Σ (a − ā_c)² · Σ (b − b̄_c)²)
-    """
-    first, second = np.concatenate([np.zeros((0, 2)), *(each - each.mean(axis=0) for each in columns)]).T
-    size = math.sqrt((first @ first) * (second @ second))
-    return max(-1.0, min(1.0, float(first @ second) / size)) if size > 0 else None
-
-
 def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:
     """Bartlett's statistic and p of "all cells have one variance", each std from `n` runs (ddof = 1).
 

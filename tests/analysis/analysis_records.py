@@ -108,18 +108,20 @@ def make_record(
     fingerprint: str = FINGERPRINT,
     generated: bool = False,
     partial: str | None = None,
-    test_images: int = 10_000,
+    test_images: int | None = None,
 ) -> RunRecord:
-    """A record of `run`; `accuracy` defaults to one near the paper's value for the cell."""
+    """A record of `run`; its accuracy defaults to one near the paper's, its data to those of the paper."""
     config = registry.config(run, preset)
     random = np.random.default_rng(int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16))
     if accuracy is None:
         mean = run.cell.reported.mean if run.cell.reported else 70.0
         accuracy = mean + float(random.normal(0, 0.25))
+    table = registry.table(run.cell.table)
+    papers = next((t.reported_data for t in registry.tables if t.dataset == table.dataset), None)
+    classes = config.recipe.classes or (papers.classes if papers else 100)
+    test_images = test_images or classes * (papers.test_per_class if papers else 100)
     correct = round(accuracy * test_images / 100)
     accuracy = 100 * correct / test_images
-    table = registry.table(run.cell.table)
-    classes = config.recipe.classes or 100
     curve = _curve(config.loss, dict(config.loss_parameters), accuracy, config.recipe, diverged_in, random)
     evaluated = [(epoch.test_accuracy, epoch.epoch) for epoch in curve if epoch.test_accuracy is not None]
     best, best_epoch = max(evaluated, default=(None, None))
@@ -152,7 +154,7 @@ def make_record(
             preparation_version=1,
             arrays={"train-images.npy": "b" * 64},
             classes=classes,
-            train_images=500 * classes,
+            train_images=classes * (papers.train_per_class if papers else 500),
             test_images=test_images,
             mean=(0.507, 0.487, 0.441),
             std=(0.267, 0.256, 0.276),

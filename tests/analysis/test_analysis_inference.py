@@ -15,7 +15,6 @@ from repro.analysis.inference import (
     bootstrap_interval,
     chi_square_tail,
     holm,
-    paired_correlation,
     pool,
     signed_rank_p,
     t_quantile,
@@ -147,15 +146,6 @@ def test_a_column_of_one_seed_has_no_bootstrap_interval():
     assert bootstrap_interval([], 0.95, 100, 0) is None
     strata = [[1.0, 2.0, 4.0]] * 3
     assert bootstrap_interval(strata, 0.95, 1000, 5) == bootstrap_interval(strata, 0.95, 1000, 5)
-
-
-def test_the_seeds_correlation_is_of_residuals_within_columns():
-    columns = [RANDOM.normal((10 * k, -20 * k), 1, size=(3, 2)) for k in range(4)]
-    residuals = np.concatenate([column - column.mean(axis=0) for column in columns])
-    expected = np.corrcoef(residuals.T)[0, 1]
-    assert paired_correlation(columns) == pytest.approx(expected, rel=1e-12)
-    assert paired_correlation([]) is None
-    assert paired_correlation([np.array([(1.0, 2.0), (1.0, 3.0)])]) is None
 
 
 def test_bartlett_is_scipys_on_samples_of_those_stds():
