@@ -329,8 +329,7 @@ def _sizes(table: Table, runs: Sequence[RunResult]) -> str:
     paper = table.reported_data
     if paper is None:
         return f"Data: {text}."
-    counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
-    if list(found) == [counts]:
+    if list(found) == [paper.counts]:
         return f"Data: {text}, as in the paper."
     return (
         f"Data: {text}; the paper has {paper.classes} classes with {paper.train_per_class} training and "

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import numpy as np
+
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
 from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
@@ -105,37 +107,33 @@ def judge_cells(
     """
     reported = [result for result in results if result.reported is not None]
     family = max(sum(cell.reported is not None for cell in registry.cells), len(reported))
-    verdicts = [_measured(result, reported, registry, preset, rules.cells) for result in reported]
+    measured = {
+        result.cell: _measured(result, reported, registry, preset, rules.cells) for result in reported
+    }
     # Only these are read one by one: complete, comparable, with an interval over all their runs.
     judged = [
-        place for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True))
-        if verdict.word is Verdict.UNDECIDED and not result.diverged and verdict.readings
-    ]  # fmt: skip
-    corrected = _corrected([verdicts[place] for place in judged], family, rules.cells)
-    for place, verdict in zip(judged, corrected, strict=True):
-        verdicts[place] = verdict
-    worded = {}
-    for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True)):
+        result.cell
+        for result in reported
+        if (verdict := measured[result.cell]).word is Verdict.UNDECIDED
+        and not result.diverged
+        and verdict.readings
+    ]
+    measured |= zip(judged, _corrected([measured[cell] for cell in judged], family, rules.cells), strict=True)
+    verdicts = {}
+    for result in reported:
+        verdict = measured[result.cell]
         words = {reading.word for reading in verdict.readings}
         common = words.pop() if len(words) == 1 else Verdict.UNDECIDED
-        if place in judged:
+        if result.cell in judged:
             verdict = replace(verdict, word=common, reason=_why(verdict, common, rules.cells, family))
         elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
-            so_far = Verdict(rules.cells.partly_diverged) if result.diverged else common
-            verdict = replace(verdict, so_far=so_far)
+            verdict = replace(
+                verdict, so_far=Verdict(rules.cells.partly_diverged) if result.diverged else common
+            )
+        sentence = _sentence(result, verdict, rules.cells)
         seeds = _seeds(result, verdict, registry, rules.cells)
-        worded[result.cell] = replace(verdict, sentence=_sentence(result, verdict, rules.cells), seeds=seeds)
-    return tuple(replace(result, verdict=worded.get(result.cell)) for result in results)
-
-
-def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: CellRules) -> Seeds | None:
-    if verdict.word not in (Verdict.UNDECIDED, Verdict.INCOMPLETE):
-        return None
-    if result.diverged:
-        sentence = "More seeds cannot decide it: a run diverged, and such a cell is never reproduced."
-        return Seeds(result.expected, {}, {}, sentence)
-    ours = PooledSpread(verdict.our_std, verdict.our_degrees)
-    return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)
+        verdicts[result.cell] = replace(verdict, sentence=sentence, seeds=seeds)
+    return tuple(replace(result, verdict=verdicts.get(result.cell)) for result in results)
 
 
 def _measured(
@@ -168,17 +166,15 @@ def _not_comparable(result: CellResult, table: Table, preset: Preset) -> str:
     """Why the cell cannot be held against the paper's; empty where it can."""
     if preset.name != "paper":
         return f"made with the preset {preset.name}, not with the paper's recipe"
-    if any(run.generated for run in result.averaged):
-        return "trained on generated data"
-    if partial := next((run.partial for run in result.averaged if run.partial), None):
-        return f"trained on partial data ({partial})"
-    if (paper := table.reported_data) is not None:
-        counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
-        for run in result.averaged:
-            if run.sizes != counts:
-                return (
-                    "{} classes, {:,} training and {:,} test images; the paper says {}, {:,} and {:,}"
-                ).format(*run.sizes, *counts)
+    papers = table.reported_data and table.reported_data.counts
+    for run in result.averaged:
+        if run.generated:
+            return "trained on generated data"
+        if run.partial:
+            return f"trained on partial data ({run.partial})"
+        if papers and run.sizes != papers:
+            text = "{} classes, {:,} training and {:,} test images; the paper says {}, {:,} and {:,}"
+            return text.format(*run.sizes, *papers)
     return ""
 
 
@@ -207,28 +203,29 @@ def _reading(result: CellResult, ours: PooledSpread, table: Table, ddof: int, ru
 def _by_interval(low: float, high: float, tolerance: float) -> Verdict:
     if -tolerance <= low and high <= tolerance:
         return Verdict.REPRODUCED
-    if low > tolerance or high < -tolerance:
-        return Verdict.OFF
-    return Verdict.UNDECIDED
+    return Verdict.OFF if low > tolerance or high < -tolerance else Verdict.UNDECIDED
 
 
 def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> list[CellVerdict]:
     """The verdicts with adjusted p and the words that these leave to each reading."""
+    corrected = list(judged)
     # Cells that are not judged yet keep their place in the family: looking early gains nothing.
-    absent = [1.0] * (family - len(judged))
-    by_reading = []
-    for readings in zip(*(verdict.readings for verdict in judged), strict=True):
-        beyond = benjamini_hochberg([*(reading.p_beyond for reading in readings), *absent])
-        equivalent = benjamini_hochberg([*(reading.p_equivalence for reading in readings), *absent])
-        column = []
-        for reading, p_beyond, p_equivalent in zip(readings, beyond, equivalent, strict=False):
-            p_of_word = {Verdict.REPRODUCED: p_equivalent, Verdict.OFF: p_beyond}.get(reading.word, 0.0)
-            word = reading.word if p_of_word <= rules.false_discovery_rate else Verdict.UNDECIDED
-            adjusted = replace(reading, p_beyond_adjusted=p_beyond, p_equivalence_adjusted=p_equivalent)
-            column.append(replace(adjusted, word=word))
-        by_reading.append(column)
-    readings_of = zip(*by_reading, strict=True)
-    return [replace(verdict, readings=pair) for verdict, pair in zip(judged, readings_of, strict=True)]
+    p = np.ones((2, 2, family))  # of (beyond, equivalence), by reading and cell
+    for place, verdict in enumerate(judged):
+        p[..., place] = [[r.p_beyond, r.p_equivalence] for r in verdict.readings]
+    adjusted = benjamini_hochberg(p)
+    for place, verdict in enumerate(judged):
+        readings = []
+        for reading, (beyond, equivalence) in zip(
+            verdict.readings, adjusted[..., place].tolist(), strict=True
+        ):
+            needed = {Verdict.REPRODUCED: equivalence, Verdict.OFF: beyond}.get(reading.word, 0.0)
+            word = reading.word if needed <= rules.false_discovery_rate else Verdict.UNDECIDED
+            readings.append(
+                replace(reading, p_beyond_adjusted=beyond, p_equivalence_adjusted=equivalence, word=word)
+            )
+        corrected[place] = replace(verdict, readings=tuple(readings))
+    return corrected
 
 
 def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> str:
@@ -245,20 +242,27 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
 
 def _sentence(result: CellResult, verdict: CellVerdict, rules: CellRules) -> str:
     """The verdict in words, with the numbers behind it."""
-    word = f"{verdict.word}, so far {verdict.so_far}" if verdict.so_far else str(verdict.word)
-    head = f"{word[0].upper()}{word[1:]}"
+    head = verdict.word.capitalize() + (f", so far {verdict.so_far}" if verdict.so_far else "")
     if verdict.reason:
         head += f": {verdict.reason}"
     if result.difference is None or result.reported is None:
         return f"{head}."
-    text = (
-        f"{result.mean:.2f} (n = {result.n}) against the paper's {result.reported.mean:.2f}, "
-        f"{signed(result.difference)} points"
-    )
+    text = f"{result.mean:.2f} (n = {result.n}) against the paper's {result.reported.mean:.2f}, "
+    text += f"{signed(result.difference)} points"
     if verdict.interval is not None:
         low, high = verdict.interval
         text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
     return f"{head}. {text}."
+
+
+def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: CellRules) -> Seeds | None:
+    if verdict.word not in (Verdict.UNDECIDED, Verdict.INCOMPLETE):
+        return None
+    if result.diverged:
+        sentence = "More seeds cannot decide it: a run diverged, and such a cell is never reproduced."
+        return Seeds(result.expected, {}, {}, sentence)
+    ours = PooledSpread(verdict.our_std, verdict.our_degrees)
+    return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)
 
 
 def mark(result: CellResult) -> str:

@@ -213,12 +213,12 @@ def test_two_whole_losses_of_three_make_no_winner(registry, quick):
 def table_of(registry, quick):
     """The text of a table with these records: row/seed → what `make_record` takes."""
 
-    def text(records, registry=registry, preset=quick, form="markdown"):
+    def text(records, shown=registry, preset=quick, form="markdown"):
         states = [
             done(make_record(registry, preset, registry.parse(f"cifar100/vgg16/{run}"), **values), registry)
             for run, values in records.items()
         ]
-        return render_tables(summarise(states, registry, preset), registry, preset, form)
+        return render_tables(summarise(states, shown, preset), shown, preset, form)
 
     return text
 
