@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from repro.analysis import ablations, audit, claims, curves, paper_figures
+from repro.analysis import ablations, audit, claims, curves, figures
 from repro.analysis.claims import ClaimVerdict, ClaimWord
 from repro.analysis.dot_plot import draw_ablations, draw_effect
 from repro.analysis.results import CellResult, summarise
@@ -90,7 +90,7 @@ def render_report(
         states_of.setdefault(state.run.cell.id, []).append(state)
     judged = claims.judge_claims([*states, *further], registry, preset, rules)
     words = [result.verdict.word for result in results if result.verdict]
-    comparison = paper_figures.find_comparison(states, registry)
+    comparison = figures.find_comparison(states, registry)
     with figure_style():
         drawn = {
             "figures": _paper_figures(comparison, preset) if comparison else [],
@@ -120,7 +120,7 @@ def render_report(
         computed=sum(effect.difference is not None for effect in effects),
         all_effects=len(effects),
         how_effects=ablations.HOW,
-        missing_figures=paper_figures.missing_for_figures(states, preset),
+        missing_figures=figures.missing_for_figures(states, preset),
         comparison=comparison,
         logit_rows=_logit_rows(comparison) if comparison else (),
         weight_rows=_weight_rows(comparison) if comparison else (),
@@ -136,7 +136,7 @@ def _records(states: Sequence[RunState]) -> list[RunRecord]:
 
 
 def _paper_figures(pair: curves.Column, preset: Preset) -> list[tuple[str, Markup]]:
-    logits, weights = paper_figures.draw_figure2(pair, preset), paper_figures.draw_figure3(pair, preset)
+    logits, weights = figures.draw_figure2(pair, preset), figures.draw_figure3(pair, preset)
     return [
         ("Figure 2", to_svg(logits, "figure2", "Figure 2: logits")),
         ("Figure 3", to_svg(weights, "figure3", "Figure 3: weight norms")),
@@ -256,7 +256,7 @@ def _ablation_groups(effects: Sequence[ablations.AblationEffect], registry: Regi
 def _logit_rows(pair: curves.Column) -> list[tuple[str, ...]]:
     """The numbers behind Figure 2: loss, seed, mean, std, quantiles 2.5, 25, 50, 75, 97.5 %."""
     rows = []
-    for side, record in zip(pair.series, paper_figures.one_seed(pair), strict=True):
+    for side, record in zip(pair.series, figures.one_seed(pair), strict=True):
         logits = record.probes.logits
         assert logits is not None, "a comparison is of records with probes"
         numbers = (logits.mean, logits.std, *(logits.quantiles[q] for q in ("2.5", "25", "50", "75", "97.5")))
@@ -266,7 +266,7 @@ def _logit_rows(pair: curves.Column) -> list[tuple[str, ...]]:
 
 def _weight_rows(pair: curves.Column) -> list[list[str]]:
     """The numbers behind Figure 3: a class, then each loss's mean over its seeds; the last row is of all."""
-    means = [paper_figures.weight_norms(series).mean(axis=0) for series in pair.series]
+    means = [figures.weight_norms(series).mean(axis=0) for series in pair.series]
     named = [(f"class {k}", [values[k] for values in means]) for k in range(min(10, *map(len, means)))]
     named.append(("all classes", [values.mean() for values in means]))
     return [[name, *(f"{value:.3f}" for value in values)] for name, values in named]

@@ -13,8 +13,7 @@ from matplotlib import image
 
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
 from repro.analysis.dot_plot import draw_dots
-from repro.analysis.figures import draw_figures
-from repro.analysis.paper_figures import FIGURE_CELLS, draw_figure2, draw_figure3, find_comparison
+from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
 from repro.analysis.results import summarise
 from repro.analysis.rules import read_rules
 from repro.analysis.style import figure_style, line_styles, to_svg
@@ -64,7 +63,7 @@ def _style():
 @pytest.fixture
 def names(monkeypatch, registry, paper, tmp_path):
     """The names of what would be drawn, without the rendering, which takes most of the time; the notices."""
-    monkeypatch.setattr("repro.analysis.figures.save", lambda figure, folder, name: [folder / name])
+    monkeypatch.setattr("repro.analysis.style.save", lambda figure, folder, name: [folder / name])
 
     def draw(states):
         files, notices = draw_figures(states, registry, paper, tmp_path)
@@ -81,7 +80,7 @@ from matplotlib import rcParams
 experiments, tests, folder = map(pathlib.Path, sys.argv[1:])
 sys.path[:0] = [str(tests), str(tests.parent)]
 before = rcParams.copy()
-from repro.analysis.figures import draw_figures
+from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
 from repro.registry import Registry
 from test_analysis_figures import states_of
 registry = Registry.load(experiments)
