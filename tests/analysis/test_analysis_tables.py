@@ -6,8 +6,7 @@ import re
 import pytest
 from analysis_records import done, make_record, missing
 
-from repro.analysis.export import render_tables
-from repro.analysis.latex import escape
+from repro.analysis.export import escape_latex, render_tables
 from repro.analysis.results import CellResult, summarise
 from repro.config import Preset
 from repro.experiments import ReportedData
@@ -125,7 +124,7 @@ def test_what_latex_would_read_as_markup_is_escaped():
         ("7 → 8 ± −1 × Δ…", r"7 $\rightarrow$ 8 $\pm$ $-$1 $\times$ $\Delta$\dots{}"),
         ("Größe 漢\nx", "Größe [U+6F22] x"),
     ):
-        assert escape(text) == latex
+        assert escape_latex(text) == latex
 
 
 def test_csv_has_a_line_a_cell_at_full_precision(summaries, registry, quick):
