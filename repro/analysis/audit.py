@@ -268,9 +268,9 @@ def finding_sentences(audit: PaperAudit) -> tuple[str, ...]:
     ahead = "{title}: {first} is ahead of {others} in {rows_ahead} of {rows} rows"
     return (
         *(
-            f"{claim['statement']}, by the printed means: {signed(claim['mean'])} points, in "
-            f"{claim['ahead']} of {claim['columns']} columns; Wilcoxon's exact one-sided p = {_p(claim['p'])}."
-            for claim in _rows(audit.claims)
+            f"{row['statement']}, by the printed means: {signed(row['mean'])} points, in {row['ahead']} of "
+            f"{row['columns']} columns; Wilcoxon's exact one-sided p = {_p(row['p'])}."
+            for row in _rows(audit.claims)
         ),
         f"The best m: {best} of {len(scales)} columns; shown to be ahead of the column's worst in "
         f"{scales['shown_ddof1'].sum()} / {scales['shown_ddof0'].sum()}.",
