@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from repro.analysis import style
-from repro.analysis.text import loss_label, network_label, preset_sentence, qualified_title
+from repro.analysis.text import loss_label, network_label
 from repro.config import Preset, format_axis
 from repro.experiments import TableName
 from repro.record_state import RunState
@@ -90,12 +90,13 @@ def draw_curves(column: Column, preset: Preset) -> Figure:
     """Test accuracy by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
     height = max(2.7, 0.16 * len(column.series))
     figure, (whole, end) = style.make_page(
-        qualified_title(f"Test accuracy by epoch: {column.title}", preset, column.generated),
+        f"Test accuracy by epoch: {column.title}",
         "Top-1 accuracy on the test images in percent; the right panel enlarges the box in the left one. "
-        f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch. {preset_sentence(preset)}",
+        f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch.",
         panels=((2.75, height), (2.35, height)),
         margins=style.Margins(right=2.8, between=0.55),
         side_by_side=True,
+        of=(preset, column.generated),
     )
     _draw_column(whole, column, _test_accuracy)
     places = _draw_column(end, column, _test_accuracy)
@@ -118,13 +119,13 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     """Both gradient norms by epoch on a log scale: at the softmax's input and at the pooled feature."""
     height = max(2.1, 0.16 * len(column.series))
     figure, panels = style.make_page(
-        qualified_title(f"Gradient norms by epoch: {column.title}", preset, column.generated),
+        f"Gradient norms by epoch: {column.title}",
         "Means over the training images of each epoch, as trained on. Top: ‖p − y‖₂, the gradient at the "
         "softmax's input, margin included (Eq. 8). Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
-        f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch. "
-        f"{preset_sentence(preset)}",
+        f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch.",
         panels=((4.4, height), (4.4, height)),
         margins=style.Margins(right=2.8, between=0.22, left=0.72),
+        of=(preset, column.generated),
     )
     # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[tuple[Value, str], ...] = (

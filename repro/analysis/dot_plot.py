@@ -17,7 +17,7 @@ from repro.analysis.ablations import LEVEL, AblationEffect, Direction, cell_labe
 from repro.analysis.effects import Effect
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
-from repro.analysis.text import loss_label, network_label, points, preset_sentence, qualified_title
+from repro.analysis.text import loss_label, network_label, points
 from repro.analysis.verdicts import Verdict, cells_sentence
 from repro.config import Preset
 from repro.experiments import Table
@@ -52,11 +52,12 @@ def draw_dots(table: Table, results: Sequence[CellResult], rules: Rules, preset:
     height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
     generated = any(run.generated for result in results for run in result.averaged)
     figure, panels = style.make_page(
-        qualified_title(f"{table.heading}, ours against the paper's", preset, generated),
-        _caption(results, rules, preset),
+        f"{table.heading}, ours against the paper's",
+        _caption(results, rules),
         panels=((1.75, height),) * len(networks),
         margins=style.Margins(max(map(len, labels)) / 19 + 0.15, 0.15, between=0.22, panel_title=0.45),
         side_by_side=True,
+        of=(preset, generated),
     )
     columns = [[result for result in results if result.cell.network == network] for network in networks]
     limits = _limits(columns, tolerance)
@@ -143,7 +144,7 @@ def _draw_key(panel: Axes, drawn: Iterable[str], further: Sequence[Artist], heig
     panel.legend(handles=[*marks, *further], ncols=6, handlelength=1.8, columnspacing=1.4, **place)
 
 
-def _caption(results: Sequence[CellResult], rules: Rules, preset: Preset) -> str:
+def _caption(results: Sequence[CellResult], rules: Rules) -> str:
     judging = any(result.verdict and result.verdict.word is not Verdict.NOT_COMPARABLE for result in results)
     reading = (
         " A cell whose whisker lies within its bar is reproduced; one whose whisker lies wholly beyond the "
@@ -153,7 +154,7 @@ def _caption(results: Sequence[CellResult], rules: Rules, preset: Preset) -> str
         "Marker: our mean over the seeds after the last epoch "
         f"({style.sample_size([result.n for result in results if result.n])}). Whisker: the "
         f"{100 * rules.cells.level:g} % interval of our difference from the paper's mean, put around "
-        f"ours.{reading if judging else ''} {cells_sentence(results)} {preset_sentence(preset)}"
+        f"ours.{reading if judging else ''} {cells_sentence(results)}"
     )
 
 
@@ -203,15 +204,15 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
     drawn = [effect for group in groups.values() for effect in group]
     heights = [0.31 * len(group) for group in groups.values()]
     generated = any(run.generated for effect in drawn for run in effect.baseline.averaged)
-    title = "What the paper leaves open: how far each alternative moves its cell"
     figure, panels = style.make_page(
-        qualified_title(title, preset, generated),
+        "What the paper leaves open: how far each alternative moves its cell",
         f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
         f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
         "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
-        f"tested. {preset_sentence(preset)}",
+        "tested.",
         panels=[(3.4, height) for height in heights],
         margins=style.Margins(left=3.4, between=0.3, panel_title=0.5),
+        of=(preset, generated),
     )
     of_paper = preset.name == "paper"
     bar = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}

@@ -13,7 +13,7 @@ from repro.analysis.curves import Column, Series, columns_of, draw_curves, draw_
 from repro.analysis.dot_plot import draw_ablations, draw_dots
 from repro.analysis.results import summarise
 from repro.analysis.rules import Rules
-from repro.analysis.text import plain, preset_sentence, qualified_title
+from repro.analysis.text import plain
 from repro.analysis.verdicts import judge_cells
 from repro.config import Preset
 from repro.record_state import RunState
@@ -131,18 +131,15 @@ def draw_figure2(pair: Column, preset: Preset) -> Figure:
     low, high = histograms[0].low, histograms[0].high
     beyond = sum(histogram.underflow + histogram.overflow for histogram in histograms)
     unseen = f", {beyond:,} of them beyond the recorded range {plain(low, 0)} … {plain(high, 0)}"
-    caption = (
+    figure, panels = style.make_page(
+        f"Figure 2: logits of {pair.title}, evaluation mode",
         f"Density of the logits after the last epoch: {data.test_images:,} test images × {data.classes} "
         f"classes, {drawn}. Shaded: the central 95 % of the logits. One logit in {data.classes} is that of "
         "the image's own class. The axis leaves out the outermost 0.02 % on either side"
-        f"{unseen if beyond else ''}. {preset_sentence(preset)}"
-    )
-    title = f"Figure 2: logits of {pair.title}, evaluation mode"
-    figure, panels = style.make_page(
-        qualified_title(title, preset, pair.generated),
-        caption,
+        f"{unseen if beyond else ''}.",
         panels=((6.2, 1.7), (6.2, 1.7)),
         margins=style.Margins(between=0.42, panel_title=0.22),
+        of=(preset, pair.generated),
     )
     ends = []
     for panel, letter, series, histogram, (edges, density, total) in zip(
@@ -189,13 +186,14 @@ def draw_figure3(pair: Column, preset: Preset) -> Figure:
     classes = min(_CLASSES, *(norm.shape[1] for norm in norms))
     counts = [len(norm) for norm in norms]
     figure, (panel,) = style.make_page(
-        qualified_title(f"Figure 3: norms of the class weights, {pair.title}", preset, pair.generated),
+        f"Figure 3: norms of the class weights, {pair.title}",
         "The ℓ₂ norm of each class's row of the last linear layer, after the last epoch; "
         f"{'the mean over seeds, with a dot for each' if max(counts) > 1 else 'one seed'} "
         f"({style.sample_size(counts)}). Dashed, and beside the labels: the mean over all "
-        f"{norms[0].shape[1]} classes. {preset_sentence(preset)}",
+        f"{norms[0].shape[1]} classes.",
         panels=((4.9, 2.6),),
         margins=style.Margins(right=1.7),
+        of=(preset, pair.generated),
     )
     entries = []
     for series, norm, shift in zip(pair.series, norms, (-_BAR / 2, _BAR / 2), strict=True):

@@ -90,15 +90,6 @@ class TestRules(TomlModel):
         return self.columns[self.verdict_at]
 
 
-class Shown(TomlModel):
-    """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
-
-    label: str
-    of: tuple[str, ...] = ()
-    over: tuple[str, ...] = ()
-    measure: Measure | None = None
-
-
 class Mirror(TomlModel):
     """What a claim's mirrored test compares instead; what it leaves out is the claim's."""
 
@@ -106,6 +97,13 @@ class Mirror(TomlModel):
     of_combined: Combination | None = None
     over: tuple[str, ...] = ()
     over_combined: Combination | None = None
+
+
+class Shown(Mirror):
+    """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
+
+    label: str
+    measure: Measure | None = None
 
 
 class Claim(TomlModel):
@@ -154,33 +152,24 @@ class Claim(TomlModel):
         distances: np.ndarray = scale(effects) - scale(self.margin)
         return distances if self.direction == "greater" else -distances
 
-    def instead(self, change: Mirror | Shown) -> "Claim":
+    def instead(self, change: Mirror) -> "Claim":
         """What the claim's mirror, or something shown, compares: what it gives replaces the claim's own."""
         given = {key: value for key, value in change if value and key in Claim.model_fields}
         return self.model_copy(update=given)
 
     @model_validator(mode="after")
-    def _factors_are_positive(self) -> Self:
-        if self.measure != "accuracy" and self.margin <= 0:
+    def _is_consistent(self) -> Self:
+        if self.unit == "factor" and self.margin <= 0:
             raise ValueError("margin: a factor is compared with a positive margin, 1 where nothing changes")
-        return self
-
-    @model_validator(mode="after")
-    def _chance_is_an_accuracy(self) -> Self:
-        if self.diverged == "chance-accuracy" and self.measure != "accuracy":
+        if self.unit == "factor" and self.diverged == "chance-accuracy":
             raise ValueError(f"diverged: chance-accuracy is for the measure accuracy, not for {self.measure}")
-        return self
-
-    @model_validator(mode="after")
-    def _mirror_is_not_chosen_by_results(self) -> Self:
         mirror = self.mirror or Mirror()
         if self.mirror == Mirror():
             raise ValueError("mirror: it changes nothing; leave it out")
         for side in ("of_combined", "over_combined"):
             if (getattr(mirror, side) or getattr(self, side)) == "best":
-                raise ValueError(
-                    f"mirror: {side} is best, by our own results; expected mean or best-reported"
-                )
+                best = f"mirror: {side} is best, by our own results"
+                raise ValueError(f"{best}; expected mean or best-reported")
         return self
 
 
