@@ -23,6 +23,7 @@ from repro.analysis.inference import (
 )
 from repro.analysis.rules import Claim, read_rules
 from repro.analysis.seeds import PAPER_RUNS, cell_seeds, reported_spread
+from repro.analysis.text import counted, points
 from repro.registry import Registry
 
 ROOT = Path(__file__).parents[1]
@@ -80,38 +81,38 @@ def primary(truth: Mapping[str, float], n: int, shared: float = 0.0) -> tuple[np
     return decide(PRIMARY, [draw(PRIMARY, truth, n, shared)] * 2)
 
 
-def say(what: str, *rates: tuple[str, np.ndarray]) -> None:
+def _say(what: str, *rates: tuple[str, np.ndarray]) -> None:
     print(f"{what}: " + ", ".join(f"{name} {100 * found.mean():.1f} %" for name, found in rates))
 
 
-def claim_errors() -> None:
+def _claim_errors() -> None:
     print("# Wrong verdicts on claims, per family")
     for n in (6, 7, 9):
         right, wrong = primary({}, n)
-        say(
+        _say(
             f"primary, {n} columns, all rows equal",
             ("supported", right.any(1)),
             ("contradicted", wrong.any(1)),
         )
     for n in (7, 9):
-        # The claim that scaling alone gains less than its margin is at its null where both controls gain that.
+        # Scaling alone gains less than the margin: at its null both controls gain exactly that.
         gain = {"logit": SECONDARY[-1].margin}
         drawn = [draw([claim], gain if claim is SECONDARY[-1] else {}, n) for claim in SECONDARY]
         drawn[-1] |= {
             "cross-entropy+bias=false": drawn[-1]["cross-entropy+bias=false"] + SECONDARY[-1].margin
         }
         right, wrong = decide(SECONDARY, drawn)
-        say(f"secondary, {n} columns, every effect at its margin", ("supported", right.any(1)),
+        _say(f"secondary, {n} columns, every effect at its margin", ("supported", right.any(1)),
             ("contradicted", wrong.any(1)))  # fmt: skip
     for n in (6, 9):
         right, wrong = primary({"scaled": 1.0, "am": 1.0, "pedcc": 1.0}, n)
-        say(f"claim 1 true by 1 point, claim 2 exactly 0, {n} columns", ("claim 2 supported", right[:, 1]),
+        _say(f"claim 1 true by 1 point, claim 2 exactly 0, {n} columns", ("claim 2 supported", right[:, 1]),
             ("claim 2 contradicted", wrong[:, 1]))  # fmt: skip
     for n in (6, 7, 9):
         ours = decide(
             [PRIMARY[0], PRIMARY[1].model_copy(update={"mirror": None})], [draw(PRIMARY, {}, n)] * 2
         )[1]
-        say(
+        _say(
             f"claim 2's mirror with the rival that is better in ours, {n} columns",
             ("contradicted", ours[:, 1]),
         )
@@ -119,7 +120,7 @@ def claim_errors() -> None:
     looks = [
         decide(PRIMARY, [{row: of[:, :n] for row, of in drawn.items()}] * 2)[0].any(1) for n in (7, 8, 9)
     ]
-    say(
+    _say(
         "primary, all rows equal",
         ("one look at 9", looks[-1]),
         ("looks at 7, 8 and 9", np.any(looks, axis=0)),
@@ -127,16 +128,16 @@ def claim_errors() -> None:
     for n in (6, 9):
         drawn = draw(PRIMARY, {}, n, shared=0.3)
         alone = signed_rank_ps(effects(PRIMARY[0], drawn)) <= RULES.tests.alpha
-        say(f"claim 1, effect shared by a data set's networks (sd .3), {n} columns", ("its test alone", alone),
+        _say(f"claim 1, effect shared by a data set's networks (sd .3), {n} columns", ("its test", alone),
             ("supported", decide(PRIMARY, [drawn] * 2)[0][:, 0]))  # fmt: skip
 
 
-def claim_power() -> None:
+def _claim_power() -> None:
     print("# Power of the primary claims: scaled BN ahead of every other loss")
-    for gain in (0.5, 1.0):
+    for gain in (0.25, 0.5, 1.0):
         for n in (6, 9):
             right, _ = primary({"scaled": gain}, n)
-            say(f"by {gain:g} points, {n} columns", ("claim 1", right[:, 0]), ("claim 2", right[:, 1]))
+            _say(f"by {points(gain)}, {n} columns", ("claim 1", right[:, 0]), ("claim 2", right[:, 1]))
 
 
 def called(truth: np.ndarray, seeds: int, repeats: int = 1500) -> dict[str, np.ndarray]:
@@ -153,7 +154,8 @@ def called(truth: np.ndarray, seeds: int, repeats: int = 1500) -> dict[str, np.n
         runs = std[:, None] * random.standard_normal((repeats, len(std), n))
         of_table = np.split(runs.var(axis=2, ddof=1), np.cumsum(sizes)[:-1], axis=1)
         pooled = [
-            np.repeat(each.mean(axis=1, keepdims=True), size, axis=1) for each, size in zip(of_table, sizes)
+            np.repeat(each.mean(axis=1, keepdims=True), size, axis=1)
+            for each, size in zip(of_table, sizes, strict=True)
         ]
         means.append(runs.mean(axis=2))
         variances.append(np.concatenate(pooled, axis=1) / n)
@@ -174,29 +176,29 @@ def called(truth: np.ndarray, seeds: int, repeats: int = 1500) -> dict[str, np.n
     }
 
 
-def cells() -> None:
+def _cells() -> None:
     print("# Cells")
     tenth = np.where(np.arange(72) % 10 == 0, 1.0, 0.0)
     found = called(tenth, SEEDS)
     wrong = (found["reproduced"] & (tenth == 1)).sum(1) / np.maximum(1, found["reproduced"].sum(1))
-    say("a tenth of the cells truly 1 point off, the others 0", ("of those called reproduced, wrong", wrong),
+    _say("a tenth of the cells truly 1 point off, the others 0", ("of those called reproduced, wrong", wrong),
         ("interval holds the truth", found["covered"]))  # fmt: skip
     third = np.where(np.arange(72) % 3 == 0, 3.0, 1.0)
     found = called(third, SEEDS)["off"]
-    say("a third of the cells truly 3 points off, the others 1", ("of those called off, wrong",
+    _say("a third of the cells truly 3 points off, the others 1", ("of those called off, wrong",
         (found & (third == 1)).sum(1) / np.maximum(1, found.sum(1))))  # fmt: skip
-    say("all cells truly .95 points off", ("called off", called(np.full(72, 0.95), SEEDS)["off"]))
+    _say("all cells truly .95 points off", ("called off", called(np.full(72, 0.95), SEEDS)["off"]))
     for n in (3, 4, 5):
         same, far = called(np.zeros(72), n)["reproduced"], called(np.full(72, 2.0), n)["off"]
         for place, table in enumerate(table for table in REGISTRY.tables if table.of_paper):
             advice = cell_seeds(table, PooledSpread(None, 0), RULES.cells, n).power
             of_table = slice(24 * place, 24 * place + 24)
-            say(f"{table.heading}, {n} seeds: planned {100 * advice['reproduced']:.1f} % and "
+            _say(f"{table.heading}, {n} seeds: planned {100 * advice['reproduced']:.1f} % and "
                 f"{100 * advice['off']:.1f} %; simulated", ("reproduced at 0", same[:, of_table]),
                 ("off at 2 points", far[:, of_table]))  # fmt: skip
 
 
-def intervals() -> None:
+def _intervals() -> None:
     print("# Coverage of 95 % bootstrap intervals over seeds")
     for columns, n in ((1, 3), (3, 3), (9, 3), (9, 2)):
         ours, percentile = [], []
@@ -207,12 +209,12 @@ def intervals() -> None:
             drawn = sum(of[random.integers(0, n, (1000, n))].mean(axis=1) for of in strata) / columns
             low, high = np.quantile(drawn, (0.025, 0.975))
             percentile.append(low <= 0 <= high)
-        say(f"{columns} columns of {n} seeds", ("ours", np.array(ours)), ("percentile, as rliable's",
-            np.array(percentile)))  # fmt: skip
+        _say(f"{counted(columns, 'column')} of {n} seeds", ("ours", np.array(ours)),
+             ("percentile, as rliable's", np.array(percentile)))  # fmt: skip
 
 
 if __name__ == "__main__":
-    claim_errors()
-    claim_power()
-    cells()
-    intervals()
+    _claim_errors()
+    _claim_power()
+    _cells()
+    _intervals()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 
 import numpy as np
 import pytest
@@ -80,10 +81,13 @@ def test_the_command_judges_planted_records_in_a_folder(gains, tmp_path, monkeyp
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("repro.record_state.code_hash", lambda config: CODE)
     gains[-1.0].write(tmp_path / "results")
-    words = ["claims", "--json", "--results", str(tmp_path / "results")]
-    result = CliRunner().invoke(main, words)
-    assert result.exit_code == 0, result.output
-    content = json.loads(result.stdout)
+
+    def asked(command: str) -> dict:
+        result = CliRunner().invoke(main, [command, "--json", "--results", str(tmp_path / "results")])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    content = asked("claims")
     assert [claim["word"][0].upper() for claim in content["claims"]] == list("CCSSSS")
     assert [claim["seeds"] for claim in content["claims"]] == [None] * 6
     cells = {cell["id"]: cell for cell in content["cells"]}
@@ -95,6 +99,9 @@ def test_the_command_judges_planted_records_in_a_folder(gains, tmp_path, monkeyp
     assert words == {"reproduced", "off", "undecided"}
     for cell in cells.values():
         assert (cell["seeds"] is None) == (cell["word"] != "undecided")
+    planned = asked("plan")["seeds"]
+    assert list(planned) == ["Table 1", "Table 2", "Table 3", *NAMES]
+    assert planned["Table 1"]["more"] == {"reproduced": 1, "off": 0}
 
 
 def test_the_projects_claims_are_the_six_with_rivals_chosen_by_the_papers_own_means(case):
@@ -350,3 +357,10 @@ def test_another_preset_says_so_in_title_and_sentence(case):
     assert case.rules.sha256 in text
     assert "±2 is imposed by m = 1" in text
     assert "Shown, not tested:" in text
+
+
+@pytest.mark.slow
+def test_the_rates_in_the_docs_are_what_the_simulation_prints(capsys):
+    runpy.run_path(str(ROOT / "tools" / "simulate_statistics.py"), run_name="__main__")
+    page = (ROOT / "docs" / "statistics.md").read_text()
+    assert f"```text\n{capsys.readouterr().out}```" in page
