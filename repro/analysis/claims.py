@@ -297,7 +297,7 @@ def _worded(
         parts.append(f"{text[0].upper()}{text[1:]} over {counted(len(seeds), 'column')}, n = {sizes} each.")
     if preset.name != "paper":
         parts.append(f"This is about the preset {preset.name}, not about the paper.")
-    return replace(verdict, without=without and without.word, sentence=" ".join(parts))
+    return replace(verdict, without=without.word if without else None, sentence=" ".join(parts))
 
 
 def _why(verdict: ClaimVerdict) -> str:

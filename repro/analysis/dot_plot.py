@@ -215,7 +215,7 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
         of=(preset, generated),
     )
     of_paper = preset.name == "paper"
-    bar = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
+    bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     for panel, (name, group) in zip(panels, groups.items(), strict=True):
         panel.sharex(panels[0])
         group.sort(key=lambda effect: -(effect.difference or 0.0))

@@ -139,7 +139,7 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
         return record.result.accuracy
     if measure == "logit-bulk":
         logits = record.probes.logits
-        return logits and (logits.quantiles["97.5"] - logits.quantiles["2.5"]) / 2
+        return None if logits is None else (logits.quantiles["97.5"] - logits.quantiles["2.5"]) / 2
     values: Sequence[float | None] = record.probes.weight_norms or ()
     if measure != "weight-norm":
         drops = record.config.recipe.lr_drops

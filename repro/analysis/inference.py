@@ -93,7 +93,9 @@ def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:
     return PooledSpread(math.sqrt(math.fsum(w * s * s for s, w in terms) / degrees), degrees)
 
 
-def welch(difference: float, first: tuple[float, int, float], second: tuple[float, int, float]) -> Estimate:
+def welch(
+    difference: float, first: tuple[float, float, float], second: tuple[float, float, float]
+) -> Estimate:
     """The difference of two means, each side (std, runs in the mean, degrees of freedom of the std).
 
     SE² = v₁ + v₂,  v_i = std_i² / n_i        degrees = SE⁴ / (v₁²/ν₁ + v₂²/ν₂)

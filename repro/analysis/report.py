@@ -9,6 +9,7 @@ in place, sorts and filters. The same records give the same bytes.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -32,14 +33,12 @@ from repro.registry import Registry
 PAGE = files("repro.analysis") / "page"
 
 # A verdict → its kind, which has a colour, and a symbol that says the same without colour.
-CELL_SYMBOLS = {
+SYMBOLS: dict[StrEnum, tuple[str, str]] = {
     Verdict.REPRODUCED: ("good", "●"),
     Verdict.OFF: ("bad", "▲"),
     Verdict.UNDECIDED: ("open", "◐"),
     Verdict.INCOMPLETE: ("open", "○"),
     Verdict.NOT_COMPARABLE: ("open", "–"),
-}
-CLAIM_SYMBOLS = {
     ClaimWord.SUPPORTED: ("good", "●"),
     ClaimWord.CONTRADICTED: ("bad", "▲"),
     ClaimWord.UNDECIDED: ("open", "◐"),
@@ -105,7 +104,7 @@ def render_report(
             # Another preset is never held against the paper: the page says so once, above everything.
             comparable=preset.name == "paper",
             verdict_counts=[(word, words.count(word)) for word in Verdict if word in words],
-            symbols={**CELL_SYMBOLS, **CLAIM_SYMBOLS},
+            symbols=SYMBOLS,
             tables=[_table_facts(table, results, preset) for table in tables],
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
             states_of=states_of,

@@ -209,9 +209,10 @@ def _run_result(state: RunState) -> RunResult:
             name: getattr(data, name)
             for name in ("classes", "train_images", "test_images", "generated", "partial")
         },
-        **{"device": made.device, "precision": made.precision, "reason": ""},
+        **{name: getattr(made, name) for name in ("device", "precision")},
         data=state.record.signature.data,
         data_unchecked=state.data_unchecked,
+        reason="",
     )
 
 

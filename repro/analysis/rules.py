@@ -6,11 +6,11 @@ Fixed before the runs: whatever is judged carries the file's sha256.
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from repro.config import TomlModel
@@ -146,7 +146,7 @@ class Claim(TomlModel):
         """The rows of both sides, each with how they become one value."""
         return (self.of, self.of_combined), (self.over, self.over_combined)
 
-    def beyond(self, effects: Sequence[float] | np.ndarray) -> np.ndarray:
+    def beyond(self, effects: ArrayLike) -> np.ndarray:
         """How far effects are on the claim's side of its margin; of factors in logarithms."""
         scale = np.log if self.unit == "factor" else np.asarray
         distances: np.ndarray = scale(effects) - scale(self.margin)
