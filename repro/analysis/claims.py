@@ -11,7 +11,6 @@ when every column that the rules name is complete. Until then the claim is inter
 import contextlib
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -36,7 +35,7 @@ from repro.analysis.verdicts import cells_sentence, seeds_sentences, verdict_fie
 from repro.config import Preset
 from repro.errors import SelectionError
 from repro.experiments import TableName
-from repro.record_state import RecordState, RunState
+from repro.record_state import RunState
 from repro.registry import Registry, Run
 
 
@@ -245,30 +244,12 @@ def _spreads(states: Iterable[RunState]) -> dict[TableName, PooledSpread]:
 
 
 def _missing(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
-    """A sentence for each row that lacks runs: how many, and why."""
-    sentences = []
-    seeds = evidence.preset.seeds
-    for row in claim.rows:
-        reasons: Counter[str] = Counter()
-        for table, network in evidence.columns:
-            of_cell = {state.run.seed: state for state in evidence.runs(table, network, row)}
-            reasons.update(filter(None, (_lacking(of_cell.get(seed)) for seed in seeds)))
-        if reasons:
-            why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-            expected = len(evidence.columns) * len(seeds)
-            sentences.append(f"{row}: {reasons.total()} of {expected} runs ({why})")
-    return tuple(sentences)
-
-
-def _lacking(state: RunState | None) -> str:
-    """Why a run has no number, in a few words; empty where it has one."""
-    if state is None:
-        return "in no table of the experiments"
-    if state.record_state is RecordState.MISSING:
-        return state.reason.partition(":")[0]
-    if not state.counts or state.record is None:
-        return f"{state.record_state}"
-    return "diverged" if state.record.result.accuracy is None else ""
+    """A sentence for each row that lacks runs: how many."""
+    columns, seeds = evidence.columns, evidence.preset.seeds
+    expected = len(columns) * len(seeds)
+    states = {row: [state for place in columns for state in evidence.runs(*place, row)] for row in claim.rows}
+    found = {row: sum(s.counts and s.run.seed in seeds for s in of_row) for row, of_row in states.items()}
+    return tuple(f"{row}: {expected - n} of {expected} runs" for row, n in found.items() if n < expected)
 
 
 _DIVERGED = {

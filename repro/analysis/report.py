@@ -9,7 +9,6 @@ in place, sorts and filters. The same records give the same bytes.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from repro.analysis import ablations, audit, curves, dot_plot, figures, style
-from repro.analysis.claims import ClaimWord, judge_claims
+from repro.analysis.claims import judge_claims
 from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import Rules
 from repro.analysis.tables import TableText, build_tables
@@ -31,28 +30,6 @@ from repro.records import Provenance, RunRecord
 from repro.registry import Registry
 
 PAGE = files("repro.analysis") / "page"
-
-# A verdict → its kind, which has a colour, and a symbol that says the same without colour.
-SYMBOLS: dict[StrEnum, tuple[str, str]] = {
-    Verdict.REPRODUCED: ("good", "●"),
-    Verdict.OFF: ("bad", "▲"),
-    Verdict.UNDECIDED: ("open", "◐"),
-    Verdict.INCOMPLETE: ("open", "○"),
-    Verdict.NOT_COMPARABLE: ("open", "–"),
-    ClaimWord.SUPPORTED: ("good", "●"),
-    ClaimWord.CONTRADICTED: ("bad", "▲"),
-    ClaimWord.UNDECIDED: ("open", "◐"),
-    ClaimWord.INTERIM: ("open", "○"),
-}
-_STATE_WORDS = {
-    RecordState.DONE: "done",
-    RecordState.OLDER_CODE: "done by older code",
-    RecordState.OTHER_RECIPE: "other recipe",
-    RecordState.CORRUPT: "damaged",
-    RecordState.MISPLACED: "damaged",
-    RecordState.MISSING: "missing",
-}
-_STATE_ORDER = ("done", "done by older code", "diverged", "other recipe", "damaged", "missing")
 
 
 @dataclass(frozen=True)
@@ -104,11 +81,9 @@ def render_report(
             # Another preset is never held against the paper: the page says so once, above everything.
             comparable=preset.name == "paper",
             verdict_counts=[(word, words.count(word)) for word in Verdict if word in words],
-            symbols=SYMBOLS,
             tables=[_table_facts(table, results, preset) for table in tables],
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
             states_of=states_of,
-            state_words=_STATE_WORDS,
             audit=audit.audit_paper(registry, rules) if audited else None,
             claims=judge_claims([*states, *further], registry, preset, rules),
             effects=effects,
@@ -136,7 +111,7 @@ def _headline(
     names = names or {table.name for table in registry.tables}
     own = [result for result in results if result.cell.table in names]
     runs = [run for result in own for run in result.runs]
-    counts = Counter("diverged" if run.diverged else _STATE_WORDS[run.record_state] for run in runs)
+    counts = Counter("diverged" if run.diverged else str(run.record_state) for run in runs)
     return {
         "runs": _runs(own),
         "cells": (sum(result.n == result.expected for result in own), len(own)),
@@ -144,7 +119,7 @@ def _headline(
         "device_hours": _hours(sum(map(_busy, records))),
         "devices": list(dict.fromkeys(record.provenance.device for record in records)),
         "newest": max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default="none yet"),
-        "record_states": [(word, counts[word]) for word in _STATE_ORDER if counts[word]],
+        "record_states": [(word, counts[word]) for word in (*RecordState, "diverged") if counts[word]],
     }
 
 
