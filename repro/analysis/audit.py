@@ -105,10 +105,10 @@ def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any
         pooled = Estimate(difference, (spread.std or 0.0) * math.sqrt(2 / PAPER_RUNS), spread.degrees)
         first, second = ((sample_std(side.std, ddof), PAPER_RUNS, PAPER_RUNS - 1) for side in (ours, theirs))
         own = welch(difference, first, second)
-        found[f"p_pooled_ddof{ddof}"] = pooled.p_difference
+        found[f"p_pooled_ddof{ddof}"] = pooled.p_beyond(0)
         found[f"t_ddof{ddof}"] = difference / own.standard_error
         found[f"degrees_ddof{ddof}"] = own.degrees
-        found[f"p_welch_ddof{ddof}"] = own.p_difference
+        found[f"p_welch_ddof{ddof}"] = own.p_beyond(0)
     return found
 
 

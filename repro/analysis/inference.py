@@ -39,11 +39,6 @@ class Estimate:
         half = t_quantile((1 + level) / 2, self.degrees) * self.standard_error
         return self.difference - half, self.difference + half
 
-    @property
-    def p_difference(self) -> float:
-        """Two-sided p of "the true difference is 0": the α whose 1 − α interval just reaches 0."""
-        return min(1.0, 2 * self._tail(abs(self.difference)))
-
     def p_equivalence(self, tolerance: float) -> float:
         """Twice the p of two one-sided tests of "the true difference is ± `tolerance` or beyond".
 
@@ -52,7 +47,7 @@ class Estimate:
         return min(1.0, 2 * self._tail(tolerance - abs(self.difference)))
 
     def p_beyond(self, tolerance: float) -> float:
-        """Twice the one-sided p of "the true difference is within ± `tolerance`".
+        """Twice the one-sided p of "the true difference is within ± `tolerance`"; with 0 the two-sided p.
 
         It is the α whose 1 − α interval just lies beyond ± tolerance; 1 where the difference itself does not.
         """

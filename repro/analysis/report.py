@@ -21,7 +21,7 @@ from repro.analysis import ablations, audit, curves, dot_plot, figures, style
 from repro.analysis.claims import judge_claims
 from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import Rules
-from repro.analysis.tables import TableText, build_tables
+from repro.analysis.tables import build_tables
 from repro.analysis.text import plain
 from repro.analysis.verdicts import Verdict, judge_cells, seeds_sentences
 from repro.config import Preset, format_axis
@@ -81,7 +81,8 @@ def render_report(
             # Another preset is never held against the paper: the page says so once, above everything.
             comparable=preset.name == "paper",
             verdict_counts=[(word, words.count(word)) for word in Verdict if word in words],
-            tables=[_table_facts(table, results, preset) for table in tables],
+            tables=tables,
+            seeds_sentences=seeds_sentences,
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
             states_of=states_of,
             audit=audit.audit_paper(registry, rules) if audited else None,
@@ -113,38 +114,14 @@ def _headline(
     runs = [run for result in own for run in result.runs]
     counts = Counter("diverged" if run.diverged else str(run.record_state) for run in runs)
     return {
-        "runs": _runs(own),
-        "cells": (sum(result.n == result.expected for result in own), len(own)),
-        "beyond": _runs([result for result in results if result.cell.table not in names]),
+        "own": own,
+        "counted_runs": sum(result.n for result in own),
+        "whole_cells": sum(result.n == result.expected for result in own),
+        "beyond": [result for result in results if result.cell.table not in names],
         "device_hours": _hours(sum(map(_busy, records))),
         "devices": list(dict.fromkeys(record.provenance.device for record in records)),
         "newest": max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default="none yet"),
         "record_states": [(word, counts[word]) for word in (*RecordState, "diverged") if counts[word]],
-    }
-
-
-def _runs(results: Sequence[CellResult]) -> tuple[int, int]:
-    """How many runs are counted, of how many."""
-    return sum(result.n for result in results), sum(result.expected for result in results)
-
-
-def _table_facts(table: TableText, results: Sequence[CellResult], preset: Preset) -> dict[str, Any]:
-    """A table with its counts, why it is not comparable, and the command for what is missing."""
-    beyond = [result for result in results if result.cell.table in table.beyond]
-    foreign = (
-        result.verdict.reason
-        for result in table.results
-        if result.verdict and result.verdict.word is Verdict.NOT_COMPARABLE
-    )
-    names = "".join(f" --table {name}" for name in (table.table, *table.beyond))
-    return {
-        "text": table,
-        "runs": _runs(table.results),
-        "beyond": _runs(beyond),
-        "to_do": sum(len(result.blanks) - result.diverged for result in (*table.results, *beyond)),
-        "foreign": list(dict.fromkeys(foreign)),
-        "seeds": seeds_sentences(table.results),
-        "command": f"repro run --preset {preset.name}{names}",
     }
 
 

@@ -94,6 +94,11 @@ class CellResult:
         return sum(run.diverged for run in self.runs)
 
     @property
+    def missing(self) -> int:
+        """How many runs are still to come: neither averaged nor diverged."""
+        return len(self.blanks) - self.diverged
+
+    @property
     def reported(self) -> Reported | None:
         """What the paper prints."""
         return self.cell.reported

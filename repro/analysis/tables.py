@@ -83,8 +83,8 @@ class TableText:
     """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
 
     `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
-    for a page that counts its own tables. `stale` says which runs older code made. `beyond` are the tables of
-    the last rows, which extend this one; `results` are the table's own, without theirs.
+    for a page that counts its own tables. `stale` says which runs older code made. `results` are the
+    table's own, `further` those of the tables that extend it, whose rows are the last.
     """
 
     name: str
@@ -98,8 +98,8 @@ class TableText:
     notes: tuple[tuple[int, str], ...]
     blanks: tuple[str, ...]
     stale: tuple[str, ...]
-    beyond: tuple[TableName, ...]
     results: tuple[CellResult, ...]
+    further: tuple[CellResult, ...]
 
 
 def to_markdown(tables: Sequence[TableText]) -> str:
@@ -210,8 +210,8 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
     caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
     name = f"table{table.name}" if table.of_paper else str(table.name)
     remarks = _remarks(table, results, preset, shared, supplied)
-    if beyond:
-        further = [result for _, part in beyond for result in part]
+    further = [result for _, part in beyond for result in part]
+    if further:
         runs, expected = sum(result.n for result in further), sum(result.expected for result in further)
         remarks.append(
             f"Below the paper's losses: others under the same recipe, {runs} of {expected} runs counted. "
@@ -234,8 +234,8 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         notes=tuple((number, text) for text, number in notes.items()),
         blanks=sentences(lambda run: run.reason),
         stale=sentences(stale),
-        beyond=tuple(owner.name for owner, _ in beyond),
         results=tuple(results),
+        further=tuple(further),
     )
 
 

@@ -142,12 +142,12 @@ def _measured(
     """The cell's verdict with its readings; words that do not depend on other cells are final."""
     table = registry.table(result.cell.table)
     ours = pool([(other.std, other.n) for other in reported if other.cell.table == result.cell.table])
-    missing = len(result.blanks) - result.diverged
     word, reason = Verdict.UNDECIDED, ""
     if foreign := _not_comparable(result, table, preset):
         word, reason = Verdict.NOT_COMPARABLE, foreign
-    elif missing:
-        word, reason = Verdict.INCOMPLETE, f"{result.expected - missing} of {result.expected} runs"
+    elif result.missing:
+        reason = f"{result.expected - result.missing} of {result.expected} runs"
+        word = Verdict.INCOMPLETE
     elif result.n == 0:
         word = Verdict(rules.wholly_diverged)
         reason = f"all {result.diverged} runs diverged; the paper's trained"
