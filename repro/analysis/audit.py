@@ -6,7 +6,6 @@ tested with the spread pooled over its table (48 degrees of freedom in the paper
 stds of a comparison is given beside it, and with three runs on each side it is weak.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from repro.analysis.effects import reported_effects
 from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
 from repro.analysis.rules import Rules, WorkedExample
 from repro.analysis.seeds import PAPER_RUNS, reported_spread, sample_std
-from repro.analysis.text import signed
+from repro.analysis.text import json_text, signed
 from repro.errors import RegistryError
 from repro.experiments import Row, Table
 from repro.registry import Registry
@@ -200,7 +199,7 @@ def _split(registry: Registry, rules: Rules) -> dict[str, Any]:
 def audit_json(audit: PaperAudit) -> str:
     """The fields of PaperAudit; a frame is a list with one object per row."""
     fields = {name: _rows(of) if isinstance(of, pd.DataFrame) else of for name, of in vars(audit).items()}
-    return json.dumps({"schema_version": 2, **fields}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text({"schema_version": 2, **fields})
 
 
 def audit_text(audit: PaperAudit) -> str:

@@ -10,7 +10,6 @@ when every column that the rules name is complete. Until then the claim is inter
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -30,7 +29,7 @@ from repro.analysis.inference import PooledSpread, holm, pool, signed_rank_p
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Claim, Rules
 from repro.analysis.seeds import Seeds, claim_seeds
-from repro.analysis.text import counted, preset_sentence, qualified_title, signed
+from repro.analysis.text import counted, json_text, preset_sentence, qualified_title, signed
 from repro.analysis.verdicts import cells_sentence, seeds_sentences, verdict_fields
 from repro.config import Preset
 from repro.errors import SelectionError
@@ -333,4 +332,4 @@ def judgement_json(
             for verdict in claims
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)

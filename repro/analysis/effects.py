@@ -188,7 +188,7 @@ def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> 
         return ColumnEffect(**column, of_rows=contrast.of, over_rows=contrast.over)
     shared = {row: np.array([of_row[seed] for seed in seeds]) for row, of_row in values.items()}
     ours = {row: float(of_row.mean()) for row, of_row in shared.items()}
-    chosen = [_chosen(rows, how, ours, reported, table, network) for rows, how in contrast.sides]
+    chosen = [_chosen(rows, how, ours, reported) for rows, how in contrast.sides]
     of, over = (np.mean([shared[row] for row in rows], axis=0) for rows in chosen)
     points = contrast.unit == "points"
     by_seed = of - over if points else of / over
@@ -204,22 +204,14 @@ def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> 
 
 
 def _chosen(
-    rows: tuple[str, ...],
-    how: Combination,
-    ours: Mapping[str, float],
-    reported: Mapping[str, float],
-    table: Table,
-    network: str,
+    rows: tuple[str, ...], how: Combination, ours: Mapping[str, float], reported: Mapping[str, float]
 ) -> tuple[str, ...]:
     """The rows that a side's value is the mean of: all, or the best one by our means or by the paper's."""
     if how == "mean":
         return rows
     means = ours if how == "best" else reported
     if unknown := [row for row in rows if row not in means]:
-        raise RegistryError(
-            f"{table.file}: reports no mean of {', '.join(unknown)} on {network}; "
-            "best-reported needs one of every row"
-        )
+        raise RegistryError(f"the paper reports no mean of {', '.join(unknown)}, which best-reported needs")
     return (max(rows, key=means.__getitem__),)
 
 

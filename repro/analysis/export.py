@@ -10,7 +10,6 @@ capital and each digit spelled out, since TeX allows letters alone.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import pandas as pd
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
 from repro.analysis.tables import TableCell, TableText, build_tables, to_markdown
-from repro.analysis.text import loss_label, network_label, qualified_title, signed
+from repro.analysis.text import json_text, loss_label, network_label, qualified_title, signed
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
@@ -48,19 +47,16 @@ def render_tables(
     the project's own results folder, which is then said. CSV, JSON and Parquet hold every number at full
     precision.
     """
-    match table_format:
-        case "markdown":
-            return to_markdown(build_tables(results, registry, preset, supplied, rules))
-        case "latex":
-            return to_latex(build_tables(results, registry, preset, supplied, rules))
-        case "macros":
-            return to_macros(results, preset)
-        case "csv":
-            return to_csv(results, registry, preset)
-        case "json":
-            return to_json(results, registry, preset, supplied, rules)
-        case "parquet":
-            return to_parquet(results, registry, preset, rules)
+    if table_format in ("markdown", "latex"):
+        tables = build_tables(results, registry, preset, supplied, rules)
+        return to_markdown(tables) if table_format == "markdown" else to_latex(tables)
+    if table_format == "macros":
+        return to_macros(results, preset)
+    if table_format == "csv":
+        return to_csv(results, registry, preset)
+    if table_format == "json":
+        return to_json(results, registry, preset, supplied, rules)
+    return to_parquet(results, registry, preset, rules)
 
 
 def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Preset) -> pd.DataFrame:
@@ -83,11 +79,7 @@ def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Prese
                 "loss": cell.row,
                 "label": loss_label(registry.table(cell.table), cell.row, cell.axes),
                 "axes": cell.id.partition("+")[2],
-                "n": result.n,
-                "expected": result.expected,
-                "diverged": result.diverged,
-                "mean": result.mean,
-                "std": result.std,
+                **{name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "std")},
                 "reported_mean": reported.mean if reported else None,
                 "reported_std": reported.std if reported else None,
                 "difference": result.difference,
@@ -202,11 +194,6 @@ def to_json(
             "tables": list(tables.values()),
         }
     )
-
-
-def json_text(content: object) -> str:
-    """`content` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _cell_fields(result: CellResult, row: dict[Any, Any], label: str) -> dict[str, object]:

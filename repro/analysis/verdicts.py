@@ -304,14 +304,9 @@ def verdict_fields(result: CellResult) -> dict[str, object] | None:
         return None
     fields = dataclasses.asdict(result.verdict)
     return {
-        "word": fields["word"],
-        "so_far": fields["so_far"],
-        "n": result.n,
-        "expected": result.expected,
+        **{name: fields[name] for name in ("word", "so_far")},
+        **{name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "difference")},
         "missing": [run.seed for run in result.blanks if not run.diverged],
-        "diverged": result.diverged,
-        "mean": result.mean,
         "reported_mean": result.reported.mean,
-        "difference": result.difference,
         **{key: fields[key] for key in ("our_std", "our_degrees", "readings", "reason", "sentence", "seeds")},
     }
