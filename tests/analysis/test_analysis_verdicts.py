@@ -127,17 +127,6 @@ def test_the_correction_is_over_the_72_whatever_has_run(every, registry, rules):
     assert judge(borderline, registry, rules)[CELL].word is Verdict.REPRODUCED
 
 
-def test_adjusted_p_are_scipys_false_discovery_control(every, registry, rules):
-    random = np.random.default_rng(3)
-    noisy = tuple(shifted(result, float(random.normal(0, 0.5))) for result in every)
-    verdicts = judge(noisy, registry, rules).values()
-    for place in (0, 1):
-        for field in ("p_beyond", "p_equivalence"):
-            raw = [getattr(verdict.readings[place], field) for verdict in verdicts]
-            adjusted = [getattr(verdict.readings[place], f"{field}_adjusted") for verdict in verdicts]
-            assert adjusted == pytest.approx(stats.false_discovery_control(raw), rel=1e-9)
-
-
 def test_a_verdict_that_depends_on_the_papers_ddof_is_undecided(every, registry, rules):
     for difference in np.arange(0.3, 1.0, 0.01):
         verdict = judge(with_cell(every, difference=float(difference)), registry, rules)[CELL]
