@@ -75,7 +75,7 @@ class ClaimVerdict:
     that the second one is of. `diverged` of the `runs` with a record did so. Where a run of the second
     side did, `without` is the word without those columns. `missing` has a sentence for each row with runs to
     come, `shown` the effects that are shown and not tested, `sentence` the verdict in words. `seeds`: what
-    more seeds would decide, None where it is decided.
+    more seeds would decide, None where it is decided or of another preset.
     """
 
     claim: Claim
@@ -131,16 +131,15 @@ def judge_claims(
     generated = any(state.record.data.generated for state in states if state.counts and state.record)
     verdicts = [_measured(claim, evidence, generated) for claim in rules.claims]
     tested = _corrected([_tested(verdict) for verdict in verdicts], rules.tests.alpha)
-    spreads = _spreads(states)
-    return tuple(
-        replace(
-            _worded(verdict, _without_diverged(verdict, tested, rules.tests.alpha), preset, rules),
-            seeds=None
-            if verdict.word in (ClaimWord.SUPPORTED, ClaimWord.CONTRADICTED)
-            else claim_seeds(verdict.claim, registry, rules, spreads, len(preset.seeds)),
-        )
-        for verdict in tested
-    )
+    spreads, decided = _spreads(states), (ClaimWord.SUPPORTED, ClaimWord.CONTRADICTED)
+    verdicts = []
+    for verdict in tested:
+        without = _without_diverged(verdict, tested, rules.tests.alpha)
+        seeds = None
+        if preset.name == "paper" and verdict.word not in decided:
+            seeds = claim_seeds(verdict.claim, registry, rules, spreads, len(preset.seeds))
+        verdicts.append(replace(_worded(verdict, without, preset, rules), seeds=seeds))
+    return tuple(verdicts)
 
 
 def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict:
@@ -302,7 +301,7 @@ def claims_text(
     for number, verdict in enumerate(claims, 1):
         lines = [f"{number}. {verdict.title}", f"   {verdict.sentence}"]
         effect = verdict.effect
-        if verdict.seeds and preset.name == "paper":
+        if verdict.seeds:
             lines.append(f"   Seeds: {verdict.seeds.sentence}")
         if effect.reported is not None:
             lines.append(f"   In the paper's own numbers: {signed(effect.reported)} points.")

@@ -138,12 +138,12 @@ def _advice(
 
     needed = [count for count in more.values() if count is not None]
     if len(needed) < len(powers):
-        sentence = f"More seeds cannot decide it, {limit}: even {MOST_SEEDS} give {chances(MOST_SEEDS)}."
+        sentence = f"More seeds cannot decide, {limit}: even {MOST_SEEDS} give {chances(MOST_SEEDS)}."
     elif count := max(needed):
-        enough = f"{counted(count, 'more seed')} would decide it with {100 * POWER:g} % power"
+        enough = f"{counted(count, 'more seed')} would decide with {100 * POWER:g} % power"
         sentence = f"{enough}: {chances(planned + count)}."
     else:
-        sentence = f"{counted(planned, 'seed')} can decide it: {chances(planned)}."
+        sentence = f"{counted(planned, 'seed')} can decide: {chances(planned)}."
     return Seeds(planned, power, more, sentence)
 
 

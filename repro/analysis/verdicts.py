@@ -259,7 +259,7 @@ def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: 
     if verdict.word not in (Verdict.UNDECIDED, Verdict.INCOMPLETE):
         return None
     if result.diverged:
-        sentence = "More seeds cannot decide it: a run diverged, and such a cell is never reproduced."
+        sentence = "More seeds cannot decide: a run diverged, and such a cell is never reproduced."
         return Seeds(result.expected, {}, {}, sentence)
     ours = PooledSpread(verdict.our_std, verdict.our_degrees)
     return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)

@@ -208,9 +208,7 @@ def test_more_seeds_that_would_decide_a_cell_are_those_of_the_noncentral_t(every
             "off": next(n for n in off if off[n] >= 0.8),
         }
         assert undecided[0].more == {word: n - 3 for word, n in fewest.items()}
-    assert undecided[0].sentence.startswith(
-        f"{fewest['reproduced'] - 3} more seeds would decide it with 80 %"
-    )
+    assert undecided[0].sentence.startswith(f"{fewest['reproduced'] - 3} more seeds would decide with 80 %")
     assert judge(every, registry, rules)[CELL].seeds is None, "it is reproduced"
     assert judge(every, registry, rules, "quick")[CELL].seeds is None
 
@@ -225,9 +223,7 @@ def test_more_seeds_cannot_decide_what_the_papers_own_spread_leaves_open(every, 
     odd = Registry([registry.table(1).model_copy(update={"rows": rows})], registry.presets)
     seeds = judge(with_cell(every, difference=0.9)[:24], odd, rules)[CELL].seeds
     assert seeds.more == {"reproduced": None, "off": None}
-    assert seeds.sentence.startswith(
-        "More seeds cannot decide it, the paper's own ± over 3 runs is the limit"
-    )
+    assert seeds.sentence.startswith("More seeds cannot decide, the paper's own ± over 3 runs is the limit")
     partly = replace(
         every[0], runs=(every[0].runs[0]._replace(short="diverged", diverged=True), *every[0].runs[1:])
     )
