@@ -36,7 +36,7 @@ class Estimate:
 
     def interval(self, level: float) -> tuple[float, float]:
         """difference ∓ t_{(1 + level)/2, degrees} · standard error."""
-        half = t_quantile((1 + level) / 2, self.degrees) * self.standard_error
+        half = float(special.stdtrit(self.degrees, (1 + level) / 2)) * self.standard_error
         return self.difference - half, self.difference + half
 
     def p_equivalence(self, tolerance: float) -> float:
@@ -56,27 +56,7 @@ class Estimate:
     def _tail(self, distance: float) -> float:
         if self.standard_error == 0:
             return 0.0 if distance > 0 else 0.5
-        return t_tail(distance / self.standard_error, self.degrees)
-
-
-def t_quantile(probability: float, degrees: float) -> float:
-    """The quantile of Student's t."""
-    return float(special.stdtrit(degrees, probability))
-
-
-def t_tail(t: float, degrees: float) -> float:
-    """P(T > t) of Student's t."""
-    return float(special.stdtr(degrees, -t))
-
-
-def nct_tail(t: float, degrees: float, noncentrality: float) -> float:
-    """P(T > t) of the noncentral t."""
-    return 1 - float(special.nctdtr(degrees, noncentrality, t))
-
-
-def chi_square_tail(value: float, degrees: float) -> float:
-    """P(X > value) of χ²."""
-    return float(special.chdtrc(degrees, value))
+        return float(special.stdtr(self.degrees, -distance / self.standard_error))
 
 
 def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:
@@ -179,7 +159,7 @@ def bootstrap_interval(
         deviations += (drawn - of_stratum.mean()) * math.sqrt(count / (count - 1)) / len(strata)
     upper = (1 + level) / 2
     degrees = sum(len(values) - 1 for values in strata)
-    deviations *= t_quantile(upper, degrees) / float(special.ndtri(upper))
+    deviations *= special.stdtrit(degrees, upper) / special.ndtri(upper)
     effect = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
     low, high = np.quantile(deviations, (1 - upper, upper))
     return effect + float(low), effect + float(high)
@@ -195,4 +175,4 @@ def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:
     total = count * degrees
     spread = total * math.log(pooled) - degrees * math.fsum(math.log(std * std) for std in stds)
     statistic = spread / (1 + (count / degrees - 1 / total) / (3 * (count - 1)))
-    return statistic, chi_square_tail(statistic, count - 1)
+    return statistic, float(special.chdtrc(count - 1, statistic))

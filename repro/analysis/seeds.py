@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from repro.analysis.effects import combined_means, reported_means, verdict_columns
-from repro.analysis.inference import PooledSpread, nct_tail, pool, signed_rank_ps, t_quantile, welch
+from repro.analysis.inference import PooledSpread, pool, signed_rank_ps, welch
 from repro.analysis.rules import CellRules, Claim, Rules
 from repro.analysis.text import counted, points
 from repro.config import Preset
@@ -77,8 +78,8 @@ def cell_seeds(table: Table, ours: PooledSpread, rules: CellRules, planned: int)
         estimate = welch(0.0, (std, n, whole + n - planned), (paper.std or 0.0, PAPER_RUNS, paper.degrees))
         if estimate.standard_error == 0:
             return 1.0
-        t = t_quantile(1 - POWER * rules.false_discovery_rate / 2, estimate.degrees)
-        return nct_tail(t, estimate.degrees, distance / estimate.standard_error)
+        t = special.stdtrit(estimate.degrees, 1 - POWER * rules.false_discovery_rate / 2)
+        return 1 - float(special.nctdtr(estimate.degrees, distance / estimate.standard_error, t))
 
     powers: dict[str, Callable[[float], float]] = {
         "reproduced": lambda n: max(0.0, 2 * chance(n, rules.tolerance) - 1),
