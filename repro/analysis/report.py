@@ -185,15 +185,6 @@ def _why(sentence: str, word: str) -> str:
     return sentence[len(word) :].lstrip(":.,; ") if sentence.lower().startswith(word) else sentence
 
 
-def _settings(record: RunRecord) -> dict[str, str]:
-    """The resolved configuration that the cell's runs share, as it stands in the record."""
-    config = record.config
-    settings: dict[str, object] = {"network": config.network, "loss": config.loss}
-    settings |= {f"loss: {key}": value for key, value in config.loss_parameters.items()}
-    settings |= {key: value for key, value in config.recipe.model_dump().items() if value is not None}
-    return {key: _plain(value) for key, value in settings.items()}
-
-
 def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
@@ -214,7 +205,7 @@ def _template(name: str) -> Any:
         "tight": lambda text: text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
         "anchor": _anchor,
         "why": _why,
-        "settings": _settings,
+        "setting": _plain,
         "device": _device,
         "busy": _busy,
         "hours": _hours,
