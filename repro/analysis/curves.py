@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from repro.analysis import style
+from repro.analysis.results import place_in
 from repro.analysis.text import loss_label, network_label
 from repro.config import Preset, format_axis
 from repro.experiments import TableName
@@ -62,22 +63,20 @@ class Column:
 def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, ...]:
     """The columns that have a record that counts, in order; each set of overrides is its own."""
     grouped: dict[tuple[TableName, str, str], dict[str, list[RunRecord]]] = {}
-    for state in states:
+    for state in sorted(states, key=lambda state: place_in(registry, state.run.cell)):
         if state.counts and state.record is not None:
             cell = state.run.cell
             changed = "".join(f"+{name}={format_axis(to)}" for name, to in cell.axes)
             rows = grouped.setdefault((cell.table, cell.network, changed), {})
             rows.setdefault(cell.row, []).append(state.record)
-    networks = tuple(registry.networks)
-    order = [(table.name, network) for table in registry.tables for network in (*table.networks, *networks)]
     columns = []
-    for name, network, changed in sorted(grouped, key=lambda key: (order.index(key[:2]), key[2])):
-        table, records = registry.table(name), grouped[name, network, changed]
+    for (name, network, changed), records in grouped.items():
+        table = registry.table(name)
         styles = style.line_styles(table)
         series = []
-        for row in (row.name for row in table.rows if row.name in records):
-            ended = tuple(record for record in records[row] if record.result.accuracy is not None)
-            diverged = tuple(record for record in records[row] if record.result.accuracy is None)
+        for row, of_row in records.items():
+            ended = tuple(record for record in of_row if record.result.accuracy is not None)
+            diverged = tuple(record for record in of_row if record.result.accuracy is None)
             series.append(Series(loss_label(table, row), styles[row], ended, diverged))
         title = ", ".join([f"{network_label(table, network)} on {table.title}", *changed.split("+")[1:]])
         # Tables outside the paper may share a data set and network with one of its: no file is drawn twice.

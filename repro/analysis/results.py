@@ -141,7 +141,7 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
         # Curve and probes are let go here: what stays of a run is a few hundred bytes.
         cells.setdefault(state.run.cell, {})[state.run.seed] = _run_result(state)
     results = []
-    for cell in sorted(cells, key=lambda cell: _place(cell, registry)):
+    for cell in sorted(cells, key=lambda cell: place_in(registry, cell)):
         runs = cells[cell]
         for seed in preset.seeds:
             absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
@@ -181,7 +181,8 @@ def integrity_errors(states: Iterable[RunState]) -> tuple[IntegrityError, ...]:
     return tuple(kinds[state.record_state](state.reason) for state in states if state.record_state in kinds)
 
 
-def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
+def place_in(registry: Registry, cell: Cell) -> tuple[int, int, int, tuple[str, ...]]:
+    """Sorts cells by table, column and row; a network or an override beyond the paper's comes last."""
     table = registry.table(cell.table)
     networks = [*table.networks, *(name for name in registry.networks if name not in table.networks)]
     return (
