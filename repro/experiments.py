@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, mo
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 from repro.errors import RegistryError, SelectionError
-from repro.paths import NAME
+from repro.paths import NAME, read_file
 from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
 
 _ModelT = TypeVar("_ModelT", bound=Model)
@@ -23,8 +23,9 @@ AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and 
 
 def _name(name: object) -> object:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        allowed = "small letters, digits, dots and dashes, as in scaled-bn-m1"
-        raise ValueError(f"{name!r} cannot be a name; use {allowed}")
+        allowed = "at most 100 small letters, digits, dots and dashes, as in scaled-bn-m1"
+        shown = f"{name!r:.50}…" if isinstance(name, str) and len(name) > 100 else repr(name)
+        raise ValueError(f"{shown} cannot be a name; use {allowed}")
     return name
 
 
@@ -294,7 +295,7 @@ def explain(error: ValidationError, content: object = None) -> str:
         else:
             content = content.get(key) if isinstance(content, dict) else None
         if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
-            name = f" ({content['name']})" if isinstance(content.get("name"), str) else ""
+            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
             place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
         elif key != "[key]":  # pydantic's mark of a mistake in the key itself
             place.append(str(key))
@@ -307,9 +308,12 @@ def explain(error: ValidationError, content: object = None) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        # Not read_text: TOML is UTF-8 whatever the locale.
+        return tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         raise RegistryError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistryError(f"{path}: not valid TOML: {error}") from None
 

@@ -36,7 +36,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 def forget() -> None:
     """A process reads the code once; a test reads it again."""
-    for cached in (signature._code_hash, signature._imports, signature._normalised):
+    for cached in (signature._code_hash, signature._imports, signature._training_code, signature._normalised):
         cached.cache_clear()
 
 

@@ -18,8 +18,8 @@ from repro.records import read_record
 from repro.storage import (
     CommitOutcome,
     FileLock,
-    add_record,
     commit_record,
+    create_whole,
     lock_holder,
     lock_holders,
     move_record,
@@ -82,8 +82,8 @@ def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
 
 
 def test_a_record_made_elsewhere_is_added_only_where_there_is_none(record, other, paths):
-    assert add_record(record.to_json().encode(), paths)
-    assert not add_record(other.to_json().encode(), paths)
+    assert create_whole(paths.record, record.to_json().encode())
+    assert not create_whole(paths.record, other.to_json().encode())
     assert read_record(paths.record, RUN, "smoke") == record
     assert list(paths.record.parent.iterdir()) == [paths.record]
 

@@ -19,6 +19,7 @@ from repro.cli.options import (
     PRECISION,
     STALE,
     devices,
+    end_if_damaged,
     parse_per_gpu,
     places,
     selection,
@@ -59,10 +60,12 @@ def plan(
     Speeds are those of records made on this device, else a share of its roofline.
     """
     from repro.gpus import parse_gpus
+    from repro.record_state import damage
     from repro.scheduling.devices import find_devices
     from repro.scheduling.durations import parse_duration
     from repro.scheduling.plan import make_plan
 
+    context.point_out_misnamed()
     seconds = None if budget is None else parse_duration(budget)
     here = find_devices(context.preset.threads, gpus=parse_gpus(gpus), per_gpu=per_gpu)
     survey = context.survey(context.registry.select_runs(selected, context.preset))
@@ -80,6 +83,7 @@ def plan(
         seeds=_seeds(context, {state.run.cell.table for state in survey.states}),
     )
     click.echo(made.to_json() if as_json else made.to_text())
+    end_if_damaged(damage(survey.states))
 
 
 def _seeds(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
@@ -170,6 +174,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     # A wrong --gpus or a cluster out of reach is reported before any record is read.
     executor, devices = _executor(context, options)
     runs = context.registry.select_runs(selected, context.preset)
+    context.point_out_misnamed()
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
     for without_data in missing.values():
@@ -352,7 +357,8 @@ def train(
             return
         sweep = Sweep.read(sweep_file)
         queue = RunQueue(sweep, context.registry, context.project)
-        queue.close_dead_attempts()
+        with contextlib.suppress(SetupError):  # a disk that takes no notes now may take them later
+            queue.close_dead_attempts()
         locked = queue.locked()
         if all(entry.run in locked for entry in queue.takeable()):
             return

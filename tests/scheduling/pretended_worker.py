@@ -29,7 +29,8 @@ from repro.paths import Project
 from repro.records import RunRecord, Signature
 from repro.registry import Registry
 from repro.storage import FileLock, commit_record
-from repro.sweep import Phase, RunProgress, RunQueue, RunStatus, Sweep, new_worker_note, stop_request
+from repro.sweep import RunQueue, RunStatus, Sweep, stop_request
+from repro.worker_note import Phase, RunProgress, new_worker_note
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +50,11 @@ class Stop:
     @property
     def asked(self) -> str:
         return self.heard or stop_request(self.file) or ""
+
+
+def device_errors(work: Path) -> int:
+    """How many attempts have ended in one so far."""
+    return sum("device error" in path.read_text() for path in work.rglob("attempt.json"))
 
 
 def main() -> int:
@@ -104,8 +110,8 @@ def main() -> int:
             write_attempt(attempt, begun.model_copy(update=ended))
             replace(note, phase=Phase.ENDED, device_error="CUDA error: pretended").write(folder)
             return 1
-        if action == "broken":
-            time.sleep(0.5)  # meanwhile the other device breaks again and again
+        while action == "broken" and device_errors(project.work(sweep.preset)) < 5:
+            time.sleep(0.02)  # meanwhile the other device breaks again and again
         progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)
         note = replace(note, phase=Phase.TRAINING, runs=(progress,), stepped=True, beat=note.beat + 1)
         note.write(folder)

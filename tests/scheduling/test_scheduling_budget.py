@@ -55,7 +55,7 @@ def test_the_cheapest_columns_come_first_whole_and_seed_by_seed(bench):
     assert [run.id for run in bought.runs[:8]] == [run.id for run in bench.runs(8, network="vgg16")]
     assert len(bought.runs) == 48
     assert bought.lines()[0].startswith("budget 16m 30s: 3 of 6 column seeds fit, in ")
-    assert bought.lines()[-1].startswith("  what time is left begins cifar100/resnet18 seed 1 (8 runs, ")
+    assert bought.lines()[-1].startswith("  the remaining time starts cifar100/resnet18 seed 1 (8 runs, ")
 
 
 def test_a_column_that_is_nearly_done_is_cheap(bench):
@@ -68,7 +68,7 @@ def test_where_nothing_fits_the_cheapest_is_begun_and_it_says_so(bench):
     bought = spend(60, sweep_of(bench), estimate_by({"resnet50": 1000, "vgg16": 10, "resnet18": 100}))
     assert bought.fits == ()
     (line,) = bought.lines()
-    assert "no column's seed fits whole; it begins cifar100/vgg16 seed 0" in line
+    assert "no column's seed fits completely; training starts with cifar100/vgg16 seed 0" in line
 
 
 def test_a_column_of_unknown_speed_comes_last(bench):

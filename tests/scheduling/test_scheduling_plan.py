@@ -196,10 +196,10 @@ def test_the_plan_as_text(bench):
         "      1  cifar100    resnet18         4       4       1             0        3  7.6s – 9.3s\n"
         "      1  cifar100    resnet50         1       1       0             0        1  ?\n"
         "\n"
-        "5 cells, 5 runs: 1 done, 0 done by older code, 4 to do (of them 1 with a record of another recipe, "
+        "5 cells, 5 runs: 1 done, 0 done by older code, 4 to do (1 with a record of another recipe, "
         "0 with a damaged one)\n"
         "1 × other recipe\n"
-        "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), columns marked ? not counted\n"
+        "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), not counting columns marked ?\n"
         "  measured by 2 records\n"
         "  no estimate: no run has been recorded on a bench yet\n"
         "disk: about 4.5 MB (records 40 kB, checkpoints while training 4.4 MB, logs and attempts 20 kB)"
@@ -223,6 +223,6 @@ def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):
     states = [recorded(bench, runs[0]), *missing(runs[1:])]
     plan = plan_of(bench, states, [CPU], budget=60.0, without_data=["tiny-imagenet"])
     assert "budget 1m 00s: 1 of 1 column seeds fit" in plan.to_text()
-    assert "left out, no data here: tiny-imagenet" in plan.to_text()
+    assert "skipped, not prepared here: tiny-imagenet" in plan.to_text()
     content = json.loads(plan.to_json())["budget"]
     assert [part["runs"] for part in content["fits"]] == [[run.id for run in runs[1:3]]]
