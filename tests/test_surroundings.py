@@ -157,6 +157,27 @@ def test_names_that_are_nearly_a_runs_are_pointed_out(context):
         assert done.stderr.count("counts nowhere") == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        ("failed: ValueError: boom", "failed: ValueError: boom"),
+        ("interrupted", "interrupted"),
+        ("running", "interrupted"),
+    ],
+)
+def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, outcome, says):
+    paths = context.project.run("smoke", RUN)
+    (note,) = read_attempts(paths)
+    write_attempt(paths.attempts / "1", note.model_copy(update={"outcome": outcome}))
+    paths.record.unlink()
+    (paths.attempts / "1" / "record.json").unlink()
+    table = cli(context, "aggregate", *COLUMN[:2]).stdout
+    assert f"—: {says.partition(':')[0]}" in table
+    assert f"- {says} — Our Loss (m = 1) on ResNet-18" in table
+    assert f"{says.partition(':')[0]}: {RUN}" in cli(context, "status").stdout
+    assert says in cli(context, "show", RUN).stderr
+
+
 # File systems
 
 
