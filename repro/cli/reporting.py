@@ -1,9 +1,10 @@
 """What the records say: aggregate, figures, report, claims, audit."""
 
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -152,6 +153,17 @@ def project_rules(context: "Context") -> "Rules":
     from repro.analysis.rules import RULES_FILE, read_rules
 
     return read_rules(context.project.experiments / RULES_FILE)
+
+
+def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
+    """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
+    from repro.analysis.seeds import planned_seeds
+
+    rules = optional_rules(context) if context.preset.name == "paper" else None
+    if rules is None:
+        return {}
+    advice = planned_seeds(context.registry, context.preset, rules, tables)
+    return {name: asdict(seeds) for name, seeds in advice.items()}
 
 
 @click.command()

@@ -3,8 +3,8 @@
 import contextlib
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,6 @@ from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
-    from repro.experiments import TableName
     from repro.registry import Run, Selection
     from repro.scheduling.devices import Device
     from repro.scheduling.estimate import Estimator, StalePolicy
@@ -59,6 +58,7 @@ def plan(
 
     Speeds are those of records made on this device, else a share of its roofline.
     """
+    from repro.cli.reporting import seeds_advice
     from repro.gpus import parse_gpus
     from repro.record_state import damage
     from repro.scheduling.devices import find_devices
@@ -80,22 +80,10 @@ def plan(
         begun=context.begun(to_do),
         budget=seconds,
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
-        seeds=_seeds(context, {state.run.cell.table for state in survey.states}),
+        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
     )
     click.echo(made.to_json() if as_json else made.to_text())
     end_if_damaged(damage(survey.states))
-
-
-def _seeds(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
-    """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
-    from repro.analysis.seeds import planned_seeds
-    from repro.cli.reporting import optional_rules
-
-    rules = optional_rules(context) if context.preset.name == "paper" else None
-    if rules is None:
-        return {}
-    advice = planned_seeds(context.registry, context.preset, rules, tables)
-    return {name: asdict(seeds) for name, seeds in advice.items()}
 
 
 @dataclass(frozen=True)
