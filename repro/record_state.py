@@ -124,6 +124,9 @@ def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: s
     if record.signature.config != config_hash(config):
         reason = f"other recipe: {_differences(record, config)}"
         return RunState(run, RecordState.OTHER_RECIPE, record, reason)
+    if record.signature.config != config_hash(record.config):
+        reason = f"{run.id}: its config is not the one that its signature names"
+        return RunState(run, RecordState.CORRUPT, reason=reason)
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
         return RunState(run, RecordState.OTHER_RECIPE, record, "other data than the ones prepared here")
     older = record.signature.code != code_hash(config)

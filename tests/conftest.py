@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
+
+from repro.data.files import one_at_a_time
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -47,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def whole_machine(request: pytest.FixtureRequest) -> Iterator[None]:
     """The tests on a real Slurm and on a real Ray never meet: each starts daemons that want the whole machine."""
     if request.path.stem.endswith(("_slurm", "_ray")):
-        with FileLock(Path(tempfile.gettempdir()) / "scaled-bn-repro-cluster-tests.lock"):
+        with one_at_a_time(Path(tempfile.gettempdir()) / "scaled-bn-repro-cluster-tests.lock", "testing"):
             yield
     else:
         yield

@@ -24,4 +24,5 @@ PRETENDED = Environment(
 
 def correct_images(correct: int, total: int) -> str:
     """The last `correct` of `total` test images were classified correctly."""
-    return base64.urlsafe_b64encode(((1 << correct) - 1).to_bytes(math.ceil(total / 8))).decode()
+    bits = ((1 << correct) - 1) << (-total % 8)  # the last byte is filled up with zeros
+    return base64.urlsafe_b64encode(bits.to_bytes(math.ceil(total / 8))).decode()

@@ -228,3 +228,18 @@ def test_a_missing_presets_file_and_an_unknown_preset_are_named(folder, registry
         Registry.load(folder)
     with pytest.raises(UsageError, match="presets: paper, quick, smoke"):
         registry.preset("fast")
+
+
+def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
+    cells = registry.select_cells(
+        Selection(networks=("ResNet-18",), losses=("Our Loss (m = 1)",), datasets=("CIFAR-100",))
+    )
+    assert ids(cells) == ["cifar100/resnet18/scaled-bn-m1"]
+    labels = [row.label for row in registry.table(1).rows]
+    assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72
+    for wrong, meant in {
+        "networks": ("renset18", "resnet18"),
+        "losses": ("scaled-bn-m2", "scaled-bn-m1"),
+    }.items():
+        with pytest.raises(SelectionError, match=rf"Did you mean {meant[1]}\?"):
+            registry.select_cells(Selection(**{wrong: (meant[0],)}))

@@ -61,7 +61,7 @@ def hashes(registry) -> list[str]:
         ("losses/base.py", "", "X = 1\n", [True, True, True]),
         ("models/resnet.py", "", "X = 1\n", [True, True, False]),
         ("models/vgg.py", "", "X = 1\n", [False, False, True]),
-        ("data/augment.py", "", "X = 1\n", [True, True, True]),
+        ("data/loader.py", "", "X = 1\n", [True, True, True]),
         ("scheduling/plan.py", "", "X = 1\n", [False, False, False]),
         ("losses/scaled_bn.py", "", "# a remark\n", [False, False, False]),
         ("training/optim.py", '"""Sets the lr', '"""Puts the lr', [False, False, False]),

@@ -23,6 +23,7 @@ from repro.analysis.inference import Estimate, PooledSpread, pool
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape
 from repro.analysis.text import (
+    csv_cell,
     loss_label,
     mean_text,
     n_text,
@@ -159,7 +160,7 @@ def render_effects(
     rows = [_fields(effect, preset) for effect in effects]
     questions = {effect.variation.ablation.name: effect.variation.ablation.question for effect in effects}
     if table_format == "csv":
-        return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+        return pd.DataFrame(rows, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n")
     if table_format == "json":
         moves = [{**row, "question": questions[str(row["point"])]} for row in rows]
         return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"

@@ -19,7 +19,7 @@ import pandas as pd
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
 from repro.analysis.tables import TableCell, TableText, build_tables, to_markdown
-from repro.analysis.text import json_text, loss_label, network_label, qualified_title, signed
+from repro.analysis.text import csv_cell, json_text, loss_label, network_label, qualified_title, signed
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
@@ -105,7 +105,7 @@ def to_csv(results: Sequence[CellResult], registry: Registry, preset: Preset) ->
 
     def joined(value: object) -> object:
         if not isinstance(value, list):
-            return value
+            return csv_cell(value)
         return " ".join("" if number is None else repr(number) for number in value)
 
     return cells_frame(results, registry, preset).map(joined).to_csv(index=False, lineterminator="\n")

@@ -18,6 +18,15 @@ def plain(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
+def csv_cell(value: object) -> object:
+    """A cell of a CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
+
+
 def mean_text(mean: float | None, std: float | None = None) -> str:
     """`73.25 ± 0.25`; empty without a mean."""
     if mean is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, JSON, TABLE, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, JSON, TABLES, end_if_damaged, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 @places
 @click.option("--format", "form", default="markdown", show_default=True,
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
-@click.option("--table", "tables", type=TABLE, multiple=True,
-              help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
+@TABLES
 @click.option("--extended", is_flag=True,
               help="Include losses beyond the paper that have no record yet.")  # fmt: skip
 @click.option("--study", "studies", multiple=True, metavar="NAME",
@@ -49,7 +48,7 @@ def aggregate(
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
     if form == "parquet" and output is None:
-        raise UsageError("Parquet is no text to print: name a file with --output")
+        raise UsageError("Parquet cannot be printed: name a file with --output")
     if tables and studies:
         raise UsageError("--table and --study exclude one another")
     context.point_out_misnamed()

@@ -18,13 +18,13 @@ from repro.cli.options import (
     LOG,
     PRECISION,
     STALE,
+    accelerations,
     devices,
     end_if_damaged,
     parse_per_gpu,
     places,
     selection,
     stoppable,
-    techniques,
 )
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.system import keep_freed_memory
@@ -125,7 +125,7 @@ class RunOptions:
 @devices
 @PRECISION
 @DETERMINISTIC
-@techniques
+@accelerations
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
               help="Seconds between checkpoints, at least.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
@@ -307,7 +307,7 @@ def stop(context: "Context", now: bool) -> None:
 @PRECISION
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @DETERMINISTIC
-@techniques
+@accelerations
 @click.option("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu,
               help="Runs at once in this process.  [default: 1]")  # fmt: skip
 @STALE

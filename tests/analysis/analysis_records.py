@@ -154,7 +154,8 @@ def make_record(
             preparation_version=1,
             arrays={"train-images.npy": "b" * 64},
             classes=classes,
-            train_images=classes * (papers.train_per_class if papers else 500),
+            train_images=classes
+            * (config.recipe.images_per_class or (papers.train_per_class if papers else 500)),
             test_images=test_images,
             mean=(0.507, 0.487, 0.441),
             std=(0.267, 0.256, 0.276),
@@ -259,6 +260,7 @@ def _probes(loss, parameters, classes, images, random) -> Probes:
     edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     below = np.array([((classes - 1) * others.cdf(edge) + own.cdf(edge)) / classes for edge in edges])
     counts = np.round(np.diff(below) * images * classes).astype(int)
+    counts[counts.argmax()] += images * classes - counts.sum()  # what rounding lost
     middles = (edges[1:] + edges[:-1]) / 2
     mean = float(np.average(middles, weights=counts))
     quantiles = {f"{q:g}": float(np.interp(q / 100, below, edges)) for q in (2.5, 25, 50, 75, 97.5)}
