@@ -22,9 +22,9 @@ from repro.cli import main
 from repro.errors import RecordCorruptError
 from repro.record_state import RecordState, assess_record, assess_run
 from repro.records import Probes, parse_record, read_record
-from repro.sweep import new_worker_note
 from repro.system import memory_bytes, processor_name
 from repro.training.precision import choose_precision
+from repro.worker_note import new_worker_note
 
 
 @pytest.fixture(scope="module")

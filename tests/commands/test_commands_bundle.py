@@ -22,7 +22,7 @@ from repro.errors import SelectionError
 from repro.records import Attempt, RunRecord
 from repro.registry import Selection
 from repro.signature import config_hash
-from repro.sweep import new_worker_note
+from repro.worker_note import new_worker_note
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.9/seed0"
 
