@@ -53,6 +53,11 @@ class ReportedData(TomlModel):
     train_per_class: int = Field(ge=1)
     test_per_class: int = Field(ge=1)
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Classes, training images and test images."""
+        return self.classes, self.classes * self.train_per_class, self.classes * self.test_per_class
+
 
 class Row(Model):
     """A loss with its parameters, which are further keys of the row in the TOML."""

@@ -188,7 +188,10 @@ def test_without_kernel_locks_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     done = cli(smoke_context(monkeypatch, tmp_path / "results"), "run", *COLUMN)
     assert (done.exit_code, done.stderr.count("\n")) == (3, 1)
-    assert "this file system has no kernel locks (No locks available); use a folder" in done.stderr
+    assert (
+        "this file system has no kernel locks (No locks available); use a folder on another one"
+        in done.stderr
+    )
     assert not list(tmp_path.rglob("logs"))  # no worker was started
 
 

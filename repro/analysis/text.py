@@ -1,5 +1,6 @@
 """Numbers, labels and titles as every table, figure and page writes them."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -81,3 +82,8 @@ def loss_label(table: Table, row: str, overrides: Sequence[tuple[str, Scalar]] =
 def network_label(table: Table, network: str) -> str:
     """A column's label; a network that the paper's table lacks is called by its name."""
     return table.networks.get(network, network)
+
+
+def json_text(content: object) -> str:
+    """`content` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -20,13 +20,12 @@ from repro.cli.options import (
     STALE,
     accelerations,
     devices,
-    end_if_damaged,
     parse_per_gpu,
     places,
     selection,
     stoppable,
 )
-from repro.errors import DataMissingError, SetupError, UsageError
+from repro.errors import DataMissingError, IntegrityError, SetupError, UsageError
 from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def plan(
 
     Speeds are those of records made on this device, else a share of its roofline.
     """
+    from repro.cli.reporting import seeds_advice
     from repro.gpus import parse_gpus
     from repro.record_state import damage
     from repro.scheduling.devices import find_devices
@@ -79,9 +79,10 @@ def plan(
         begun=context.begun(to_do),
         budget=seconds,
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
+        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
     )
     click.echo(made.to_json() if as_json else made.to_text())
-    end_if_damaged(damage(survey.states))
+    sys.exit(IntegrityError.exit_code if damage(survey.states) else 0)
 
 
 @dataclass(frozen=True)

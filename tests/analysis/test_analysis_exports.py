@@ -97,6 +97,12 @@ def test_csv_json_and_parquet_equal_the_records_and_one_another(exported, result
     content = json.loads(exported("json"))
     (table,) = content["tables"]
     assert len(results) == 24
+    named = (
+        "preset table dataset network loss label axes n expected diverged mean std reported_mean reported_std"
+    )
+    named += " difference seeds accuracies best_accuracies not_counted notes verdict so_far"
+    readings = [f"{field}_ddof{ddof}" for ddof in (1, 0) for field in READING_FIELDS]
+    assert list(from_csv[0]) == [*named.split(), *readings]
     for result, row, line, cell in zip(results, from_parquet, from_csv, table["cells"], strict=True):
         accuracies = truths(result, records)
         assert row["accuracies"] == [run["accuracy"] for run in cell["runs"]] == accuracies

@@ -7,7 +7,7 @@ import sys
 import pytest
 from analysis_records import FINGERPRINT, done, edit_by_hand, make_record, write_record
 
-from repro.analysis.results import CellResult, runs_frame, summarise
+from repro.analysis.results import CellResult, summarise
 from repro.analysis.text import seeds_text
 from repro.record_state import RecordState, assess
 from repro.record_state import damage as damaged
@@ -72,16 +72,6 @@ def test_equal_runs_have_a_std_of_exactly_zero_and_one_run_has_none(put, runs, s
     for run in runs[1:]:
         put(run, 75.1)
     assert (summary(runs).mean, summary(runs).std) == (pytest.approx(75.1, abs=1e-12), 0.0)
-
-
-def test_the_frame_has_one_row_per_run_with_what_its_record_says(runs, put, registry, paper, project):
-    put(runs[1], 72.0)
-    states = assess(runs[:2], registry, paper, project, {"cifar100": FINGERPRINT})
-    frame = runs_frame(states, paper).set_index("id")
-    assert list(frame["short"]) == ["not run yet", "", "not selected"]
-    row = frame.loc[runs[1].id]
-    assert (row["cell"], row["seed"], row["accuracy"], row["classes"]) == (CELL, 1, 72.0, 100)
-    assert frame.loc[runs[0].id, "accuracy"] is None
 
 
 def test_a_missing_record_is_named_and_the_others_are_averaged(runs, three, summary):
