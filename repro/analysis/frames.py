@@ -39,7 +39,7 @@ class Results:
     def runs(self) -> pd.DataFrame:
         """One row per run of the paper's tables, whether it has a record or not.
 
-        `run` (its id), `table`, `dataset`, `network`, `loss`, `label`, `seed`; `state` (done, older code,
+        `run` (its id), `dataset`, `network`, `loss`, `seed`, `table`, `label`; `state` (done, older code,
         other recipe, corrupt, misplaced, missing), `reason` (why it does not count), `counts`; `accuracy` of
         the last epoch, `correct` of `total` test images, `test_loss`, `best_accuracy`, `best_epoch`,
         `diverged_in` (an epoch); `device`, `precision`, `images_per_second`, `energy_joules`, `started`,
@@ -49,10 +49,14 @@ class Results:
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """One row per epoch of each run whose record counts: `run`, `seed`, the fields of `records.Epoch`."""
+        """One row per epoch of each run whose record counts.
+
+        `run`, `dataset`, `network`, `loss`, `seed`, then the fields of `records.Epoch`.
+        """
         rows = [
-            {"run": state.run.id, "seed": state.run.seed, **epoch.model_dump(), "epoch": epoch.epoch + 1}
-            for state in self._counting()
+            {**_place(state.run), **epoch.model_dump(), "epoch": epoch.epoch + 1}
+            for state in self._states
+            if state.counts
             for epoch in (state.record.curve if state.record else ())
         ]
         return pd.DataFrame(rows)
@@ -60,7 +64,10 @@ class Results:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per cell, as `repro aggregate --format csv` writes it; lists stay lists."""
-        return cells_frame(self._cells, self.registry, self.preset)
+        frame = cells_frame(self._cells, self.registry, self.preset)
+        texts = frame.map(lambda value: isinstance(value, str | list)).any()
+        numbers = {str(name): pd.to_numeric(frame[name]) for name in frame.columns[~texts]}
+        return frame.assign(**numbers)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
@@ -120,20 +127,13 @@ class Results:
         results = summarise(self._states, self.registry, self.preset)
         return judge_cells(results, self.registry, self.preset, self.rules) if self.rules else results
 
-    def _counting(self) -> Iterator[RunState]:
-        return (state for state in self._states if state.counts)
-
     def _run(self, state: RunState) -> dict[str, Any]:
         cell, record = state.run.cell, state.record if state.counts else None
         result, provenance = (record.result, record.provenance) if record else (None, None)
         return {
-            "run": state.run.id,
+            **_place(state.run),
             "table": str(cell.table),
-            "dataset": cell.dataset,
-            "network": cell.network,
-            "loss": cell.row,
             "label": loss_label(self.registry.table(cell.table), cell.row, cell.axes),
-            "seed": state.run.seed,
             "state": str(state.record_state),
             "reason": state.reason,
             "counts": state.counts,
@@ -142,6 +142,12 @@ class Results:
             "diverged_in": _from_1(result.diverged_in if result else None),
             **{name: getattr(provenance, name, None) for name in _PROVENANCE},
         }
+
+
+def _place(run: Run) -> dict[str, Any]:
+    cell = run.cell
+    names = {"dataset": cell.dataset, "network": cell.network, "loss": cell.row}
+    return {"run": run.id, **names, "seed": run.seed}
 
 
 def _from_1(epoch: int | None) -> int | None:
