@@ -28,7 +28,9 @@ def test_the_cells_are_those_that_aggregate_prints(results):
     numbers = [name for name in cells if cells[name].dtype != object]
     pd.testing.assert_frame_equal(cells[numbers], printed[numbers], check_dtype=False)
     texts = [name for name in cells if name not in numbers]
-    pd.testing.assert_frame_equal(cells[texts].fillna(""), printed[texts].fillna(""), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        cells[texts].astype(object).fillna(""), printed[texts].astype(object).fillna(""), check_dtype=False
+    )
     assert cells["mean"].dtype == float
 
 
