@@ -35,7 +35,7 @@ from repro.experiments import Table, TableName
 from repro.record_state import RecordState
 from repro.registry import Cell, Registry
 
-BEYOND = "Not in the paper"  # stands above the first row that extends a table
+BEYOND = "Not in the paper"  # is shown above the first row that extends a table
 
 _Part = tuple[Table, list[CellResult]]
 _Key = tuple[str, tuple[tuple[str, Scalar], ...]]  # a row: its name, and its overrides of the preset
