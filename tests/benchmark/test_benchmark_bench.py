@@ -16,15 +16,7 @@ from repro.benchmark.case import Case, open_case
 from repro.benchmark.harness import in_turn
 from repro.benchmark.result import CaseResult, busy_doubts, window_doubts
 from repro.benchmark.roofline import Rates
-from repro.benchmark.timing import (
-    Program,
-    RunningProgram,
-    Speed,
-    Window,
-    measure,
-    ratio,
-    started,
-)
+from repro.benchmark.timing import Program, RunningProgram, Speed, Window, measure, ratio, started
 from repro.cli import main
 from repro.cli.context import Context
 from repro.data import synthetic

@@ -19,11 +19,7 @@ ALL = ("channels-last", "fused-sgd", "cuda-graph", "compile")
 
 @pytest.mark.parametrize(
     ("capability", "images", "names"),
-    [
-        ((9, 0), MANY, ALL),
-        ((8, 0), MANY - 1, ALL[:3]),
-        ((7, 0), MANY, ALL[:3]),
-    ],
+    [((9, 0), MANY, ALL), ((8, 0), MANY - 1, ALL[:3]), ((7, 0), MANY, ALL[:3])],
 )
 def test_a_gpu_gets_what_its_capability_and_the_length_of_the_work_make_worthwhile(capability, images, names):
     assert choose_accelerations(CUDA, images, capability=capability).names() == names

@@ -75,12 +75,7 @@ def test_a_pooled_feature_has_no_negative_entry_and_that_of_lsoftmax_has(name):
 
 @pytest.mark.parametrize(
     ("image_size", "stem_pool", "map_size"),
-    [
-        (56, "auto", 56),
-        (64, "auto", 32),
-        (64, "never", 64),
-        (32, "always", 16),
-    ],
+    [(56, "auto", 56), (64, "auto", 32), (64, "never", 64), (32, "always", 16)],
 )
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_stem_pools_from_64_pixels_on_unless_told_never_or_always(name, image_size, stem_pool, map_size):

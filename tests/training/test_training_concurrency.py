@@ -40,12 +40,7 @@ def train(tuned, clock, speeds, rounds=1500, disturb_every=None):
 
 @pytest.mark.parametrize(
     ("speeds", "limit"),
-    [
-        ([10.0, 9.0], 1),
-        ([10.0, 10.4], 1),
-        ([10.0, 10.6, 10.7], 2),
-        ([10.0, 14.0, 17.0, 17.5], 3),
-    ],
+    [([10.0, 9.0], 1), ([10.0, 10.4], 1), ([10.0, 10.6, 10.7], 2), ([10.0, 14.0, 17.0, 17.5], 3)],
 )
 def test_runs_are_added_while_the_total_speed_grows_by_5_percent(clock, tmp_path, speeds, limit):
     cache = tmp_path / "concurrency.json"

@@ -24,10 +24,7 @@ from repro.training.loop import Trainer
 from repro.training.precision import Accelerations, choose_precision
 
 CUDA = torch.device("cuda")
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GRAPHED = Accelerations(cuda_graph=True)
 
 

@@ -270,8 +270,7 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in():
 
 
 @pytest.mark.parametrize(
-    "loss",
-    [*FURTHER_LOSSES, "scaled-bn-m1+statistics=training-set", "cross-entropy+weight_decay_on=weights"],
+    "loss", [*FURTHER_LOSSES, "scaled-bn-m1+statistics=training-set", "cross-entropy+weight_decay_on=weights"]
 )
 def test_the_losses_beyond_the_paper_train_and_learn(loss):
     trained = straight(loss)
