@@ -108,6 +108,13 @@ def repro(*words: object, check: int | None = None, **options) -> subprocess.Com
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces the first `old` in a file by `new`; fails where there is none."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
 def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE):
     """Polls until `condition()` and returns what it gave; fails by name when it never comes true."""
     deadline = time.monotonic() + patience
