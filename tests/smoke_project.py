@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from repro import plugins, signature
 from repro.cli.context import Context
 from repro.records import RunRecord, read_record
 from repro.scheduling.estimate import is_to_do
@@ -113,6 +114,14 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def forget_code() -> None:
+    """A process reads each file of code once; a test that changes one reads it again."""
+    for module in (signature, plugins):
+        for cached in vars(module).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
 
 
 def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE):

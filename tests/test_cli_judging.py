@@ -2,30 +2,15 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT
+from smoke_project import ROOT, repro
 
 RULES = hashlib.sha256((ROOT / "experiments" / "claims.toml").read_bytes()).hexdigest()
+QUICK = ("--preset", "quick", "--results")
 CELL = "cifar100/resnet18/scaled-bn-m1"
-
-
-def repro(*arguments, check: int | None = None, **environment) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "repro", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-    )
-    if check is not None:
-        assert done.returncode == check, done.stderr
-    return done
 
 
 @pytest.fixture
@@ -44,11 +29,11 @@ def mean(results) -> float:
 
 
 def test_claims_are_judged_from_partial_records_and_name_their_rules(results, mean):
-    text = repro("claims", "--preset", "quick", "--results", results, check=0).stdout
+    text = repro("claims", *QUICK, results, check=0).stdout
     assert text.startswith("QUICK: ")
     assert RULES in text
     assert text.count("Interim:") == 6
-    content = json.loads(repro("claims", "--json", "--preset", "quick", "--results", results, check=0).stdout)
+    content = json.loads(repro("claims", "--json", *QUICK, results, check=0).stdout)
     assert content["rules"] == {"file": "experiments/claims.toml", "sha256": RULES}
     assert (len(content["cells"]), len(content["claims"])) == (72, 6)
     (cell,) = [cell for cell in content["cells"] if cell["id"] == CELL]
@@ -59,7 +44,7 @@ def test_claims_are_judged_from_partial_records_and_name_their_rules(results, me
 def test_a_damaged_record_is_named_and_ends_with_4(results):
     path = results / "quick" / CELL / "seed0.json"
     path.write_text(path.read_text()[:-40])
-    done = repro("claims", "--preset", "quick", "--results", results, check=4)
+    done = repro("claims", *QUICK, results, check=4)
     assert str(path) in done.stderr
     assert done.stdout.count("Interim:") == 6, "what is left is still judged"
 
@@ -72,23 +57,10 @@ def test_the_audit_needs_no_record():
     assert len(content["wins"]) == 27
 
 
-def test_judging_needs_no_torch():
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from click.testing import CliRunner\n"
-        "from repro.cli import main\n"
-        "for words in (['claims'], ['claims', '--json'], ['audit']):\n"
-        "    result = CliRunner().invoke(main, words)\n"
-        "    assert result.exit_code == 0, (words, result.output, result.exception)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_parquet_goes_to_a_file_and_never_to_a_terminal(results, mean, tmp_path):
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow", reason="Parquet is an extra")
-    words = ("aggregate", "--preset", "quick", "--results", results, "--format", "parquet")
+    words = ("aggregate", *QUICK, results, "--format", "parquet")
     assert "--output" in repro(*words, check=2).stderr
     repro(*words, "--output", tmp_path / "tables.parquet", check=0)
     frame = pd.read_parquet(tmp_path / "tables.parquet").set_index(["dataset", "network", "loss"])
@@ -97,7 +69,7 @@ def test_parquet_goes_to_a_file_and_never_to_a_terminal(results, mean, tmp_path)
 
 def test_one_table_has_the_verdicts_that_all_together_have(results):
     """The correction is over the paper's cells, whichever are shown."""
-    words = ("aggregate", "--preset", "quick", "--results", results, "--format", "json")
+    words = ("aggregate", *QUICK, results, "--format", "json")
     whole = json.loads(repro(*words, check=0).stdout)
     alone = json.loads(repro(*words, "--table", "1", check=0).stdout)
     assert alone["tables"] == whole["tables"][:1]

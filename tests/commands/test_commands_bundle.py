@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
+from smoke_project import OTHER, RUN, record_of, smoke_context
 
 from repro.cli import main
 from repro.cli.share import Fate, anonymise, merge_bundles, write_bundle
@@ -23,13 +23,9 @@ from repro.signature import config_hash
 THIRD = "cifar100/resnet18/scaled-bn-m0.9/seed0"
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory) -> RunRecord:
-    """A real record of RUN."""
-    with pytest.MonkeyPatch.context() as patch:
-        context = smoke_context(patch, tmp_path_factory.mktemp("trained"))
-        assert train_here(context, RUN) == 0
-        return record_of(context, RUN)
+@pytest.fixture
+def record(trained) -> RunRecord:
+    return record_of(trained, RUN)
 
 
 @pytest.fixture
@@ -155,10 +151,8 @@ def test_no_path_host_or_message_of_an_error_leaves_the_machine(record, there, t
         assert kept in text
     data = record.data.model_copy(update={"partial": "without\n/home/alice/list.txt"})
     kept, reason = anonymise(record.model_copy(update={"data": data}))
-    assert (kept, "/home/alice/list.txt" in reason) == (
-        None,
-        True,
-    )  # a path that decides what the record means
+    # A path that decides what the record means.
+    assert (kept, "/home/alice/list.txt" in reason) == (None, True)
     url = record.data.model_copy(update={"sources": {"https://example.org/a/b.tar": "0" * 64}})
     assert anonymise(record.model_copy(update={"data": url}))[0] is not None
 
