@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from repro import plugins, signature
 from repro.cli.context import Context
 from repro.records import RunRecord, read_record
@@ -124,10 +126,11 @@ def forget_code() -> None:
                 cached.cache_clear()
 
 
-def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE):
-    """Polls until `condition()` and returns what it gave; fails by name when it never comes true."""
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE):
+    """Polls until `condition()` and returns what it gave; fails by name, as it is then, when that never comes."""
     deadline = time.monotonic() + patience
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
+        if time.monotonic() >= deadline:
+            pytest.fail(f"waited {patience:g} s in vain for {what if isinstance(what, str) else what()}")
         time.sleep(0.02)
     return value

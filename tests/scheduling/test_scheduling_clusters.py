@@ -1,4 +1,7 @@
-"""Slurm: real daemons of two nodes, real training, and everything that may happen to a job."""
+"""Slurm and Ray: real daemons of both on this machine, real training, and everything that may happen to a job.
+
+Both in one file, so that pytest-xdist gives them to one process: each wants the whole machine.
+"""
 
 import signal
 import tempfile
@@ -12,7 +15,8 @@ from real_sweep import ENDLESS, LONG, SHORT
 from slurm_cluster import CannotStartError, SlurmCluster
 from smoke_project import repro, wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = pytest.mark.slow
+needs_slurm, needs_ray = pytest.mark.slurm, pytest.mark.ray
 ONE_RUNS_ONE_WAITS = ("--jobs", "2", "--sbatch", "nodelist=n1", "--sbatch", "cpus-per-task=2")
 
 
@@ -49,6 +53,7 @@ def running_job(slurm: SlurmCluster) -> str:
     return job
 
 
+@needs_slurm
 def test_a_sweep_is_one_array_and_says_why_its_jobs_wait_and_needs_no_torch_where_it_is_started(slurm_sweep):
     its = slurm_sweep(3, SHORT, "--jobs", "2", "--sbatch", "begin=now+3")
     its.wait_until_says("2 jobs wait in Slurm's queue: BeginTime")
@@ -58,6 +63,7 @@ def test_a_sweep_is_one_array_and_says_why_its_jobs_wait_and_needs_no_torch_wher
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_jobs_that_find_nothing_left_are_not_waited_for(slurm_sweep, slurm):
     """The last run is done while a task of the array is held in the queue."""
     its = slurm_sweep(2, LONG, *ONE_RUNS_ONE_WAITS)
@@ -68,6 +74,7 @@ def test_jobs_that_find_nothing_left_are_not_waited_for(slurm_sweep, slurm):
     wait_for(lambda: not slurm.jobs(), "the queue to be empty", 10)
 
 
+@needs_slurm
 @pytest.mark.parametrize("request_", ["scontrol requeue", "scancel --signal=USR1", "preemption"])
 def test_a_job_that_slurm_starts_again_resumes(slurm_sweep, slurm, request_):
     """USR1 is the warning before the time limit: a worker that got further puts its job back by itself."""
@@ -85,6 +92,7 @@ def test_a_job_that_slurm_starts_again_resumes(slurm_sweep, slurm, request_):
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_a_job_that_an_administrator_cancels_is_replaced_and_said_so(slurm_sweep, slurm):
     its = slurm_sweep(1, 2 * LONG)
     its.wait_until_training()
@@ -94,6 +102,7 @@ def test_a_job_that_an_administrator_cancels_is_replaced_and_said_so(slurm_sweep
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_a_killed_slurmstepd_leaves_one_record_and_no_orphan(slurm_sweep):
     its = slurm_sweep(1, 2 * LONG)
     its.wait_until_training()
@@ -106,6 +115,7 @@ def test_a_killed_slurmstepd_leaves_one_record_and_no_orphan(slurm_sweep):
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_a_killed_controller_loses_nothing(slurm_sweep, slurm):
     its = slurm_sweep(2, 2 * LONG)
     its.wait_until_training(its.runs[0])
@@ -116,6 +126,7 @@ def test_a_killed_controller_loses_nothing(slurm_sweep, slurm):
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_the_jobs_of_a_node_that_goes_down_go_elsewhere(slurm_sweep, slurm):
     its = slurm_sweep(1, 2 * LONG)
     its.wait_until_training()
@@ -129,6 +140,7 @@ def test_the_jobs_of_a_node_that_goes_down_go_elsewhere(slurm_sweep, slurm):
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 def test_jobs_outlive_a_killed_supervisor_and_the_next_one_tops_up(slurm_sweep, slurm):
     its = slurm_sweep(3, 2 * LONG, "--jobs", "2")
     its.wait_until_training(*its.runs[:2])
@@ -146,6 +158,7 @@ def test_jobs_outlive_a_killed_supervisor_and_the_next_one_tops_up(slurm_sweep, 
     its.assert_nothing_lost_or_duplicated()
 
 
+@needs_slurm
 @pytest.mark.parametrize("by", ["SIGTERM", "repro stop"])
 def test_a_stopped_sweep_leaves_checkpoints_and_an_empty_queue(slurm_sweep, slurm, by):
     its = slurm_sweep(2, ENDLESS, *ONE_RUNS_ONE_WAITS)
@@ -161,6 +174,7 @@ def test_a_stopped_sweep_leaves_checkpoints_and_an_empty_queue(slurm_sweep, slur
     assert not its.workers()
 
 
+@needs_slurm
 @pytest.mark.long
 def test_a_sweep_that_is_stopped_while_slurm_is_silent_ends_and_says_what_may_go_on(slurm_sweep, slurm):
     its = slurm_sweep(1, ENDLESS)
@@ -175,8 +189,110 @@ def test_a_sweep_that_is_stopped_while_slurm_is_silent_ends_and_says_what_may_go
     assert its.outcomes() == [["interrupted"]]  # it heard of the stop from the results folder
 
 
+@needs_slurm
 def test_a_partition_that_is_not_there_is_named_with_where_to_look(slurm, tmp_path):
     words = ("--preset", "smoke", "--results", tmp_path, "--executor", "slurm", "--partition", "fast")
     done = repro("run", *words, check=3, environment=slurm.environment)
     assert "sbatch refuses the jobs: " in done.stderr
     assert "`sinfo` lists partitions" in done.stderr
+
+
+# Ray: a cluster of three nodes with GPUs in name only
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["ray.cluster_utils.Cluster"]:  # noqa: F821
+    pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=2, num_gpus=1)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def ray_sweep(cluster, sweep):
+    """A sweep with jobs that train on the CPU of Ray's nodes."""
+
+    def begin(count: int, epochs: int, *options: str):
+        address = ("--ray-address", cluster.address, "--executor", "ray")
+        return sweep(count, epochs, *address, *(options or ("--job-gpus", "0", "--jobs", "2")))
+
+    return begin
+
+
+@needs_ray
+def test_jobs_get_their_share_of_a_gpu_and_one_too_many_waits_and_says_so(ray_sweep):
+    """On a machine without GPUs the workers end: --job-gpus asks for CUDA."""
+    its = ray_sweep(3, SHORT, "--job-gpus", "1", "--jobs", "3")
+    said = its.end(3)
+    assert "finds no CUDA device" in said
+    assert its.outcomes() == [[], [], []]
+
+
+@needs_ray
+def test_a_killed_actor_leaves_no_orphan_and_its_run_is_resumed(ray_sweep):
+    its = ray_sweep(1, 2 * LONG)
+    its.wait_until_training()
+    (worker,) = its.workers()
+    actor = worker.parent()
+    assert "ray::" in actor.name() + " ".join(actor.cmdline())
+    actor.kill()
+    wait_for(lambda: not worker.is_running(), "the worker to follow its actor", 15)
+    assert "Ray lost its node" in its.end(0)
+    assert its.attempts(its.runs[0])[-1].resumed_at_step > 0
+    its.assert_nothing_lost_or_duplicated()
+
+
+@needs_ray
+def test_a_lost_node_costs_its_runs_an_attempt_and_no_more(ray_sweep, cluster):
+    its = ray_sweep(3, 2 * LONG, "--job-gpus", "0", "--jobs", "4")
+    its.wait_until_training(*its.runs[:2])
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    said = its.end(0)
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    assert "Ray lost its node" in said
+    its.assert_nothing_lost_or_duplicated()
+
+
+@needs_ray
+def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_resumes(ray_sweep):
+    its = ray_sweep(2, 2 * LONG)
+    its.wait_until_training(*its.runs[:1])
+    its.process.kill()
+    its.process.wait()
+    wait_for(lambda: not its.workers(), "the workers to end", 30)
+    its.start()
+    its.end(0)
+    assert its.outcomes()[0] == ["interrupted", "done"]
+    assert its.attempts(its.runs[0])[-1].resumed_at_step > 0
+    its.assert_nothing_lost_or_duplicated()
+
+
+@needs_ray
+@pytest.mark.parametrize("by", ["SIGTERM", "repro stop"])
+def test_a_stopped_sweep_leaves_checkpoints_on_ray(ray_sweep, by):
+    its = ray_sweep(1, ENDLESS)
+    its.wait_until_training()
+    if by == "SIGTERM":
+        its.process.send_signal(signal.SIGTERM)
+    else:
+        its.repro("stop", "--now")
+    its.end(75)
+    assert its.outcomes() == [["interrupted"]]
+    assert its.attempts(its.runs[0])[0].saved_step > 0
+    assert not its.workers()
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer_is_an_error_with_what_to_do(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed (the extra ray)")
+    began = time.monotonic()
+    words = ("--preset", "smoke", "--results", tmp_path, "--executor", "ray", "--ray-address", "127.0.0.1:1")
+    done = repro("run", *words, check=3)
+    assert "no Ray cluster answers at 127.0.0.1:1 ([Errno 111] Connection refused)" in done.stderr
+    assert time.monotonic() - began < 60
