@@ -56,64 +56,33 @@ def make_record(
     config = bench.registry.config(run, bench.preset)
     now = datetime(2025, 3, 1, 8, tzinfo=UTC)
     done = accuracy is not None
+    loss, correct, total = (1.0, round(10 * accuracy), 1000) if done else (None, 0, 0)
+    hashes = {"config": config_signature or config_hash(config), "code": code or code_hash(config)}
+    unknown = ("gradient_at_logits", "gradient_at_features", "feature_norm", "gradient_times_feature")
     epoch = Epoch(
-        epoch=0,
-        lr=0.1,
-        train_loss=1.0 if done else None,
-        train_accuracy=50.0 if done else None,
-        gradient_at_logits=None,
-        gradient_at_features=None,
-        feature_norm=None,
-        gradient_times_feature=None,
-        test_loss=1.0 if done else None,
-        test_accuracy=accuracy,
-        seconds=492.0,
+        **{"epoch": 0, "lr": 0.1, "seconds": 492.0, "train_accuracy": 50.0 if done else None},
+        **{"train_loss": loss, "test_loss": loss, "test_accuracy": accuracy, **dict.fromkeys(unknown)},
+    )
+    data = DataSummary(
+        **{"name": run.cell.dataset, "title": "pretended", "generated": True, "partial": None, "sources": {}},
+        **{"preparation_version": 1, "arrays": {}, "classes": 10, "train_images": 160, "test_images": 80},
+        **{"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
+    )
+    result = Result(
+        **{"accuracy": accuracy, "correct": correct, "total": total, "test_loss": loss},
+        **{"best_accuracy": accuracy, "best_epoch": 0 if done else None},
+        correct_images=correct_images(correct, total) if done else None,
+        diverged_in=None if done else 0,
+    )
+    provenance = Provenance(
+        **{**dict(PRETENDED), "device": device, "runs_on_device": at_once, "precision": "fp32", "threads": 1},
+        **{"deterministic": False, "accelerations": (), "images_per_second": images_per_second},
+        **{"peak_memory_bytes": 0, "energy_joules": None, "attempts": (), "started": now, "ended": now},
     )
     return RunRecord(
-        run=run.id,
-        preset=PRESET,
-        signature=Signature(
-            config=config_signature or config_hash(config), data="d" * 64, code=code or code_hash(config)
-        ),
-        config=config,
-        data=DataSummary(
-            name=run.cell.dataset,
-            title="pretended",
-            generated=True,
-            partial=None,
-            sources={},
-            preparation_version=1,
-            arrays={},
-            classes=10,
-            train_images=160,
-            test_images=80,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.2, 0.2, 0.2),
-        ),
-        result=Result(
-            accuracy=accuracy,
-            correct=round(10 * accuracy) if done else 0,
-            total=1000 if done else 0,
-            test_loss=1.0 if done else None,
-            best_accuracy=accuracy,
-            best_epoch=0 if done else None,
-            correct_images=correct_images(round(10 * accuracy), 1000) if done else None,
-            diverged_in=None if done else 0,
-        ),
+        **{"run": run.id, "preset": PRESET, "config": config, "data": data, "result": result},
+        signature=Signature(data="d" * 64, **hashes),
         curve=(epoch,),
         probes=Probes(logits=None, weight_norms=None),
-        provenance=Provenance(
-            **{**dict(PRETENDED), "device": device},
-            precision="fp32",
-            threads=1,
-            deterministic=False,
-            accelerations=(),
-            runs_on_device=at_once,
-            images_per_second=images_per_second,
-            peak_memory_bytes=0,
-            energy_joules=None,
-            attempts=(),
-            started=now,
-            ended=now,
-        ),
+        provenance=provenance,
     )

@@ -3,13 +3,13 @@
 import os
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pretended_environment import attempt_note
 from sweep_bench import PRESET, ROOT, Bench, make_record
 
-from repro.attempts import AttemptNote, new_attempt, write_attempt
+from repro.attempts import new_attempt, write_attempt
 from repro.cli.context import Context
 from repro.cli.status import current_status
 from repro.registry import Selection
@@ -29,10 +29,8 @@ def context(bench: Bench, monkeypatch) -> Context:
 def attempt(bench: Bench, run, outcome: str, checkpoint: bool = False, worker: str = "") -> None:
     """What an attempt that came to `outcome` leaves behind."""
     folder = new_attempt(bench.project.run(PRESET, run.id))
-    now = datetime.now(UTC)
-    ended = None if outcome == "running" else now
-    note = AttemptNote(number=int(folder.name), started=now, ended=ended, outcome=outcome, resumed_at_step=0)
-    write_attempt(folder, note.model_copy(update={"worker": worker, "saved_step": 5, "total_steps": 15}))
+    steps = {"saved_step": 5, "total_steps": 15}
+    write_attempt(folder, attempt_note(outcome, int(folder.name), worker=worker, **steps))
     if checkpoint:
         (folder / "checkpoint-00000005.pt").write_bytes(b"")
 

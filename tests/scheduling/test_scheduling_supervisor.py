@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT, record_of, smoke_context, sweep_of, train_here
+from smoke_project import ROOT, RUN, record_of, smoke_context, sweep_of
 
 import repro.scheduling.place as place_module
 import repro.scheduling.supervisor as supervisor_module
@@ -73,23 +73,13 @@ class Bench:
         return self.said.getvalue()
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """One real record, after which pretended ones are made."""
-    context = smoke_context(None, tmp_path_factory.mktemp("template"))
-    run = "cifar100/resnet18/cross-entropy/seed0"
-    assert train_here(context, run) == 0
-    return record_of(context, run).to_json()
-
-
 @pytest.fixture
-def bench(tmp_path, monkeypatch, template):
+def bench(tmp_path, monkeypatch, trained):
     context = smoke_context(monkeypatch, tmp_path / "results")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     context.project.results.mkdir()
-    content = json.loads(template)
-    del content["sha256"]
-    (context.project.results / "template.json").write_text(json.dumps(content))
+    template = record_of(trained, RUN)  # after which pretended ones are made
+    (context.project.results / "template.json").write_text(template.model_dump_json())
     runs = context.runs(tables=(1,), networks=("resnet18",), seeds=(0,))
     return Bench(context, tuple(run.id for run in runs))
 
@@ -109,13 +99,6 @@ def test_workers_share_the_list_and_every_run_is_trained_once(bench):
     assert not read_worker_notes(project.workers("smoke"))
 
 
-def test_a_worker_that_dies_is_started_again_and_the_run_resumes(bench):
-    bench.behave(run0=["kill", "kill", "done"], run5=["kill", "done"])
-    summary = bench.supervisor().run()
-    assert (len(summary.done), summary.exit_code) == (8, 0)
-    assert "killed by SIGKILL" in bench.text
-
-
 def test_a_run_that_kills_its_worker_three_times_is_given_up_and_the_others_are_done(bench):
     bench.behave(run2=["kill"])
     summary = bench.supervisor().run()
@@ -123,6 +106,7 @@ def test_a_run_that_kills_its_worker_three_times_is_given_up_and_the_others_are_
     assert (failure.run, failure.attempts, summary.exit_code) == (bench.runs[2], 3, 1)
     assert len(summary.done) == 7
     assert f"repro train {bench.runs[2]} --preset smoke" in summary.to_text()
+    assert "killed by SIGKILL" in bench.text
 
 
 def test_a_run_may_be_killed_as_often_as_it_gets_further(bench):
