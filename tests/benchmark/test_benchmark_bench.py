@@ -111,7 +111,7 @@ def stand_ins(monkeypatch):
     return asked
 
 
-def test_each_program_is_started_as_those_who_use_it_start_it(bench, stand_ins):
+def test_each_program_is_started_as_those_who_use_it_start_it(bench, stand_ins, monkeypatch):
     """Ours with all threads, and as runs of one thread each; a script with torch's own and the malloc it finds."""
     cores = usable_cores()
     bench("--rounds", "2", "--deterministic")
@@ -122,6 +122,13 @@ def test_each_program_is_started_as_those_who_use_it_start_it(bench, stand_ins):
     assert (ours.keeps_freed_memory, packed.keeps_freed_memory, ours.deterministic) == (True, True, True)
     for rival in (stand_ins["plain"], stand_ins["tuned"]):
         assert (rival.keeps_freed_memory, rival.deterministic, rival.threads) == (False, False, None)
+    kept = []
+    monkeypatch.setattr(timing, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(timing.signal, "signal", lambda number, handler: None)
+    timing.initialise(False)
+    assert kept == []
+    timing.initialise(True)
+    assert kept == [True]
     stand_ins.clear()
     bench("--rounds", "1", "--alone")
     assert list(stand_ins) == ["ours"]

@@ -1,12 +1,11 @@
 """Which accelerations a device gets, by capability, with the hardware's answer handed in; and what a run keeps."""
 
-from datetime import UTC, datetime
-
 import pytest
 import torch
+from pretended_environment import attempt_note
 from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
 
-from repro.attempts import AttemptNote, new_attempt, write_attempt
+from repro.attempts import new_attempt, write_attempt
 from repro.errors import DeviceError
 from repro.training import run_attempt
 from repro.training.device import COMPILING_PAYS_FROM, choose_accelerations
@@ -92,8 +91,7 @@ def test_a_run_that_is_asked_to_use_others_restarts_and_says_so(context):
 
 def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler(context, monkeypatch):
     folder = new_attempt(context.project.run(context.preset.name, RUN))
-    now, outcome = datetime.now(UTC), "device error: CUDA error: an illegal memory access was encountered"
-    write_attempt(folder, AttemptNote(number=1, started=now, ended=now, outcome=outcome, resumed_at_step=0))
+    write_attempt(folder, attempt_note("device error: CUDA error: an illegal memory access was encountered"))
     monkeypatch.setattr(run_attempt, "choose_accelerations", lambda *arguments: Accelerations(compile=True))
     said: list[str] = []
     assert train_here(context, RUN, say=said.append) == 0

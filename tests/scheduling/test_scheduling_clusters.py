@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from real_sweep import ENDLESS, LONG, SHORT
-from slurm_cluster import CannotStartError, SlurmCluster
+from slurm_cluster import NODES, CannotStartError, SlurmCluster
 from smoke_project import repro, wait_for
 
 pytestmark = pytest.mark.slow
@@ -43,6 +43,8 @@ def slurm_sweep(slurm, sweep):
         return sweep(count, epochs, *words, environment=slurm.environment)
 
     yield begin
+    for node in NODES:
+        slurm.set_node(node, "resume")
     slurm.command("scancel", "--quiet", "--user=root", check=False)
     wait_for(lambda: not slurm.jobs(), "the queue to be empty")
 
@@ -74,44 +76,41 @@ def test_jobs_that_find_nothing_left_are_not_waited_for(slurm_sweep, slurm):
     wait_for(lambda: not slurm.jobs(), "the queue to be empty", 10)
 
 
-@needs_slurm
-@pytest.mark.parametrize("request_", ["scontrol requeue", "scancel --signal=USR1", "preemption"])
-def test_a_job_that_slurm_starts_again_resumes(slurm_sweep, slurm, request_):
-    """USR1 is the warning before the time limit: a worker that got further puts its job back by itself."""
-    its = slurm_sweep(1, 3 * LONG)
-    its.wait_until_training()
-    job = running_job(slurm)
-    if request_ == "preemption":
-        slurm.command("srun", "--partition=high", "--exclusive", "--nodes=2", "true")
-    else:
-        slurm.command(*request_.split(), job)
-    its.end(0)
-    assert its.outcomes() == [["interrupted", "done"]]
-    assert its.attempts(its.runs[0])[1].resumed_at_step > 0
-    assert slurm.jobs() == {} or set(slurm.jobs()) == {job}  # it was the same job
-    its.assert_nothing_lost_or_duplicated()
-
-
-@needs_slurm
-def test_a_job_that_an_administrator_cancels_is_replaced_and_said_so(slurm_sweep, slurm):
-    its = slurm_sweep(1, 2 * LONG)
-    its.wait_until_training()
-    slurm.command("scancel", running_job(slurm))
-    assert "its job was cancelled in Slurm" in its.end(0)
-    assert its.outcomes() == [["interrupted", "done"]]
-    its.assert_nothing_lost_or_duplicated()
-
-
-@needs_slurm
-def test_a_killed_slurmstepd_leaves_one_record_and_no_orphan(slurm_sweep):
-    its = slurm_sweep(1, 2 * LONG)
-    its.wait_until_training()
+def kill_daemons_of_jobs() -> None:
     daemons = [process for process in psutil.process_iter() if process.name() == "slurmstepd"]
     assert daemons
     for daemon in daemons:
         daemon.kill()
-    its.end(0)
-    assert its.outcomes()[0][0] == "interrupted"
+
+
+FAULTS = {
+    "requeued": lambda slurm, job: slurm.command("scontrol", "requeue", job),
+    # The warning before the time limit: a worker that got further puts its job back by itself.
+    "warned": lambda slurm, job: slurm.command("scancel", "--signal=USR1", job),
+    "preempted": lambda slurm, job: slurm.command(
+        "srun", "--partition=high", "--exclusive", "--nodes=2", "true"
+    ),
+    "cancelled": lambda slurm, job: slurm.command("scancel", job),
+    "slurmstepd killed": lambda slurm, job: kill_daemons_of_jobs(),
+    "node down": lambda slurm, job: slurm.set_node(slurm.node_of(job), "down"),
+}
+
+
+@needs_slurm
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_happens_to_a_job_costs_its_run_an_attempt_and_no_more(slurm_sweep, slurm, fault):
+    its = slurm_sweep(1, 3 * LONG)
+    its.wait_until_training()
+    job = running_job(slurm)
+    FAULTS[fault](slurm, job)
+    assert ("its job was cancelled in Slurm" in its.end(0)) == (fault == "cancelled")
+    (outcomes,) = its.outcomes()
+    assert len(outcomes) >= 2
+    assert fault == "node down" or outcomes[0] == "interrupted"
+    if fault in ("requeued", "warned", "preempted"):
+        assert outcomes == ["interrupted", "done"]
+        assert its.attempts(its.runs[0])[1].resumed_at_step > 0
+        assert set(slurm.jobs()) <= {job}  # it was the same job
     its.assert_nothing_lost_or_duplicated()
 
 
@@ -123,20 +122,6 @@ def test_a_killed_controller_loses_nothing(slurm_sweep, slurm):
     its.wait_until_says("Slurm does not answer")
     slurm.restart_controller()
     its.end(0)
-    its.assert_nothing_lost_or_duplicated()
-
-
-@needs_slurm
-def test_the_jobs_of_a_node_that_goes_down_go_elsewhere(slurm_sweep, slurm):
-    its = slurm_sweep(1, 2 * LONG)
-    its.wait_until_training()
-    (node,) = slurm.command("squeue", "--noheader", "--format=%N").split()
-    try:
-        slurm.command("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        its.end(0)
-    finally:
-        slurm.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-    assert len(its.attempts(its.runs[0])) >= 2
     its.assert_nothing_lost_or_duplicated()
 
 
@@ -156,22 +141,6 @@ def test_jobs_outlive_a_killed_supervisor_and_the_next_one_tops_up(slurm_sweep, 
     assert most == 2
     assert its.outcomes() == [["done"]] * 3
     its.assert_nothing_lost_or_duplicated()
-
-
-@needs_slurm
-@pytest.mark.parametrize("by", ["SIGTERM", "repro stop"])
-def test_a_stopped_sweep_leaves_checkpoints_and_an_empty_queue(slurm_sweep, slurm, by):
-    its = slurm_sweep(2, ENDLESS, *ONE_RUNS_ONE_WAITS)
-    its.wait_until_training(its.runs[0])
-    if by == "SIGTERM":
-        its.process.send_signal(signal.SIGTERM)
-    else:
-        its.repro("stop", "--now")
-    its.end(75)
-    wait_for(lambda: not slurm.jobs(), "the queue to be empty", 30)
-    assert its.outcomes() == [["interrupted"], []]
-    assert its.attempts(its.runs[0])[0].saved_step > 0
-    assert not its.workers()
 
 
 @needs_slurm
@@ -273,17 +242,25 @@ def test_a_killed_supervisor_takes_its_jobs_along_and_the_next_one_resumes(ray_s
     its.assert_nothing_lost_or_duplicated()
 
 
-@needs_ray
+@pytest.mark.parametrize(
+    ("begin", "count", "options"),
+    [
+        pytest.param("slurm_sweep", 2, ONE_RUNS_ONE_WAITS, marks=needs_slurm),
+        pytest.param("ray_sweep", 1, (), marks=needs_ray),
+    ],
+)
 @pytest.mark.parametrize("by", ["SIGTERM", "repro stop"])
-def test_a_stopped_sweep_leaves_checkpoints_on_ray(ray_sweep, by):
-    its = ray_sweep(1, ENDLESS)
-    its.wait_until_training()
+def test_a_stopped_sweep_leaves_checkpoints_and_no_job(request, begin, count, options, by):
+    its = request.getfixturevalue(begin)(count, ENDLESS, *options)
+    its.wait_until_training(its.runs[0])
     if by == "SIGTERM":
         its.process.send_signal(signal.SIGTERM)
     else:
         its.repro("stop", "--now")
     its.end(75)
-    assert its.outcomes() == [["interrupted"]]
+    if begin == "slurm_sweep":
+        wait_for(lambda: not request.getfixturevalue("slurm").jobs(), "the queue to be empty", 30)
+    assert its.outcomes() == [["interrupted"], []][:count]
     assert its.attempts(its.runs[0])[0].saved_step > 0
     assert not its.workers()
 
