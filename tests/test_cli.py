@@ -1,7 +1,9 @@
 """The command line as a user meets it: real processes, exit codes, what is on stdout and what on stderr."""
 
+import hashlib
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -68,12 +70,6 @@ def test_a_finished_sweep_is_skipped_before_anything_is_loaded(swept):
     assert (plan["cells"], plan["done"], plan["to_do"]) == (72, 8, 64)
 
 
-def test_a_column_is_trained_by_one_process_per_device(swept):
-    assert len(list((swept / "smoke" / "cifar100" / "resnet18").glob("*/seed0.json"))) == 8
-    logs = list((swept / "smoke" / ".work" / "logs").glob("*.log"))
-    assert 1 <= len(logs) <= len(find_devices(1, "cpu"))
-
-
 def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, trained):
     """Bitwise on a CPU, and the record says with how many it shared."""
     shared, alone = record_of(smoke_context(None, swept), RUN), record_of(trained, RUN)
@@ -124,6 +120,41 @@ def test_a_damaged_record_is_named_never_averaged_and_redone(swept, tmp_path, da
     assert says in (quarantined / "1.reason.json").read_text()
     assert json.loads(record.read_text())["result"] == json.loads(whole)["result"]
     repro("aggregate", *words, "--table", "1", check=0)
+
+
+RULES = hashlib.sha256((ROOT / "experiments" / "claims.toml").read_bytes()).hexdigest()
+
+
+def test_claims_and_the_audit_are_judged_from_what_is_there_and_name_their_rules(tmp_path):
+    text = repro("claims", "--preset", "quick", check=0).stdout
+    assert text.startswith("QUICK: ")
+    assert RULES in text
+    assert text.count("Interim:") == 6
+    content = json.loads(repro("claims", "--json", "--preset", "quick", check=0).stdout)
+    assert content["rules"] == {"file": "experiments/claims.toml", "sha256": RULES}
+    assert (len(content["cells"]), len(content["claims"])) == (72, 6)
+    cell = "cifar100/resnet18/scaled-bn-m1"
+    paths = (ROOT / "results" / "quick" / cell).glob("seed*.json")
+    accuracies = [json.loads(path.read_text())["result"]["accuracy"] for path in paths]
+    (found,) = [each for each in content["cells"] if each["id"] == cell]
+    assert (found["word"], found["mean"]) == ("not comparable", pytest.approx(statistics.mean(accuracies)))
+    audit = json.loads(repro("audit", "--json", check=0).stdout)
+    assert (len(audit["wins"]), "27 of 27 comparisons" in repro("audit", check=0).stdout) == (27, True)
+    torn = tmp_path / "results" / "quick" / cell / "seed0.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("{")
+    done = repro("claims", "--preset", "quick", "--results", tmp_path / "results", check=4)
+    assert (str(torn) in done.stderr, done.stdout.count("Interim:")) == (True, 6), "what is left is judged"
+
+
+def test_one_table_has_the_verdicts_that_all_together_have(swept):
+    """The correction is over the paper's cells, whichever are shown. Parquet goes to no terminal."""
+    words = ("aggregate", "--preset", "smoke", "--results", swept, "--format")
+    whole, alone = (
+        json.loads(repro(*words, "json", *more, check=0).stdout) for more in ((), ("--table", "1"))
+    )
+    assert alone["tables"] == whole["tables"][:1]
+    assert "--output" in repro(*words, "parquet", check=2).stderr
 
 
 def test_a_record_of_older_code_counts_until_it_is_to_be_redone_and_is_kept_then(swept, tmp_path):

@@ -45,9 +45,8 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
         assert ":" in link or target.exists(), link
         if anchor and ":" not in link:
             headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", target.read_text()), re.MULTILINE)
-            anchors = {
-                re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings
-            }  # GitHub's
+            # GitHub's rule.
+            anchors = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
             assert anchor in anchors, link
 
 

@@ -18,7 +18,6 @@ from repro.records import read_record
 from repro.storage import (
     CommitOutcome,
     FileLock,
-    add_record,
     commit_record,
     lock_holder,
     lock_holders,
@@ -75,13 +74,6 @@ def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
     assert commit(record, paths) is CommitOutcome.COMMITTED
     assert (paths.quarantine / "1.json").read_bytes() == damage
     assert read_record(paths.record, RUN, "smoke") == record
-
-
-def test_a_record_made_elsewhere_is_added_only_where_there_is_none(record, other, paths):
-    assert add_record(record.to_json().encode(), paths)
-    assert not add_record(other.to_json().encode(), paths)
-    assert read_record(paths.record, RUN, "smoke") == record
-    assert list(paths.record.parent.iterdir()) == [paths.record]
 
 
 @pytest.mark.parametrize("and_another", [False, True])
