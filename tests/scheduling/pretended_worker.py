@@ -32,11 +32,16 @@ from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.paths import Project
 from repro.records import RunRecord, Signature
 from repro.registry import Registry
+from repro.scheduling.place import MAX_DEVICE_ERRORS
 from repro.signals import Stop
 from repro.storage import FileLock, commit_record
 from repro.sweep import Phase, RunProgress, RunQueue, RunStatus, Sweep, new_worker_note, stop_request
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def breakdowns(work: Path) -> int:
+    return sum("CUDA error" in note.read_text() for note in work.rglob("attempt.json"))
 
 
 def main() -> int:
@@ -86,8 +91,8 @@ def main() -> int:
             write_attempt(attempt, begun.model_copy(update=ended))
             replace(note, phase=Phase.ENDED, device_error="CUDA error: pretended").write(folder)
             return 1
-        if action == "broken":
-            time.sleep(0.5)  # meanwhile the other device breaks again and again
+        while action == "broken" and breakdowns(project.work(sweep.preset)) < MAX_DEVICE_ERRORS:
+            time.sleep(0.02)  # meanwhile the other device breaks again and again
         progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)
         note = replace(note, phase=Phase.TRAINING, runs=(progress,), stepped=True, beat=note.beat + 1)
         note.write(folder)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from smoke_project import repro
-from sweep_bench import ROOT
+from pretended_environment import first_runs
+from smoke_project import ROOT, repro
 from test_scheduling_plan import missing, plan_of
 
 from repro import models
@@ -77,7 +77,7 @@ def test_what_is_not_known_is_not_refused(recipe):
 
 
 def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
-    runs = [run for run in bench.runs(24, "tiny-imagenet", "resnet50") if not run.cell.axes]
+    runs = [run for run in first_runs(bench, 24, "tiny-imagenet", "resnet50") if not run.cell.axes]
     small, paper = replace(GPU, memory_bytes=2 * GIB), bench.registry.preset("paper")
     plan = plan_of(bench, missing(runs), [small], paper)
     (column,) = plan.columns
