@@ -24,10 +24,10 @@ NEW_WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 OLD_WHEEL = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
 
-def facts(capability=(6, 1), architectures=OLD_WHEEL, fault=None, available=True, cuda="12.6"):
+def facts(capability=(6, 1), architectures=OLD_WHEEL, fault=None, available=True):
     """What torch says of itself and of one card."""
     device = {"name": PASCAL.name, "capability": list(capability), "fault": fault}
-    versions = {"torch": "2.6.0", "torchvision": "0.21.0", "cuda": cuda, "cpu": "AVX2"}
+    versions = {"torch": "2.6.0", "torchvision": "0.21.0", "cuda": "12.6", "cpu": "AVX2"}
     return versions | {"architectures": architectures, "available": available, "devices": [device]}
 
 

@@ -191,20 +191,6 @@ def test_a_silent_lock_ends_the_sweep_and_is_named(bench, monkeypatch):
     assert summary.exit_code == 75
 
 
-def test_two_supervisors_on_one_folder_train_each_run_once(bench):
-    first, second = bench.supervisor(workers=1), bench.supervisor(workers=1)
-    second.sweep_file = second.sweep_file.with_name("second.json")
-    summaries = []
-    thread = threading.Thread(target=lambda: summaries.append(first.run()))
-    thread.start()
-    summaries.append(second.run())
-    thread.join()
-    assert [summary.exit_code for summary in summaries] == [0, 0]
-    assert all(len(summary.done) == 8 for summary in summaries)
-    for run in bench.runs:
-        assert len(list(bench.context.project.run("smoke", run).attempts.iterdir())) == 1
-
-
 def test_the_end_of_a_budget_writes_checkpoints_and_exits_75(bench):
     bench.behave(run0=["wait"])
     intervals = Intervals(poll=0.02, runs=0.02, lead=0.1, grace=5.0)
