@@ -32,17 +32,12 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def expected(record) -> dict[str, list[tuple[int, float | None]]]:
     fields = {
-        "loss/train": "train_loss",
-        "loss/test": "test_loss",
-        "accuracy/train": "train_accuracy",
-        "accuracy/test": "test_accuracy",
-        "gradient/at the logits": "gradient_at_logits",
-        "gradient/at the features": "gradient_at_features",
-        "learning rate": "lr",
+        f"{what}/{split}": f"{split}_{what}" for what in ("loss", "accuracy") for split in ("train", "test")
     }
+    fields |= {f"gradient/at the {where}": f"gradient_at_{where}" for where in ("logits", "features")}
     return {
         tag: [(epoch.epoch + 1, pytest.approx(getattr(epoch, field), rel=1e-6)) for epoch in record.curve]
-        for tag, field in fields.items()
+        for tag, field in {**fields, "learning rate": "lr"}.items()
     }
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -360,22 +359,6 @@ def test_a_loss_that_cannot_be_compiled_whole_is_not_said_to_be(counting_compile
     assert not used.compile
     assert said[0].startswith("continuing without compile: ")
     assert "graph_break" in said[0]
-
-
-def test_a_compilers_advice_on_tf32_is_no_error(monkeypatch):
-    """Inductor gives it on every GPU that has TF32, and warnings may be errors."""
-
-    def advise(module, *inputs):
-        warnings.warn(
-            "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled.",
-            stacklevel=1,
-        )
-        return module(*inputs)
-
-    monkeypatch.setattr("repro.training.step.compiled_call", lambda: advise)
-    step = step_of(config_of())
-    _, used, said = prepared(step, TapeCapture(), accelerations=Accelerations(compile=True))
-    assert used.compile, said
 
 
 def test_a_network_with_dropout_is_neither_recorded_nor_compiled():
