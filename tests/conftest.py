@@ -16,6 +16,7 @@ import torch
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
+    from repro.registry import Registry
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +59,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> "Context":
         context = smoke_context(patch, tmp_path_factory.mktemp("trained") / "results")
         assert train_here(context, RUN, OTHER) == 0
         return context
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Context":
+    """The project with the smoke preset and results of the test's own."""
+    from smoke_project import smoke_context
+
+    return smoke_context(monkeypatch, tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def registry() -> "Registry":
+    """The project's own; read it only."""
+    from repro.registry import Registry
+
+    return Registry.load(PROJECT / "experiments")
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,6 @@ BEGUN = f"test -e $DISK/results/smoke/.work/{RUN}/attempts/1/attempt.json"
 
 
 @pytest.fixture
-def context(monkeypatch, tmp_path):
-    return smoke_context(monkeypatch, tmp_path / "results")
-
-
-@pytest.fixture
 def straight(trained):
     """The record of RUN as it is without any fault."""
     return record_of(trained, RUN)

@@ -15,11 +15,6 @@ from repro.registry import Registry, Selection
 EXPERIMENTS = ROOT / "experiments"
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(EXPERIMENTS)
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A copy of the experiments that a test may spoil."""

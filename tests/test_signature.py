@@ -8,13 +8,7 @@ from smoke_project import ROOT, edit, forget_code
 
 from repro import signature
 from repro.config import RunConfig
-from repro.registry import Registry
 from repro.signature import code_hash, config_hash
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(ROOT / "experiments")
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from smoke_project import RUN, interrupt, record_of, repro, smoke_context, train_here
+from smoke_project import RUN, interrupt, record_of, repro, train_here
 
-from repro.cli.context import Context
 from repro.errors import SetupError
 from repro.signature import code_hash, training_modules
 from repro.training.loop import Progress
@@ -14,11 +13,6 @@ from repro.training.tensorboard import LiveCurves, require_tensorboard
 Reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="the extra is not installed"
 ).EventAccumulator
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch) -> Context:
-    return smoke_context(monkeypatch, tmp_path / "results")
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pretended_environment import attempt_note
-from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
+from smoke_project import RUN, interrupt, record_of, train_here
 
 from repro import models
 from repro.attempts import new_attempt, write_attempt
@@ -106,11 +106,6 @@ def test_a_cpu_compiles_when_asked_and_has_no_graph():
     assert choose_accelerations(CPU, on=["compile"]).compile
     with pytest.raises(DeviceError, match="cuda-graph needs a CUDA device"):
         choose_accelerations(CPU, on=["cuda-graph"])
-
-
-@pytest.fixture
-def context(monkeypatch, tmp_path):
-    return smoke_context(monkeypatch, tmp_path)
 
 
 def test_a_record_says_which_accelerations_were_in_use(context):

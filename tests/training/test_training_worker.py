@@ -43,11 +43,6 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 OTHER_NETWORK = "cifar100/vgg16/cross-entropy/seed0"
 
 
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    return smoke_context(monkeypatch, tmp_path)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Four runs of one network, each trained in a process of its own kind: one after another."""
