@@ -168,6 +168,46 @@ def test_a_lock_is_held_once_seen_without_being_taken_and_freed_by_the_kernel(pa
     assert FileLock(paths.lock).acquire()
 
 
+def test_a_child_that_outlives_its_worker_does_not_keep_the_lock(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from repro.storage import FileLock\n"
+        "lock = FileLock(Path(sys.argv[1])); assert lock.acquire()\n"
+        "if os.fork() == 0: os.close(1); time.sleep(60)\n"
+        "print('locked', flush=True); os._exit(0)\n"
+    )
+    argv = [sys.executable, "-c", code, tmp_path / "lock"]
+    subprocess.run(argv, check=True, stdout=subprocess.PIPE, cwd=ROOT)
+    again = FileLock(tmp_path / "lock")
+    assert again.acquire()
+    again.release()
+
+
+def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert first.acquire()
+    assert not second.acquire()
+    (tmp_path / "lock").unlink()
+    assert second.acquire()  # what was lost is noticed at the first one's next checkpoint
+    third = FileLock(tmp_path / "lock")
+    assert not third.acquire()
+    first.release()
+    second.release()
+
+
+def test_a_file_that_is_deleted_between_opening_and_locking_it_is_no_lock(tmp_path, monkeypatch):
+    path, lock = tmp_path / "lock", fcntl.flock
+
+    def deleted_first(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        path.unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", deleted_first)
+    with FileLock(path) as mine:
+        assert mine.acquire()
+        assert not FileLock(path).acquire()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_kernel_locks_is_refused(tmp_path, monkeypatch, number):
     def refuse(descriptor, operation):

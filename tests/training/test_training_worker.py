@@ -1,7 +1,5 @@
 """A worker, in this process: what it takes, several runs at once, and what it does when things go wrong."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -323,32 +321,6 @@ def test_no_two_workers_share_a_device(context):
     with held, pytest.raises(SetupError, match="another worker has this device"):
         worker.run()
     assert outcomes(context, RUN) == []
-
-
-def test_a_child_that_outlives_its_worker_does_not_keep_the_lock(tmp_path):
-    code = (
-        "import os, sys, time; from pathlib import Path; from repro.storage import FileLock\n"
-        "lock = FileLock(Path(sys.argv[1])); assert lock.acquire()\n"
-        "if os.fork() == 0: os.close(1); time.sleep(60)\n"
-        "print('locked', flush=True); os._exit(0)\n"
-    )
-    argv = [sys.executable, "-c", code, tmp_path / "lock"]
-    subprocess.run(argv, check=True, stdout=subprocess.PIPE, cwd=ROOT)
-    again = FileLock(tmp_path / "lock")
-    assert again.acquire()
-    again.release()
-
-
-def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
-    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
-    assert first.acquire()
-    assert not second.acquire()
-    (tmp_path / "lock").unlink()
-    assert second.acquire()  # what was lost is noticed at the first one's next checkpoint
-    third = FileLock(tmp_path / "lock")
-    assert not third.acquire()
-    first.release()
-    second.release()
 
 
 def test_a_supervised_worker_leaves_a_note_of_how_it_ended(context):
