@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 SLOW = ("slow", "long", "slurm", "ray", "shared", "tex", "browser")  # `./check.sh --all` runs these too
 STARTS_PROCESSES_OR_TRAINS = {
     "subprocess", "multiprocessing", "psutil", "ProcessPoolExecutor", "LocalExecutor", "on_a_tiny_disk",
-    "train", "train_run", "train_here", "training",
+    "smoke_project.repro", "smoke_project.start", "train", "train_run", "train_here", "training",
 }  # fmt: skip
 
 
@@ -35,7 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     it uses `trained`. With two processes, a slow file at the end would keep one waiting for the other.
     """
     for item in items:
-        imported = {getattr(value, "__name__", "") for value in vars(item.module).values()}
+        named = [value for value in vars(item.module).values() if hasattr(value, "__name__")]
+        imported = {value.__name__ for value in named}
+        imported |= {
+            f"{value.__module__}.{value.__name__}" for value in named if hasattr(value, "__module__")
+        }
         if any(item.get_closest_marker(mark) for mark in SLOW):
             item.add_marker("slow")
         elif (

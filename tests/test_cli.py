@@ -201,6 +201,17 @@ def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_sweep_skips_what_cannot_fit_says_why_and_ends_with_3(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import repro.system; repro.system.memory_bytes = lambda: 2**20"
+    )
+    words = ["--table", 1, "--network", "resnet18", "--loss", "scaled-bn-m1", "--loss", "cross-entropy"]
+    done = repro("run", "--preset", "smoke", "--results", tmp_path / "results", *words, check=3,
+                 environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip
+    assert "skipping 2 runs: resnet18 on images of 32 px in batches of 32 needs at least" in done.stderr
+    assert not list(tmp_path.rglob("seed0.json"))
+
+
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a CUDA device")
 def test_a_cuda_device_that_is_not_there_is_exit_code_3(tmp_path):
     words = ("train", RUN, "--preset", "smoke", "--results", tmp_path, "--device", "cuda")

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from pretended_environment import first_runs
-from smoke_project import ROOT, repro
 from test_scheduling_plan import missing, plan_of
 
 from repro import models
@@ -86,14 +85,3 @@ def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
     assert column.source in plan.to_text()
     h200 = replace(GPU, name="NVIDIA H200", memory_bytes=140 * GIB, capability=(9, 0))
     assert not plan_of(bench, missing(runs), [small, h200], paper).columns[0].source.startswith("refused")
-
-
-def test_a_sweep_skips_what_cannot_fit_says_why_and_ends_with_3(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import repro.system; repro.system.memory_bytes = lambda: 2**20"
-    )
-    words = ["--table", 1, "--network", "resnet18", "--loss", "scaled-bn-m1", "--loss", "cross-entropy"]
-    done = repro("run", "--preset", "smoke", "--results", tmp_path / "results", *words, check=3,
-                 environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip
-    assert "skipping 2 runs: resnet18 on images of 32 px in batches of 32 needs at least" in done.stderr
-    assert not list(tmp_path.rglob("seed0.json"))
