@@ -11,9 +11,9 @@ Usage: ./check.sh [--unit | --all] [--network] [-- PYTEST ARGUMENT…]
 Makes the environment as ./run_all.sh does, with the test tools, then runs ruff (format and lint), mypy,
 the import contracts and pytest. Every check runs even where one before it failed.
 
-  --unit      of the tests only those that start no process and train nothing
-  --all       the slow tests too: chaos, Slurm, Ray, browser, LaTeX, real data, ./run_all.sh --preset smoke
-  --network   the tests that reach the internet too
+  --unit      only the tests that start no process and train nothing
+  --all       also the slow tests: chaos, Slurm, Ray, browser, LaTeX, real data, ./run_all.sh --preset smoke
+  --network   also the tests that reach the internet
   -h, --help  this text
 
 What follows `--` goes to pytest, as in `./check.sh -- tests/losses -x`. Tests that need a GPU, the real

@@ -9,7 +9,7 @@ usage() {
   cat <<'HELP'
 Usage: experiments/evidence.sh --budget TIME [OPTION]…
 
-Runs Table 1 at the paper's recipe and keeps what it took to believe it. In this order:
+Runs Table 1 at the paper's recipe and keeps what makes the result credible. In this order:
 
   1. the environment (as ./run_all.sh makes it) and CIFAR-100, fetched and prepared where it is not there
   2. repro doctor
@@ -20,7 +20,7 @@ Runs Table 1 at the paper's recipe and keeps what it took to believe it. In this
      column's first seed fits the budget: cross-entropy and scaled BN m = 1, three seeds each
   7. tables, figures, claims and the report from the records
 
-Stop it at any time: started again it goes on where it stopped. Steps 2 to 4 are passed over where they were done
+Stop it at any time: the same command resumes where it stopped. Steps 2 to 4 are skipped where they passed
 with this commit on this machine.
 
   --budget TIME    for all of it: 30m, 9h, 1d12h
@@ -28,13 +28,13 @@ with this commit on this machine.
   --results DIR    folder of the records (default: results/)
   --data-dir DIR   folder of the data (default: $REPRO_DATA, else data/)
   --here           use the Python on PATH with what is installed there; install nothing
-  --per-gpu N      runs a GPU (default: auto)
+  --per-gpu N      concurrent runs per GPU (default: auto)
   -h, --help       this text
 
 What the steps print is kept in DIR/<preset>/evidence/.
 
 Exit codes: 0 done, 1 a test or a run failed, 2 usage, 3 environment or data missing, 4 a damaged record,
-75 the budget is spent: the same command goes on, 130 Ctrl-C.
+75 the budget is spent: the same command resumes, 130 Ctrl-C.
 HELP
 }
 
@@ -88,7 +88,7 @@ done
 left() { printf '%s' $((seconds > SECONDS ? seconds - SECONDS : 0)); }
 
 stopped() {
-  say "stopped; the same command goes on from here:$(printf ' %q' "$0" "${arguments[@]}")"
+  say "stopped; the same command resumes from here:$(printf ' %q' "$0" "${arguments[@]}")"
   exit "$1"
 }
 
@@ -125,7 +125,7 @@ PY
 if on_real_data; then
   repro data verify cifar100 "${data_place[@]}" >&2 || {
     repro data fetch cifar100 "${data_place[@]}" && repro data prepare cifar100 "${data_place[@]}"
-  } >&2 || fail 3 "CIFAR-100 is not in place; the reason stands above"
+  } >&2 || fail 3 "CIFAR-100 is not in place; the reason is above"
 fi
 
 # --- 2 to 4: may this machine train it, and how fast -------------------------------------------------------
@@ -197,7 +197,7 @@ finish() { # tables, figures and the report of what there is
 }
 
 fits() { # does a whole column's first seed fit what is left?
-  repro plan "${places[@]}" "${data_place[@]}" "${table[@]}" --per-gpu "$per_gpu" --budget "$(left)s" --probe --json \
+  repro plan "${places[@]}" "${data_place[@]}" "${table[@]}" --per-gpu "$per_gpu" --budget "$(left)s" --json \
     | "$python" -c 'import json, sys; sys.exit(not json.load(sys.stdin)["budget"]["fits"])'
 }
 

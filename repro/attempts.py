@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from repro.paths import RunPaths
+from repro.paths import RunPaths, read_file
 from repro.records import Attempt
 from repro.storage import make_folder, refusal, write_whole
 
@@ -105,7 +105,7 @@ def read_attempts(paths: RunPaths) -> tuple[AttemptNote, ...]:
 
 def _read(folder: Path) -> AttemptNote:
     try:
-        note = AttemptNote.model_validate_json((folder / "attempt.json").read_bytes())
+        note = AttemptNote.model_validate_json(read_file(folder / "attempt.json"))
         Outcome(note.kind)
     except (OSError, ValueError):  # ValueError: not JSON, a field missing, an unknown outcome
         return AttemptNote(

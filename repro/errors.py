@@ -16,8 +16,9 @@ ReproError                     1  something failed
 │   └── DeviceError               a device asked for is missing or cannot run what was asked
 ├── IntegrityError             4  a result on disk is not valid
 │   ├── RecordCorruptError        a record is torn, edited or breaks the schema
-│   └── RecordMisplacedError      a record lies under another run's name
-└── RunInterruptedError       75  stopped on request; started again it goes on
+│   │   └── RecordUnreadableError what has a record's name is no file that can be read
+│   └── RecordMisplacedError      a record is stored under another run's name
+└── RunInterruptedError       75  stopped on request; the same command resumes
 
 A message says what was expected, what came instead, and what to do.
 """
@@ -98,11 +99,15 @@ class RecordCorruptError(IntegrityError):
     """A record is torn, was edited after it was written, or breaks the schema."""
 
 
+class RecordUnreadableError(RecordCorruptError):
+    """A record's name belongs to a folder, a pipe, a dangling link, or a file that may not be read."""
+
+
 class RecordMisplacedError(IntegrityError):
-    """A valid record stands under a name that belongs to another run or preset."""
+    """A valid record is stored under a name that belongs to another run or preset."""
 
 
 class RunInterruptedError(ReproError):
-    """Training was asked to stop; a checkpoint was written where one was due, and the run can go on."""
+    """Training was asked to stop; a checkpoint was written where one was due, and the run can resume."""
 
     exit_code = 75

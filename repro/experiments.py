@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, mo
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
 from repro.errors import RegistryError, SelectionError
-from repro.paths import NAME
+from repro.paths import NAME, read_file
 from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
 
 _ModelT = TypeVar("_ModelT", bound=Model)
@@ -302,9 +302,12 @@ def explain(error: ValidationError, content: object = None) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        # Not read_text: TOML is UTF-8 whatever the locale.
+        return tomllib.loads(read_file(path).decode())
     except FileNotFoundError:
         raise RegistryError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RegistryError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RegistryError(f"{path}: not valid TOML: {error}") from None
 

@@ -3,14 +3,16 @@
 One `Project` is made by the command line and handed down; nothing below it looks at the environment.
 
     <root>/experiments/*.toml
-    <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record a run
+    <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record per run
     <results>/<preset>/.work/<run id>/…   its attempts, lock, superseded and quarantined records
     <figures>/<preset>/
     <data>/<data set>/raw/ and <data>/<data set>/prepared/
 """
 
+import errno
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,29 @@ from repro.errors import ProjectNotFoundError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 """What data sets, losses and tables may be called: names become folders."""
+
+LARGEST_FILE = 256 << 20  # bytes; a record of 100,000 epochs has a tenth of it
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file of at most LARGEST_FILE bytes.
+
+    Raises OSError for anything else under that name: reading a pipe or a device would never end.
+    """
+    # O_NONBLOCK: opening a pipe must not wait for somebody who writes.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if status.st_size > LARGEST_FILE:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE >> 20} MiB", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

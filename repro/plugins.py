@@ -121,7 +121,7 @@ def find(kind: Kind, name: str, folder: Path | None) -> Implementation:
     if reference is None:
         one, example = _WORDS[kind]
         known = ", ".join(names(kind))
-        raise OwnCodeError(f"unknown {one} {name!r}; there are: {known}, or a file of your own: {example}")
+        raise OwnCodeError(f"unknown {one} {name!r}; there are: {known}, or your own file: {example}")
     module, _, attribute = reference.partition(":")
     found = module_file(module)
     if found is None or not attribute:
@@ -235,7 +235,7 @@ def _arguments(implementation: Implementation) -> Mapping[str, inspect.Parameter
     try:
         taken = inspect.signature(made, eval_str=True).parameters
     except (NameError, SyntaxError, TypeError, ValueError) as error:
-        raise OwnCodeError(f"{implementation.name}: what it takes cannot be read: {error}") from None
+        raise OwnCodeError(f"{implementation.name}: its parameters cannot be read: {error}") from None
     for argument in taken.values():
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise OwnCodeError(

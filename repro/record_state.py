@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from repro.config import Preset, RunConfig
-from repro.errors import RecordCorruptError, RecordMisplacedError
+from repro.errors import RecordCorruptError, RecordMisplacedError, SelectionError
 from repro.paths import Project
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
@@ -37,6 +37,31 @@ class RunState:
     def counts(self) -> bool:
         """Whether the record is one to average."""
         return self.record_state in (RecordState.DONE, RecordState.OLDER_CODE)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether what has the record's name is not valid; `reason` names the file and says why."""
+        return self.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
+
+
+def damage(states: Iterable[RunState]) -> list[str]:
+    """A sentence for each damaged record, once."""
+    return list(dict.fromkeys(state.reason for state in states if state.is_damaged))
+
+
+def misnamed(project: Project, preset: Preset, registry: Registry) -> list[str]:
+    """A sentence for each file among the preset's records that has no run's name, and so counts nowhere."""
+    folder = project.preset_results(preset.name)
+    found = []
+    for path in sorted(folder.rglob("*.[jJ][sS][oO][nN]")):
+        place = path.relative_to(folder)
+        if any(part.startswith(".") for part in place.parts):
+            continue
+        try:
+            registry.parse(str(place).removesuffix(".json"))
+        except SelectionError:
+            found.append(f"{path} counts nowhere: {place} is not the name of a run's record")
+    return found
 
 
 def assess(

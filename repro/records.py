@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from repro.config import Model, RunConfig
-from repro.errors import RecordCorruptError, RecordMisplacedError
+from repro.errors import RecordCorruptError, RecordMisplacedError, RecordUnreadableError
+from repro.paths import read_file
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
 HISTOGRAM_BINS = 400
@@ -261,11 +262,18 @@ def parse_record(text: str, where: str) -> RunRecord:
 
 
 def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:
-    """The record at `path`, None where there is none; raises as `decode_record` does."""
+    """The record at `path`, None where there is none.
+
+    Raises RecordUnreadableError for what is no readable file, and as `decode_record` does.
+    """
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        content = read_file(path)
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if absent and not path.is_symlink():
+            return None
+        reason = "it is a link to nothing" if absent else error.strerror
+        raise RecordUnreadableError(f"{path}: cannot be read: {reason}") from None
     return decode_record(content, str(path), run_id, preset)
 
 

@@ -3,6 +3,7 @@
 To commit, an attempt writes the record into its own folder, fsyncs it, hard-links it to the record's name and
 fsyncs the folder. A link either makes the whole name or fails because one is there: no reader ever sees half
 a record, and no writer replaces a finished one unseen. Locks only save work; the link keeps results safe.
+A file system without hard links gets a new file instead, which fails likewise where the name is taken.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from types import TracebackType
 from typing import Self
 
 from repro.errors import IntegrityError, NoSpaceError, ReadOnlyError, RecordCorruptError, SetupError
-from repro.paths import RunPaths
-from repro.records import RunRecord, read_record
+from repro.paths import RunPaths, read_file
+from repro.records import RunRecord, Signature, read_record
 
 
 class CommitOutcome(StrEnum):
@@ -71,6 +72,15 @@ class FileLock:
         self._descriptor = descriptor
         _held.add(descriptor)
         return True
+
+    def check(self) -> None:
+        """Raises SetupError where the lock could never be taken; it does not take it, nor makes its file."""
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_NONBLOCK))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise refusal(f"cannot lock {self.path}", error) from None
 
     def release(self) -> None:
         """Lets others take the lock; does nothing if it is not held."""
@@ -162,7 +172,7 @@ def make_folder(folder: Path) -> None:
 def record_digest(path: Path) -> str | None:
     """sha256 of a record's file; None where there is none that can be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(path)).hexdigest()
     except OSError:
         return None
 
@@ -175,9 +185,12 @@ def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: s
     committed by somebody else since, and stays. Where it is refused with a SetupError it may be called again.
     """
     source = attempt / "record.json"
+    # Both may be gone: who renames the results folder during a run must not lose it.
     make_folder(paths.record.parent)
-    if _is_one_file(source, paths.record):
-        # Linked before, only the folder could not be synced then.
+    make_folder(attempt)
+    committed = record_digest(paths.record)
+    if committed is not None and committed == record_digest(source):
+        # Committed before, only the folder could not be synced then.
         fsync_folder(paths.record.parent)
         return CommitOutcome.COMMITTED
     write_whole(source, record.to_json().encode())
@@ -186,40 +199,89 @@ def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: s
         return "replaced by a new result" if record_digest(path) == replaces else None
 
     for _ in range(100):
-        try:
-            os.link(source, paths.record)
-        except FileExistsError:
-            try:
-                read_record(paths.record, record.run, record.preset)
-            except IntegrityError:
-                quarantine_damaged(paths, record.run, record.preset)
-            else:
-                if record_digest(paths.record) not in (replaces, None):
-                    return CommitOutcome.ALREADY_DONE
-                move_record(paths.record, paths.superseded, fault)
-        except OSError as error:
-            raise refusal(f"cannot write {paths.record}", error) from None
-        else:
-            fsync_folder(paths.record.parent)
+        if give_name(source, paths.record):
             return CommitOutcome.COMMITTED
+        try:
+            read_record(paths.record, record.run, record.preset)
+        except IntegrityError:
+            quarantine_damaged(paths, record.run, record.preset)
+        else:
+            if record_digest(paths.record) not in (replaces, None):
+                return CommitOutcome.ALREADY_DONE
+            move_record(paths.record, paths.superseded, fault)
     raise RecordCorruptError(f"{paths.record}: other processes keep writing it; stop them and run again")
 
 
-def add_record(content: bytes, paths: RunPaths) -> bool:
-    """Puts a whole record, made elsewhere, under its name; False if one is there, which stays as it is."""
-    make_folder(paths.record.parent)
-    source = paths.record.with_name(f".{paths.record.name}.{os.getpid()}.incoming")
+def commit_finished(
+    paths: RunPaths,
+    attempt: Path,
+    run: str,
+    preset: str,
+    replaces: str | None,
+    expected: Callable[[Signature], bool],
+) -> bool:
+    """Commits the record that an attempt finished and left uncommitted; False if it left none to use.
+
+    Call it holding the run's lock; raises as `commit_record` does.
+    """
+    try:
+        record = read_record(attempt / "record.json", run, preset)
+    except IntegrityError:
+        return False
+    if record is None or not expected(record.signature):
+        return False
+    return commit_record(record, paths, attempt, replaces) is CommitOutcome.COMMITTED
+
+
+def create_whole(path: Path, content: bytes) -> bool:
+    """Writes a new file; False if the name is taken, by a file that stays as it is.
+
+    Raises SetupError if the file system refuses.
+    """
+    make_folder(path.parent)
+    source = path.with_name(f".{path.name}.{os.getpid()}.incoming")
     write_whole(source, content)
     try:
-        os.link(source, paths.record)
+        return give_name(source, path)
+    finally:
+        source.unlink(missing_ok=True)
+
+
+def give_name(source: Path, path: Path) -> bool:
+    """Gives a whole file the name `path` too, durably; False if that is taken.
+
+    Raises SetupError if the file system refuses.
+    """
+    try:
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            _copy_exclusively(source, path)
     except FileExistsError:
         return False
     except OSError as error:
-        raise refusal(f"cannot write {paths.record}", error) from None
-    finally:
-        source.unlink(missing_ok=True)
-    fsync_folder(paths.record.parent)
+        raise refusal(f"cannot write {path}", error) from None
+    fsync_folder(path.parent)
     return True
+
+
+# exFAT and vfat answer EPERM, SMB and FUSE one of the others.
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _copy_exclusively(source: Path, path: Path) -> None:
+    """A reader may see a part of the copy for a moment: a record's checksum tells it."""
+    content = read_file(source)
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)  # made by us: nobody else could open it with "x"
+            raise
 
 
 def quarantine_damaged(paths: RunPaths, run: str, preset: str) -> Path | None:
@@ -256,15 +318,10 @@ def move_record(record: Path, folder: Path, fault: Callable[[Path], str | None])
         raise refusal(f"cannot move {record} to {target}", error) from None
     if fault(target) is not None:
         return target
-    try:
-        os.link(target, record)
-    except FileExistsError:
-        # Yet another has the name now: this one stays here, and the caller looks at that one.
-        return None
-    except OSError as error:
-        raise refusal(f"cannot move {target}, a good record, back to {record}", error) from None
-    target.unlink()
-    note.unlink()
+    if give_name(target, record):
+        target.unlink()
+        note.unlink()
+    # Else yet another has the name now: this one stays here, and the caller looks at that one.
     return None
 
 
@@ -289,13 +346,6 @@ def _free_place(folder: Path, reason: str) -> tuple[Path, Path]:
             note.unlink()
             raise
         return target, note
-
-
-def _is_one_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except FileNotFoundError:
-        return False
 
 
 def write_whole(path: Path, *content: bytes | memoryview, durable: bool = True) -> None:

@@ -2,7 +2,6 @@
 
     <results>/<preset>/.work/sweeps/ID.json   the runs, each with the record that is expected, and a baseline
     <results>/<preset>/.work/sweeps/ID.stop   `drain` or `now`: a request to all workers, on any machine
-    <results>/<preset>/.work/workers/HOST-PID-START.json   what each worker does, written once per second
 
 Nobody assigns a run: each worker takes the first one that is free. Imports no torch.
 """
@@ -11,8 +10,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -30,14 +29,21 @@ from repro.attempts import (
     write_attempt,
 )
 from repro.config import Preset
-from repro.errors import IntegrityError, RegistryError, SetupError
-from repro.paths import Project
-from repro.records import read_record
+from repro.errors import IntegrityError, RecordUnreadableError, SetupError, UsageError
+from repro.paths import Project, RunPaths, read_file
+from repro.records import Signature, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.storage import FileLock, lock_holder, lock_holders, make_folder, record_digest, write_whole
-
-DEVICE_BUSY = "another worker has this device"  # a worker's message when it finds the device's lock taken
+from repro.storage import (
+    FileLock,
+    commit_finished,
+    lock_holder,
+    lock_holders,
+    make_folder,
+    record_digest,
+    write_whole,
+)
+from repro.worker_note import Phase, WorkerNote
 
 StopRequest = Literal["drain", "now"]  # finish the runs in progress; or checkpoint at the next step
 
@@ -56,6 +62,11 @@ class SweepRun:
     code: str
     attempts: int
     record: str | None
+
+    def expects(self, signature: Signature) -> bool:
+        """Whether a record of this signature is the one to be made."""
+        same_data = self.data is None or signature.data == self.data
+        return same_data and (signature.config, signature.code) == (self.config, self.code)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Sweep:
     def read(cls, path: Path) -> "Sweep":
         """The sweep at `path`; SetupError where there is none that can be read."""
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_file(path))
             return cls(**{**content, "runs": tuple(SweepRun(**run) for run in content["runs"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise SetupError(f"cannot read the sweep {path}: {error}") from None
@@ -92,13 +103,26 @@ def plan_sweep(
     workers: int = 1,
     workers_per_device: int = 1,
 ) -> Sweep:
-    """The sweep that trains `runs`, in order, with the baseline of this moment."""
-    entries = []
+    """The sweep that trains `runs`, in order, with the baseline of this moment.
+
+    Raises RecordUnreadableError, before anything is trained, with all that is no file or folder to work with
+    under the name of a record, its folder, its attempts or its lock.
+    """
+    entries, in_the_way = [], []
     for run in runs:
         config = registry.config(run, preset)
         fingerprint = fingerprints.get(run.cell.dataset)
         paths = project.run(preset.name, run.id)
-        attempts = read_attempts(paths)
+        attempts: Sequence[AttemptNote] = ()
+        try:
+            make_folder(paths.record.parent)
+            attempts = read_attempts(paths)
+            FileLock(paths.lock).check()
+            read_record(paths.record, run.id, preset.name)
+        except (RecordUnreadableError, SetupError) as error:
+            in_the_way.append(str(error))
+        except IntegrityError:
+            pass  # damaged: whoever trains the run moves it to quarantine
         entries.append(
             SweepRun(
                 run=run.id,
@@ -109,6 +133,8 @@ def plan_sweep(
                 record=record_digest(paths.record),
             )
         )
+    if in_the_way:
+        raise RecordUnreadableError("\n".join([*dict.fromkeys(in_the_way), "move it away, then run again"]))
     # Only a name: nothing is decided by this clock.
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     return Sweep(name, preset.name, tuple(entries), workers, workers_per_device)
@@ -122,7 +148,7 @@ def request_stop(sweep_file: Path, how: StopRequest) -> None:
 def stop_request(sweep_file: Path) -> StopRequest | None:
     """What the sweep's workers are asked; None: nothing."""
     try:
-        return "drain" if sweep_file.with_suffix(".stop").read_text().strip() == "drain" else "now"
+        return "drain" if read_file(sweep_file.with_suffix(".stop")).strip() == b"drain" else "now"
     except OSError:
         return None
 
@@ -161,13 +187,13 @@ class RunQueue:
         for entry in sweep.runs:
             try:
                 same = config_hash(registry.config(registry.parse(entry.run), preset)) == entry.config
-            except RegistryError as error:
+            except UsageError as error:
                 self.impossible[entry.run] = str(error)
                 continue
             if same:
                 self._open[entry.run] = entry
             else:
-                self.impossible[entry.run] = f"{project.experiments} says another recipe than the sweep"
+                self.impossible[entry.run] = f"{project.experiments} has another recipe than the sweep"
 
     @property
     def open(self) -> Sequence[SweepRun]:
@@ -204,27 +230,32 @@ class RunQueue:
         holders = lock_holders()
         found = {}
         for entry in self.open if holders else ():
-            pid = lock_holder(self._project.run(self.sweep.preset, entry.run).lock, holders)
+            pid = lock_holder(self._paths(entry).lock, holders)
             if pid is not None:
                 found[entry.run] = pid
         return found
 
     def attempts(self, entry: SweepRun) -> list[AttemptNote]:
         """The run's attempts beyond the baseline, oldest first."""
-        notes = read_attempts(self._project.run(self.sweep.preset, entry.run))
-        return [note for note in notes if note.number > entry.attempts]
+        return [note for note in read_attempts(self._paths(entry)) if note.number > entry.attempts]
 
     def close_dead_attempt(self, entry: SweepRun) -> None:
         """Closes the note of an attempt that still says running; call it holding the run's lock.
 
-        Whoever wrote it is dead, then. What its worker said last decides whether the run is to blame.
+        Whoever wrote it is dead, then. What its worker said last decides whether the run is to blame. A
+        finished result that it could not commit any more is committed.
         """
-        paths = self._project.run(self.sweep.preset, entry.run)
+        paths = self._paths(entry)
         notes = read_attempts(paths)
-        if not notes or notes[-1].kind is not Outcome.RUNNING:
+        if not notes or notes[-1].kind is Outcome.DONE:
             return
         note = notes[-1]
         folder = paths.attempts / str(note.number)
+        if commit_finished(paths, folder, entry.run, self.sweep.preset, entry.record, entry.expects):
+            write_attempt(folder, note.model_copy(update={"ended": datetime.now(UTC), "outcome": "done"}))
+            return
+        if note.kind is not Outcome.RUNNING:
+            return
         life = WorkerNote.read(self._project.workers(self.sweep.preset) / f"{note.worker}.json")
         stopping = life is not None and (life.phase is Phase.STOPPING or life.blameless)
         outcome = Outcome.INTERRUPTED if stopping else Outcome.CRASHED
@@ -242,9 +273,12 @@ class RunQueue:
         for entry in self.open:
             notes = self.attempts(entry)
             if notes and notes[-1].kind is Outcome.RUNNING:
-                with FileLock(self._project.run(self.sweep.preset, entry.run).lock) as lock:
+                with FileLock(self._paths(entry).lock) as lock:
                     if lock.acquire():
                         self.close_dead_attempt(entry)
+
+    def _paths(self, entry: SweepRun) -> RunPaths:
+        return self._project.run(self.sweep.preset, entry.run)
 
     def _read(self, entry: SweepRun) -> RunStatus:
         if self._has_result(entry):
@@ -266,7 +300,7 @@ class RunQueue:
 
         Two machines with different code must not replace each other's results for ever.
         """
-        path = self._project.run(self.sweep.preset, entry.run).record
+        path = self._paths(entry).record
         digest = record_digest(path)
         if digest is None or digest == entry.record:
             return False
@@ -274,115 +308,3 @@ class RunQueue:
             return read_record(path, entry.run, self.sweep.preset) is not None
         except IntegrityError:
             return False  # damaged: whoever trains the run moves it to quarantine
-
-
-@dataclass(frozen=True)
-class RunProgress:
-    """Where a run in training is: `epoch` (0-indexed) is in progress, `step` of its `steps` are done.
-
-    `test_accuracy` in percent is of the last evaluation.
-    """
-
-    run: str
-    attempt: int
-    state: str = "starting"
-    epoch: int = 0
-    epochs: int = 0
-    step: int = 0
-    steps: int = 0
-    images_per_second: float | None = None
-    train_loss: float | None = None
-    test_accuracy: float | None = None
-
-    @property
-    def fraction(self) -> float:
-        """How much of the training is done, 0 to 1."""
-        within = self.step / self.steps if self.steps else 0.0
-        return min(1.0, (self.epoch + within) / self.epochs) if self.epochs else 0.0
-
-
-class Phase(StrEnum):
-    """What a worker does."""
-
-    STARTING = "starting"  # imports, CUDA context, device lock, self-test: no run is to blame for a death
-    TRAINING = "training"
-    STOPPING = "stopping"  # asked to: whatever dies from here on was interrupted
-    ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class WorkerNote:
-    """What a worker says of itself; it is shown, and tells who shared a process that died.
-
-    `job` is its supervisor's name for it, `beat` rises with each sign of life, `left` are the runs that its
-    device cannot train, with reasons. `death` is written by a supervisor that saw it die: how, and whether
-    its runs are free of blame (a lost node, preemption). `device_error` is what CUDA said where it ended the
-    process.
-    """
-
-    name: str
-    host: str
-    pid: int
-    started: int
-    sweep: str
-    job: str = ""
-    device: str = ""
-    device_name: str = ""
-    phase: Phase = Phase.STARTING
-    beat: int = 0
-    runs: tuple[RunProgress, ...] = ()
-    stepped: bool = False
-    left: dict[str, str] = field(default_factory=dict)
-    message: str = ""
-    device_error: str = ""
-    death: str = ""
-    blameless: bool = False
-
-    @property
-    def is_alive(self) -> bool | None:
-        """Whether its process is there, and is the same; None on another machine, where nobody can tell."""
-        if self.host != socket.gethostname():
-            return None
-        return process_start(self.pid) == self.started
-
-    def write(self, folder: Path) -> None:
-        """Replaces the note in `folder`; SetupError if the file system refuses."""
-        make_folder(folder)
-        # Not durable: it says what is true now, and after a power cut nothing of it is.
-        write_whole(folder / f"{self.name}.json", json.dumps(asdict(self)).encode(), durable=False)
-
-    @classmethod
-    def read(cls, path: Path) -> "WorkerNote | None":
-        """The note at `path`; None where there is none, or where it cannot be read."""
-        try:
-            content = json.loads(path.read_bytes())
-            runs = tuple(RunProgress(**run) for run in content.pop("runs"))
-            return cls(**{**content, "runs": runs, "phase": Phase(content["phase"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
-
-def new_worker_note(sweep: str, job: str, device: str) -> WorkerNote:
-    """The first note of this process."""
-    host, pid = socket.gethostname(), os.getpid()
-    started = process_start(pid) or 0
-    return WorkerNote(f"{host}-{pid}-{started}", host, pid, started, sweep, job, device)
-
-
-def read_worker_notes(folder: Path) -> tuple[WorkerNote, ...]:
-    """The notes of all workers, by name."""
-    paths: Iterable[Path] = sorted(folder.glob("*.json")) if folder.is_dir() else ()
-    return tuple(note for path in paths if (note := WorkerNote.read(path)) is not None)
-
-
-def process_start(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot; None where there is none.
-
-    A pid is used again after a while; together with its start it is not.
-    """
-    try:
-        # The name, in parentheses, may hold blanks: the fields are counted behind it.
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if words[0] == "Z" else int(words[19])

@@ -31,10 +31,42 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN.findall((ROOT / "README.md").read_text()))
-def test_a_table_in_the_readme_is_what_its_command_prints(command, shown, tmp_path):
+def test_an_excerpt_in_the_readme_has_lines_that_its_command_prints_in_this_order(command, shown, tmp_path):
     """With no data prepared, as in a fresh clone."""
     done = repro(*command.split()[1:], check=0, environment={"REPRO_DATA": str(tmp_path)})
-    assert shown == done.stdout, f"the README drifted: put the output of `{command}` into it"
+    printed = iter(done.stdout.splitlines())
+    for line in shown.splitlines():
+        assert line in printed, f"the README drifted from `{command}`: {line}"
+
+
+def test_the_readme_is_short_and_has_one_small_table():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 120
+    rows = [number for number, line in enumerate(lines) if line.startswith("|")]
+    assert 0 < len(rows) <= 10
+    assert rows[-1] - rows[0] == len(rows) - 1
+
+
+@each_page
+def test_a_test_that_a_page_names_exists(page):
+    tests = "\n".join(path.name + path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name in re.findall(r"\btest_\w+", page.read_text()) if name not in tests] == []
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", "experiments/evidence.sh"])
+def test_an_option_that_a_script_passes_is_one_of_its_command(script):
+    text = (ROOT / script).read_text().replace("\\\n", " ")
+    calls = re.findall(r"(?:^|[\s\"/])repro\"? ((?:data )?[a-z]+)\b([^\n|]*)", text, re.MULTILINE)
+    known_commands = main.list_commands(click.Context(main))
+    calls = [(name.split(), words) for name, words in calls if name.split()[0] in known_commands]
+    assert len(calls) > 5
+    for names, words in calls:
+        command: click.Command = main
+        for name in names:
+            command = command.get_command(click.Context(main), name)
+        known = {option for parameter in command.params for option in parameter.opts}
+        unknown = set(re.findall(r"(?<=\s)--[a-z-]+", words)) - known
+        assert unknown == set(), f"{script}: repro {' '.join(names)}"
 
 
 @each_page
@@ -52,9 +84,13 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
 
 def commands(text: str) -> list[tuple[list[str], bool]]:
     """Every `repro …` of a page as words, and whether it stands whole in a block."""
-    blocks = [body for language, body in BLOCK.findall(text) if language in ("sh", "console", "bash")]
-    lines = [line for body in blocks for line in body.replace("\\\n", " ").splitlines()]
-    found = [(part, True) for line in lines for part in ENDS.split(line.removeprefix("$ "))]
+    found = []
+    for language, body in BLOCK.findall(text):
+        # In `console`, what begins with $ is a command and the rest is what it prints.
+        prompt = "$ " if language == "console" else ""
+        lines = body.replace("\\\n", " ").splitlines() if language in ("sh", "console", "bash") else []
+        typed = [line.removeprefix(prompt) for line in lines if line.startswith(prompt)]
+        found += [(part, True) for line in typed for part in ENDS.split(line)]
     found += [(part, False) for span in INLINE.findall(BLOCK.sub("", text)) for part in ENDS.split(span)]
     split = [(shlex.split(part, comments=True), whole) for part, whole in found]
     return [(words[1:], whole) for words, whole in split if words[:1] == ["repro"]]
@@ -101,7 +137,7 @@ def test_a_command_that_the_program_does_not_take_would_be_found(line):
 
 def test_the_times_for_a_1080_ti_are_the_plans(monkeypatch, tmp_path):
     """From the plan's table on, with nothing trained and no data prepared."""
-    page = (ROOT / "docs" / "1080ti.md").read_text()
+    page = (ROOT / "docs" / "gpu.md").read_text()
     shown = re.search(r"<!-- begin: the plan [^>]*-->\n```text\n(.*?)\n```\n<!-- end -->", page, re.DOTALL)
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
     card = Device("cuda", 0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30, 1, {})
@@ -110,6 +146,16 @@ def test_the_times_for_a_1080_ti_are_the_plans(monkeypatch, tmp_path):
     text = make_plan(survey, context.registry, context.preset, context.project, (card,)).to_text()
     assert shown
     assert shown[1] == text[text.index("  table") :]
+    readme = (ROOT / "README.md").read_text()
+    quoted = [line for line in text.splitlines() if line.startswith(("72 cells", "time to do", "  0.3 to"))]
+    assert len(quoted) == 3
+    assert "\n".join(quoted) in readme
+    low, high = re.search(r"time to do: (\d+d \d+h) – (\d+d \d+h)", text).groups()
+    days = [
+        round(int(each[0]) + int(each[1]) / 24)
+        for each in (re.findall(r"\d+", low), re.findall(r"\d+", high))
+    ]
+    assert f"{days[0]} to {days[1]} days" in readme
 
 
 def test_the_exit_codes_that_are_explained_are_those_of_the_program():
@@ -121,8 +167,8 @@ def test_the_exit_codes_that_are_explained_are_those_of_the_program():
 
 def test_the_table_that_is_written_out_can_be_planned(tmp_path):
     folder = Path(shutil.copytree(ROOT / "experiments", tmp_path / "experiments"))
-    page = (ROOT / "docs" / "tables.md").read_text()
-    ((name, body),) = re.findall(r"`experiments/([\w.-]+)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
+    page = (ROOT / "docs" / "your-own.md").read_text()
+    ((name, body),) = re.findall(r"`experiments/(table-scales.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
     (folder / name).write_text(body)
     registry = Registry.load(folder)
     cells = registry.select_cells(Selection(tables=("scales",)))
@@ -165,7 +211,7 @@ def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "4 runs: 4 done" in done.stderr
-    assert "### SMOKE CIFAR-100, losses of mine" in done.stdout
+    assert "### SMOKE CIFAR-100, my losses" in done.stdout
     assert "Data: 3 classes, 54 training and 6 test images." in done.stdout
     report = (tmp_path / "mine" / "results" / "quick" / "report.html").read_text()
     assert "flowers/tiny/focal-g0.5/seed0" in report

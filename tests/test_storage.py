@@ -19,6 +19,7 @@ from repro.storage import (
     CommitOutcome,
     FileLock,
     commit_record,
+    create_whole,
     lock_holder,
     lock_holders,
     move_record,
@@ -74,6 +75,13 @@ def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
     assert commit(record, paths) is CommitOutcome.COMMITTED
     assert (paths.quarantine / "1.json").read_bytes() == damage
     assert read_record(paths.record, RUN, "smoke") == record
+
+
+def test_a_record_made_elsewhere_is_added_only_where_there_is_none(record, other, paths):
+    assert create_whole(paths.record, record.to_json().encode())
+    assert not create_whole(paths.record, other.to_json().encode())
+    assert read_record(paths.record, RUN, "smoke") == record
+    assert list(paths.record.parent.iterdir()) == [paths.record]
 
 
 @pytest.mark.parametrize("and_another", [False, True])

@@ -17,7 +17,6 @@ import pandas as pd
 
 from repro.analysis.text import mean_text, n_text, seeds_text
 from repro.config import Preset, format_axis
-from repro.errors import IntegrityError, RecordCorruptError, RecordMisplacedError
 from repro.experiments import Reported
 from repro.record_state import RecordState, RunState
 from repro.registry import Cell, Registry
@@ -180,12 +179,6 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
     return tuple(results)
 
 
-def integrity_errors(states: Iterable[RunState]) -> tuple[IntegrityError, ...]:
-    """An error for each corrupt or misplaced record, each naming its file; raise the first to exit with 4."""
-    kinds = {RecordState.CORRUPT: RecordCorruptError, RecordState.MISPLACED: RecordMisplacedError}
-    return tuple(kinds[state.record_state](state.reason) for state in states if state.record_state in kinds)
-
-
 def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
     table = registry.table(cell.table)
     networks = [*table.networks, *(name for name in registry.networks if name not in table.networks)]
@@ -203,7 +196,7 @@ def _run_result(state: RunState) -> RunResult:
     if state.record_state is RecordState.MISSING:
         # `no data: FaceScrub cannot be …` is `no data` in the cell and whole in the note below.
         return blank._replace(short=state.reason.partition(":")[0])
-    if state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
+    if state.is_damaged:
         # The file's path is in the error that ends the command; here the cell and the seed say it.
         what = state.reason.rpartition(f"{state.run.id}.json: ")[2]
         return blank._replace(short=f"{state.record_state} record", reason=f"{state.record_state}: {what}")

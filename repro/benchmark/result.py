@@ -165,7 +165,7 @@ class BenchResult:
             ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
             f"measured: {machine.matmul / 1e12:.2f} TFLOP/s in a matrix product, {machine.copy / 1e9:.1f} "
             f"GB/s in a copy; before: load {machine.load:.1f}{busy}",
-            f"{self.rounds} rounds of windows of {self.seconds:g} s, in turn, a process per program; medians",
+            f"{self.rounds} rounds of windows of {self.seconds:g} s, in turn, one process each; medians",
         ]
         lines += [line for case in self.cases for line in case.lines()]
         doubts = [f"not trustworthy: {doubt}" for doubt in self.doubts()]

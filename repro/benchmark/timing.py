@@ -150,7 +150,7 @@ class RunningProgram:
             answers = [process.submit(function, argument) for process in self._processes]
             return [answer.result() for answer in answers]
         except BrokenProcessPool:
-            reason = "its process ended by itself, out of memory most likely"
+            reason = "its process died, most likely out of memory"
         except Exception as error:  # noqa: BLE001 - whatever it is, the other programs are measured
             reason = f"{type(error).__name__}: {error}"
         raise RunFailedError(f"{self._name} could not be measured: {reason}")

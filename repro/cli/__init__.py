@@ -5,14 +5,17 @@ completion answer at once: a body imports what it needs. torch is imported by th
 Progress goes to stderr, data to stdout.
 """
 
+import errno
+import os
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
 from repro import __version__
-from repro.cli.options import configure_logging
-from repro.errors import ReproError
+from repro.cli.options import configure_logging, prepare_streams
+from repro.errors import ReproError, SetupError
 
 # The files of this package and their commands: each is imported only where one of them is asked for.
 _FILES = {
@@ -24,6 +27,7 @@ _FILES = {
     "doctor": ("doctor",),
     "data": ("data",),
 }
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 COMMANDS = {command: file for file, commands in _FILES.items() for command in commands}
 
 
@@ -43,8 +47,15 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ReproError as error:
-            click.echo(f"repro: {error}", err=True)
+            _say(f"repro: {error}")
             ctx.exit(error.exit_code)
+        except OSError as error:
+            # A closed pipe, as in `repro … | head`, is click's; a file that is named is ours to explain.
+            if error.filename or error.errno not in _UNWRITABLE:
+                raise
+            _say(f"repro: cannot write to stdout: {error.strerror}")
+            # What stdout still holds cannot be written at exit either.
+            os._exit(SetupError.exit_code)
         except KeyboardInterrupt:
             ctx.exit(130)
 
@@ -60,4 +71,12 @@ def main() -> None:
     Exit codes: 0 done, 1 some runs failed, 2 usage, 3 environment or data missing, 4 a damaged record,
     75 interrupted and resumable, 130 Ctrl-C.
     """
+    # A notebook's backend, inherited from it, need not exist here; nothing opens a window.
+    os.environ["MPLBACKEND"] = "agg"
+    prepare_streams()
     configure_logging()
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # stderr may be what cannot be written
+        click.echo(line, err=True)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from repro.config import Preset, RunConfig
 from repro.data import fingerprint
 from repro.paths import Project
-from repro.record_state import RunState, assess
+from repro.record_state import RunState, assess, misnamed
 from repro.registry import Registry, Run, Selection
 
 if TYPE_CHECKING:
@@ -58,6 +60,11 @@ class Context:
         """
         runs = list(runs)
         yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs), whole)
+
+    def point_out_misnamed(self) -> None:
+        """Names on stderr each file among the records that has no run's name, as `Seed0.json`."""
+        for line in misnamed(self.project, self.preset, self.registry):
+            click.echo(f"repro: {line}", err=True)
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""

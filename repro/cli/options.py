@@ -1,6 +1,7 @@
 """Options that commands share, and what each hands its command instead of them."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,11 +11,19 @@ from typing import Any
 
 import click
 
-from repro.errors import UsageError
+from repro.errors import SetupError, UsageError
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class _Path(click.Path):
+    """A path in which a leading ~ is the home folder: after `--results=` no shell expands it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)  # noqa: PTH111 - Path would raise
+
+
+FOLDER = _Path(file_okay=False, path_type=Path)
+FILE = _Path(dir_okay=False, path_type=Path)
+EXISTING = _Path(exists=True, dir_okay=False, path_type=Path)
 
 
 class TableType(click.ParamType):
@@ -185,9 +194,25 @@ def end_if_damaged(reasons: Sequence[str]) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file that an option names; UsageError where it cannot be."""
+    """Writes a file that an option names, whole or not at all; UsageError where it cannot be."""
+    from repro.storage import make_folder, write_whole
+
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is a link or no regular file: name the file itself, or redirect stdout")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
+        make_folder(path.parent)
+        write_whole(path, content.encode() if isinstance(content, str) else content)
+    except SetupError as error:
+        raise UsageError(str(error)) from None
+
+
+def prepare_streams() -> None:
+    """Makes stdout and stderr take every character, whatever the locale, and exist where they were closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
+            # A file or pipe gets UTF-8, as the files that we write; a terminal what it can show.
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")

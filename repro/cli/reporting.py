@@ -51,6 +51,7 @@ def aggregate(
         raise UsageError("Parquet is no text to print: name a file with --output")
     if tables and studies:
         raise UsageError("--table and --study exclude one another")
+    context.point_out_misnamed()
     text: str | bytes
     if studies:
         text, damaged = aggregate_studies(context, studies, form)
@@ -73,8 +74,9 @@ def aggregate_tables(
     Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
     """
     from repro.analysis.export import render_tables
-    from repro.analysis.results import integrity_errors, summarise
+    from repro.analysis.results import summarise
     from repro.analysis.verdicts import judge_cells
+    from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
     asked = dict.fromkeys(context.runs(tables=tuple(tables)))
@@ -87,7 +89,7 @@ def aggregate_tables(
     def noting(states: "Iterable[RunState]") -> "Iterator[RunState]":
         for state in states:
             if state.run in asked:
-                damaged.extend(map(str, integrity_errors([state])))
+                damaged.extend(damage([state]))
             yield state
 
     every = summarise(noting(context.states([*asked, *further], whole=False)), registry, preset)
@@ -127,13 +129,14 @@ def study_effects(
 ) -> "tuple[tuple[AblationEffect, ...], list[str]]":
     """Every alternative of the studies, and a sentence for each record that is not valid."""
     from repro.analysis.ablations import compute_effects
-    from repro.analysis.results import integrity_errors, summarise
+    from repro.analysis.results import summarise
+    from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(studies=tuple(studies))))
     results = {result.cell: result for result in summarise(states, registry, preset)}
     effects = compute_effects(registry.variations(*studies), results)
-    return effects, [str(error) for error in integrity_errors(states)]
+    return effects, damage(states)
 
 
 def optional_rules(context: "Context") -> "Rules | None":
@@ -157,6 +160,7 @@ def project_rules(context: "Context") -> "Rules":
 def figures(context: "Context", output: Path | None) -> None:
     """Draw Figures 2 and 3, the training curves and the gradient norms from the records, as PNG and PDF."""
     from repro.analysis.figures import draw_figures
+    from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
@@ -166,6 +170,7 @@ def figures(context: "Context", output: Path | None) -> None:
         click.echo(path)
     for notice in notices:
         click.echo(f"repro: {notice}", err=True)
+    end_if_damaged(damage(states))
 
 
 @click.command()
@@ -190,9 +195,8 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     from repro import __version__
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
-    from repro.analysis.results import integrity_errors
     from repro.experiments import AMBIGUITIES
-    from repro.storage import make_folder, write_whole
+    from repro.record_state import damage
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
@@ -211,9 +215,8 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     )
     text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, effects)
     path = output or folder / "report.html"
-    make_folder(path.parent)
-    write_whole(path, text.encode())
-    return path, list(dict.fromkeys([*map(str, integrity_errors(states)), *damaged]))
+    write(path, text)
+    return path, list(dict.fromkeys([*damage(states), *damaged]))
 
 
 def _reported_states(context: "Context") -> "list[RunState]":
@@ -258,8 +261,9 @@ def claims(context: "Context", as_json: bool) -> None:
 def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...], list[str]]":
     """The verdicts on the paper's claims and cells, and a sentence for each record that is not valid."""
     from repro.analysis.claims import claim_runs, judge_claims
-    from repro.analysis.results import integrity_errors, summarise
+    from repro.analysis.results import summarise
     from repro.analysis.verdicts import judge_cells
+    from repro.record_state import damage
 
     rules = project_rules(context)
     registry, preset = context.registry, context.preset
@@ -269,7 +273,7 @@ def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResu
     results = summarise([state for state in states if state.run in of_tables], registry, preset)
     cells = judge_cells(results, registry, preset, rules)
     claimed = judge_claims(states, registry, preset, rules)
-    return claimed, cells, [str(error) for error in integrity_errors(states)]
+    return claimed, cells, damage(states)
 
 
 @click.command()

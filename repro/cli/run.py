@@ -19,6 +19,7 @@ from repro.cli.options import (
     PRECISION,
     STALE,
     devices,
+    end_if_damaged,
     parse_per_gpu,
     places,
     selection,
@@ -58,10 +59,12 @@ def plan(
     Speeds are those of records made on this device, else a share of its roofline.
     """
     from repro.gpus import parse_gpus
+    from repro.record_state import damage
     from repro.scheduling.devices import find_devices
     from repro.scheduling.durations import parse_duration
     from repro.scheduling.plan import make_plan
 
+    context.point_out_misnamed()
     seconds = None if budget is None else parse_duration(budget)
     here = find_devices(context.preset.threads, gpus=parse_gpus(gpus), per_gpu=per_gpu)
     survey = context.survey(context.registry.select_runs(selected, context.preset))
@@ -78,6 +81,7 @@ def plan(
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
     )
     click.echo(made.to_json() if as_json else made.to_text())
+    end_if_damaged(damage(survey.states))
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     # A wrong --gpus or a cluster out of reach is reported before any record is read.
     executor, devices = _executor(context, options)
     runs = context.registry.select_runs(selected, context.preset)
+    context.point_out_misnamed()
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
     for without_data in missing.values():
@@ -338,7 +343,8 @@ def train(
             return
         sweep = Sweep.read(sweep_file)
         queue = RunQueue(sweep, context.registry, context.project)
-        queue.close_dead_attempts()
+        with contextlib.suppress(SetupError):  # a disk that takes no notes now may take them later
+            queue.close_dead_attempts()
         locked = queue.locked()
         if all(entry.run in locked for entry in queue.takeable()):
             return

@@ -87,7 +87,7 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
                     packed += 1
                 elif state.record_state is not RecordState.MISSING:
                     left_out.append(f"{state.run.id}: {reason}")
-                    damaged |= state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED)
+                    damaged |= state.is_damaged
         if not packed:
             raise SelectionError(
                 f"no record of the preset {context.preset.name} counts in this selection, so nothing is "
@@ -234,7 +234,7 @@ def _take(
     """Takes a record in where its name is free; `planned` makes it a dry run. The fate, and why."""
     from repro.record_state import RecordState, assess_record, assess_run
     from repro.records import decode_record
-    from repro.storage import add_record
+    from repro.storage import create_whole
 
     try:
         run, here = _named(context, name)
@@ -251,7 +251,7 @@ def _take(
     present = assess_run(run, config, here.preset, here.project, fingerprint)
     if present.record_state is RecordState.MISSING:
         if planned is None:
-            if not add_record(content, here.project.run(here.preset.name, run.id)):
+            if not create_whole(here.project.run(here.preset.name, run.id).record, content):
                 return Fate.CONFLICT, "another process has just put a record there; merge again"
         elif planned.setdefault(name, digest := hashlib.sha256(content).hexdigest()) != digest:
             return Fate.CONFLICT, "an earlier bundle has another record of this run"

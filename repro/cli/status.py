@@ -14,10 +14,12 @@ from repro.cli.options import JSON, places, selection
 from repro.errors import (
     DataMissingError,
     DeviceError,
+    IntegrityError,
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
 )
+from repro.paths import read_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,6 +46,7 @@ def status(context: "Context", selected: "Selection", watch: bool, as_json: bool
 
     Works from another terminal or machine while schedulers are at work, and without one.
     """
+    context.point_out_misnamed()
     in_place = sys.stdout.isatty() and not as_json
     while True:
         started = time.monotonic()
@@ -51,7 +54,7 @@ def status(context: "Context", selected: "Selection", watch: bool, as_json: bool
         text = now.to_json() if as_json else now.to_text()
         if not watch:
             click.echo(text)
-            return
+            sys.exit(IntegrityError.exit_code if now.of("damaged") else 0)
         print(f"{_CLEAR}{text}" if in_place else f"{text}\n", flush=True)
         # Reading takes at most a tenth of the time, however many records there are.
         time.sleep(max(INTERVAL, 10 * (time.monotonic() - started)))
@@ -62,7 +65,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
     from repro.scheduling.devices import find_devices
     from repro.scheduling.plan import make_plan
     from repro.scheduling.sweep_status import make_status, read_traces
-    from repro.sweep import read_worker_notes
+    from repro.worker_note import read_worker_notes
 
     project, preset = context.project, context.preset
     runs = context.registry.select_runs(selected, preset)
@@ -223,11 +226,10 @@ def logs(context: "Context", run_id: str, lines: int) -> None:
         start = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
         click.echo(f"{began}, {attempt.outcome}{start}")
         trace = paths.attempts / str(attempt.number) / "error.txt"
-        if trace.is_file():
-            _echo_indented(trace.read_text(errors="replace").splitlines())
+        _echo_indented(_read_text(trace).splitlines())
     for log in found:
         click.echo(f"\n{log}:")
-        content = log.read_text(errors="replace").splitlines()
+        content = _read_text(log).splitlines()
         if len(content) > lines:
             click.echo(f"    … {len(content) - lines} lines before")
         _echo_indented(content[-lines:])
@@ -238,7 +240,15 @@ def _logs(folder: Path, run_id: str) -> list[Path]:
     named = re.compile(rf"(?<![\w/+.=-]){re.escape(run_id)}(?![\w/+=-])")
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.glob("*.log")) if named.search(path.read_text(errors="replace"))]
+    return [path for path in sorted(folder.glob("*.log")) if named.search(_read_text(path))]
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file for people; empty where there is none that can be read."""
+    try:
+        return read_file(path).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _echo_indented(lines: Sequence[str]) -> None:

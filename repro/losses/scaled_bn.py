@@ -33,7 +33,7 @@ class ScaledBN(ClassificationLoss):
 
         running        the running ones of every batch, as torch has it
         full-batches   those of every batch but a short last one, which is normalised and leaves them alone
-        training-set   E and Var (unbiased) over the whole training set, anew before each evaluation
+        training-set   E and Var (unbiased) over the whole training set, again before each evaluation
 
     A batch of one in training raises ValueError: its variance is zero. The statistics always belong to one
     device's batch.

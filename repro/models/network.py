@@ -1,4 +1,4 @@
-"""What every network is: images in, one pooled feature an image out; the classifier belongs to the loss."""
+"""What every network is: images in, one pooled feature per image out; the classifier belongs to the loss."""
 
 import math
 

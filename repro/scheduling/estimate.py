@@ -1,4 +1,4 @@
-"""What runs take on the devices at hand: time as a range, memory and disk.
+"""What runs take on the available devices: time as a range, memory and disk.
 
 Speeds are those of records, else a share of the device's roofline. The batch size is the recipe's, so a run
 that does not fit a device's memory is refused; its need is estimated from below, so that nothing is refused
@@ -50,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """Training images a second, from `low` to `high`, and where that is from.
+    """Training images per second, from `low` to `high`, and where that is from.
 
     Of a GPU it is what all runs on it reach together, of a CPU what one run reaches.
     """
@@ -161,7 +161,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Estimator:
-    """Turns runs into time on the devices at hand.
+    """Turns runs into time on the available devices.
 
     `recorded` has the training and test images of data sets as records found them; `begun` the share, 0 to
     1, that a checkpoint holds of a run; `precision` is None where the device decides.
@@ -387,7 +387,7 @@ def why_unfit(
     runs = device.runs_at_once or 1
     if runs * least <= device.memory_bytes:
         return None
-    each = "" if runs == 1 else f", and {runs} are to share it"
+    each = "" if runs == 1 else f", and {runs} are meant to share it"
     return (
         f"{work.network} on images of {work.image_size} px in batches of {recipe.batch_size} needs at least "
         f"{format_bytes(least)} of memory in {'half precision' if half else 'float32'}, {device.name} has "

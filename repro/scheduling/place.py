@@ -11,7 +11,7 @@ from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.executor import JobEnd, WorkerJob, last_line
 from repro.signals import Stage
-from repro.sweep import DEVICE_BUSY, Phase, WorkerNote
+from repro.worker_note import DEVICE_BUSY, Phase, WorkerNote
 
 MAX_DEATHS_AT_START = 3  # of a device's workers before their first run: the device is left out
 MAX_DEVICE_ERRORS = 5  # likewise, at a run's first step: one run that breaks any device causes three
@@ -115,7 +115,7 @@ class Place:
             self._deaths_at_start += note is None or note.phase is not Phase.TRAINING
             if self._deaths_at_start >= MAX_DEATHS_AT_START or how.code == UsageError.exit_code:
                 self.out = words or what
-        return [*lines, f"{label} is left out: {self.out}"] if self.out else lines
+        return [*lines, f"{label} is no longer used: {self.out}"] if self.out else lines
 
 
 def _close(note: WorkerNote, folder: Path, death: str, blameless: bool) -> None:

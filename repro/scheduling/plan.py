@@ -56,7 +56,7 @@ class Part:
 class Budget:
     """How `seconds` are spent: `fits` is trained whole, in order; what is left over begins `rest`.
 
-    What of the rest is not done in time leaves checkpoints, so that the same command goes on from there.
+    What is not done in time leaves checkpoints, from which the same command resumes.
     """
 
     seconds: float
@@ -72,18 +72,18 @@ class Budget:
         """What the budget buys, in sentences."""
         whole = format_seconds(self.seconds)
         if not self.runs:
-            return [f"budget {whole}: no run is left that could be trained here"]
+            return [f"budget {whole}: nothing is left that can be trained here"]
         if not self.fits:
             return [
-                f"budget {whole}: no column's seed fits whole; it begins {self.rest[0]}, "
-                "and leaves checkpoints from which the same command goes on"
+                f"budget {whole}: no column's seed fits completely; training starts with {self.rest[0]} "
+                "and leaves checkpoints, from which the same command resumes"
             ]
         count = len(self.fits) + len(self.rest)
         took = Duration.sum(part.wall for part in self.fits if part.wall)
         lines = [f"budget {whole}: {len(self.fits)} of {count} column seeds fit, in {took}:"]
         lines += [f"  {part}" for part in self.fits]
         if self.rest:
-            lines.append(f"  what time is left begins {self.rest[0]}, and leaves checkpoints")
+            lines.append(f"  the remaining time starts {self.rest[0]} and leaves checkpoints")
         return lines
 
 
@@ -201,7 +201,7 @@ class Plan:
         total = self.total
         lines.append(
             f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done "
-            f"by older code, {total('to_do')} to do (of them {total('stale')} with a record of another "
+            f"by older code, {total('to_do')} to do ({total('stale')} with a record of another "
             f"recipe, {total('damaged')} with a damaged one)"
         )
         if self.data_unchecked:
@@ -214,7 +214,7 @@ class Plan:
             lines.append(f"disk: about {self.disk}")
         if self.budget:
             lines += self.budget.lines()
-            lines += [f"  left out, no data here: {name}" for name in self.without_data]
+            lines += [f"  skipped, not prepared here: {name}" for name in self.without_data]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -277,7 +277,7 @@ def make_plan(
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-        if state.reason and state.record_state not in (RecordState.DONE, RecordState.MISSING):
+        if state.record_state in (RecordState.OLDER_CODE, RecordState.OTHER_RECIPE):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
@@ -328,7 +328,7 @@ def _column(
         done=count(RecordState.DONE),
         older_code=count(RecordState.OLDER_CODE),
         stale=count(RecordState.OTHER_RECIPE),
-        damaged=count(RecordState.CORRUPT, RecordState.MISPLACED),
+        damaged=sum(state.is_damaged for state in states),
         to_do=len(to_do),
         duration=estimate.wall,
         busy=estimate.busy,
@@ -352,7 +352,7 @@ def _time_lines(plan: Plan) -> list[str]:
     waiting = [column for column in plan.columns if column.to_do]
     lines = []
     if plan.duration:
-        part = "" if all(column.duration for column in waiting) else ", columns marked ? not counted"
+        part = "" if all(column.duration for column in waiting) else ", not counting columns marked ?"
         busy = f" ({_hours(plan.busy)} {plan.busy_unit}-hours)" if plan.busy else ""
         lines.append(f"time to do: {plan.duration} on these devices{busy}{part}")
     sources = dict.fromkeys(column.source for column in waiting)

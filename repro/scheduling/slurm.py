@@ -185,7 +185,7 @@ class SlurmExecutor(Executor):
             self._pause = _QUEUE_INTERVAL
         except QueueSilentError as error:
             self._pause = min(2 * self._pause, 30.0)
-            self._say(f"Slurm does not answer ({error}): asking again")
+            self._say(f"Slurm does not answer ({error}): retrying")
         else:
             for name, number in self._ids.items():
                 self._missed[name] = 0 if number in self._queue else self._missed.get(name, 0) + 1

@@ -23,15 +23,8 @@ from repro.scheduling.place import Place
 from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
 from repro.scheduling.view import Tick, View
 from repro.signals import Interruption, Stage
-from repro.sweep import (
-    DEVICE_BUSY,
-    RunQueue,
-    Sweep,
-    WorkerNote,
-    read_worker_notes,
-    request_stop,
-    stop_request,
-)
+from repro.sweep import RunQueue, Sweep, request_stop, stop_request
+from repro.worker_note import DEVICE_BUSY, WorkerNote, read_worker_notes
 
 SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind end the sweep
 LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
@@ -190,7 +183,9 @@ class Supervisor:
             place.asked, place.kill_at = Stage.KILL, time.monotonic() + self.intervals.grace
             self.executor.kill(place.job)
             return
-        self.view.line(f"{place.device.label}: {place.job.name} could not be ended and may go on")
+        self.view.line(
+            f"{place.device.label}: {place.job.name} could not be stopped and may still be running"
+        )
         place.job = None
 
     def _look_at_runs(self, force: bool = False) -> None:

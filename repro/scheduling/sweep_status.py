@@ -11,6 +11,7 @@ from typing import Any
 
 from repro.attempts import AttemptNote, Outcome, given_up, read_attempts
 from repro.config import Recipe
+from repro.errors import SetupError
 from repro.paths import Project
 from repro.record_state import RecordState
 from repro.registry import Run
@@ -18,7 +19,7 @@ from repro.scheduling.durations import format_seconds
 from repro.scheduling.estimate import Survey, format_bytes
 from repro.scheduling.plan import Plan
 from repro.storage import lock_holder, lock_holders
-from repro.sweep import Phase, RunProgress, WorkerNote, read_worker_notes
+from repro.worker_note import Phase, RunProgress, WorkerNote, read_worker_notes
 
 SHOWN = 8  # runs of a kind that the text names; JSON has them all
 SILENT = 30.0  # seconds without a sign of life that are worth telling
@@ -30,8 +31,9 @@ _KINDS = ("done", "older code", "running", "interrupted", "failed", "other recip
 class Trace:
     """What the disk tells of a run that was begun and is not done.
 
-    `kind` is "running", "interrupted" or "failed"; `begun` the share of the training, 0 to 1, that need not
-    be repeated; `silence` the seconds since its worker's last sign of life.
+    `kind` is "running", "interrupted", "failed", or "damaged" with a `reason` where its attempts cannot be
+    read; `begun` the share of the training, 0 to 1, that need not be repeated; `silence` the seconds since
+    its worker's last sign of life.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Trace:
     silence: float | None = None
     begun: float = 0.0
     checkpoint: bool = False
+    reason: str | None = None
 
 
 def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str, Trace]:
@@ -58,7 +61,11 @@ def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str,
         paths = project.run(preset, run.id)
         if not paths.work.is_dir():
             continue
-        notes = read_attempts(paths)
+        try:
+            notes = read_attempts(paths)
+        except SetupError as error:
+            found[run.id] = Trace("damaged", 0, None, reason=str(error))
+            continue
         last = notes[-1] if notes else None
         checkpoint = next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None
         note, progress = working.get(run.id, (None, None))
@@ -164,7 +171,7 @@ class Status:
                 lines.append(f"{kind}: {len(found) - SHOWN} more (--json lists them)")
         if self.plan and self.plan.duration:
             unknown = any(column.to_do and not column.duration for column in self.plan.columns)
-            rest = ", without the columns whose speed is not known yet" if unknown else ""
+            rest = ", not counting columns whose speed is not known yet" if unknown else ""
             lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:
             needs = f", the runs to do need about {format_bytes(self.plan.disk.total)}" if self.plan else ""
@@ -186,12 +193,12 @@ def make_status(
     runs: list[RunLine] = []
     for state in survey.states:
         trace = traces.get(state.run.id)
-        if trace and not state.counts:
-            kind = trace.kind
-            runs.append(_line(state.run.id, trace, recipe))
-        elif state.record_state in (RecordState.CORRUPT, RecordState.MISPLACED):
+        if state.is_damaged and not (trace and trace.kind == "running"):
             kind = "damaged"
             runs.append(RunLine(state.run.id, kind, reason=state.reason))
+        elif trace and not state.counts:
+            kind = trace.kind
+            runs.append(_line(state.run.id, trace, recipe))
         elif state.record_state is RecordState.MISSING:
             kind = "to do"
         else:
@@ -227,7 +234,7 @@ def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
         silence=trace.silence,
         attempts=trace.attempts,
         checkpoint=trace.checkpoint,
-        reason=(last.reason or (None if last.kind is Outcome.INTERRUPTED else str(last.kind)))
+        reason=trace.reason or (last.reason or (None if last.kind is Outcome.INTERRUPTED else str(last.kind)))
         if ended and last
         else None,
         ended=last.ended.timestamp() if last and last.ended else None,
@@ -241,7 +248,7 @@ def _may_work(note: WorkerNote) -> bool:
 def _worker(note: WorkerNote) -> str:
     device = f" ({note.device_name})" if note.device_name else ""
     runs = ", ".join(progress.run for progress in note.runs) or "no run yet"
-    alive = "" if note.is_alive else "; on another machine, where nobody here can tell whether it is alive"
+    alive = "" if note.is_alive else "; on another machine, so it is unknown here whether it is alive"
     return f"worker {note.pid} on {note.host}{device}, {note.phase}: {runs}{alive}"
 
 

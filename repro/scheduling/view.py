@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.sweep import RunProgress, WorkerNote
+from repro.worker_note import RunProgress, WorkerNote
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

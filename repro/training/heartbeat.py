@@ -10,7 +10,8 @@ from typing import Any
 
 from repro.errors import SetupError
 from repro.signals import Stop
-from repro.sweep import Phase, RunProgress, WorkerNote, stop_request
+from repro.sweep import stop_request
+from repro.worker_note import Phase, RunProgress, WorkerNote
 
 INTERVAL = 1.0  # seconds between two notes
 HUNG = 600.0  # seconds without a step or a test batch after which the process ends itself
@@ -39,7 +40,7 @@ class Heartbeat:
             self.beat()
 
     def beat(self) -> None:
-        """Reads the stop file, sets the watchdog anew, and writes the note."""
+        """Reads the stop file, resets the watchdog, and writes the note."""
         self._next = time.monotonic() + INTERVAL
         if self.sweep_file is not None and (asked := stop_request(self.sweep_file)):
             self.stop.drain = True

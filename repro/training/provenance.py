@@ -6,7 +6,6 @@ what cannot be found out must not cost a finished run.
 
 import contextlib
 import hashlib
-import os
 import platform
 import resource
 import secrets
@@ -23,9 +22,10 @@ from repro.config import Preset, RunConfig
 from repro.data.loader import subset
 from repro.data.prepared import PreparedData
 from repro.gpus import consumed_joules, driver_version
+from repro.paths import read_file
 from repro.records import Attempt, DataSummary, Environment, Provenance, RunRecord, Signature
 from repro.registry import Run
-from repro.storage import make_folder, refusal
+from repro.storage import create_whole, refusal
 from repro.system import memory_bytes, processor_name
 from repro.training.loop import TrainedRun
 from repro.training.precision import Precision
@@ -179,18 +179,13 @@ def host_salt(file: Path) -> bytes:
     It stays beside the attempts: with it, equal hashes in one results folder mean one host, and nobody can
     look up a host by hashing guesses of its name.
     """
-    make_folder(file.parent)
-    # Linked under its name whole: of two processes that make it at once, both read the first one's.
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    # Of two processes that make it at once, both read the first one's.
+    if not file.exists():
+        create_whole(file, secrets.token_bytes(16))
     try:
-        if not file.exists():
-            fresh.write_bytes(secrets.token_bytes(16))
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, file)
-            fresh.unlink()
-        return file.read_bytes()
+        return read_file(file)
     except OSError as error:
-        raise refusal(f"cannot make {file}", error) from None
+        raise refusal(f"cannot read {file}", error) from None
 
 
 def anonymous(attempt: Attempt, salt: bytes) -> Attempt:

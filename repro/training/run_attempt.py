@@ -30,13 +30,14 @@ from repro.records import RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
-from repro.sweep import RunProgress, SweepRun
+from repro.sweep import SweepRun
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.device import choose_accelerations, images_to_train
 from repro.training.loop import Progress, TrainedRun, Trainer
 from repro.training.precision import Accelerations, Precision, choose_precision
 from repro.training.process import Process
 from repro.training.provenance import Origin, anonymous, make_record
+from repro.worker_note import RunProgress
 
 if TYPE_CHECKING:
     from repro.training.tensorboard import LiveCurves

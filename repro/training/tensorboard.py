@@ -4,7 +4,7 @@
 
 They are written from the reports that training makes anyway: neither the code that trains nor the record
 knows of them. A file is opened for each epoch and closed again, so a worker that dies leaves whole ones. Each
-attempt says from which epoch it goes on, and TensorBoard drops what an earlier one had beyond that.
+attempt says from which epoch it resumes, and TensorBoard drops what an earlier one had beyond that.
 """
 
 import importlib.util

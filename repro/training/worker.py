@@ -31,15 +31,7 @@ from repro.registry import Registry
 from repro.signals import Stop
 from repro.signature import data_hash
 from repro.storage import FileLock, quarantine_damaged
-from repro.sweep import (
-    DEVICE_BUSY,
-    Phase,
-    RunQueue,
-    RunStatus,
-    Sweep,
-    SweepRun,
-    new_worker_note,
-)
+from repro.sweep import RunQueue, RunStatus, Sweep, SweepRun
 from repro.training.concurrency import Concurrency
 from repro.training.cuda_graph import is_out_of_memory
 from repro.training.heartbeat import Heartbeat
@@ -49,6 +41,7 @@ from repro.training.run_attempt import (
     SupersededError,
     ThreadsDifferError,
 )
+from repro.worker_note import DEVICE_BUSY, Phase, new_worker_note
 
 
 class DeviceBrokenError(Exception):
@@ -227,14 +220,16 @@ class Worker:
     def _begin(
         self, entry: SweepRun, config: RunConfig, data: PreparedData, lock: FileLock
     ) -> RunAttempt | None:
-        """Judges the run anew now that nobody else can change it; None where it is settled after all."""
+        """Judges the run again now that nobody else can change it; None where it is settled after all."""
         paths = self.project.run(self.preset.name, entry.run)
-        self.queue.close_dead_attempt(entry)
-        status = self.queue.status(entry)
-        if status not in (RunStatus.FREE, RunStatus.SUSPECT) or (status is RunStatus.SUSPECT and self.active):
-            return None
 
-        def begin() -> RunAttempt:
+        def begin() -> RunAttempt | None:
+            self.queue.close_dead_attempt(entry)
+            status = self.queue.status(entry)
+            if status is RunStatus.SUSPECT and self.active:
+                return None
+            if status not in (RunStatus.FREE, RunStatus.SUSPECT):
+                return None
             if moved := quarantine_damaged(paths, entry.run, self.preset.name):
                 self.warn(f"{entry.run}: its record is damaged; moved to {moved}")
             return RunAttempt.begin(
@@ -373,7 +368,7 @@ class Worker:
     def _reserved(self) -> int:
         return torch.cuda.memory_reserved(self.process.device) if self.process.device.type == "cuda" else 0
 
-    def _retry_until_writable(self, write: Callable[[], RunAttempt], what: str) -> RunAttempt | None:
+    def _retry_until_writable(self, write: Callable[[], RunAttempt | None], what: str) -> RunAttempt | None:
         """Writes as soon as the disk takes it; None if asked to stop before."""
         while not self.stop.requested:
             try:

@@ -35,7 +35,8 @@ from repro.registry import Registry
 from repro.scheduling.place import MAX_DEVICE_ERRORS
 from repro.signals import Stop
 from repro.storage import FileLock, commit_record
-from repro.sweep import Phase, RunProgress, RunQueue, RunStatus, Sweep, new_worker_note, stop_request
+from repro.sweep import RunQueue, RunStatus, Sweep, stop_request
+from repro.worker_note import Phase, RunProgress, new_worker_note
 
 ROOT = Path(__file__).resolve().parents[2]
 

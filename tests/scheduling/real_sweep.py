@@ -10,7 +10,7 @@ from smoke_project import Context, repro, smoke_context, start, wait_for
 
 from repro.attempts import AttemptNote, read_attempts
 from repro.records import read_record
-from repro.sweep import WorkerNote, read_worker_notes
+from repro.worker_note import WorkerNote, read_worker_notes
 
 LOSSES = ("cross-entropy", "am-softmax-s7.5-m0.35", "am-softmax-s10-m0.5", "pedcc-s7.5-m0.35")  # as trained
 SHORT, LONG, ENDLESS = 4, 20, 20_000  # epochs: a second, some seconds, until it is stopped

@@ -65,7 +65,7 @@ def test_resnet50_on_64_pixels_without_a_max_pool_does_not_fit_a_1080_ti_and_the
 def test_runs_that_share_a_device_must_fit_together(recipe):
     work = Work("resnet50", 64, 1.0, "auto")
     assert why_unfit(replace(GPU, runs_at_once=2), work, recipe, 110_000) is None
-    assert "and 3 are to share it" in why_unfit(replace(GPU, runs_at_once=3), work, recipe, 110_000)
+    assert "and 3 are meant to share it" in why_unfit(replace(GPU, runs_at_once=3), work, recipe, 110_000)
     assert why_unfit(replace(GPU, runs_at_once=None), work, recipe, 110_000) is None
 
 

@@ -56,9 +56,13 @@ def running_job(slurm: SlurmCluster) -> str:
 
 
 @needs_slurm
-def test_a_sweep_is_one_array_and_says_why_its_jobs_wait_and_needs_no_torch_where_it_is_started(slurm_sweep):
-    its = slurm_sweep(3, SHORT, "--jobs", "2", "--sbatch", "begin=now+3")
+def test_a_sweep_is_one_array_and_says_why_its_jobs_wait_and_needs_no_torch_where_it_is_started(
+    slurm_sweep, slurm
+):
+    its = slurm_sweep(3, SHORT, "--jobs", "2", "--sbatch", "begin=now+1hour")
     its.wait_until_says("2 jobs wait in Slurm's queue: BeginTime")
+    for job in slurm.jobs():
+        slurm.command("scontrol", "update", f"JobId={job}", "StartTime=now")
     assert "libtorch" not in Path(f"/proc/{its.process.pid}/maps").read_text()
     assert "3 runs: 3 done" in its.end(0)
     assert len(list((its.context.project.work("smoke") / "slurm").glob("*.sh"))) == 1
@@ -154,7 +158,7 @@ def test_a_sweep_that_is_stopped_while_slurm_is_silent_ends_and_says_what_may_go
         said = its.end(75)
     finally:
         slurm.restart_controller()
-    assert "could not be ended and may go on" in said
+    assert "could not be stopped and may still be running" in said
     assert its.outcomes() == [["interrupted"]]  # it heard of the stop from the results folder
 
 

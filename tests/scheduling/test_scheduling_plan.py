@@ -190,10 +190,10 @@ def test_the_plan_as_text(bench):
         "      1  cifar100    resnet18         4       4       1             0        3  7.6s – 9.3s\n"
         "      1  cifar100    resnet50         1       1       0             0        1  ?\n"
         "\n"
-        "5 cells, 5 runs: 1 done, 0 done by older code, 4 to do (of them 1 with a record of another recipe, "
+        "5 cells, 5 runs: 1 done, 0 done by older code, 4 to do (1 with a record of another recipe, "
         "0 with a damaged one)\n"
         "1 × other recipe\n"
-        "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), columns marked ? not counted\n"
+        "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), not counting columns marked ?\n"
         "  measured by 2 records\n"
         "  no estimate: no run has been recorded on a bench yet\n"
         "disk: about 4.5 MB (records 40 kB, checkpoints while training 4.4 MB, logs and attempts 20 kB)"
@@ -217,7 +217,7 @@ def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):
     states = [recorded(bench, runs[0]), *missing(runs[1:])]
     plan = plan_of(bench, states, [CPU], budget=60.0, without_data=["tiny-imagenet"])
     assert "budget 1m 00s: 1 of 1 column seeds fit" in plan.to_text()
-    assert "left out, no data here: tiny-imagenet" in plan.to_text()
+    assert "skipped, not prepared here: tiny-imagenet" in plan.to_text()
     content = json.loads(plan.to_json())["budget"]
     assert [part["runs"] for part in content["fits"]] == [[run.id for run in runs[1:3]]]
 
@@ -271,7 +271,7 @@ def test_the_cheapest_columns_come_first_whole_and_seed_by_seed(bench):
     assert [run.id for run in bought.runs[:8]] == [run.id for run in first_runs(bench, 8, network="vgg16")]
     assert len(bought.runs) == 48
     assert bought.lines()[0].startswith("budget 16m 30s: 3 of 6 column seeds fit, in ")
-    assert bought.lines()[-1].startswith("  what time is left begins cifar100/resnet18 seed 1 (8 runs, ")
+    assert bought.lines()[-1].startswith("  the remaining time starts cifar100/resnet18 seed 1 (8 runs, ")
 
 
 def test_a_column_that_is_nearly_done_is_cheap(bench):
@@ -284,7 +284,7 @@ def test_where_nothing_fits_the_cheapest_is_begun_and_it_says_so(bench):
     bought = spend(60, sweep_of(bench), estimate_by({"resnet50": 1000, "vgg16": 10, "resnet18": 100}))
     assert bought.fits == ()
     (line,) = bought.lines()
-    assert "no column's seed fits whole; it begins cifar100/vgg16 seed 0" in line
+    assert "no column's seed fits completely; training starts with cifar100/vgg16 seed 0" in line
 
 
 def test_a_column_of_unknown_speed_comes_last(bench):

@@ -13,7 +13,7 @@ from repro.cli.status import current_status
 from repro.registry import Selection
 from repro.signature import data_hash
 from repro.storage import FileLock
-from repro.sweep import Phase, RunProgress, new_worker_note
+from repro.worker_note import Phase, RunProgress, new_worker_note
 
 PRESET = "smoke"
 RESNET18 = Selection(datasets=("cifar100",), networks=("resnet18",))
@@ -110,7 +110,7 @@ def test_a_worker_of_another_machine_is_shown_as_one_of_which_nobody_here_can_te
     attempt(bench, run, "running", worker=note.name)
     status = current_status(bench, RESNET18)
     assert status.counts["running"] == 1
-    assert "on another machine, where nobody here can tell whether it is alive" in status.to_text()
+    assert "on another machine, so it is unknown here whether it is alive" in status.to_text()
     replace(note, phase=Phase.ENDED).write(bench.project.workers(PRESET))
     assert "no worker is running" in current_status(bench, RESNET18).to_text()
 

@@ -20,7 +20,8 @@ from repro.scheduling.place import MAX_DEATHS_AT_START, Place
 from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
 from repro.scheduling.view import PlainView
 from repro.storage import FileLock
-from repro.sweep import RunQueue, read_worker_notes
+from repro.sweep import RunQueue
+from repro.worker_note import read_worker_notes
 
 HERE = Path(__file__).resolve().parent
 FAST = Intervals(poll=0.02, runs=0.02, grace=5.0, backoff=0.05)
@@ -142,7 +143,7 @@ def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
 def test_a_device_whose_workers_die_before_their_first_run_is_left_out(bench, code, starts):
     bench.behave(worker=[f"start:{code}"])
     summary = bench.supervisor(workers=1).run()
-    assert "cpu:0 is left out: " in bench.text
+    assert "cpu:0 is no longer used: " in bench.text
     assert "pretended trouble" in bench.text
     assert summary.exit_code == 3
     assert not committed(bench)
@@ -161,7 +162,7 @@ def test_workers_that_find_nothing_to_take_say_nothing_against_their_device(tmp_
 def test_a_device_that_breaks_at_every_first_step_is_left_out_where_there_are_others(bench):
     bench.behave(**{f"run{number}": ["broken"] for number in range(8)})
     summary = bench.supervisor().run()
-    assert "cpu:0 is left out: CUDA error: pretended" in bench.text
+    assert "cpu:0 is no longer used: CUDA error: pretended" in bench.text
     assert len(summary.failed) <= 2
     assert len(summary.done) >= 6
 

@@ -13,7 +13,7 @@ from repro.scheduling import view as views
 from repro.scheduling.devices import Device
 from repro.scheduling.summary import FailedRun, SweepSummary
 from repro.scheduling.view import LiveView, PlainView, Tick, open_view
-from repro.sweep import RunProgress, WorkerNote
+from repro.worker_note import RunProgress, WorkerNote
 
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
 FAILURE = FailedRun(RUN, "RuntimeError: boom", 1, Path("/attempts"), f"repro train {RUN} --preset smoke")

@@ -23,17 +23,9 @@ from repro.cli.context import Context
 from repro.errors import SetupError
 from repro.signals import Stop
 from repro.storage import FileLock, record_digest
-from repro.sweep import (
-    Phase,
-    RunProgress,
-    RunQueue,
-    RunStatus,
-    WorkerNote,
-    new_worker_note,
-    read_worker_notes,
-    request_stop,
-)
+from repro.sweep import RunQueue, RunStatus, request_stop
 from repro.training.loop import Trainer
+from repro.worker_note import Phase, RunProgress, WorkerNote, new_worker_note, read_worker_notes
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.8/seed0"
 FOURTH = "cifar100/resnet18/am-softmax-s10-m0.5/seed0"
