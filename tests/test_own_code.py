@@ -212,11 +212,11 @@ def test_a_change_of_an_own_file_or_of_what_it_imports_makes_older_code(folder):
 )  # fmt: skip
 def test_what_only_running_a_loss_or_network_shows_is_told_with_the_users_line(folder, file, old, new, says):
     edit(folder / file, old, new)
-    build = partial(losses.build, "focal.py:FocalLoss", 8, 10, gamma=2.0)
+    build = partial(losses.build, "focal.py:FocalLoss", 8, 10, folder, gamma=2.0)
     if file == "tiny.py":
-        build = partial(models.build, "tiny.py:TinyNet", 32)
+        build = partial(models.build, "tiny.py:TinyNet", 32, folder=folder)
     with pytest.raises(OwnCodeError, match=says):
-        build(folder=folder)
+        build()
 
 
 def test_a_loss_that_lacks_a_method_is_told_which(folder):
