@@ -276,14 +276,21 @@ def test_a_stop_writes_phase_and_checkpoints_and_the_next_worker_resumes(context
         assert record_of(context, run).comparable() == alone[run]
 
 
-@pytest.mark.parametrize("how", ["drain", "now"])
-def test_a_stop_file_reaches_the_worker(context, how):
+@pytest.mark.parametrize(("how", "outcome"), [("drain", "done"), ("now", "interrupted")])
+def test_a_stop_file_reaches_the_worker(context, monkeypatch, how, outcome):
     sweep = sweep_of(context, RUN, OTHER)
     file = context.project.sweeps("smoke") / "a.json"
     sweep.write(file)
-    request_stop(file, how)
-    assert worker_of(context, sweep, sweep_file=file).run() == 75
-    assert outcomes(context, RUN) == []
+    worker = worker_of(context, sweep, sweep_file=file)
+
+    def steps(trainer):
+        request_stop(file, how)
+        worker.heartbeat.beat()
+        return (yield from Trainer.steps(trainer))
+
+    replace_steps(monkeypatch, steps)
+    assert worker.run() == 75
+    assert [outcomes(context, run) for run in (RUN, OTHER)] == [[outcome], []]
 
 
 def test_missing_data_leave_the_run_to_others_without_an_attempt(context, monkeypatch):
