@@ -147,6 +147,7 @@ def test_no_path_host_or_message_of_an_error_leaves_the_machine(record, there, t
     with gzip.open(bundle(there, tmp_path)) as file:
         text = file.read().decode()
     assert "alice" not in text
+    assert "cannot write" not in text
     for kept in ("failed: SetupError", "<host>: CPU", "in <path>"):
         assert kept in text
     data = record.data.model_copy(update={"partial": "without\n/home/alice/list.txt"})

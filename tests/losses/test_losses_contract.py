@@ -225,7 +225,11 @@ def test_class_weight_norms_are_the_lengths_of_the_rows_as_they_are_stored(kind)
     ("kind", "values", "names"),
     [
         *((kind, {}, {"classifier.bias", "classifier.weight"}) for kind in WITH_BIAS),
-        *((kind, {}, {"classifier.weight"}) for kind in LOSSES.keys() - {*WITH_BIAS, "pedcc", LEARNT_SCALE}),
+        *(
+            (kind, {}, {"classifier.weight"})
+            for kind in LOSSES
+            if kind not in (*WITH_BIAS, "pedcc", LEARNT_SCALE)
+        ),
         (LEARNT_SCALE, {}, {"classifier.weight", "scale"}),
         ("pedcc", {}, {"projection.weight"}),
         ("pedcc", {"embedding": "linear-bias"}, {"projection.weight", "projection.bias"}),
