@@ -263,7 +263,7 @@ check_gpus() { # KEY
   seen="$1 ${capabilities[*]} ${CUDA_VISIBLE_DEVICES-all}"
   seen+=" $({ cat /sys/module/nvidia/version /proc/sys/kernel/random/boot_id 2>/dev/null || true; } | xargs)"
   if [[ -f $venv/.gpu-checked && $(<"$venv/.gpu-checked") == "$seen" ]]; then return; fi
-  if ! message=$("$venv/bin/python" - 2>&1 <<'PY'
+  if ! message=$("$venv/bin/python" -P - 2>&1 <<'PY'
 import sys
 import torch
 
@@ -390,7 +390,7 @@ show() { # tables and figures of what there is
 }
 
 data_state() { # SET: its state and a detail, as `repro data list` has them
-  repro data list --json "${data_place[@]}" | "$venv/bin/python" -c '
+  repro data list --json "${data_place[@]}" | "$venv/bin/python" -P -c '
 import json, sys
 for each in json.load(sys.stdin):
     if each["name"] == sys.argv[1]:
@@ -404,7 +404,7 @@ have_data() { # SET
 }
 
 # Whether the preset's data are "real" or "generated", then a line per table: number, data set, networks.
-layout=$("$venv/bin/python" - "$root" "$preset" "${tables[@]}" <<'PY'
+layout=$("$venv/bin/python" -P - "$root" "$preset" "${tables[@]}" <<'PY'
 import sys
 from pathlib import Path
 

@@ -23,8 +23,9 @@ AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and 
 
 def _name(name: object) -> object:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        allowed = "small letters, digits, dots and dashes, as in scaled-bn-m1"
-        raise ValueError(f"{name!r} cannot be a name; use {allowed}")
+        allowed = "at most 100 small letters, digits, dots and dashes, as in scaled-bn-m1"
+        shown = f"{name!r:.50}…" if isinstance(name, str) and len(name) > 100 else repr(name)
+        raise ValueError(f"{shown} cannot be a name; use {allowed}")
     return name
 
 
@@ -289,7 +290,7 @@ def explain(error: ValidationError, content: object = None) -> str:
         else:
             content = content.get(key) if isinstance(content, dict) else None
         if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
-            name = f" ({content['name']})" if isinstance(content.get("name"), str) else ""
+            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
             place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
         elif key != "[key]":  # pydantic's mark of a mistake in the key itself
             place.append(str(key))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from repro.errors import ProjectNotFoundError
 
-NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 """What data sets, losses and tables may be called: names become folders."""
 
 LARGEST_FILE = 256 << 20  # bytes; a record of 100,000 epochs has a tenth of it

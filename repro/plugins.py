@@ -29,7 +29,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from repro.config import LOSS_PARAMETERS, Model
@@ -61,6 +61,8 @@ NETWORKS: Mapping[str, str] = {name: facts.builder for name, facts in NETWORK_FA
 ROW_KEYS = ("name", "label", "loss", "reported")  # keys of a row that are not the loss's parameters
 NETWORK_OPTIONS = ("width", "stem_pool")  # what a network's builder may take beside the image size
 TRIAL_BATCH = 4
+
+_FINITE = ConfigDict(allow_inf_nan=False)  # as in the schema itself, which does not check its defaults
 
 _OF_PACKAGE: Mapping[Kind, Mapping[str, str]] = {"losses": LOSSES, "networks": NETWORKS}
 _WORDS: Mapping[Kind, tuple[str, str]] = {
@@ -164,7 +166,7 @@ def load(implementation: Implementation) -> Any:
             module = importlib.import_module(implementation.module)
         else:
             module = _run_file(implementation.path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() at import would end every command, silently
         if implementation.of_package:
             raise
         raise OwnCodeError(f"{implementation.name}: importing {where} failed: {explain(error)}") from error
@@ -221,6 +223,12 @@ def _schema(loss: Implementation) -> type[Model]:
                 "bool, int, float, str, or a Literal of them"
             )
         fields[name] = (note, default)
+        try:
+            if default is not ...:
+                TypeAdapter(note, config=_FINITE).validate_python(default)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise OwnCodeError(f"{loss.name}: its parameter {name} = {default!r}: {message}") from None
     try:
         return create_model(f"{loss.attribute}Parameters", __base__=Model, **fields)
     except (PydanticUserError, TypeError) as error:

@@ -9,7 +9,7 @@ from repro.errors import RecordCorruptError, RecordMisplacedError, SelectionErro
 from repro.paths import Project
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
-from repro.signature import code_hash, config_hash, data_hash
+from repro.signature import code_hash, config_hash, data_hash, own_code
 
 
 class RecordState(StrEnum):
@@ -132,6 +132,8 @@ def _differences(record: RunRecord, config: RunConfig) -> str:
         for key in dict.fromkeys([*then, *now])
         if then.get(key) != now.get(key)
     ]
+    if not changed and (own := own_code(config)):
+        changed.append(f"your own code has changed since ({', '.join(own)})")
     return ", ".join(changed) or "the recipe's version was raised since"
 
 

@@ -56,6 +56,18 @@ class Cell:
         return f"{self.dataset}/{self.network}/{self.row}{suffix}"
 
 
+LONGEST_FOLDER = 200  # bytes of a folder's name; file systems take 255, and temporary files have longer names
+
+
+def _check_length(cell: Cell) -> None:
+    folder = cell.id.rpartition("/")[2]
+    if (length := len(folder.encode())) > LONGEST_FOLDER:
+        raise SelectionError(
+            f"{folder[:50]}…: name and overrides make a folder's name of {length} bytes, at most "
+            f"{LONGEST_FOLDER} are possible; override less, or give the loss a row of its own"
+        )
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run of a cell."""
@@ -210,6 +222,7 @@ class Registry:
         if selection.axes:
             axes = tuple(sorted(selection.axes))
             cells = [replace(cell, axes=axes, reported=None) for cell in cells]
+            _check_length(max(cells, key=lambda cell: len(cell.id)))
         return tuple(cells)
 
     def _elsewhere(self, tables: Sequence[Table], selection: Selection, attribute: str, pattern: str) -> str:
@@ -252,6 +265,7 @@ class Registry:
             raise SelectionError(f"{run_id}: unknown network {network!r}; there are: {known}")
         axes = tuple(parse_axis(text) for text in assignments)
         cell = Cell(table.name, dataset, network, row.name, axes, None if axes else row.reported.get(network))
+        _check_length(cell)
         run = Run(cell, int(seed[4:]))
         canonical = Run(replace(cell, axes=tuple(sorted(axes))), run.seed).id
         if run_id != canonical:

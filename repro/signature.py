@@ -34,8 +34,13 @@ _TRAINING_CODE = ("repro.losses", "repro.models", "repro.data", "repro.training"
 
 
 def config_hash(config: RunConfig) -> str:
-    """sha256 of the fully resolved configuration, seed included, and RECIPE_VERSION."""
+    """sha256 of the fully resolved configuration, seed included, and RECIPE_VERSION.
+
+    A loss or network of the user's own counts with its code: its name alone does not say what is trained.
+    """
     content = config.model_dump(mode="json")
+    if own := own_code(config):
+        content["own_code"] = {name: _hash(_normalised(path)) for name, path in own.items()}
     for part in (content["recipe"], content["loss_parameters"]):
         for name, value in LATER_FIELDS.items():
             if part.get(name) == value:
@@ -62,6 +67,12 @@ def speed_hash(network: str, folder: Path | None) -> str:
     return _code_hash(None, network, folder)
 
 
+def own_code(config: RunConfig) -> dict[str, Path]:
+    """Name → file of the modules behind a run that are not this package's; empty for a loss of the paper."""
+    modules = _training_code(config.loss, config.network, config.folder)
+    return {name: path for name, path in modules.items() if not name.startswith("repro.")}
+
+
 def training_modules(config: RunConfig) -> tuple[str, ...]:
     """The modules and files behind `code_hash`, by name."""
     return tuple(_training_code(config.loss, config.network, config.folder))
@@ -76,6 +87,7 @@ def _code_hash(loss: str | None, network: str, folder: Path | None) -> str:
     return digest.hexdigest()
 
 
+@cache
 def _training_code(loss: str | None, network: str, folder: Path | None) -> dict[str, Path]:
     """Name → file, sorted by name, of all that a run imports of the training's packages or the user's own."""
     entry = module_file(_ENTRY)

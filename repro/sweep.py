@@ -29,7 +29,7 @@ from repro.attempts import (
     write_attempt,
 )
 from repro.config import Preset
-from repro.errors import IntegrityError, RecordUnreadableError, SetupError, UsageError
+from repro.errors import IntegrityError, RecordUnreadableError, ReproError, SetupError, UsageError
 from repro.paths import Project, RunPaths, read_file
 from repro.records import Signature, read_record
 from repro.registry import Registry, Run
@@ -105,10 +105,13 @@ def plan_sweep(
 ) -> Sweep:
     """The sweep that trains `runs`, in order, with the baseline of this moment.
 
-    Raises RecordUnreadableError, before anything is trained, with all that is no file or folder to work with
-    under the name of a record, its folder, its attempts or its lock.
+    Raises RecordUnreadableError, before anything is trained, for records that cannot be read, SetupError for
+    folders, attempts and locks that cannot be used.
     """
-    entries, in_the_way = [], []
+    with FileLock(project.work(preset.name) / "lock-check") as lock:
+        lock.acquire()  # a file system without kernel locks is found before training
+    entries: list[SweepRun] = []
+    in_the_way: list[ReproError] = []
     for run in runs:
         config = registry.config(run, preset)
         fingerprint = fingerprints.get(run.cell.dataset)
@@ -120,7 +123,7 @@ def plan_sweep(
             FileLock(paths.lock).check()
             read_record(paths.record, run.id, preset.name)
         except (RecordUnreadableError, SetupError) as error:
-            in_the_way.append(str(error))
+            in_the_way.append(error)
         except IntegrityError:
             pass  # damaged: whoever trains the run moves it to quarantine
         entries.append(
@@ -134,7 +137,8 @@ def plan_sweep(
             )
         )
     if in_the_way:
-        raise RecordUnreadableError("\n".join([*dict.fromkeys(in_the_way), "move it away, then run again"]))
+        kind = max((type(error) for error in in_the_way), key=lambda kind: kind.exit_code)
+        raise kind("\n".join([*dict.fromkeys(map(str, in_the_way)), "move it away, then run again"]))
     # Only a name: nothing is decided by this clock.
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
     return Sweep(name, preset.name, tuple(entries), workers, workers_per_device)

@@ -18,15 +18,15 @@ SETS = ("cifar100", "tiny-imagenet", "facescrub")
 PROJECT = Path(__file__).resolve().parent.parent
 
 PYTHON = """#!/bin/sh
-case "$1 $2" in
-  "-m venv")
+case "$1 $2 $3" in
+  "-m venv "*)
     echo "venv" >> "$FAKE/log"
     mkdir -p "$3/bin" && cp "$FAKE/python" "$3/bin/python" && cp "$FAKE/repro" "$3/bin/repro" ;;
-  "-m pip")
+  "-m pip "*)
     echo "pip $*" >> "$FAKE/log"
     [ ! -e "$FAKE/pip-hangs" ] || { touch "$FAKE/pip-started"; exec sleep 60; }
     [ ! -e "$FAKE/pip-fails" ] || { echo "ERROR: no matching distribution found for torch"; exit 1; } ;;
-  "- ")  # the one program without arguments: the kernel on every GPU
+  "-P - ")  # the one program without arguments: the kernel on every GPU
     echo "kernel" >> "$FAKE/log"
     [ ! -e "$FAKE/kernel-fails" ] || { echo "torch 9.9 finds no CUDA device" >&2; exit 1; } ;;
   *) exec "$REAL_PYTHON" "$@" ;;

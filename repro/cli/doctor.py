@@ -192,7 +192,7 @@ def read_torch_facts() -> dict[str, Any]:
     code = "import json; from repro.cli.doctor import torch_facts; print(json.dumps(torch_facts()))"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TORCH_TIMEOUT
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_TORCH_TIMEOUT
         )
     except subprocess.TimeoutExpired:
         hangs = f"torch did not answer within {_TORCH_TIMEOUT:g} s: a device that hangs? See `nvidia-smi`"

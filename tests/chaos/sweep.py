@@ -36,7 +36,7 @@ class Shape:
         return f"workers: {self.workers}, runs at once in each: {self.runs_per_worker}"
 
 
-SHAPES = (Shape(2), Shape(3), Shape(1, 2), Shape(2, 2))
+SHAPES = (Shape(2), Shape(4), Shape(1, 2), Shape(2, 2))
 
 
 _MARK = "REPRO_CHAOS_SUPERVISOR"
