@@ -230,6 +230,7 @@ def test_a_loss_that_lacks_a_method_is_told_which(folder):
 def test_a_loss_tried_draws_what_it_would_have_drawn(folder):
     import torch
 
+    edit(folder / "focal.py", "/ self.gamma", "/ self.gamma + 0 * __import__('torch').rand(())")
     torch.manual_seed(1)
     mine = losses.build("focal.py:FocalLoss", 8, 10, folder, gamma=2.0)
     after = torch.rand(())

@@ -58,6 +58,7 @@ def test_a_visible_device_that_is_not_one_is_an_error_that_lists_the_gpus(visibl
 def test_gpus_picks_among_the_visible_ones():
     assert uuids(devices_of(gpus=(1,))) == ["GPU-bbbb-1111"]
     assert uuids(devices_of("1", gpus=(1,))) == ["GPU-bbbb-1111"]
+    assert uuids(devices_of(gpus=(1, 0, 1))) == ["GPU-bbbb-1111", "GPU-aaaa-0000"]
     assert parse_gpus("0, 2") == (0, 2)
     no_gpu_0 = r"no GPU 0; visible here: 1 \(NVIDIA GeForce GTX 1080 Ti\) \(CUDA_"
     with pytest.raises(DeviceError, match=no_gpu_0):
