@@ -162,6 +162,21 @@ def given_up(notes: Iterable[AttemptNote]) -> GivenUp | None:
     return None
 
 
+def without_record(notes: Sequence[AttemptNote], locked: bool) -> tuple[str, str]:
+    """What a run without a record is: "running", "failed", "interrupted" or "not run yet"; and why.
+
+    `locked` says whether a process of this machine holds the run's lock.
+    """
+    if locked:
+        return "running", ""
+    if not notes or notes[-1].kind is Outcome.DONE:  # done, and its record has been removed since
+        return "not run yet", ""
+    last = notes[-1]
+    verdict = None if last.kind is Outcome.INTERRUPTED else given_up(notes)
+    why = last.reason or ("" if last.kind in (Outcome.INTERRUPTED, Outcome.RUNNING) else str(last.kind))
+    return ("failed" if verdict and verdict.failed else "interrupted"), why
+
+
 def memory_that_was_too_small(notes: Iterable[AttemptNote]) -> int | None:
     """The largest device, in bytes, on which the run ran out of memory alone; None if it never did."""
     sizes = [note.device_memory_bytes for note in notes if note.kind is Outcome.OUT_OF_MEMORY and note.alone]

@@ -23,11 +23,33 @@ ReproError                     1  something failed
 A message says what was expected, what came instead, and what to do.
 """
 
+import re
+from typing import Any
+
+# Control characters but tabs and line feeds, what else breaks or reorders lines, and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(value: Any) -> Any:
+    r"""A text, or all texts in lists and dictionaries, with what a terminal may act on spelled out: `\u001b`.
+
+    For what comes from records, servers and files of the user's own.
+    """
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+    if isinstance(value, dict):
+        return {printable(key): printable(each) for key, each in value.items()}
+    return [printable(each) for each in value] if isinstance(value, list) else value
+
 
 class ReproError(Exception):
     """What every error of this package derives from; `exit_code` is what the command returns."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, fit for a terminal whatever it quotes."""
+        return str(printable(super().__str__()))
 
 
 class RunFailedError(ReproError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
-from repro.errors import RegistryError, SelectionError
+from repro.errors import RegistryError, SelectionError, printable
 from repro.paths import NAME, read_file
 from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
 
@@ -52,6 +52,11 @@ class ReportedData(TomlModel):
     classes: int = Field(ge=2)
     train_per_class: int = Field(ge=1)
     test_per_class: int = Field(ge=1)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Classes, training images and test images."""
+        return self.classes, self.classes * self.train_per_class, self.classes * self.test_per_class
 
 
 class Row(Model):
@@ -304,7 +309,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
         # Not read_text: TOML is UTF-8 whatever the locale.
-        return tomllib.loads(read_file(path).decode())
+        content: dict[str, Any] = printable(tomllib.loads(read_file(path).decode()))
+        return content
     except FileNotFoundError:
         raise RegistryError(f"{path} does not exist") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repro.errors import DataCorruptError, DataMissingError, SetupError
+from repro.errors import DataCorruptError, DataMissingError, SetupError, printable
 
 PREPARATION_VERSION = 1
 """Raised when preparing the same source would give other pixels, labels or order."""
@@ -144,7 +144,7 @@ def read_manifest(data: Path, name: str) -> Manifest:
         raise DataCorruptError(f"{path}: not whole JSON ({error}); {again}") from None
     checksum = content.pop("sha256", None) if isinstance(content, dict) else None
     try:
-        manifest = Manifest.model_validate_json(json.dumps(content))
+        manifest = Manifest.model_validate_json(json.dumps(printable(content)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from repro.attempts import read_attempts, without_record
 from repro.config import Preset, RunConfig
-from repro.errors import RecordCorruptError, RecordMisplacedError, SelectionError
-from repro.paths import Project
+from repro.errors import RecordCorruptError, RecordMisplacedError, SelectionError, SetupError
+from repro.paths import Project, RunPaths
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash, own_code
+from repro.storage import lock_holder, lock_holders
 
 
 class RecordState(StrEnum):
@@ -95,16 +97,26 @@ def assess_run(
     run: Run, config: RunConfig, preset: Preset, project: Project, fingerprint: str | None
 ) -> RunState:
     """The state of one run."""
-    path = project.run(preset.name, run.id).record
+    paths = project.run(preset.name, run.id)
     try:
-        record = read_record(path, run.id, preset.name)
+        record = read_record(paths.record, run.id, preset.name)
     except RecordCorruptError as error:
         return RunState(run, RecordState.CORRUPT, reason=str(error))
     except RecordMisplacedError as error:
         return RunState(run, RecordState.MISPLACED, reason=str(error))
     if record is None:
-        return RunState(run, RecordState.MISSING, reason="not run yet")
+        return RunState(run, RecordState.MISSING, reason=_why_missing(paths))
     return assess_record(record, run, config, fingerprint)
+
+
+def _why_missing(paths: RunPaths) -> str:
+    """`not run yet`, `running`, `interrupted`, or `failed: ` and why."""
+    try:
+        notes = read_attempts(paths)
+    except SetupError as error:
+        return f"not known: {error}"
+    kind, why = without_record(notes, bool(notes) and lock_holder(paths.lock, lock_holders()) is not None)
+    return f"{kind}: {why}" if why else kind
 
 
 def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: str | None) -> RunState:
@@ -112,6 +124,10 @@ def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: s
     if record.signature.config != config_hash(config):
         reason = f"other recipe: {_differences(record, config)}"
         return RunState(run, RecordState.OTHER_RECIPE, record, reason)
+    told = record.config.model_copy(update={"folder": config.folder})
+    if (told.loss, told.network) != (config.loss, config.network) or config_hash(told) != config_hash(config):
+        reason = f"{run.id}: its config is not the one that its signature names"
+        return RunState(run, RecordState.CORRUPT, reason=reason)
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):
         return RunState(run, RecordState.OTHER_RECIPE, record, "other data than the ones prepared here")
     older = record.signature.code != code_hash(config)

@@ -9,20 +9,28 @@ import hashlib
 import json
 import math
 import re
-from datetime import datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from repro.config import Model, RunConfig
-from repro.errors import RecordCorruptError, RecordMisplacedError, RecordUnreadableError
+from repro.errors import RecordCorruptError, RecordMisplacedError, RecordUnreadableError, printable
 from repro.paths import read_file
 
 HISTOGRAM_RANGE = (-40.0, 40.0)
 HISTOGRAM_BINS = 400
+QUANTILES = (2.5, 25, 50, 75, 97.5)  # percent
 SCHEMA_VERSION: Literal[2] = 2
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, AfterValidator(printable)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 _CHECKSUM_KEY = ',\n "sha256": "'  # to_json indents by one blank, so that no nested key looks like it
 _CHECKSUM_END = '"\n}\n'
@@ -35,9 +43,9 @@ _NUMBERS = re.compile(r"\[\n([-+.,eE\d\s]+)\n *\]")
 class Signature(Model):
     """What a record's numbers depend on; see `repro.signature`. Each a sha256."""
 
-    config: str
-    data: str
-    code: str
+    config: Sha256
+    data: Sha256
+    code: Sha256
 
 
 class DataSummary(Model):
@@ -48,13 +56,13 @@ class DataSummary(Model):
     generated: bool
     partial: str | None
     sources: dict[str, str]
-    preparation_version: int
-    arrays: dict[str, str] = Field(description="array file → sha256 of the bytes that were trained on")
-    classes: int
-    train_images: int
-    test_images: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preparation_version: Size
+    arrays: dict[str, Sha256] = Field(description="array file → sha256 of the bytes that were trained on")
+    classes: Size
+    train_images: Size
+    test_images: Size
+    mean: tuple[Fraction, Fraction, Fraction]
+    std: tuple[Fraction, Fraction, Fraction]
 
 
 class Epoch(Model):
@@ -67,17 +75,17 @@ class Epoch(Model):
     not evaluated, and where the logits were not finite; the others where the loss or they were not finite.
     """
 
-    epoch: int
-    lr: float
+    epoch: Count
+    lr: Amount
     train_loss: float | None
-    train_accuracy: float | None
-    gradient_at_logits: float | None
-    gradient_at_features: float | None
-    feature_norm: float | None
-    gradient_times_feature: float | None
+    train_accuracy: Percent | None
+    gradient_at_logits: Amount | None
+    gradient_at_features: Amount | None
+    feature_norm: Amount | None
+    gradient_times_feature: Amount | None
     test_loss: float | None
-    test_accuracy: float | None
-    seconds: float
+    test_accuracy: Percent | None
+    seconds: Amount
 
 
 class Result(Model):
@@ -91,20 +99,22 @@ class Result(Model):
     has `diverged_in`, the 0-indexed epoch, no accuracy and no `correct_images`.
     """
 
-    accuracy: float | None
-    correct: int
-    total: int
+    accuracy: Percent | None
+    correct: Count
+    total: Count
     test_loss: float | None
-    best_accuracy: float | None
-    best_epoch: int | None
+    best_accuracy: Percent | None
+    best_epoch: Count | None
     correct_images: str | None
-    diverged_in: int | None = None
+    diverged_in: Count | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.diverged_in is not None:
-            if self.accuracy is not None or self.correct_images is not None:
-                raise ValueError("a diverged run has no accuracy and no correct_images")
+            if (self.accuracy, self.correct_images, self.test_loss, self.correct, self.total) != (
+                None, None, None, 0, 0,
+            ):  # fmt: skip
+                raise ValueError("a diverged run has no accuracy, no test images and no correct_images")
             return self
         if self.accuracy is None or self.correct_images is None or self.total <= 0:
             raise ValueError("a run that did not diverge has an accuracy over at least one image")
@@ -113,8 +123,9 @@ class Result(Model):
         packed = base64.b64decode(self.correct_images, altchars=b"-_", validate=True)
         if len(packed) != math.ceil(self.total / 8):
             raise ValueError("correct_images is not one bit per test image")
-        if int.from_bytes(packed).bit_count() != self.correct:
-            raise ValueError("correct_images does not have `correct` bits set")
+        bits = int.from_bytes(packed)
+        if bits.bit_count() != self.correct or bits % (1 << -self.total % 8):
+            raise ValueError("correct_images does not have `correct` bits set, all of them test images'")
         return self
 
     @property
@@ -128,19 +139,33 @@ class LogitHistogram(Model):
 
     low: float
     high: float
-    counts: tuple[int, ...]
-    underflow: int
-    overflow: int
+    counts: tuple[Count, ...]
+    underflow: Count
+    overflow: Count
     mean: float
-    std: float
+    std: Amount
     quantiles: dict[str, float] = Field(description="percent → logit: 2.5, 25, 50, 75, 97.5")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.low, self.high, len(self.counts)) != (*HISTOGRAM_RANGE, HISTOGRAM_BINS):
+            raise ValueError(f"expected {HISTOGRAM_BINS} bins over {HISTOGRAM_RANGE}")
+        values = list(self.quantiles.values())
+        if list(self.quantiles) != [f"{percent:g}" for percent in QUANTILES] or values != sorted(values):
+            raise ValueError(f"expected ascending quantiles at {QUANTILES} percent")
+        return self
+
+    @property
+    def total(self) -> int:
+        """How many logits were counted."""
+        return sum(self.counts) + self.underflow + self.overflow
 
 
 class Probes(Model):
     """What Figures 2 and 3 are drawn from, taken after the last epoch; None in a diverged run."""
 
     logits: LogitHistogram | None
-    weight_norms: tuple[float, ...] | None = Field(description="‖w_k‖₂ of every class, in class order")
+    weight_norms: tuple[Amount, ...] | None = Field(description="‖w_k‖₂ of every class, in class order")
 
 
 class Attempt(Model):
@@ -150,13 +175,13 @@ class Attempt(Model):
     `host` is a hash, salted per results folder, and `pid` is left out.
     """
 
-    number: int
-    started: datetime
-    ended: datetime | None
-    outcome: str
-    resumed_at_step: int
-    energy_joules: float | None = None
-    host: str | None = None
+    number: Size
+    started: AwareDatetime
+    ended: AwareDatetime | None
+    outcome: Text
+    resumed_at_step: Count
+    energy_joules: Amount | None = None
+    host: Text | None = None
     pid: int | None = None
 
 
@@ -174,7 +199,7 @@ class Environment(Model):
     kernel: str
     processor: str
     device: str
-    device_memory_bytes: int
+    device_memory_bytes: Count
     compute_capability: str | None
     cuda: str | None
     cudnn: str | None
@@ -192,16 +217,16 @@ class Provenance(Environment):
     """
 
     precision: str
-    threads: int
+    threads: Size
     deterministic: bool
     accelerations: tuple[str, ...]
-    runs_on_device: int = Field(ge=1)
-    images_per_second: float
-    peak_memory_bytes: int
-    energy_joules: float | None
+    runs_on_device: Size
+    images_per_second: Amount
+    peak_memory_bytes: Count
+    energy_joules: Amount | None
     attempts: tuple[Attempt, ...]
-    started: datetime
-    ended: datetime
+    started: AwareDatetime
+    ended: AwareDatetime
 
 
 class RunRecord(Model):
@@ -217,6 +242,47 @@ class RunRecord(Model):
     curve: tuple[Epoch, ...]
     probes: Probes
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        """Refuses parts that contradict one another: no run leaves such a record, whatever its checksum."""
+        config, data, result, probes, made = self.config, self.data, self.result, self.probes, self.provenance
+        epochs = config.recipe.epochs if result.diverged_in is None else result.diverged_in + 1
+        per_class = config.recipe.images_per_class or data.train_images
+        tested = [(e.test_accuracy, -e.epoch) for e in self.curve if e.test_accuracy is not None]
+        best, at = max(tested, default=(None, None))
+        attempts = [attempt.number for attempt in made.attempts]
+        for problem, so in {
+            "run is not of config.dataset and config.seed": not (
+                self.run.startswith(f"{config.dataset}/") and self.run.endswith(f"/seed{config.seed}")
+            ),
+            "data.name is not config.dataset": data.name.removeprefix("generated-") != config.dataset,
+            "data.generated is not as config.recipe.data": (
+                config.recipe.data == "generated" and not data.generated
+            ),
+            "data.train_images are more than the recipe takes": data.train_images > per_class * data.classes,
+            "curve does not have every epoch once": (
+                [epoch.epoch for epoch in self.curve] != list(range(epochs)) or epochs > config.recipe.epochs
+            ),
+            "result.best_accuracy and best_epoch are not the curve's": (
+                (result.best_accuracy, result.best_epoch) != (best, None if at is None else -at)
+            ),
+            "result.accuracy is not the last epoch's": (
+                result.diverged_in is None and result.accuracy != self.curve[-1].test_accuracy
+            ),
+            "result.total is not data.test_images": result.total not in (0, data.test_images),
+            "probes.logits are not one per test image and class": (
+                probes.logits is not None and probes.logits.total != data.test_images * data.classes
+            ),
+            "probes.weight_norms are not one per class": (
+                probes.weight_norms is not None and len(probes.weight_norms) != data.classes
+            ),
+            "provenance ends before it starts": made.ended < made.started,
+            "provenance.attempts are not in order": attempts != sorted(set(attempts)),
+        }.items():
+            if so:
+                raise ValueError(problem)
+        return self
 
     def to_json(self) -> str:
         """The file's text: indented JSON, its last key the sha256 of all the text before that key."""
@@ -253,12 +319,15 @@ def parse_record(text: str, where: str) -> RunRecord:
             f"{where}: its content does not match its sha256: edited after it was written"
         )
     del content["sha256"]
+    if "\\" in text or printable(text) != text:  # the whole text is looked through faster than its parts
+        content = printable(content)
     try:
         return RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecordCorruptError(f"{where}: {place}: {first['msg']}") from None
+        place = ".".join(map(str, first["loc"])) or "its parts"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise RecordCorruptError(f"{where}: {place}: {problem}") from None
 
 
 def read_record(path: Path, run_id: str, preset: str) -> RunRecord | None:

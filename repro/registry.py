@@ -14,6 +14,7 @@ behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -193,6 +194,7 @@ class Registry:
         A network named exactly that is known but not in the tables (`vgg13`) gives cells without a
         reported value; `selection.axes` are put on every cell.
         """
+        selection = self._by_name(selection)
         if selection.studies:
             return self._study_cells(selection)
         tables = [self.table(name) for name in selection.tables]
@@ -214,8 +216,11 @@ class Registry:
                 known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
+                    close = get_close_matches(pattern, known, 1)
+                    hint = f". Did you mean {close[0]}?" if close else ""
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
-                    raise SelectionError(there + self._elsewhere(tables, selection, attribute, pattern))
+                    there += self._elsewhere(tables, selection, attribute, pattern)
+                    raise SelectionError(there + hint)
         cells = _matching(candidates, selection)
         if not cells:
             raise SelectionError("the options together select no cell; each alone matches some")
@@ -224,6 +229,26 @@ class Registry:
             cells = [replace(cell, axes=axes, reported=None) for cell in cells]
             _check_length(max(cells, key=lambda cell: len(cell.id)))
         return tuple(cells)
+
+    def _by_name(self, selection: Selection) -> Selection:
+        """The selection with every label of a table, as `ResNet-18`, replaced by the name that ids have."""
+        names: dict[str, dict[str, str]] = {"datasets": {}, "networks": {}, "losses": {}}
+        for table in self.tables:
+            names["datasets"][_plain(table.dataset)] = table.dataset
+            for network, label in [*table.networks.items(), *((name, name) for name in self.networks)]:
+                names["networks"] |= {_plain(label): network, _plain(network): network}
+            for row in table.rows:
+                names["losses"] |= {_plain(row.label): row.name, _plain(row.name): row.name}
+        return replace(
+            selection,
+            **{
+                kind: tuple(
+                    given if "*" in given else of.get(_plain(given), given)
+                    for given in getattr(selection, kind)
+                )
+                for kind, of in names.items()
+            },
+        )
 
     def _elsewhere(self, tables: Sequence[Table], selection: Selection, attribute: str, pattern: str) -> str:
         """Which tables outside the selection, but of its data sets, have what was not found in it."""
@@ -341,6 +366,11 @@ def _patterns(selection: Selection) -> tuple[tuple[str, tuple[str, ...], str], .
         ("network", selection.networks, "network"),
         ("loss", selection.losses, "row"),
     )
+
+
+def _plain(name: str) -> str:
+    """A name or label by its letters and digits: `ResNet-18` and `resnet18` are one."""
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def _matching(cells: Iterable[Cell], selection: Selection) -> list[Cell]:

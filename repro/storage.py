@@ -66,7 +66,7 @@ class FileLock:
             if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise SetupError(
                     f"cannot lock {self.path}: this file system has no kernel locks ({error.strerror}); "
-                    "put the results folder on one that has, with --results DIR"
+                    "use a folder on another one (--results DIR, --data-dir DIR)"
                 ) from None
             raise refusal(f"cannot lock {self.path}", error) from None
         self._descriptor = descriptor

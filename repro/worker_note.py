@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from repro.errors import printable
 from repro.paths import read_file
 from repro.storage import make_folder, write_whole
 
@@ -96,7 +97,7 @@ class WorkerNote:
     def read(cls, path: Path) -> "WorkerNote | None":
         """The note at `path`; None where there is none, or where it cannot be read."""
         try:
-            content = json.loads(read_file(path))
+            content = printable(json.loads(read_file(path)))
             runs = tuple(RunProgress(**run) for run in content.pop("runs"))
             return cls(**{**content, "runs": runs, "phase": Phase(content["phase"])})
         except (OSError, ValueError, TypeError, KeyError):

@@ -33,7 +33,8 @@ PRETENDED = Environment(
 
 def correct_images(correct: int, total: int) -> str:
     """The last `correct` of `total` test images were classified correctly."""
-    return base64.urlsafe_b64encode(((1 << correct) - 1).to_bytes(math.ceil(total / 8))).decode()
+    bits = ((1 << correct) - 1) << (-total % 8)  # the last byte is filled up with zeros
+    return base64.urlsafe_b64encode(bits.to_bytes(math.ceil(total / 8))).decode()
 
 
 def context_at(results: Path) -> Context:
@@ -70,7 +71,8 @@ def make_record(
     config = context.registry.config(run, context.preset)
     now = datetime(2025, 3, 1, 8, tzinfo=UTC)
     done = accuracy is not None
-    loss, correct, total = (1.0, round(10 * accuracy), 1000) if done else (None, 0, 0)
+    loss, correct, total = (1.0, round(0.8 * accuracy), 80) if done else (None, 0, 0)
+    accuracy = 100 * correct / 80 if done else None
     hashes = {"config": config_signature or config_hash(config), "code": code or code_hash(config)}
     unknown = ("gradient_at_logits", "gradient_at_features", "feature_norm", "gradient_times_feature")
     epoch = Epoch(
@@ -96,7 +98,9 @@ def make_record(
     return RunRecord(
         **{"run": run.id, "preset": context.preset.name, "config": config, "data": data, "result": result},
         signature=Signature(data="d" * 64, **hashes),
-        curve=(epoch,),
+        curve=tuple(
+            epoch.model_copy(update={"epoch": n}) for n in range(config.recipe.epochs if done else 1)
+        ),
         probes=Probes(logits=None, weight_norms=None),
         provenance=provenance,
     )

@@ -195,6 +195,15 @@ def test_an_error_is_one_line_with_its_exit_code(words, code, says, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_numbers_may_be_given_together():
+    together = repro("plan", "--json", "--table", "1,2", "--seed", "0,1", check=0).stdout
+    words = ("--table", "1", "--table", "2", "--seed", "0", "--seed", "1")
+    assert together == repro("plan", "--json", *words, check=0).stdout
+    assert (json.loads(together)["cells"], json.loads(together)["runs"]) == (48, 96)
+    for wrong in ("x", "-1", "0,", "1.5"):
+        assert "expected a number" in repro("plan", "--seed", wrong, check=2).stderr
+
+
 def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_line(tmp_path):
     done = repro("plan", cwd=tmp_path, check=3)
     assert "run the command inside a checkout of the project, or set REPRO_ROOT" in done.stderr

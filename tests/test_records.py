@@ -1,24 +1,30 @@
 """Records: what is written can be read, and whatever is wrong with one is named."""
 
 import base64
+import functools
 import hashlib
 import json
 import platform
 import re
 import socket
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from smoke_project import OTHER, RUN, record_of, smoke_context, train_here
 
 import repro
+from repro.attempts import AttemptNote, new_attempt, write_attempt
+from repro.cli import main
 from repro.errors import RecordCorruptError
-from repro.record_state import RecordState, assess_run
+from repro.record_state import RecordState, assess_record, assess_run
 from repro.records import Probes, parse_record, read_record
 from repro.system import memory_bytes, processor_name
 from repro.training.precision import choose_precision
+from repro.worker_note import new_worker_note
 
 
 @pytest.fixture(scope="module")
@@ -107,28 +113,141 @@ def test_a_record_that_is_torn_edited_or_of_another_schema_is_corrupt(text, edit
         parse_record(edit(text), "there.json")
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda c: c.update(surprise=1), "surprise: Extra inputs are not permitted"),
-        (lambda c: c["result"].update(accuracy=50.0), "accuracy is not 100 × correct / total"),
-        (lambda c: c["result"].pop("correct"), "result.correct: Field required"),
-        (lambda c: c["result"].update(correct_images="AAAA"), "not one bit per test image"),
-        (lambda c: c["result"].update(correct_images="_____________w=="), "does not have `correct` bits set"),
-        (lambda c: c["result"].update(correct_images="?"), "result"),
-        (lambda c: c["result"].update(accuracy=None, diverged_in=1), "no accuracy and no correct_images"),
-        (lambda c: c["config"].update(seed=-1), "config.seed"),
-    ],
-)
-def test_a_record_that_breaks_the_schema_is_corrupt_though_its_checksum_fits(text, change, says):
-    """A program's mistake, not an editor's."""
-    content = json.loads(text)
-    del content["sha256"]
-    change(content)
+def sealed(content: dict) -> str:
+    """A record's text with a checksum that fits, as whoever edits it on purpose can make it."""
+    content.pop("sha256", None)
     body = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
-    whole = f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
-    with pytest.raises(RecordCorruptError, match=says):
-        parse_record(whole, "there.json")
+    return f'{body},\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
+
+
+def add(key: str, amount: float):
+    return lambda content: content.update({key: content[key] + amount})
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ((), lambda c: c.update(surprise=1), "surprise: Extra inputs are not permitted"),
+        ((), lambda c: c.update({"\x1b]0;x": 1}), r"\\u001b\]0;x: Extra"),
+        ((), lambda c: c.update(run=c["run"][:-1] + "7"), "run is not of config.dataset and config.seed"),
+        (("signature",), lambda c: c.update(data="none"), "signature.data: String should match"),
+        (("config",), lambda c: c.update(seed=-1), "config.seed"),
+        (("config", "recipe"), add("epochs", 1), "curve does not have every epoch once"),
+        (("data",), lambda c: c.update(name="mnist"), "data.name is not config.dataset"),
+        (("data",), lambda c: c.update(generated=False), "data.generated is not as config.recipe.data"),
+        (("data",), add("train_images", 1), "data.train_images are more than the recipe takes"),
+        (("data",), add("test_images", 1), "result.total is not data.test_images"),
+        (("data",), add("classes", 1), "one per test image and class"),
+        (("result",), lambda c: c.update(accuracy=50.0), "accuracy is not 100 × correct / total"),
+        (("result",), lambda c: c.update(accuracy=150.0, correct=120), "result.accuracy: Input should be less"),
+        (("result",), lambda c: c.pop("correct"), "result.correct: Field required"),
+        (("result",), lambda c: c.update(correct_images="AAAA"), "not one bit per test image"),
+        (("result",), lambda c: c.update(correct_images="_____________w=="), "does not have `correct` bits set"),
+        (("result",), lambda c: c.update(correct_images="?"), "result"),
+        (("result",), lambda c: c.update(accuracy=None, diverged_in=1), "a diverged run has no accuracy"),
+        (("result",), lambda c: c.update(best_accuracy=100.0), "best_accuracy and best_epoch are not the curve's"),
+        (("result",), lambda c: c.update(best_epoch=90), "best_accuracy and best_epoch are not the curve's"),
+        (("curve",), lambda c: c.pop(0), "curve does not have every epoch once"),
+        (("curve",), lambda c: c.append(c[-1]), "curve does not have every epoch once"),
+        (("curve", 2), lambda c: c.update(test_accuracy=0.0), "is not the|are not the"),
+        (("probes", "logits", "counts"), lambda c: c.append(0), "expected 400 bins"),
+        (("probes", "logits"), add("overflow", 1), "probes.logits are not one per test image and class"),
+        (("probes", "logits", "quantiles"), lambda c: c.update({"50": 99.0}), "expected ascending quantiles"),
+        (("probes", "logits", "quantiles"), lambda c: c.pop("50"), "expected ascending quantiles"),
+        (("probes", "weight_norms"), lambda c: c.pop(), "weight_norms are not one per class"),
+        (("provenance",), lambda c: c.update(started="2999-01-01T00:00:00Z"), "provenance ends before it starts"),
+        (("provenance", "attempts"), lambda c: c.append(c[0]), "attempts are not in order"),
+    ],
+)  # fmt: skip
+def test_a_record_of_what_no_run_leaves_is_corrupt_though_its_checksum_fits(text, part, change, says):
+    content = json.loads(text)
+    change(functools.reduce(lambda each, key: each[key], part, content))
+    with pytest.raises(RecordCorruptError, match=says) as caught:
+        parse_record(sealed(content), "there.json")
+    assert "\x1b" not in str(caught.value)
+
+
+def leaves(content: object, place: tuple = ()):
+    """Every value of a record that is neither a list nor a dictionary, with its place."""
+    parts = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in parts:
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*place, key))
+        else:
+            yield (*place, key), value
+
+
+def test_no_amount_is_negative_and_no_date_without_its_zone(text):
+    free = {"train_loss", "test_loss", "mean", "low", "quantiles", "loss_parameters"}  # of any sign
+    tried = 0
+    for place, value in leaves(json.loads(text)):
+        content = json.loads(text)
+        parent = functools.reduce(lambda each, key: each[key], place[:-1], content)
+        if type(value) in (int, float) and not (free & set(place) and "data" not in place):
+            parent[place[-1]] = -1 if isinstance(value, int) else -1e-9
+        elif place[-1] in ("started", "ended"):
+            parent[place[-1]] = value.removesuffix("Z")
+        else:
+            continue
+        tried += 1
+        with pytest.raises(RecordCorruptError, match="there"):
+            print(place, parse_record(sealed(content), "there"))
+    assert tried > 450
+
+
+def test_a_record_whose_config_is_not_the_one_that_it_is_signed_with_is_corrupt(trained):
+    run = trained.registry.parse(RUN)
+    config, record = trained.registry.config(run, trained.preset), record_of(trained, RUN)
+    recipe = config.recipe.model_copy(update={"lr": 0.2})
+    edited = record.model_copy(update={"config": config.model_copy(update={"recipe": recipe})})
+    state = assess_record(edited, run, config, None)
+    assert (state.record_state, state.counts) == (RecordState.CORRUPT, False)
+
+
+def test_what_a_record_says_reaches_no_terminal_raw(trained, tmp_path, monkeypatch):
+    evil = "\x1b]0;owned\x07\x1b[31m\x9b2J\rGPU"
+    context = smoke_context(monkeypatch, tmp_path)
+    for run, field in ((RUN, "device"), (OTHER, "system")):
+        content = json.loads(trained.project.run("smoke", run).record.read_text())
+        content["provenance"][field] = evil
+        content["data"]["title"] += evil
+        content["provenance"]["attempts"][0]["outcome"] += evil
+        path = context.project.run("smoke", run).record
+        path.parent.mkdir(parents=True)
+        path.write_text(sealed(content))
+    path.write_text(sealed(content).replace("80", "81"))
+    when = datetime(2025, 3, 1, tzinfo=UTC)
+    attempt = new_attempt(context.project.run("smoke", RUN))
+    note = AttemptNote(number=1, started=when, ended=when, outcome="failed: ?", resumed_at_step=0)
+    write_attempt(attempt, note)
+    for file in (attempt / "attempt.json", attempt / "error.txt"):
+        text = file.read_text() if file.exists() else "?\n"
+        file.write_text(text.replace("?", json.dumps(evil)[1:-1] if file.suffix == ".json" else evil))
+    replace(new_worker_note("sweep", "job", evil), host="far" + evil, device_name=evil).write(
+        context.project.workers("smoke")
+    )
+    (context.project.work("smoke") / "logs").mkdir()
+    (context.project.work("smoke") / "logs" / "1.log").write_text(f"{RUN}: {evil}\n")
+    printed = ""
+    for words in (
+        ["show", RUN],
+        ["show", RUN, "--json"],
+        ["show", OTHER],
+        ["status"],
+        ["status", "--json"],
+        ["plan"],
+        ["aggregate"],
+        ["aggregate", "--format", "json"],
+        ["aggregate", "--format", "csv"],
+        ["claims"],
+        ["logs", RUN],
+    ):
+        preset = ["--preset", "smoke", "--results", str(context.project.results)]
+        result = CliRunner().invoke(main, [*words, *preset])
+        assert result.exception is None or isinstance(result.exception, SystemExit), words
+        printed += result.output
+    assert printed.count("\\u001b]0;owned") >= 10
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed)
 
 
 def test_record_states_say_what_each_record_is_worth(trained, tmp_path, monkeypatch):

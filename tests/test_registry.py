@@ -236,6 +236,19 @@ def test_a_missing_presets_file_is_named(folder):
         Registry.load(folder)
 
 
+def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
+    labels = {"networks": ("ResNet-18",), "losses": ("Our Loss (m = 1)",), "datasets": ("CIFAR-100",)}
+    assert ids(registry, **labels) == ["cifar100/resnet18/scaled-bn-m1"]
+    labels = [row.label for row in registry.table(1).rows]
+    assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72
+    for wrong, meant in {
+        "networks": ("renset18", "resnet18"),
+        "losses": ("scaled-bn-m2", "scaled-bn-m1"),
+    }.items():
+        with pytest.raises(SelectionError, match=rf"Did you mean {meant[1]}\?"):
+            registry.select_cells(Selection(**{wrong: (meant[0],)}))
+
+
 # Ablations: what the paper leaves open, as runs
 
 

@@ -49,7 +49,7 @@ def hashes(registry) -> list[str]:
         ("losses/base.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
         ("models/resnet.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, False]),
         ("models/vgg.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, True]),
-        ("data/augment.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
+        ("data/loader.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
         ("plugins.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, False]),
         ("training/loop.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
         ("scheduling/plan.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, False]),

@@ -222,7 +222,7 @@ def test_a_file_system_without_kernel_locks_is_refused(tmp_path, monkeypatch, nu
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(SetupError, match=r"no kernel locks .*put the results folder on one that has"):
+    with pytest.raises(SetupError, match=r"no kernel locks .*use a folder on another one .--results DIR"):
         FileLock(tmp_path / "lock").acquire()
 
 

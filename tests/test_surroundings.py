@@ -157,6 +157,27 @@ def test_names_that_are_nearly_a_runs_are_pointed_out(context):
         assert done.stderr.count("counts nowhere") == 1
 
 
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        ("failed: ValueError: boom", "failed: ValueError: boom"),
+        ("interrupted", "interrupted"),
+        ("running", "interrupted"),
+    ],
+)
+def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, outcome, says):
+    paths = context.project.run("smoke", RUN)
+    (note,) = read_attempts(paths)
+    write_attempt(paths.attempts / "1", note.model_copy(update={"outcome": outcome}))
+    paths.record.unlink()
+    (paths.attempts / "1" / "record.json").unlink()
+    table = cli(context, "aggregate", *COLUMN[:2]).stdout
+    assert f"—: {says.partition(':')[0]}" in table
+    assert f"- {says} — Our Loss (m = 1) on ResNet-18" in table
+    assert f"{says.partition(':')[0]}: {RUN}" in cli(context, "status").stdout
+    assert says in cli(context, "show", RUN).stderr
+
+
 # File systems
 
 
@@ -167,7 +188,10 @@ def test_without_kernel_locks_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     done = cli(smoke_context(monkeypatch, tmp_path / "results"), "run", *COLUMN)
     assert (done.exit_code, done.stderr.count("\n")) == (3, 1)
-    assert "this file system has no kernel locks (No locks available); put the results folder" in done.stderr
+    assert (
+        "this file system has no kernel locks (No locks available); use a folder on another one"
+        in done.stderr
+    )
     assert not list(tmp_path.rglob("logs"))  # no worker was started
 
 

@@ -52,7 +52,7 @@ def measure(network: str, interval: float, seconds: float, folder: Path) -> dict
     config = config.model_copy(update={"recipe": recipe})
     own = folder / "1"
     own.mkdir()
-    checkpoints = TimedFolder(folder, own, Signature(config="1", data="2", code="3"))
+    checkpoints = TimedFolder(folder, own, Signature(config="1" * 64, data="2" * 64, code="3" * 64))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps: list[float] = []
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A project with as many records as asked for: `many_records.py FOLDER RECORDS [--seeds N] [--epochs N]`.
+"""A project with as many records as asked for: `many_records.py FOLDER RECORDS [--seeds N]`.
 
 FOLDER becomes a project of its own (set REPRO_ROOT to it) whose preset `many` has seeds enough for RECORDS
 runs, `--seeds` more if some are to stay queued, and the paper's 100 epochs per record; 100,000
@@ -27,7 +27,7 @@ threads = 1
 """
 
 
-def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 100) -> Context:
+def make_project(folder: Path, records: int, more_seeds: int = 0) -> Context:
     """Writes the experiments and the first `records` of the preset's runs, column by column.
 
     Those that are there already stay, so that an interrupted call can be repeated.
@@ -43,8 +43,8 @@ def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 
     histogram = LogitHistogram(
         low=-40,
         high=40,
-        counts=tuple(range(400)),
-        underflow=0,
+        counts=tuple(n % 40 for n in range(400)),
+        underflow=200,
         overflow=0,
         mean=0.1,
         std=1.1,
@@ -58,12 +58,12 @@ def make_project(folder: Path, records: int, more_seeds: int = 0, epochs: int = 
         record = make_record(
             bench, run, code_hash(registry.config(run, bench.preset)), accuracy=40 + run.seed % 10
         )
-        (epoch,) = record.curve
         curve = tuple(
-            epoch.model_copy(update={"epoch": n, "train_loss": 3 / (n + 3), "seconds": 1 + n / 7})
-            for n in range(epochs)
+            epoch.model_copy(update={"train_loss": 3 / (n + 3), "seconds": 1 + n / 7})
+            for n, epoch in enumerate(record.curve)
         )
-        record = record.model_copy(update={"preset": "many", "curve": curve, "probes": probes})
+        data = record.data.model_copy(update={"classes": 100})
+        record = record.model_copy(update={"preset": "many", "data": data, "curve": curve, "probes": probes})
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(record.to_json(), encoding="utf-8")
     return bench
@@ -76,7 +76,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("records", type=int)
     parser.add_argument("--seeds", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=100)
     asked = parser.parse_args()
-    made = make_project(asked.folder.absolute(), asked.records, asked.seeds, asked.epochs)
+    made = make_project(asked.folder.absolute(), asked.records, asked.seeds)
     print(f"REPRO_ROOT={made.project.root} python -m repro plan --preset many", file=sys.stderr)

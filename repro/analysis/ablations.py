@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean, stdev
 
 import pandas as pd
 from tabulate import tabulate
@@ -22,6 +23,7 @@ from repro.analysis.inference import Estimate, PooledSpread, pool
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape
 from repro.analysis.text import (
+    csv_cell,
     loss_label,
     mean_text,
     n_text,
@@ -86,56 +88,45 @@ def compute_effects(
 def _effect(
     variation: Variation, baseline: CellResult, varied: CellResult, pooled: PooledSpread
 ) -> AblationEffect:
-    estimate = None
-    mean: float | None
-    std: float | None
-    if variation.alternative.trains:
-        mean, std, n = varied.mean, varied.std, varied.n
-        if baseline.mean is not None and mean is not None and pooled.std is not None:
-            error = pooled.std * math.sqrt(1 / baseline.n + 1 / n)
-            estimate = Estimate(mean - baseline.mean, error, pooled.degrees)
-        lacking = "no cell of the study has two runs, so there is no interval"
-    else:
-        runs = [run for run in varied.averaged if run.best_accuracy is not None]
-        best = pd.Series([run.best_accuracy for run in runs], dtype=float)
-        gains = best - pd.Series([run.accuracy for run in runs], dtype=float)
-        n = len(runs)
-        mean, std = (float(best.mean()) if n else None), (float(best.std()) if n > 1 else None)
+    mean, std, n, interval = varied.mean, varied.std, varied.n, None
+    reason = "no cell of the study has two runs, so there is no interval"
+    if not variation.alternative.trains:
+        best = [run.best_accuracy for run in varied.averaged if run.best_accuracy is not None]
+        gains = [(run.best_accuracy or 0.0) - (run.accuracy or 0.0) for run in varied.averaged]
+        n, reason = len(best), "one run has no interval"
+        mean, std = fmean(best) if best else None, stdev(best) if n > 1 else None
         if n > 1:
-            estimate = Estimate(float(gains.mean()), float(gains.std()) / math.sqrt(n), n - 1)
-        lacking = "one run has no interval"
+            interval = Estimate(fmean(gains), stdev(gains) / math.sqrt(n), n - 1).interval(LEVEL)
+    elif baseline.mean is not None and mean is not None and pooled.std is not None:
+        error = pooled.std * math.sqrt(1 / baseline.n + 1 / n)
+        interval = Estimate(mean - baseline.mean, error, pooled.degrees).interval(LEVEL)
     difference = None if mean is None or baseline.mean is None else mean - baseline.mean
-    interval = estimate.interval(LEVEL) if estimate else None
-    nearer = None
+    nearer, direction = None, Direction.OPEN
     if difference is not None and baseline.difference is not None:
-        nearer = abs(baseline.difference) - abs(baseline.difference + difference)
-    direction, reason = _direction(baseline, difference, interval, lacking)
+        before, after = baseline.difference, baseline.difference + difference
+        nearer = abs(before) - abs(after)
+        direction = Direction.TOWARDS if nearer > 0 else Direction.AWAY
+        if interval is None or interval[0] <= 0 <= interval[1]:
+            direction = Direction.UNCLEAR
+        elif before * after < 0:
+            direction = Direction.PAST
+    if direction is not Direction.UNCLEAR or interval:
+        reason = "the interval includes 0" if direction is Direction.UNCLEAR else ""
     return AblationEffect(
         variation, baseline, varied, mean, std, n, difference, interval, nearer, direction, reason
     )
 
 
-def _direction(
-    baseline: CellResult, difference: float | None, interval: tuple[float, float] | None, lacking: str
-) -> tuple[Direction, str]:
-    if difference is None or baseline.difference is None:
-        return Direction.OPEN, ""
-    if interval is None:
-        return Direction.UNCLEAR, lacking
-    if interval[0] <= 0 <= interval[1]:
-        return Direction.UNCLEAR, "the interval includes 0"
-    before, after = baseline.difference, baseline.difference + difference
-    if before * after < 0:
-        return Direction.PAST, ""
-    return (Direction.TOWARDS if abs(after) < abs(before) else Direction.AWAY), ""
+def cell_label(effect: AblationEffect, registry: Registry) -> str:
+    """`CIFAR-100, VGG, Cross-entropy Loss`: the cell that is varied."""
+    cell = effect.variation.baseline
+    table = registry.table(cell.table)
+    return f"{table.title}, {network_label(table, cell.network)}, {loss_label(table, cell.row, cell.axes)}"
 
 
 def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
     """The words of one effect under the table's headers, in order."""
     variation, baseline, reported = effect.variation, effect.baseline, effect.baseline.reported
-    cell = variation.baseline
-    table = registry.table(cell.table)
-    labels = (table.title, network_label(table, cell.network), loss_label(table, cell.row, cell.axes))
     varied = f"—: {effect.varied.count}"
     if effect.mean is not None:
         varied = f"{mean_text(effect.mean, effect.std)} ({n_text(effect.n, effect.varied.expected)})"
@@ -152,7 +143,7 @@ def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
         direction += f", by {abs(effect.nearer):.2f}"
     return {
         "open point": variation.ablation.name,
-        "cell": ", ".join(labels),
+        "cell": cell_label(effect, registry),
         "as resolved": f"{baseline.value} ({baseline.count})" if baseline.value else f"—: {baseline.count}",
         "paper (Δ)": paper,
         "alternative": variation.alternative.label,
@@ -166,32 +157,23 @@ def render_effects(
     effects: Sequence[AblationEffect], registry: Registry, preset: Preset, table_format: str
 ) -> str:
     """The effects as markdown, CSV or JSON (numbers at full precision); UsageError for another format."""
-    match table_format:
-        case "markdown":
-            return _markdown(effects, registry, preset)
-        case "csv":
-            rows = [_fields(effect, preset) for effect in effects]
-            return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
-        case "json":
-            moves = [
-                {**_fields(effect, preset), "question": effect.variation.ablation.question}
-                for effect in effects
-            ]
-            return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
-    raise UsageError(f"--study comes as markdown, csv or json, not as {table_format}")
-
-
-def _markdown(effects: Sequence[AblationEffect], registry: Registry, preset: Preset) -> str:
+    rows = [_fields(effect, preset) for effect in effects]
+    questions = {effect.variation.ablation.name: effect.variation.ablation.question for effect in effects}
+    if table_format == "csv":
+        return pd.DataFrame(rows, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n")
+    if table_format == "json":
+        moves = [{**row, "question": questions[str(row["point"])]} for row in rows]
+        return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
+    if table_format != "markdown":
+        raise UsageError(f"--study comes as markdown, csv or json, not as {table_format}")
     generated = any(run.generated for effect in effects for run in effect.baseline.averaged)
     title = qualified_title("What the paper leaves open, top-1 accuracy in percent", preset, generated)
-    words = [effect_words(effect, registry) for effect in effects]
-    rows = [[escape(text) for text in of_effect.values()] for of_effect in words]
-    questions = {effect.variation.ablation.name: effect.variation.ablation.question for effect in effects}
+    words = [{name: escape(text) for name, text in effect_words(e, registry).items()} for e in effects]
     parts = [
         f"### {escape(title)}",
         *([escape(preset_sentence(preset))] if preset.heading else []),
         escape(HOW),
-        tabulate(rows, list(words[0]), tablefmt="pipe", disable_numparse=True),
+        tabulate(words, headers="keys", tablefmt="pipe", disable_numparse=True),
         "\n".join(f"- {name}: {escape(question)}" for name, question in questions.items()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -207,17 +189,9 @@ def _fields(effect: AblationEffect, preset: Preset) -> dict[str, str | int | flo
         "alternative": variation.alternative.label,
         "alternative_cell": variation.cell.id,
         "result": variation.alternative.result,
-        "n": baseline.n,
-        "mean": baseline.mean,
-        "std": baseline.std,
+        **{name: getattr(baseline, name) for name in ("n", "mean", "std")},
         "reported_mean": baseline.reported.mean if baseline.reported else None,
-        "alternative_n": effect.n,
-        "alternative_mean": effect.mean,
-        "alternative_std": effect.std,
-        "difference": effect.difference,
-        "low": low,
-        "high": high,
-        "nearer": effect.nearer,
-        "direction": str(effect.direction),
-        "reason": effect.reason,
+        **{f"alternative_{name}": getattr(effect, name) for name in ("n", "mean", "std")},
+        **{"difference": effect.difference, "low": low, "high": high, "nearer": effect.nearer},
+        **{"direction": str(effect.direction), "reason": effect.reason},
     }

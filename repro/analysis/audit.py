@@ -6,21 +6,21 @@ tested with the spread pooled over its table (48 degrees of freedom in the paper
 stds of a comparison is given beside it, and with three runs on each side it is weak.
 """
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import special
 from tabulate import tabulate
 
-from repro.analysis.claims import claim_p
 from repro.analysis.effects import reported_effects
-from repro.analysis.inference import Estimate, bartlett, holm, welch
-from repro.analysis.rules import Rules
-from repro.analysis.text import signed
-from repro.analysis.verdicts import PAPER_RUNS, reported_spread, sample_std
+from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
+from repro.analysis.rules import Rules, WorkedExample
+from repro.analysis.seeds import PAPER_RUNS, reported_spread, sample_std
+from repro.analysis.text import json_text, signed
 from repro.errors import RegistryError
 from repro.experiments import Row, Table
 from repro.registry import Registry
@@ -78,7 +78,7 @@ def audit_paper(registry: Registry, rules: Rules) -> PaperAudit:
         spreads=pd.DataFrame([_spread(table) for table in tables]),
         claims=_claims(registry, rules),
         depth=pd.DataFrame([_depth(table) for table in tables]),
-        example=_example(rules),
+        example=_example(rules.printed.worked_example),
         split=_split(registry, rules),
         rules_sha256=rules.sha256,
     )
@@ -88,7 +88,7 @@ def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any
     """Two rows of a column with the tests of their difference, under both readings of the ±."""
     ours, theirs = row.reported[network], rival.reported[network]
     difference = ours.mean - theirs.mean
-    found: dict[str, Any] = {
+    found = {
         "dataset": table.dataset,
         "network": network,
         "column": f"{table.title} {table.networks[network]}",
@@ -100,17 +100,14 @@ def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any
     }
     for ddof in (1, 0):
         spread = reported_spread(table, ddof)
-        assert spread.std is not None
         # One pooled std on both sides is one estimate: its degrees of freedom count once.
-        pooled = Estimate(difference, spread.std * math.sqrt(2 / PAPER_RUNS), spread.degrees)
+        pooled = Estimate(difference, (spread.std or 0.0) * math.sqrt(2 / PAPER_RUNS), spread.degrees)
         first, second = ((sample_std(side.std, ddof), PAPER_RUNS, PAPER_RUNS - 1) for side in (ours, theirs))
         own = welch(difference, first, second)
-        found |= {
-            f"p_pooled_ddof{ddof}": pooled.p_difference,
-            f"t_ddof{ddof}": difference / own.standard_error,
-            f"degrees_ddof{ddof}": own.degrees,
-            f"p_welch_ddof{ddof}": own.p_difference,
-        }
+        found[f"p_pooled_ddof{ddof}"] = pooled.p_beyond(0)
+        found[f"t_ddof{ddof}"] = difference / own.standard_error
+        found[f"degrees_ddof{ddof}"] = own.degrees
+        found[f"p_welch_ddof{ddof}"] = own.p_beyond(0)
     return found
 
 
@@ -118,24 +115,21 @@ def _tested(rows: Sequence[dict[str, Any]], alpha: float) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     for ddof in (1, 0):
         for p in ("p_pooled", "p_welch"):
-            frame[f"{p}_holm_ddof{ddof}"] = holm(list(frame[f"{p}_ddof{ddof}"]))
+            frame[f"{p}_holm_ddof{ddof}"] = holm(frame[f"{p}_ddof{ddof}"])
         frame[f"shown_ddof{ddof}"] = frame[f"p_pooled_ddof{ddof}"] <= alpha
     return frame
 
 
 def _spread(table: Table) -> dict[str, Any]:
     stds = [reported.std for row in table.rows for reported in row.reported.values()]
-    pooled = reported_spread(table, 1)
-    assert pooled.std is not None
     statistic, p = bartlett(stds, PAPER_RUNS)
     return {
         "title": table.title,
         "cells": len(stds),
         "smallest": min(stds),
         "largest": max(stds),
-        "pooled_ddof1": pooled.std,
-        "pooled_ddof0": sample_std(pooled.std, 0),
-        "degrees": pooled.degrees,
+        **{f"pooled_ddof{ddof}": reported_spread(table, ddof).std for ddof in (1, 0)},
+        "degrees": reported_spread(table, 1).degrees,
         "bartlett": statistic,
         "p": p,
     }
@@ -143,21 +137,19 @@ def _spread(table: Table) -> dict[str, Any]:
 
 def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
     """The claims whose rows the paper all reports."""
-    found = []
-    for claim in rules.claims:
-        if effects := reported_effects(claim, registry):
-            sign = 1 if claim.direction == "greater" else -1
-            found.append(
-                {
-                    "name": claim.name,
-                    "statement": claim.statement,
-                    "mean": math.fsum(effects) / len(effects),
-                    "ahead": sum(sign * (effect - claim.margin) > 0 for effect in effects),
-                    "columns": len(effects),
-                    "p": claim_p(claim, effects),
-                }
-            )
-    return pd.DataFrame(found)
+    effects = {claim.name: np.array(reported_effects(claim, registry)) for claim in rules.claims}
+    return pd.DataFrame(
+        {
+            "name": claim.name,
+            "statement": claim.statement,
+            "mean": effects[claim.name].mean(),
+            "ahead": int((claim.beyond(effects[claim.name]) > 0).sum()),
+            "columns": len(effects[claim.name]),
+            "p": signed_rank_p(claim.beyond(effects[claim.name])),
+        }
+        for claim in rules.claims
+        if len(effects[claim.name])
+    )
 
 
 def _depth(table: Table) -> dict[str, Any]:
@@ -175,10 +167,9 @@ def _depth(table: Table) -> dict[str, Any]:
     }
 
 
-def _example(rules: Rules) -> dict[str, Any]:
+def _example(printed: WorkedExample) -> dict[str, Any]:
     """The last class's probability by softmax, in the paper's worked example."""
-    printed = rules.printed.worked_example
-    computed = [1 / math.fsum(math.exp(z - logits[-1]) for z in logits) for logits in printed.logits]
+    computed = [float(special.softmax(logits)[-1]) for logits in printed.logits]
     return {
         "logits": printed.logits,
         "printed": printed.probabilities,
@@ -194,25 +185,21 @@ def _split(registry: Registry, rules: Rules) -> dict[str, Any]:
     table = registry.table(printed.table)
     if table.reported_data is None:
         raise RegistryError(f"{table.file}: [reported_data] is missing; {rules.file} has its [printed.split]")
-    data = table.reported_data.model_dump()
-    test = round(printed.test_share * printed.fewest_images)
+    data, test = table.reported_data, round(printed.test_share * printed.fewest_images)
     return {
         "title": table.title,
-        **data,
+        **data.model_dump(),
         "fewest_images": printed.fewest_images,
         "train_of_smallest": printed.fewest_images - test,
         "test_of_smallest": test,
-        "literal": printed.fewest_images >= data["train_per_class"] + data["test_per_class"],
+        "literal": printed.fewest_images >= data.train_per_class + data.test_per_class,
     }
 
 
 def audit_json(audit: PaperAudit) -> str:
     """The fields of PaperAudit; a frame is a list with one object per row."""
-    content: dict[str, Any] = {"schema_version": 2, **vars(audit)}
-    for name, value in content.items():
-        if isinstance(value, pd.DataFrame):
-            content[name] = _records(value)
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    fields = {name: _rows(of) if isinstance(of, pd.DataFrame) else of for name, of in vars(audit).items()}
+    return json_text({"schema_version": 2, **fields})
 
 
 def audit_text(audit: PaperAudit) -> str:
@@ -230,19 +217,17 @@ def audit_text(audit: PaperAudit) -> str:
 def wins_rows(audit: PaperAudit) -> list[tuple[str, ...]]:
     """The table of the wins under WINS_HEADERS; the last column names those that are not shown."""
     marks = {(True, True): "", (False, False): "not shown", (True, False): "not shown if ddof = 0"}
+    fields = ("p_pooled", "p_pooled_holm", "p_welch")
     return [
         (
             win["column"],
             f"{win['row']} {win['mean']:.2f}",
             f"{win['rival']} {win['rival_mean']:.2f}",
             signed(win["difference"]),
-            *(
-                f"{_p(win[f'{field}_ddof1'])} / {_p(win[f'{field}_ddof0'])}"
-                for field in ("p_pooled", "p_pooled_holm", "p_welch")
-            ),
+            *(f"{_p(win[f'{field}_ddof1'])} / {_p(win[f'{field}_ddof0'])}" for field in fields),
             marks[win["shown_ddof1"], win["shown_ddof0"]],
         )
-        for win in _records(audit.wins)
+        for win in _rows(audit.wins)
     ]
 
 
@@ -250,63 +235,61 @@ def wins_sentence(audit: PaperAudit) -> str:
     """How many wins there are and how many are shown, by the pooled test first."""
     wins, alpha = audit.wins, audit.alpha
 
-    def pair(holds: Callable[[int], pd.Series]) -> str:
-        return " / ".join(str(int(holds(ddof).sum())) for ddof in (1, 0))
+    def pair(field: str, unlike: str = "") -> str:
+        small = [wins[f"{field}_ddof{ddof}"] <= alpha for ddof in (1, 0)]
+        if unlike:
+            small = [s != (wins[f"{unlike}_ddof{d}"] <= alpha) for s, d in zip(small, (1, 0), strict=True)]
+        return " / ".join(str(int(each.sum())) for each in small)
 
-    shown = pair(lambda ddof: wins[f"shown_ddof{ddof}"])
-    after_holm = pair(lambda ddof: wins[f"p_pooled_holm_ddof{ddof}"] <= alpha)
-    by_welch = pair(lambda ddof: wins[f"p_welch_ddof{ddof}"] <= alpha)
-    differ = pair(lambda ddof: (wins[f"p_welch_ddof{ddof}"] <= alpha) != wins[f"shown_ddof{ddof}"])
     unequal = ", ".join(audit.spreads["title"][audit.spreads["p"] <= alpha])
     found = f"unequal spreads in {unequal}" if unequal else "no unequal spreads within a table"
     return (
         f"Scaled BN's mean is ahead of the best other loss in {int((wins['difference'] > 0).sum())} of "
-        f"{len(wins)} comparisons. With the spread pooled over a table, {shown} of the {len(wins)} are shown "
-        f"(p ≤ {alpha:g}), after Holm {after_holm}; the others are not shown, which is not the same as no "
-        f"difference. Bartlett's test finds {found}. Welch's t, which is weak with three runs on each side, "
-        f"shows {by_welch} and decides {differ} differently. The best of the other losses is "
-        "picked after the fact, which leans against scaled BN."
+        f"{len(wins)} comparisons. With the spread pooled over a table, {pair('p_pooled')} of the "
+        f"{len(wins)} are shown (p ≤ {alpha:g}), after Holm {pair('p_pooled_holm')}; the others are not "
+        f"shown, which is not the same as no difference. Bartlett's test finds {found}. Welch's t, which is "
+        f"weak with three runs on each side, shows {pair('p_welch')} and decides "
+        f"{pair('p_welch', 'p_pooled')} differently. The best of the other losses is picked after the fact, "
+        "which leans against scaled BN."
     )
 
 
 def finding_sentences(audit: PaperAudit) -> tuple[str, ...]:
     """What the printed numbers say besides the wins, a sentence per finding."""
-    example, split, scales = audit.example, audit.split, audit.scales
-    best = ", ".join(
-        f"{name} in {count}" for name, count in scales["row"].value_counts().sort_index().items()
-    )
+    example, scales = audit.example, audit.scales
+    best = ", ".join(f"{row} in {count}" for row, count in scales["row"].value_counts().sort_index().items())
     examples = "; ".join(
         f"softmax of [{', '.join(map('{:g}'.format, logits))}] gives {computed:.4f}, printed {printed:.4f}"
         for logits, computed, printed in zip(
             example["logits"], example["computed"], example["printed"], strict=True
         )
     )
+    ahead = "{title}: {first} is ahead of {others} in {rows_ahead} of {rows} rows"
     return (
         *(
-            f"{claim['statement']}, by the printed means: {signed(claim['mean'])} points, "
-            f"in {claim['ahead']} of {claim['columns']} columns; Wilcoxon's exact one-sided "
-            f"p = {_p(claim['p'])}."
-            for claim in _records(audit.claims)
+            f"{row['statement']}, by the printed means: {signed(row['mean'])} points, in {row['ahead']} of "
+            f"{row['columns']} columns; Wilcoxon's exact one-sided p = {_p(row['p'])}."
+            for row in _rows(audit.claims)
         ),
         f"The best m: {best} of {len(scales)} columns; shown to be ahead of the column's worst in "
         f"{scales['shown_ddof1'].sum()} / {scales['shown_ddof0'].sum()}.",
         *(
-            "{title}: {first} is ahead of {others} in {rows_ahead} of {rows} rows".format(**order)
-            + (", by {smallest_lead:.2f} to {largest_lead:.2f} points." if all_ahead else ".").format(**order)
-            for order in _records(audit.depth)
-            for all_ahead in (order["rows_ahead"] == order["rows"],)
+            f"{ahead}, by {{smallest_lead:.2f}} to {{largest_lead:.2f}} points.".format(**order)
+            if order["rows_ahead"] == order["rows"]
+            else f"{ahead}.".format(**order)
+            for order in _rows(audit.depth)
         ),
         f"The worked example of Section 3: {examples}. The gain is {example['computed_gain']:.2f} points of "
         f"the true class's probability, printed as {example['printed_gain']:.2f} % of accuracy.",
         "{title}'s split {can} be literal: {classes} classes with {train_per_class} training and "
         "{test_per_class} test images each, but classes are kept from {fewest_images} images on, which gives "
         "{train_of_smallest} and {test_of_smallest}.".format(
-            **split, can="can" if split["literal"] else "cannot"
+            **audit.split, can="can" if audit.split["literal"] else "cannot"
         ),
         *(
             "{title}: {cells} stds from {smallest:.2f} to {largest:.2f}, pooled {pooled_ddof1:.3f} / "
             "{pooled_ddof0:.3f} ({degrees} degrees of freedom); Bartlett's p = {p:.4f}.".format(**spread)
-            for spread in _records(audit.spreads)
+            for spread in _rows(audit.spreads)
         ),
     )
 
@@ -315,5 +298,5 @@ def _p(value: float) -> str:
     return f"{value:.4f}" if value >= 0.0001 else "< .0001"
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

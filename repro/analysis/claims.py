@@ -8,14 +8,13 @@ one-sided and exact, each with Holm's correction over the claims of its family. 
 when every column that the rules name is complete. Until then the claim is interim and has no p.
 """
 
+import contextlib
 import dataclasses
-import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from math import inf, log
-from typing import Any
+from math import inf
+from statistics import stdev
 
 from repro.analysis.effects import (
     ColumnEffect,
@@ -26,14 +25,16 @@ from repro.analysis.effects import (
     measure_effect,
     paper_columns,
 )
-from repro.analysis.inference import holm, signed_rank_p
+from repro.analysis.inference import PooledSpread, holm, pool, signed_rank_p
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Claim, Rules
-from repro.analysis.text import counted, preset_sentence, qualified_title, signed
-from repro.analysis.verdicts import cells_sentence, verdict_fields
+from repro.analysis.seeds import Seeds, claim_seeds
+from repro.analysis.text import counted, json_text, preset_sentence, qualified_title, signed
+from repro.analysis.verdicts import cells_sentence, seeds_sentences, verdict_fields
 from repro.config import Preset
 from repro.errors import SelectionError
-from repro.record_state import RecordState, RunState
+from repro.experiments import TableName
+from repro.record_state import RunState
 from repro.registry import Registry, Run
 
 
@@ -58,6 +59,12 @@ class ClaimTest:
     p: float | None
     p_adjusted: float | None = None
 
+    def __str__(self) -> str:
+        if self.p is None or self.p_adjusted is None:
+            return f"impossible with {counted(self.columns, 'column')}"
+        over = counted(self.columns, "column")
+        return f"p = {self.p:.4f}, after Holm {self.p_adjusted:.4f}, over {over}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimVerdict:
@@ -67,7 +74,8 @@ class ClaimVerdict:
     `minimum` is the fewest that can decide. `support` and `opposite` are the two tests, `mirror` the effect
     that the second one is of. `diverged` of the `runs` with a record did so. Where a run of the second
     side did, `without` is the word without those columns. `missing` has a sentence for each row with runs to
-    come, `shown` the effects that are shown and not tested, `sentence` the verdict in words.
+    come, `shown` the effects that are shown and not tested, `sentence` the verdict in words. `seeds`: what
+    more seeds would decide, None where it is decided or of another preset.
     """
 
     claim: Claim
@@ -86,20 +94,29 @@ class ClaimVerdict:
     missing: tuple[str, ...]
     shown: tuple[tuple[str, Effect], ...]
     sentence: str = ""
+    seeds: Seeds | None = None
+
+    def evidence(self, level: float) -> dict[str, Sequence[str]]:
+        """Sentences under their headings, some without any; `level` is of the effects' intervals."""
+        return {
+            "By column": [column_text(column, self.effect) for column in self.effect.columns],
+            "Shown, not tested": [f"{label}: {effect_text(of, level)}" for label, of in self.shown],
+            "Missing": self.missing,
+        }
 
 
 def claim_runs(rules: Rules, registry: Registry, preset: Preset) -> tuple[Run, ...]:
     """Every run that the claims compare; a row that no table has gives none."""
     runs: dict[str, Run] = {}
     for claim in rules.claims:
-        changes = [claim.instead(change) for change in (claim.mirror, *claim.shown) if change]
-        rows = dict.fromkeys(row for contrast in (claim, *changes) for row in contrast.rows)
-        for row in rows:
+        changed = [claim.instead(change) for change in (claim.mirror, *claim.shown) if change]
+        for row in dict.fromkeys(row for contrast in (claim, *changed) for row in contrast.rows):
             for table, network in paper_columns(registry):
                 for seed in preset.seeds:
                     run_id = f"{table.dataset}/{network}/{row}/seed{seed}"
-                    if run_id not in runs and (run := _known(registry, run_id)):
-                        runs[run_id] = run
+                    # A control may be in none of the project's tables.
+                    with contextlib.suppress(SelectionError):
+                        runs.setdefault(run_id, registry.parse(run_id))
     return tuple(runs.values())
 
 
@@ -113,58 +130,23 @@ def judge_claims(
     evidence = Evidence(by_cell, registry, preset, rules)
     generated = any(state.record.data.generated for state in states if state.counts and state.record)
     verdicts = [_measured(claim, evidence, generated) for claim in rules.claims]
-    due = [_tested(verdict, verdict.effect.columns, verdict.mirror.columns) for verdict in verdicts]
-    return tuple(_worded(verdict, due, preset, rules) for verdict in _decided(due, rules))
-
-
-def claim_p(claim: Claim, effects: Sequence[float]) -> float:
-    """The claim's test: Wilcoxon's exact one-sided p over the columns' effects against the margin."""
-    return signed_rank_p([_beyond(claim, effect) for effect in effects])
-
-
-def _beyond(claim: Claim, effect: float) -> float:
-    """How far an effect is on the claim's side of its margin; of factors in logarithms."""
-    sign = 1 if claim.direction == "greater" else -1
-    scale = float if claim.measure == "accuracy" else log
-    return sign * (scale(effect) - scale(claim.margin))
-
-
-def _distances(
-    claim: Claim, columns: Sequence[ColumnEffect], diverged: set[tuple[str, str]], side: int
-) -> list[float]:
-    """What a test ranks: a number per column that can be tested, positive where it speaks for `side`.
-
-    `side` is 1 for the claim and −1 for its opposite; in the columns of `diverged` a run of either test did.
-    """
-    distances = []
-    for column in columns:
-        if _key(column) in diverged and claim.diverged == "undecided-column":
-            continue
-        if _key(column) in diverged and claim.diverged == "largest-effect-against":
-            distances.append(-inf)
-        elif column.value is not None:
-            distances.append(side * _beyond(claim, column.value))
-    return distances
-
-
-def _key(column: ColumnEffect) -> tuple[str, str]:
-    return column.dataset, column.network
-
-
-def _known(registry: Registry, run_id: str) -> Run | None:
-    """The run, or None for a row that no table has: a control that the experiments do not list."""
-    try:
-        return registry.parse(run_id)
-    except SelectionError:
-        return None
+    tested = _corrected([_tested(verdict) for verdict in verdicts], rules.tests.alpha)
+    spreads, decided = _spreads(states), (ClaimWord.SUPPORTED, ClaimWord.CONTRADICTED)
+    verdicts = []
+    for verdict in tested:
+        without = _without_diverged(verdict, tested, rules.tests.alpha)
+        seeds = None
+        if preset.name == "paper" and verdict.word not in decided:
+            seeds = claim_seeds(verdict.claim, registry, rules, spreads, len(preset.seeds))
+        verdicts.append(replace(_worded(verdict, without, preset, rules), seeds=seeds))
+    return tuple(verdicts)
 
 
 def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict:
     """The claim with its effects, not tested yet."""
     effect = measure_effect(claim, evidence)
     mirror = measure_effect(claim.instead(claim.mirror), evidence) if claim.mirror else effect
-    whole = [{_key(column) for column in each.columns if column.whole} for each in (effect, mirror)]
-    shown = [(each.label, measure_effect(claim.instead(each), evidence)) for each in claim.shown]
+    whole = [{column.key for column in each.columns if column.whole} for each in (effect, mirror)]
     return ClaimVerdict(
         claim=claim,
         title=qualified_title(claim.statement, evidence.preset, generated),
@@ -176,173 +158,157 @@ def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict
         diverged=sum(column.diverged for column in effect.columns),
         runs=sum(column.runs for column in effect.columns),
         missing=_missing(claim, evidence),
-        shown=tuple(shown),
+        shown=tuple((each.label, measure_effect(claim.instead(each), evidence)) for each in claim.shown),
     )
 
 
-def _tested(
-    verdict: ClaimVerdict, columns: Sequence[ColumnEffect], mirror: Sequence[ColumnEffect]
-) -> ClaimVerdict:
-    """The claim with both p over these columns, None where the verdict is not due or cannot be given."""
-    diverged = {_key(column) for column in (*columns, *mirror) if column.diverged}
+def _tested(verdict: ClaimVerdict, leave_out: set[tuple[str, str]] | None = None) -> ClaimVerdict:
+    """The claim with both p, None where the verdict is not due or cannot be given."""
+    out = leave_out or set()
+    sides = [[c for c in each.columns if c.key not in out] for each in (verdict.effect, verdict.mirror)]
+    diverged = {column.key for columns in sides for column in columns if column.diverged}
     tests = []
-    for side, of_side in ((1, columns), (-1, mirror)):
-        distances = _distances(verdict.claim, of_side, diverged, side)
+    for side, columns in zip((1, -1), sides, strict=True):
+        distances = _distances(verdict.claim, columns, diverged, side)
         testable = verdict.complete == verdict.needed and len(distances) >= verdict.minimum
         tests.append(ClaimTest(len(distances), signed_rank_p(distances) if testable else None))
     return replace(verdict, support=tests[0], opposite=tests[1])
 
 
-def _decided(verdicts: Sequence[ClaimVerdict], rules: Rules) -> list[ClaimVerdict]:
+def _distances(
+    claim: Claim, columns: Iterable[ColumnEffect], diverged: set[tuple[str, str]], side: int
+) -> list[float]:
+    """What a test ranks: a number per column that can be tested, positive where it speaks for `side`.
+
+    `side` is 1 for the claim and −1 for its opposite; in the columns of `diverged` a run of either test did.
+    """
+    distances = []
+    for column in columns:
+        if column.key in diverged and claim.diverged == "undecided-column":
+            continue
+        if column.key in diverged and claim.diverged == "largest-effect-against":
+            distances.append(-inf)
+        elif column.value is not None:
+            distances.append(side * float(claim.beyond(column.value)))
+    return distances
+
+
+def _corrected(verdicts: Sequence[ClaimVerdict], alpha: float) -> list[ClaimVerdict]:
     """The claims with adjusted p, by Holm over each family and each of the two tests, and their words."""
-    decided = list(verdicts)
-    for family in {verdict.claim.family for verdict in verdicts}:
-        places = [place for place, verdict in enumerate(verdicts) if verdict.claim.family == family]
-        for name in ("support", "opposite"):
-            tests: list[ClaimTest] = [getattr(verdicts[place], name) for place in places]
-            adjusted = holm([1.0 if test.p is None else test.p for test in tests])
-            for place, test, p in zip(places, tests, adjusted, strict=True):
-                changes: Any = {name: replace(test, p_adjusted=None if test.p is None else p)}
-                decided[place] = replace(decided[place], **changes)
-    return [replace(verdict, word=_word(verdict, rules.tests.alpha)) for verdict in decided]
-
-
-def _word(verdict: ClaimVerdict, alpha: float) -> ClaimWord:
-    if verdict.complete < verdict.needed:
-        return ClaimWord.INTERIM
-    if verdict.support.p_adjusted is not None and verdict.support.p_adjusted <= alpha:
-        return ClaimWord.SUPPORTED
-    if verdict.opposite.p_adjusted is not None and verdict.opposite.p_adjusted <= alpha:
-        return ClaimWord.CONTRADICTED
-    return ClaimWord.UNDECIDED
+    decided = []
+    for verdict in verdicts:
+        family = [other for other in verdicts if other.claim.family == verdict.claim.family]
+        place = family.index(verdict)
+        tests = []
+        for of_family in ([other.support for other in family], [other.opposite for other in family]):
+            adjusted = holm([1.0 if test.p is None else test.p for test in of_family])[place]
+            test = of_family[place]
+            tests.append(replace(test, p_adjusted=None if test.p is None else float(adjusted)))
+        word = ClaimWord.UNDECIDED if verdict.complete == verdict.needed else ClaimWord.INTERIM
+        for test, found in zip(tests, (ClaimWord.SUPPORTED, ClaimWord.CONTRADICTED), strict=True):
+            if test.p_adjusted is not None and test.p_adjusted <= alpha:
+                word = found
+                break
+        decided.append(replace(verdict, support=tests[0], opposite=tests[1], word=word))
+    return decided
 
 
 def _without_diverged(
-    verdict: ClaimVerdict, family: Sequence[ClaimVerdict], rules: Rules
+    verdict: ClaimVerdict, family: Sequence[ClaimVerdict], alpha: float
 ) -> ClaimVerdict | None:
     """The claim without the columns in which a run of its second side diverged; None where there are none.
 
     The other claims of `family` keep their p.
     """
-    gone = {
-        _key(column)
-        for effect in (verdict.effect, verdict.mirror)
-        for column in effect.columns
-        if column.over_diverged
-    }
+    columns = (*verdict.effect.columns, *verdict.mirror.columns)
+    gone = {column.key for column in columns if column.over_diverged}
     if verdict.claim.diverged != "chance-accuracy" or not gone or verdict.word is ClaimWord.INTERIM:
         return None
-    columns, mirror = (
-        [column for column in effect.columns if _key(column) not in gone]
-        for effect in (verdict.effect, verdict.mirror)
-    )
-    alone = _tested(verdict, columns, mirror)
-    others = [alone if other.claim == verdict.claim else other for other in family]
-    return next(other for other in _decided(others, rules) if other.claim == verdict.claim)
+    others = [_tested(verdict, gone) if other is verdict else other for other in family]
+    return _corrected(others, alpha)[[other is verdict for other in family].index(True)]
+
+
+def _spreads(states: Iterable[RunState]) -> dict[TableName, PooledSpread]:
+    """Our within-cell spread of accuracy by table."""
+    cells: dict[TableName, dict[str, list[float]]] = {}
+    for state in states:
+        accuracy = state.record.result.accuracy if state.counts and state.record else None
+        if accuracy is not None and state.run.cell.reported is not None:
+            cells.setdefault(state.run.cell.table, {}).setdefault(state.run.cell.id, []).append(accuracy)
+    return {
+        table: pool([(stdev(runs), len(runs)) for runs in of_table.values() if len(runs) > 1])
+        for table, of_table in cells.items()
+    }
 
 
 def _missing(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
-    """A sentence for each row that lacks runs: how many, and why."""
-    sentences = []
-    seeds = evidence.preset.seeds
-    for row in claim.rows:
-        reasons: Counter[str] = Counter()
-        for table, network in evidence.columns:
-            of_cell = {state.run.seed: state for state in evidence.runs(table, network, row)}
-            reasons.update(filter(None, (_lacking(of_cell.get(seed)) for seed in seeds)))
-        if reasons:
-            why = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
-            expected = len(evidence.columns) * len(seeds)
-            sentences.append(f"{row}: {reasons.total()} of {expected} runs ({why})")
-    return tuple(sentences)
+    """A sentence for each row that lacks runs: how many."""
+    columns, seeds = evidence.columns, evidence.preset.seeds
+    expected = len(columns) * len(seeds)
+    states = {row: [state for place in columns for state in evidence.runs(*place, row)] for row in claim.rows}
+    found = {row: sum(s.counts and s.run.seed in seeds for s in of_row) for row, of_row in states.items()}
+    return tuple(f"{row}: {expected - n} of {expected} runs" for row, n in found.items() if n < expected)
 
 
-def _lacking(state: RunState | None) -> str:
-    """Why a run has no number, in a few words; empty where it has one."""
-    if state is None:
-        return "in no table of the experiments"
-    if state.record_state is RecordState.MISSING:
-        return state.reason.partition(":")[0]
-    if not state.counts or state.record is None:
-        return f"{state.record_state}"
-    return "diverged" if state.record.result.accuracy is None else ""
+_DIVERGED = {
+    "chance-accuracy": "they count at chance accuracy",
+    "largest-effect-against": "their columns count as the largest effect against what is tested",
+    "undecided-column": "their columns are left out of the test",
+}
 
 
 def _worded(
-    verdict: ClaimVerdict, family: Sequence[ClaimVerdict], preset: Preset, rules: Rules
+    verdict: ClaimVerdict, without: ClaimVerdict | None, preset: Preset, rules: Rules
 ) -> ClaimVerdict:
     """The verdict with its sentence: the word and why, diverged runs, the effect, and whose verdict it is."""
-    effect = verdict.effect
-    parts = [f"{verdict.word[0].upper()}{verdict.word[1:]}: {_why(verdict)}."]
+    parts = [f"{verdict.word.capitalize()}: {_why(verdict)}."]
     if verdict.diverged:
         runs = f"{verdict.diverged} of {verdict.runs} runs diverged"
-        how = {
-            "chance-accuracy": "they count at chance accuracy",
-            "largest-effect-against": "their columns count as the largest effect against what is tested",
-            "undecided-column": "their columns are left out of the test",
-        }[verdict.claim.diverged]
-        parts.append(f"{runs}; {how}.")
-    without = _without_diverged(verdict, family, rules)
+        parts.append(f"{runs}; {_DIVERGED[verdict.claim.diverged]}.")
     if without is not None:
         parts.append(
             f"Without the columns in which a run of the other side diverged: {without.word}, {_why(without)}."
         )
-    measured = [column for column in effect.columns if column.seeds]
-    if measured:
-        seeds = [len(column.seeds) for column in measured]
+    seeds = [len(column.seeds) for column in verdict.effect.columns if column.seeds]
+    if seeds:
         sizes = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-        text = effect_text(effect, rules.tests.level)
+        text = effect_text(verdict.effect, rules.tests.level)
         parts.append(f"{text[0].upper()}{text[1:]} over {counted(len(seeds), 'column')}, n = {sizes} each.")
     if preset.name != "paper":
         parts.append(f"This is about the preset {preset.name}, not about the paper.")
-    word = None if without is None else without.word
-    return replace(verdict, without=word, sentence=" ".join(parts))
+    return replace(verdict, without=without.word if without else None, sentence=" ".join(parts))
 
 
 def _why(verdict: ClaimVerdict) -> str:
     """What the word rests on."""
-    support, opposite, minimum = verdict.support, verdict.opposite, verdict.minimum
+    support, opposite = verdict.support, verdict.opposite
     if verdict.complete < verdict.needed:
         needed = verdict.needed
         return f"{verdict.complete} of {needed} columns complete; the verdict is given at {needed}"
     if support.p is None and opposite.p is None:
-        return (
-            f"{counted(support.columns, 'column')} can be tested, and a {verdict.claim.family} claim needs "
-            f"at least {minimum}"
-        )
-    mirrored = f"mirrored test {_p_text(opposite)}"
-    if verdict.word is ClaimWord.CONTRADICTED:
-        return mirrored
-    return _p_text(support) if verdict.word is ClaimWord.SUPPORTED else f"{_p_text(support)}; {mirrored}"
-
-
-def _p_text(test: ClaimTest) -> str:
-    if test.p is None or test.p_adjusted is None:
-        return f"impossible with {counted(test.columns, 'column')}"
-    return f"p = {test.p:.4f}, after Holm {test.p_adjusted:.4f}, over {counted(test.columns, 'column')}"
+        needs = f"a {verdict.claim.family} claim needs at least {verdict.minimum}"
+        return f"{counted(support.columns, 'column')} can be tested, and {needs}"
+    texts = {ClaimWord.SUPPORTED: f"{support}", ClaimWord.CONTRADICTED: f"mirrored test {opposite}"}
+    return texts.get(verdict.word) or "; ".join(texts.values())
 
 
 def claims_text(
     claims: Sequence[ClaimVerdict], cells: Sequence[CellResult], preset: Preset, rules: Rules
 ) -> str:
-    """Every claim with its verdict, its columns and what is missing; above them a count of the cells."""
-    parts = [line for line in (preset_sentence(preset), cells_sentence(cells), rules.stamp) if line]
+    """Every claim with its verdict, its columns and what is missing; above them the cells, counted."""
+    head = (preset_sentence(preset), cells_sentence(cells), "\n".join(seeds_sentences(cells)), rules.stamp)
+    parts = [*filter(None, head)]
     for number, verdict in enumerate(claims, 1):
         lines = [f"{number}. {verdict.title}", f"   {verdict.sentence}"]
         effect = verdict.effect
+        if verdict.seeds:
+            lines.append(f"   Seeds: {verdict.seeds.sentence}")
         if effect.reported is not None:
             lines.append(f"   In the paper's own numbers: {signed(effect.reported)} points.")
-        if effect.correlation is not None:
-            lines.append(f"   Both sides over seeds correlate with r = {signed(effect.correlation)}.")
-        lines += [f"     {column_text(column, effect)}" for column in effect.columns]
-        if verdict.shown:
-            lines.append("   Shown, not tested:")
-            lines += [f"     {label}: {effect_text(of, rules.tests.level)}" for label, of in verdict.shown]
         if verdict.claim.caution:
             lines.append(f"   {verdict.claim.caution}")
-        if verdict.missing:
-            lines.append("   Missing:")
-            lines += [f"     {text}" for text in verdict.missing]
+        for heading, texts in verdict.evidence(rules.tests.level).items():
+            lines += [f"   {heading}:", *(f"     {text}" for text in texts)] if texts else []
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -365,4 +331,4 @@ def judgement_json(
             for verdict in claims
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(content)

@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from repro.analysis import style
-from repro.analysis.text import loss_label, network_label, preset_sentence, qualified_title
+from repro.analysis.results import place_in
+from repro.analysis.text import loss_label, network_label
 from repro.config import Preset, format_axis
 from repro.experiments import TableName
 from repro.record_state import RunState
@@ -62,28 +63,21 @@ class Column:
 def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, ...]:
     """The columns that have a record that counts, in order; each set of overrides is its own."""
     grouped: dict[tuple[TableName, str, str], dict[str, list[RunRecord]]] = {}
-    for state in states:
+    for state in sorted(states, key=lambda state: place_in(registry, state.run.cell)):
         if state.counts and state.record is not None:
             cell = state.run.cell
-            place = (
-                cell.table,
-                cell.network,
-                "".join(f"+{name}={format_axis(to)}" for name, to in cell.axes),
-            )
-            grouped.setdefault(place, {}).setdefault(cell.row, []).append(state.record)
-    networks = tuple(registry.networks)
-    order = [(table.name, network) for table in registry.tables for network in (*table.networks, *networks)]
+            changed = "".join(f"+{name}={format_axis(to)}" for name, to in cell.axes)
+            rows = grouped.setdefault((cell.table, cell.network, changed), {})
+            rows.setdefault(cell.row, []).append(state.record)
     columns = []
-    for name, network, changed in sorted(grouped, key=lambda key: (order.index(key[:2]), key[2])):
-        table, records = registry.table(name), grouped[name, network, changed]
+    for (name, network, changed), records in grouped.items():
+        table = registry.table(name)
         styles = style.line_styles(table)
         series = []
-        for row in (row for row in table.rows if row.name in records):
-            ended, diverged = (
-                tuple(record for record in records[row.name] if (record.result.accuracy is None) == lost)
-                for lost in (False, True)
-            )
-            series.append(Series(loss_label(table, row.name), styles[row.name], ended, diverged))
+        for row, of_row in records.items():
+            ended = tuple(record for record in of_row if record.result.accuracy is not None)
+            diverged = tuple(record for record in of_row if record.result.accuracy is None)
+            series.append(Series(loss_label(table, row), styles[row], ended, diverged))
         title = ", ".join([f"{network_label(table, network)} on {table.title}", *changed.split("+")[1:]])
         # Tables outside the paper may share a data set and network with one of its: no file is drawn twice.
         owner = table.dataset if table.of_paper else table.name
@@ -95,31 +89,27 @@ def draw_curves(column: Column, preset: Preset) -> Figure:
     """Test accuracy by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
     height = max(2.7, 0.16 * len(column.series))
     figure, (whole, end) = style.make_page(
-        qualified_title(f"Test accuracy by epoch: {column.title}", preset, column.generated),
+        f"Test accuracy by epoch: {column.title}",
         "Top-1 accuracy on the test images in percent; the right panel enlarges the box in the left one. "
-        f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch. {preset_sentence(preset)}",
+        f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch.",
         panels=((2.75, height), (2.35, height)),
         margins=style.Margins(right=2.8, between=0.55),
         side_by_side=True,
+        of=(preset, column.generated),
     )
-    for panel in (whole, end):
-        places = _draw_column(panel, column, lambda epoch: epoch.test_accuracy)
-        panel.set_xlabel("epochs trained")
-        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    whole.set_xlim(0, column.epochs)
+    _draw_column(whole, column, _test_accuracy)
+    places = _draw_column(end, column, _test_accuracy)
     whole.set_ylim(0, None)
     whole.set_ylabel("test accuracy (%)")
     start = _end_starts(column)
     end.set_xlim(start, column.epochs)
-    shown = _frame(column.records, lambda epoch: epoch.test_accuracy).loc[start:].to_numpy()
+    shown = _frame(column.records, _test_accuracy).loc[start:].to_numpy()
     if np.isfinite(shown).any():
-        low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
-        room = 0.05 * (high - low) or 1.0
-        low, high = low - room, high + room
+        room = 0.05 * float(np.nanmax(shown) - np.nanmin(shown)) or 1.0
+        low, high = float(np.nanmin(shown)) - room, float(np.nanmax(shown)) + room
         end.set_ylim(low, high)
-        box = Rectangle((start, low), column.epochs - start, high - low, zorder=5, clip_on=False)
-        box.set(fill=False, edgecolor=style.QUIET, linewidth=0.7)
-        whole.add_patch(box)
+        box: Any = {"zorder": 5, "clip_on": False, "fill": False, "ec": style.QUIET, "lw": 0.7}
+        whole.add_patch(Rectangle((start, low), column.epochs - start, high - low, **box))
     _name_lines(end, column, places, lambda value: f"{value:.1f}")
     return figure
 
@@ -128,13 +118,13 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     """Both gradient norms by epoch on a log scale: at the softmax's input and at the pooled feature."""
     height = max(2.1, 0.16 * len(column.series))
     figure, panels = style.make_page(
-        qualified_title(f"Gradient norms by epoch: {column.title}", preset, column.generated),
+        f"Gradient norms by epoch: {column.title}",
         "Means over the training images of each epoch, as trained on. Top: ‖p − y‖₂, the gradient at the "
         "softmax's input, margin included (Eq. 8). Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
-        f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch. "
-        f"{preset_sentence(preset)}",
+        f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch.",
         panels=((4.4, height), (4.4, height)),
         margins=style.Margins(right=2.8, between=0.22, left=0.72),
+        of=(preset, column.generated),
     )
     # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[tuple[Value, str], ...] = (
@@ -144,14 +134,12 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     for panel, (value, name) in zip(panels, values, strict=True):
         panel.set_yscale("log")
         places = _draw_column(panel, column, value)
-        panel.set_xlim(0, column.epochs)
         _plain_log_ticks(panel)
         panel.set_ylabel(f"mean {name}")
         _name_lines(panel, column, places, lambda value: f"{value:#.3g}" if value < 100 else f"{value:.0f}")
     figure.align_ylabels()
     panels[0].tick_params(labelbottom=False)
-    panels[1].set_xlabel("epochs trained")
-    panels[1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panels[0].set_xlabel("")
     return figure
 
 
@@ -159,9 +147,8 @@ def draw_cell(records: Sequence[RunRecord], reported: float | None) -> Figure:
     """Test accuracy by epoch of one cell's runs, a line per seed, the paper's mean dashed: small."""
     figure = Figure(figsize=(5, 2))
     panel = figure.add_axes((0.09, 0.14, 0.8, 0.8))
-    for index, record in enumerate(records):
-        curve = _frame([record], lambda epoch: epoch.test_accuracy)[0].dropna()
-        colour = SEED_COLOURS[index % len(SEED_COLOURS)]
+    for index, column in _frame(records, _test_accuracy).items():
+        curve, colour = column.dropna(), SEED_COLOURS[int(str(index)) % len(SEED_COLOURS)]
         panel.plot(curve.index, curve, color=colour, lw=1.2, marker="." if len(curve) == 1 else "")
     if reported is not None:
         panel.axhline(reported, color=style.BLACK, lw=0.9, dashes=(4, 3))
@@ -176,34 +163,35 @@ def draw_cell(records: Sequence[RunRecord], reported: float | None) -> Figure:
 
 def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
     """A value by epochs trained, a column per record; NaN in epochs that have none."""
-    curves = {
-        place: pd.Series({epoch.epoch + 1: value(epoch) for epoch in record.curve}, dtype=float)
-        for place, record in enumerate(records)
-    }
-    return pd.DataFrame(curves)
+    curves = ({epoch.epoch + 1: value(epoch) for epoch in record.curve} for record in records)
+    return pd.DataFrame({place: pd.Series(curve, dtype=float) for place, curve in enumerate(curves)})
+
+
+def _test_accuracy(epoch: Epoch) -> float | None:
+    return epoch.test_accuracy
 
 
 def _draw_column(panel: Axes, column: Column, value: Value) -> list[float | None]:
     """Draws every loss, and returns where each one's line ends; None where nothing was drawn."""
     for drop in column.records[0].config.recipe.lr_drops:
         panel.axvline(drop, color=style.GRID, lw=0.6, ls=(0, (1, 2)), zorder=0)
+    panel.set_xlim(0, column.epochs)
+    panel.set_xlabel("epochs trained")
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return [_draw_series(panel, series, value) for series in column.series]
 
 
 def _draw_series(panel: Axes, series: Series, value: Value) -> float | None:
     last = None
-    diverged = _frame(series.diverged, value)
-    for curve in (diverged[place].dropna() for place in diverged):
-        if len(curve):
+    for _, column in _frame(series.diverged, value).items():
+        if len(curve := column.dropna()):
             panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **series.line)
-            panel.plot(
-                curve.index[-1], curve.iloc[-1], "x", ms=5, mew=1.2, zorder=4, color=series.line["color"]
-            )
+            cross = {"marker": "x", "ms": 5, "mew": 1.2, "zorder": 4, "color": series.line["color"]}
+            panel.plot(curve.index[-1], curve.iloc[-1], **cross)
             last = float(curve.iloc[-1])
     ended = _frame(series.ended, value)
-    if len(series.ended) > 1:
-        for curve in (ended[place].dropna() for place in ended):
-            panel.plot(curve.index, curve, lw=0.45, alpha=0.45, **series.line)
+    for _, column in ended.items() if len(series.ended) > 1 else ():
+        panel.plot(column.dropna(), lw=0.45, alpha=0.45, **series.line)
     mean = ended.dropna().mean(axis=1)
     if len(mean):
         # A run of a single evaluated epoch is a point, which a line would not show.
@@ -220,15 +208,12 @@ def _name_lines(
     named.sort(key=lambda pair: (bool(pair[1].ended), pair[0]), reverse=True)
     entries: list[tuple[Artist, str]] = []
     for end, series in named:
-        entries.append((Line2D([], [], **series.line), f"{series.label}  {_ending(series, number(end))}"))
+        lost, runs = len(series.diverged), len(series.ended) + len(series.diverged)
+        text = f"{number(end)} ({lost} of {runs} diverged)" if lost else number(end)
+        entries.append(
+            (Line2D([], [], **series.line), f"{series.label}  {text if series.ended else 'diverged'}")
+        )
     style.add_legend(panel, entries)
-
-
-def _ending(series: Series, number: str) -> str:
-    if not series.ended:
-        return "diverged"
-    runs = len(series.ended) + len(series.diverged)
-    return f"{number} ({len(series.diverged)} of {runs} diverged)" if series.diverged else number
 
 
 def _end_starts(column: Column) -> int:

@@ -1,32 +1,42 @@
-"""Numbers with intervals as dots: a table's cells against the paper's, a claim's effect in each column."""
+"""Numbers with intervals as dots: cells against the paper's, a claim's columns, the effects of ablations."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from repro.analysis import style
+from repro.analysis.ablations import LEVEL, AblationEffect, Direction, cell_label
 from repro.analysis.effects import Effect
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
-from repro.analysis.text import loss_label, network_label, points, preset_sentence, qualified_title
+from repro.analysis.text import loss_label, network_label, points
 from repro.analysis.verdicts import Verdict, cells_sentence
 from repro.config import Preset
 from repro.experiments import Table
+from repro.registry import Registry
 
 # Told apart by shape as well as by colour.
-_LOOKS: dict[Verdict, dict[str, Any]] = {
+_LOOKS: dict[StrEnum, dict[str, Any]] = {
     Verdict.REPRODUCED: {"marker": "o", "color": style.BLUE},
     Verdict.OFF: {"marker": "D", "color": style.ORANGE},
     Verdict.UNDECIDED: {"marker": "s", "color": "#333333", "mfc": "white"},
     Verdict.INCOMPLETE: {"marker": "^", "color": "#777777", "mfc": "white"},
     Verdict.NOT_COMPARABLE: {"marker": "x", "color": "#777777"},
+    Direction.TOWARDS: {"marker": "o", "color": style.BLUE},
+    Direction.AWAY: {"marker": "D", "color": style.ORANGE},
+    Direction.PAST: {"marker": "^", "color": style.GREEN},
+    Direction.UNCLEAR: {"marker": "s", "color": "#333333", "mfc": "white"},
+    Direction.OPEN: {"marker": "x", "color": "#777777"},
 }
-_PANEL, _ROW = 1.75, 0.25  # inches
+_ROW = 0.25  # inches
 _BAND = "#DDDDDD"
 
 
@@ -39,134 +49,112 @@ def draw_dots(table: Table, results: Sequence[CellResult], rules: Rules, preset:
     networks = list(dict.fromkeys(result.cell.network for result in results))
     rows = list(dict.fromkeys(result.cell.row for result in results))
     labels = [loss_label(table, row) for row in rows]
-    panel_height = _ROW * (len(rows) + 0.3)
+    height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
     generated = any(run.generated for result in results for run in result.averaged)
     figure, panels = style.make_page(
-        qualified_title(f"{table.heading}, ours against the paper's", preset, generated),
-        _caption(results, rules, preset),
-        panels=((_PANEL, panel_height),) * len(networks),
-        margins=style.Margins(
-            left=max(map(len, labels)) / 19 + 0.15, between=0.22, panel_title=0.45, right=0.15
-        ),
+        f"{table.heading}, ours against the paper's",
+        _caption(results, rules),
+        panels=((1.75, height),) * len(networks),
+        margins=style.Margins(max(map(len, labels)) / 19 + 0.15, 0.15, between=0.22, panel_title=0.45),
         side_by_side=True,
+        of=(preset, generated),
     )
-    tolerance = rules.cells.tolerance
     columns = [[result for result in results if result.cell.network == network] for network in networks]
-    for panel, network, (low, high), column in zip(
-        panels, networks, _limits(columns, tolerance), columns, strict=True
-    ):
-        panel.set_xlim(low, high)
-        panel.set_ylim(len(rows) - 0.4, -0.7)
+    limits = _limits(columns, tolerance)
+    for panel, network, ends, column in zip(panels, networks, limits, columns, strict=True):
+        panel.set_xlim(ends)
         panel.set_title(network_label(table, network), size=8, weight="bold", pad=4, parse_math=False)
+        _name_rows(panel, labels if panel is panels[0] else [""] * len(rows))
         for result in column:
             _draw_cell(panel, rows.index(result.cell.row), result, tolerance)
         panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        panel.grid(axis="x", color="#EEEEEE", lw=0.6)
-        panel.set_axisbelow(True)
-        _name_rows(panel, labels if panel is panels[0] else [""] * len(rows))
     panels[len(panels) // 2].set_xlabel("top-1 accuracy (%)")
-    _draw_key(panels[0], results, tolerance, 1 + 0.25 / panel_height)
+    words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
+    band = Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}")
+    _draw_key(panels[0], words, [band], 1 + 0.25 / height)
     return figure
 
 
 def _name_rows(panel: Axes, labels: Sequence[str]) -> None:
-    """Labels left of the rows, without an axis."""
+    """Labels left of the rows, without an axis, and a grid behind them."""
+    panel.set_ylim(len(labels) - 0.4, -0.6)
     panel.spines["left"].set_visible(False)
     panel.tick_params(axis="y", length=0)
     panel.set_yticks(range(len(labels)), labels, size=style.LABEL_SIZE, parse_math=False)
+    panel.grid(axis="x", color="#EEEEEE", lw=0.6)
+    panel.set_axisbelow(True)
+
+
+def _draw_mark(panel: Axes, line: int, value: float, whisker: Sequence[float] | None, **look: Any) -> None:
+    if whisker:
+        panel.plot(whisker, (line, line), color=look["color"], lw=1.2, zorder=3, solid_capstyle="butt")
+    panel.plot(value, line, **{"ms": 4.6, "mew": 1.2, "zorder": 4, **look})
 
 
 def _limits(columns: Sequence[Sequence[CellResult]], tolerance: float) -> list[tuple[float, float]]:
     """Each panel's limits; one scale for all panels: the bar, ± the tolerance, is equally wide in each."""
-    reaches = []
-    for column in columns:
-        places: list[float] = []
-        for result in column:
-            paper = _reported(result)
-            places += [paper - tolerance, paper + tolerance, *_whisker(result)]
-            places += [] if result.mean is None else [result.mean]
-        reaches.append((min(places), max(places)))
+    places = [
+        [x for result in column for x in (*_band(result, tolerance), *_whisker(result), result.mean) if x]
+        for column in columns
+    ]
+    reaches = [(min(each), max(each)) for each in places]
     span = 1.06 * max(high - low for low, high in reaches)
-    whole = (min(low for low, _ in reaches), max(high for _, high in reaches))
-    if whole[1] - whole[0] < 1.2 * span:
-        span, reaches = 1.06 * (whole[1] - whole[0]), [whole] * len(columns)
     return [((low + high - span) / 2, (low + high + span) / 2) for low, high in reaches]
 
 
-def _reported(result: CellResult) -> float:
+def _band(result: CellResult, tolerance: float) -> tuple[float, float]:
     assert result.reported is not None, "only cells that the paper reports on are drawn"
-    return result.reported.mean
+    return result.reported.mean - tolerance, result.reported.mean + tolerance
 
 
 def _whisker(result: CellResult) -> tuple[float, ...]:
     """The interval of the difference, put around our mean."""
     interval = result.verdict.interval if result.verdict else None
-    if interval is None or result.mean is None:
+    if interval is None or result.mean is None or result.reported is None:
         return ()
-    return _reported(result) + interval[0], _reported(result) + interval[1]
+    return result.reported.mean + interval[0], result.reported.mean + interval[1]
 
 
 def _draw_cell(panel: Axes, line: int, result: CellResult, tolerance: float) -> None:
     assert result.verdict is not None
-    paper, look = _reported(result), _LOOKS[result.verdict.word]
-    panel.add_patch(Rectangle((paper - tolerance, line - 0.32), 2 * tolerance, 0.64, color=_BAND, lw=0))
-    panel.plot((paper, paper), (line - 0.32, line + 0.32), color="#555555", lw=1.1, solid_capstyle="butt")
-    low, high = panel.get_xlim()
-    if result.mean is None:
-        # On the side where there is more room beside the bar.
-        right = high - paper > paper - low
-        _note(panel, result.count, paper + (tolerance if right else -tolerance), line, right, style="italic")
-        return
-    whisker = _whisker(result)
-    if whisker:
-        panel.plot(whisker, (line, line), color=look["color"], lw=1.2, zorder=3, solid_capstyle="butt")
-    panel.plot(result.mean, line, ms=4.6, mew=1.2, zorder=4, **look)
-    if result.n < result.expected:
-        edges = [result.mean, *whisker]
-        right = high - max(edges) > 0.2 * (high - low)
-        _note(panel, f"n = {result.n}", max(edges) if right else min(edges), line, right)
-
-
-def _note(panel: Axes, text: str, x: float, line: int, right: bool, **look: Any) -> None:
-    """A word beside what is drawn, on its right or left."""
-    offset: Any = {"xytext": (4 if right else -4, 0), "textcoords": "offset points"}
-    align: Any = {"va": "center", "ha": "left" if right else "right"}
-    panel.annotate(
-        text,
-        (x, line),
-        size=style.LABEL_SIZE - 1,
-        color=style.QUIET,
-        parse_math=False,
-        **offset,
-        **align,
-        **look,
+    left, right = _band(result, tolerance)
+    panel.add_patch(Rectangle((left, line - 0.32), 2 * tolerance, 0.64, color=_BAND, lw=0))
+    panel.plot(
+        [(left + right) / 2] * 2, (line - 0.32, line + 0.32), color="#555555", lw=1.1, solid_capstyle="butt"
     )
+    low, high = panel.get_xlim()
+    whisker = _whisker(result)
+    edges, text = [left, right], result.count
+    if result.mean is not None:
+        _draw_mark(panel, line, result.mean, whisker, **_LOOKS[result.verdict.word])
+        edges, text = [result.mean, *whisker], f"n = {result.n}"
+    if result.n < result.expected:
+        # On the side where there is more room.
+        after = high - max(edges) > min(edges) - low
+        panel.annotate(text, (max(edges) if after else min(edges), line), xytext=(4 if after else -4, 0),
+                       textcoords="offset points", ha="left" if after else "right", va="center",
+                       size=style.LABEL_SIZE - 1, color=style.QUIET, parse_math=False)  # fmt: skip
 
 
-def _draw_key(panel: Axes, results: Sequence[CellResult], tolerance: float, height: float) -> None:
-    """What the shapes mean, above the panels (at `height` of theirs); only those that are drawn."""
-    drawn = {result.verdict.word for result in results if result.verdict and result.mean is not None}
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], ms=4.6, mew=1.2, lw=1.2, label=str(word), **look)
-        for word, look in _LOOKS.items()
-        if word in drawn
-    ]
-    handles.append(Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}"))
+def _draw_key(panel: Axes, drawn: Iterable[str], further: Sequence[Artist], height: float) -> None:
+    """What the shapes that are drawn mean, above the panel (at `height` of it)."""
+    looks = {word: look for word, look in _LOOKS.items() if word in drawn}
+    marks = [Line2D([], [], ms=4.6, mew=1.2, lw=1.2, label=str(word), **look) for word, look in looks.items()]
     place: Any = {"loc": "lower left", "bbox_to_anchor": (0, height), "borderaxespad": 0}
-    panel.legend(handles=handles, ncols=len(handles), handlelength=1.8, columnspacing=1.4, **place)
+    panel.legend(handles=[*marks, *further], ncols=6, handlelength=1.8, columnspacing=1.4, **place)
 
 
-def _caption(results: Sequence[CellResult], rules: Rules, preset: Preset) -> str:
-    counts = [result.n for result in results if result.n]
+def _caption(results: Sequence[CellResult], rules: Rules) -> str:
+    judging = any(result.verdict and result.verdict.word is not Verdict.NOT_COMPARABLE for result in results)
     reading = (
         " A cell whose whisker lies within its bar is reproduced; one whose whisker lies wholly beyond the "
         "bar is off; both after correction over all the paper's cells."
     )
-    judging = any(result.verdict and result.verdict.word is not Verdict.NOT_COMPARABLE for result in results)
     return (
-        f"Marker: our mean over the seeds after the last epoch ({style.sample_size(counts)}). Whisker: the "
+        "Marker: our mean over the seeds after the last epoch "
+        f"({style.sample_size([result.n for result in results if result.n])}). Whisker: the "
         f"{100 * rules.cells.level:g} % interval of our difference from the paper's mean, put around "
-        f"ours.{reading if judging else ''} {cells_sentence(results)} {preset_sentence(preset)}"
+        f"ours.{reading if judging else ''} {cells_sentence(results)}"
     )
 
 
@@ -179,29 +167,73 @@ def draw_effect(effect: Effect) -> Figure:
     assert effect.value is not None, "an effect without a value is not drawn"
     columns = [column for column in effect.columns if column.value is not None]
     labels = [*(column.label for column in columns), "mean"]
-    figure, (panel,) = style.make_page(
-        "", "", ((3.4, 0.21 * len(labels)),), style.Margins(left=2.0, axis_label=0.4)
-    )
+    margins = style.Margins(left=2.0, axis_label=0.4)
+    figure, (panel,) = style.make_page("", "", ((3.4, 0.21 * len(labels)),), margins)
     if factor:
         panel.set_xscale("log")
-    panel.axvline(1 if factor else 0, color=style.QUIET, lw=0.8, ls=(0, (2, 3)))
     for line, column in enumerate(columns):
         if column.reported is not None and not factor:
             panel.plot(column.reported, line, "|", color=style.ORANGE, ms=8, mew=1.8)
-        panel.plot(float(column.value or 0), line, "o", color=style.BLUE, ms=5)
-    if effect.low is not None and effect.high is not None:
-        panel.plot((effect.low, effect.high), [len(columns)] * 2, color=style.BLACK, lw=1.5)
-    panel.plot(effect.value, len(columns), "D", color=style.BLACK, ms=5)
-    panel.set_ylim(len(labels) - 0.4, -0.6)
+        _draw_mark(panel, line, column.value or 0.0, None, marker="o", color=style.BLUE)
+    interval = None if effect.low is None or effect.high is None else (effect.low, effect.high)
+    _draw_mark(panel, len(columns), effect.value, interval, marker="D", color=style.BLACK)
     _name_rows(panel, labels)
-    panel.set_xlabel("times as much" if factor else "points")
-    if factor:
-        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        panel.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-        )
+    _effect_axis(panel, "times as much" if factor else "points", factor)
+    return figure
+
+
+def _effect_axis(panel: Axes, label: str, factor: bool = False) -> None:
+    panel.axvline(1 if factor else 0, color=style.QUIET, lw=0.8, ls=(0, (2, 3)), zorder=0)
+    panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    panel.xaxis.set_minor_locator(NullLocator())
+    form = "{:g}" if factor else "{:+g}"
+    panel.xaxis.set_major_formatter(lambda value, _: form.format(value).replace("-", "−") if value else "0")
+    panel.set_xlabel(label)
+
+
+def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset: Preset) -> Figure:
+    """A specification curve: a panel per point that the paper leaves open, a line per alternative, sorted.
+
+    A mark with its whisker is an alternative's effect with its interval, in points; a grey bar is where the
+    paper's number is. Effects without a difference are left out; at least one has one.
+    """
+    groups: dict[str, list[AblationEffect]] = {}
+    for effect in effects:
+        if effect.difference is not None:
+            groups.setdefault(effect.variation.ablation.name, []).append(effect)
+    drawn = [effect for group in groups.values() for effect in group]
+    heights = [0.31 * len(group) for group in groups.values()]
+    generated = any(run.generated for effect in drawn for run in effect.baseline.averaged)
+    figure, panels = style.make_page(
+        "What the paper leaves open: how far each alternative moves its cell",
+        f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
+        f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
+        "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
+        "tested.",
+        panels=[(3.4, height) for height in heights],
+        margins=style.Margins(left=3.4, between=0.3, panel_title=0.5),
+        of=(preset, generated),
+    )
+    of_paper = preset.name == "paper"
+    bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
+    for panel, (name, group) in zip(panels, groups.items(), strict=True):
+        panel.sharex(panels[0])
+        group.sort(key=lambda effect: -(effect.difference or 0.0))
+        for line, effect in enumerate(group):
+            if effect.baseline.difference is not None and of_paper:
+                panel.plot(-effect.baseline.difference, line, **bar)
+            _draw_mark(panel, line, effect.difference or 0.0, effect.interval, **_LOOKS[effect.direction])
+        cells = [cell_label(effect, registry) for effect in group]
+        labels = [textwrap.fill(effect.variation.alternative.label, 58) for effect in group]
+        alike = len(set(cells)) == 1
+        _name_rows(panel, labels if alike else list(map("\n".join, zip(labels, cells, strict=True))))
+        heading = f"{name}: {cells[0]}" if alike else name
+        panel.set_title(heading, loc="left", size=style.LABEL_SIZE, weight="bold", pad=3, parse_math=False)
+        _effect_axis(panel, "moves the accuracy by (points; 0: as resolved here)")
+    for panel in panels[:-1]:
+        panel.spines["bottom"].set_visible(False)
+        panel.tick_params(axis="x", labelbottom=False, length=0)
+        panel.set_xlabel("")
+    key = [Line2D([], [], label="the paper's number", **bar)] if of_paper else []
+    _draw_key(panels[0], {effect.direction for effect in drawn}, key, 1 + 0.25 / heights[0])
     return figure

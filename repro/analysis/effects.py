@@ -13,11 +13,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from repro.analysis.inference import bootstrap_interval, paired_correlation
-from repro.analysis.rules import Claim, Combination, Measure, Rules, Unit
+from repro.analysis.inference import bootstrap_interval
+from repro.analysis.rules import Claim, Combination, Measure, Rules, TestRules, Unit
 from repro.analysis.text import counted, network_label, signed
 from repro.config import Preset
 from repro.errors import RegistryError
@@ -37,18 +38,16 @@ class Evidence:
     rules: Rules
 
     @property
-    def columns(self) -> tuple[tuple[Table, str], ...]:
-        """The columns at which the verdict is given, as (table, network), in order."""
-        wanted = self.rules.tests.verdict_columns
-        every = paper_columns(self.registry)
-        return tuple((table, network) for table, network in every if f"{table.dataset}/{network}" in wanted)
+    def columns(self) -> list[tuple[Table, str]]:
+        """The columns at which the verdict is given."""
+        return verdict_columns(self.registry, self.rules.tests)
 
     def runs(self, table: Table, network: str, row: str) -> Sequence[RunState]:
         """The states of a row's cell in a column."""
         return self.states.get(f"{table.dataset}/{network}/{row}", ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ColumnEffect:
     """A column's effect at its shared seeds, in the effect's unit; None where no seed has all its values.
 
@@ -66,13 +65,18 @@ class ColumnEffect:
     runs: int
     diverged: int
     over_diverged: int
-    value: float | None
-    of_value: float | None
-    over_value: float | None
+    value: float | None = None
+    of_value: float | None = None
+    over_value: float | None = None
     of_rows: tuple[str, ...]
     over_rows: tuple[str, ...]
     reported: float | None
-    by_seed: tuple[float, ...]
+    by_seed: tuple[float, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Data set and network."""
+        return self.dataset, self.network
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,7 @@ class Effect:
     """The mean of the columns' effects (of factors the geometric one) with its bootstrap interval.
 
     Columns without a value are in neither. The interval is over seeds, for these columns; None where a column
-    has one seed alone. `reported` is the same of the paper's means over all its columns; `correlation` is of
-    the sides over seeds within columns.
+    has one seed alone. `reported` is the same of the paper's means over all its columns.
     """
 
     unit: Unit
@@ -89,13 +92,18 @@ class Effect:
     low: float | None
     high: float | None
     reported: float | None
-    correlation: float | None
     columns: tuple[ColumnEffect, ...]
 
 
 def paper_columns(registry: Registry) -> list[tuple[Table, str]]:
-    """Every column of the paper's tables."""
+    """Every column of the paper's tables, as (table, network)."""
     return [(table, network) for table in registry.tables if table.of_paper for network in table.networks]
+
+
+def verdict_columns(registry: Registry, tests: TestRules) -> list[tuple[Table, str]]:
+    """Those at which the verdict is given."""
+    wanted = tests.verdict_columns
+    return [(table, name) for table, name in paper_columns(registry) if f"{table.dataset}/{name}" in wanted]
 
 
 def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
@@ -105,22 +113,19 @@ def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
     A column whose records come from different data is left out. Raises RegistryError where a side takes the
     row that the paper reports the best of, and it reports none.
     """
-    found = [_column(contrast, table, network, evidence) for table, network in evidence.columns]
-    columns = tuple(column for column, _ in filter(None, found))
-    sides = [of_column for column, of_column in filter(None, found) if len(column.seeds) > 1]
-    tests = evidence.rules.tests
-    factor = contrast.unit == "factor"
+    found = (_column(contrast, table, network, evidence) for table, network in evidence.columns)
+    columns = tuple(filter(None, found))
+    tests, factor = evidence.rules.tests, contrast.unit == "factor"
     strata = [np.log(c.by_seed) if factor else np.array(c.by_seed) for c in columns if c.by_seed]
-    value = low = high = correlation = None
+    value = low = high = None
     if strata:
         value = float(np.mean([of_column.mean() for of_column in strata]))
         low, high = bootstrap_interval(strata, tests.level, tests.resamples, tests.seed) or (None, None)
-        correlation = paired_correlation(sides)
     if factor:
         value, low, high = (None if number is None else math.exp(number) for number in (value, low, high))
     reported = reported_effects(contrast, evidence.registry)
     mean = float(np.mean(reported)) if reported else None
-    return Effect(contrast.unit, value, low, high, mean, correlation, columns)
+    return Effect(contrast.unit, value, low, high, mean, columns)
 
 
 def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
@@ -130,31 +135,23 @@ def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     of ‖w_k‖₂ over all classes; late-…: the mean of that number of an epoch over the late epochs (`late`: from
     the recipe's last drop of the learning rate on, or the last epoch alone).
     """
-    if record.result.accuracy is None:
-        return None
-    if measure == "accuracy":
+    if record.result.accuracy is None or measure == "accuracy":
         return record.result.accuracy
     if measure == "logit-bulk":
-        if record.probes.logits is None:
-            return None
-        quantiles = record.probes.logits.quantiles
-        return (quantiles["97.5"] - quantiles["2.5"]) / 2
-    if measure == "weight-norm":
-        norms = record.probes.weight_norms
-        return math.fsum(norms) / len(norms) if norms else None
-    drops = record.config.recipe.lr_drops
-    first = drops[-1] if late == "last-lr-drop" and drops else record.curve[-1].epoch
-    epochs = [epoch for epoch in record.curve if epoch.epoch >= first]
-    field = measure.removeprefix("late-").replace("-", "_")
-    values: list[float | None] = [getattr(epoch, field) for epoch in epochs]
+        logits = record.probes.logits
+        return None if logits is None else (logits.quantiles["97.5"] - logits.quantiles["2.5"]) / 2
+    values: Sequence[float | None] = record.probes.weight_norms or ()
+    if measure != "weight-norm":
+        drops = record.config.recipe.lr_drops
+        first = drops[-1] if late == "last-lr-drop" and drops else record.curve[-1].epoch
+        field = measure.removeprefix("late-").replace("-", "_")
+        values = [getattr(epoch, field) for epoch in record.curve if epoch.epoch >= first]
     present = [value for value in values if value is not None]
-    return math.fsum(present) / len(present) if present and len(present) == len(epochs) else None
+    return math.fsum(present) / len(present) if present and len(present) == len(values) else None
 
 
-def _column(
-    contrast: Claim, table: Table, network: str, evidence: Evidence
-) -> tuple[ColumnEffect, np.ndarray] | None:
-    """The column's effect, and both sides' values, float64 of (seeds, 2); None where there is nothing."""
+def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> ColumnEffect | None:
+    """The column's effect; None where there is nothing to say of it."""
     values: dict[str, dict[int, float]] = {row: {} for row in contrast.rows}
     recorded, data, diverged = set(), set(), Counter[str]()
     for row in contrast.rows:
@@ -175,81 +172,78 @@ def _column(
     whole = recorded >= set(itertools.product(contrast.rows, evidence.preset.seeds))
     if len(data) > 1 or not (seeds or diverged or whole):
         return None
+    reported = reported_means(table, network)
+    column: dict[str, Any] = {
+        "label": f"{network_label(table, network)} on {table.title}",
+        "dataset": table.dataset,
+        "network": network,
+        "seeds": tuple(seeds),
+        "whole": whole,
+        "runs": len(recorded),
+        "diverged": diverged.total(),
+        "over_diverged": sum(diverged[row] for row in contrast.over),
+        "reported": _reported_in(contrast, reported),
+    }
+    if not seeds:
+        return ColumnEffect(**column, of_rows=contrast.of, over_rows=contrast.over)
     shared = {row: np.array([of_row[seed] for seed in seeds]) for row, of_row in values.items()}
-    of_rows = _chosen(contrast.of, contrast.of_combined, shared, table, network)
-    over_rows = _chosen(contrast.over, contrast.over_combined, shared, table, network)
-    of, over = (np.mean([shared[row] for row in rows], axis=0) for rows in (of_rows, over_rows))
-    by_seed = of - over if contrast.unit == "points" else of / over
-    column = ColumnEffect(
-        label=f"{network_label(table, network)} on {table.title}",
-        dataset=table.dataset,
-        network=network,
-        seeds=tuple(seeds),
-        whole=whole,
-        runs=len(recorded),
-        diverged=diverged.total(),
-        over_diverged=sum(diverged[row] for row in contrast.over),
-        value=_mean(by_seed) if contrast.unit == "points" else _geometric_mean(by_seed),
-        of_value=_mean(of),
-        over_value=_mean(over),
-        of_rows=of_rows,
-        over_rows=over_rows,
-        reported=_reported_in(contrast, table, network),
+    ours = {row: float(of_row.mean()) for row, of_row in shared.items()}
+    chosen = [_chosen(rows, how, ours, reported) for rows, how in contrast.sides]
+    of, over = (np.mean([shared[row] for row in rows], axis=0) for rows in chosen)
+    points = contrast.unit == "points"
+    by_seed = of - over if points else of / over
+    return ColumnEffect(
+        **column,
+        value=float(by_seed.mean()) if points else math.exp(np.log(by_seed).mean()),
+        of_value=float(of.mean()),
+        over_value=float(over.mean()),
+        of_rows=chosen[0],
+        over_rows=chosen[1],
         by_seed=tuple(by_seed.tolist()),
     )
-    return column, np.column_stack([of, over])
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _geometric_mean(values: np.ndarray) -> float | None:
-    return math.exp(np.log(values).mean()) if len(values) else None
 
 
 def _chosen(
-    rows: tuple[str, ...],
-    how: Combination,
-    values: Mapping[str, np.ndarray],
-    table: Table,
-    network: str,
+    rows: tuple[str, ...], how: Combination, ours: Mapping[str, float], reported: Mapping[str, float]
 ) -> tuple[str, ...]:
     """The rows that a side's value is the mean of: all, or the best one by our means or by the paper's."""
-    if how == "mean" or not len(values[rows[0]]):
+    if how == "mean":
         return rows
-    if how == "best":
-        return (max(rows, key=lambda row: values[row].mean()),)
-    reported = _reported_means(table, network)
-    if unknown := [row for row in rows if row not in reported]:
-        raise RegistryError(
-            f"{table.file}: reports no mean of {', '.join(unknown)} on {network}; "
-            "best-reported needs one of every row"
-        )
-    return (max(rows, key=lambda row: reported[row]),)
+    means = ours if how == "best" else reported
+    if unknown := [row for row in rows if row not in means]:
+        raise RegistryError(f"the paper reports no mean of {', '.join(unknown)}, which best-reported needs")
+    return (max(rows, key=means.__getitem__),)
+
+
+def reported_means(table: Table, network: str) -> dict[str, float]:
+    """The paper's means of a column by row."""
+    return {row.name: row.reported[network].mean for row in table.rows if network in row.reported}
 
 
 def reported_effects(contrast: Claim, registry: Registry) -> tuple[float, ...]:
     """The same contrast of the paper's means in each of its columns; empty where it lacks one of the rows."""
-    columns = [_reported_in(contrast, table, network) for table, network in paper_columns(registry)]
+    columns = [_reported_in(contrast, reported_means(*place)) for place in paper_columns(registry)]
     known = tuple(value for value in columns if value is not None)
     return known if len(known) == len(columns) else ()
 
 
-def _reported_in(contrast: Claim, table: Table, network: str) -> float | None:
-    reported = _reported_means(table, network)
+def _reported_in(contrast: Claim, reported: Mapping[str, float]) -> float | None:
     if contrast.measure != "accuracy" or any(row not in reported for row in contrast.rows):
         return None
-    of, over = (
-        (np.mean if how == "mean" else max)([reported[row] for row in rows])
-        for rows, how in ((contrast.of, contrast.of_combined), (contrast.over, contrast.over_combined))
-    )
+    of, over = combined_means(contrast, reported, reported)
     return float(of - over)
 
 
-def _reported_means(table: Table, network: str) -> dict[str, float]:
-    """The paper's means of a column by row."""
-    return {row.name: row.reported[network].mean for row in table.rows if network in row.reported}
+def combined_means(
+    contrast: Claim, means: Mapping[str, Any], reported: Mapping[str, Any]
+) -> tuple[np.ndarray, ...]:
+    """Both sides' values from a mean per row, or an array of them whose last axis is that of `reported`."""
+    sides = []
+    for rows, how in contrast.sides:
+        values, papers = (np.array([of[row] for row in rows]) for of in (means, reported))
+        best = {"best": values, "best-reported": papers}.get(how)
+        sides.append(values.mean(axis=0) if best is None else np.choose(best.argmax(axis=0), values))
+    return tuple(sides)
 
 
 def effect_text(effect: Effect, level: float) -> str:
@@ -273,12 +267,9 @@ def column_text(column: ColumnEffect, effect: Effect) -> str:
     diverged = f"{counted(column.diverged, 'run')} diverged"
     if column.value is None:
         return f"{column.label}: {diverged if column.diverged else 'nothing to compare'}"
-    number = signed(column.value) if effect.unit == "points" else f"{column.value:.3g}"
     digits = ".2f" if effect.unit == "points" else ".3g"
-    text = f"{column.label}: {number} ({column.of_value:{digits}} against {column.over_value:{digits}}, "
-    text += f"n = {len(column.seeds)})"
+    text = f"{column.label}: {_number(column.value, effect)} ({column.of_value:{digits}} against "
+    text += f"{column.over_value:{digits}}, n = {len(column.seeds)})"
     if column.reported is not None:
         text += f"; the paper {signed(column.reported)}"
-    if column.diverged:
-        text += f"; {diverged}"
-    return text
+    return f"{text}; {diverged}" if column.diverged else text

@@ -10,20 +10,20 @@ capital and each digit spelled out, since TeX allows letters alone.
 """
 
 import io
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Rules
-from repro.analysis.tables import build_tables, to_markdown
-from repro.analysis.text import loss_label, network_label, qualified_title, signed
+from repro.analysis.tables import TableCell, TableText, build_tables, to_markdown
+from repro.analysis.text import csv_cell, json_text, loss_label, network_label, qualified_title, signed
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
+from repro.experiments import TableName
 from repro.registry import Registry
 
 TableFormat = Literal["markdown", "latex", "macros", "csv", "json", "parquet"]
@@ -47,21 +47,16 @@ def render_tables(
     the project's own results folder, which is then said. CSV, JSON and Parquet hold every number at full
     precision.
     """
-    match table_format:
-        case "markdown":
-            return to_markdown(build_tables(results, registry, preset, supplied, rules))
-        case "latex":
-            from repro.analysis.latex import to_latex
-
-            return to_latex(build_tables(results, registry, preset, supplied, rules))
-        case "macros":
-            return to_macros(results, preset)
-        case "csv":
-            return to_csv(results, registry, preset)
-        case "json":
-            return to_json(results, registry, preset, supplied, rules)
-        case "parquet":
-            return to_parquet(results, registry, preset, rules)
+    if table_format in ("markdown", "latex"):
+        tables = build_tables(results, registry, preset, supplied, rules)
+        return to_markdown(tables) if table_format == "markdown" else to_latex(tables)
+    if table_format == "macros":
+        return to_macros(results, preset)
+    if table_format == "csv":
+        return to_csv(results, registry, preset)
+    if table_format == "json":
+        return to_json(results, registry, preset, supplied, rules)
+    return to_parquet(results, registry, preset, rules)
 
 
 def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Preset) -> pd.DataFrame:
@@ -84,11 +79,7 @@ def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Prese
                 "loss": cell.row,
                 "label": loss_label(registry.table(cell.table), cell.row, cell.axes),
                 "axes": cell.id.partition("+")[2],
-                "n": result.n,
-                "expected": result.expected,
-                "diverged": result.diverged,
-                "mean": result.mean,
-                "std": result.std,
+                **{name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "std")},
                 "reported_mean": reported.mean if reported else None,
                 "reported_std": reported.std if reported else None,
                 "difference": result.difference,
@@ -114,7 +105,7 @@ def to_csv(results: Sequence[CellResult], registry: Registry, preset: Preset) ->
 
     def joined(value: object) -> object:
         if not isinstance(value, list):
-            return value
+            return csv_cell(value)
         return " ".join("" if number is None else repr(number) for number in value)
 
     return cells_frame(results, registry, preset).map(joined).to_csv(index=False, lineterminator="\n")
@@ -179,21 +170,20 @@ def to_json(
 
     A number that there is not is null.
     """
-    tables = []
-    for name in dict.fromkeys(result.cell.table for result in results):
-        table = registry.table(name)
-        of_table = [result for result in results if result.cell.table == name]
-        generated = any(run.generated for result in of_table for run in result.averaged)
-        tables.append(
-            {
-                "table": name,
-                "title": qualified_title(table.heading, preset, generated),
-                "dataset": table.dataset,
-                "counted": sum(result.n for result in of_table),
-                "expected": sum(result.expected for result in of_table),
-                "cells": [_cell_fields(result, registry) for result in of_table],
-            }
+    rows = zip(results, cells_frame(results, registry, preset).to_dict("records"), strict=True)
+    tables: dict[TableName, dict[str, Any]] = {}
+    for result, row in rows:
+        table = registry.table(result.cell.table)
+        of_table = tables.setdefault(
+            table.name, {"generated": False, "counted": 0, "expected": 0, "cells": []}
         )
+        of_table["generated"] |= any(run.generated for run in result.averaged)
+        of_table["counted"] += result.n
+        of_table["expected"] += result.expected
+        of_table["cells"].append(_cell_fields(result, row, network_label(table, result.cell.network)))
+    for name, of_table in tables.items():
+        title = qualified_title(registry.table(name).heading, preset, of_table.pop("generated"))
+        of_table |= {"table": name, "title": title, "dataset": registry.table(name).dataset}
     return json_text(
         {
             "schema_version": 1,
@@ -201,41 +191,25 @@ def to_json(
             "supplied": supplied,
             "std_ddof": 1,
             "rules": rules.fields if rules else None,
-            "tables": tables,
+            "tables": list(tables.values()),
         }
     )
 
 
-def json_text(content: object) -> str:
-    """`content` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _cell_fields(result: CellResult, registry: Registry) -> dict[str, object]:
-    cell = result.cell
-    table = registry.table(cell.table)
-    blank_fields = ("short", "reason", "diverged")
+def _cell_fields(result: CellResult, row: dict[Any, Any], label: str) -> dict[str, object]:
+    shared = ("network", "loss", "label", "n", "expected", "diverged", "mean", "std", "difference")
+    blank = ("short", "reason", "diverged")
+    runs = [run._asdict() for run in result.averaged]
     return {
-        "id": cell.id,
-        "network": cell.network,
-        "network_label": network_label(table, cell.network),
-        "loss": cell.row,
-        "label": loss_label(table, cell.row, cell.axes),
-        "axes": dict(cell.axes),
-        "n": result.n,
-        "expected": result.expected,
-        "diverged": result.diverged,
-        "mean": result.mean,
-        "std": result.std,
+        "id": result.cell.id,
+        **{name: row[name] for name in shared},
+        "network_label": label,
+        "axes": dict(result.cell.axes),
         "reported": result.reported and result.reported.model_dump(),
-        "difference": result.difference,
         "verdict": verdict_fields(result),
-        "runs": [
-            {name: value for name, value in run._asdict().items() if name not in blank_fields}
-            for run in result.averaged
-        ],
+        "runs": [{name: run[name] for name in run if name not in blank} for run in runs],
         "not_counted": [
-            {name: getattr(run, name) for name in ("id", "seed", *blank_fields)} for run in result.blanks
+            {name: getattr(run, name) for name in ("id", "seed", *blank)} for run in result.blanks
         ],
         "notes": list(result.notes),
     }
@@ -276,3 +250,71 @@ def macro_name(preset: str, cell: str, field: str) -> str:
     parts = [*([] if preset == "paper" else [preset]), cell, field]
     words = [word for part in parts for word in re.findall("[A-Za-z]+|[0-9.=]", part.replace("+", "-with-"))]
     return "repro" + "".join(_SPELLED.get(word) or word[0].upper() + word[1:] for word in words)
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "−": "$-$", "≠": r"$\neq$",
+    "×": r"$\times$", "→": r"$\rightarrow$", "Δ": r"$\Delta$", "·": r"$\cdot$", "√": r"$\surd$",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "τ": r"$\tau$", "…": r"\dots{}", "–": "--",
+    "—": "---",
+    "/": r"\slash{}",  # lets a run id break at the end of a line
+}  # fmt: skip
+
+
+def to_latex(tables: Sequence[TableText]) -> str:
+    r"""One `table` environment per table, to be \input by a document that has \usepackage{booktabs}.
+
+    Labels are `tab:table1`, `tab:quick-table1`, ….
+    """
+    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(map(_latex_table, tables))
+
+
+def escape_latex(text: str) -> str:
+    """`text` as LaTeX prints it literally; a character that pdfLaTeX may lack becomes its code point."""
+    return "".join(_SPECIAL.get(letter) or _latex_letter(letter) for letter in " ".join(text.split()))
+
+
+def _latex_letter(letter: str) -> str:
+    # Accented Latin letters are in every font encoding; of the others pdfLaTeX may know nothing.
+    accented = "À" <= letter <= "ÿ" and letter not in "ÐÞðþ÷"
+    return letter if (letter.isascii() and letter.isprintable()) or accented else f"[U+{ord(letter):04X}]"
+
+
+def _latex_table(table: TableText) -> str:
+    lines = [
+        r"\begin{table}[tp]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{escape_latex(table.caption)}.}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{l{'l' * len(table.columns)}}}",
+        r"\toprule",
+        _line(escape_latex(table.corner), map(escape_latex, table.columns)),
+        r"\midrule",
+    ]
+    for index, row in enumerate(table.rows):
+        if index:
+            begins = row.beyond and not table.rows[index - 1].beyond
+            lines.append(r"\midrule" if begins else r"\addlinespace")
+        lines.append(_line(escape_latex(row.label), map(_measured, row.cells)))
+        lines += [_line(escape_latex(label), map(escape_latex, texts)) for label, texts in row.lower_lines]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\par\medskip\begin{minipage}{\linewidth}\sloppy"]
+    below = [escape_latex(remark) for remark in table.remarks]
+    below += [f"$^{{{number}}}$ {escape_latex(text)}." for number, text in table.notes]
+    below += [f"Not counted: {escape_latex(text)}." for text in table.blanks]
+    lines += [f"{text}\\par" for text in below]
+    lines += [r"\end{minipage}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(label: str, texts: Iterable[str]) -> str:
+    return " & ".join([label, *texts]) + r" \\"
+
+
+def _measured(cell: TableCell) -> str:
+    if not cell.value:
+        return escape_latex(f"—: {cell.count}")
+    value = rf"\textbf{{{escape_latex(cell.value)}}}" if cell.best else escape_latex(cell.value)
+    marks = f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else ""
+    return f"{value} ({escape_latex(cell.count)}){marks}"

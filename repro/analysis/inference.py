@@ -5,10 +5,11 @@ Everything is computed in float64; the distributions are scipy.special's.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 
@@ -35,13 +36,8 @@ class Estimate:
 
     def interval(self, level: float) -> tuple[float, float]:
         """difference ∓ t_{(1 + level)/2, degrees} · standard error."""
-        half = t_quantile((1 + level) / 2, self.degrees) * self.standard_error
+        half = float(special.stdtrit(self.degrees, (1 + level) / 2)) * self.standard_error
         return self.difference - half, self.difference + half
-
-    @property
-    def p_difference(self) -> float:
-        """Two-sided p of "the true difference is 0": the α whose 1 − α interval just reaches 0."""
-        return min(1.0, 2 * self._tail(abs(self.difference)))
 
     def p_equivalence(self, tolerance: float) -> float:
         """Twice the p of two one-sided tests of "the true difference is ± `tolerance` or beyond".
@@ -51,7 +47,7 @@ class Estimate:
         return min(1.0, 2 * self._tail(tolerance - abs(self.difference)))
 
     def p_beyond(self, tolerance: float) -> float:
-        """Twice the one-sided p of "the true difference is within ± `tolerance`".
+        """Twice the one-sided p of "the true difference is within ± `tolerance`"; with 0 the two-sided p.
 
         It is the α whose 1 − α interval just lies beyond ± tolerance; 1 where the difference itself does not.
         """
@@ -60,22 +56,7 @@ class Estimate:
     def _tail(self, distance: float) -> float:
         if self.standard_error == 0:
             return 0.0 if distance > 0 else 0.5
-        return t_tail(distance / self.standard_error, self.degrees)
-
-
-def t_quantile(probability: float, degrees: float) -> float:
-    """The quantile of Student's t."""
-    return float(special.stdtrit(degrees, probability))
-
-
-def t_tail(t: float, degrees: float) -> float:
-    """P(T > t) of Student's t."""
-    return float(special.stdtr(degrees, -t))
-
-
-def chi_square_tail(value: float, degrees: float) -> float:
-    """P(X > value) of χ²."""
-    return float(special.chdtrc(degrees, value))
+        return float(special.stdtr(self.degrees, -distance / self.standard_error))
 
 
 def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:
@@ -87,7 +68,9 @@ def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:
     return PooledSpread(math.sqrt(math.fsum(w * s * s for s, w in terms) / degrees), degrees)
 
 
-def welch(difference: float, first: tuple[float, int, float], second: tuple[float, int, float]) -> Estimate:
+def welch(
+    difference: float, first: tuple[float, float, float], second: tuple[float, float, float]
+) -> Estimate:
     """The difference of two means, each side (std, runs in the mean, degrees of freedom of the std).
 
     SE² = v₁ + v₂,  v_i = std_i² / n_i        degrees = SE⁴ / (v₁²/ν₁ + v₂²/ν₂)
@@ -102,45 +85,58 @@ def welch(difference: float, first: tuple[float, int, float], second: tuple[floa
     return Estimate(difference, math.sqrt(v1 + v2), degrees)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p, in the order given: the familywise error rate at which each is rejected."""
-    order = np.argsort(p_values, kind="stable")
-    steps = np.arange(len(order), 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
-    return _in_order(np.maximum.accumulate(np.minimum(steps, 1.0)), order)
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p, over the last axis: the familywise error rate at which each is rejected."""
+    return _step(np.asarray(p_values, dtype=np.float64), lambda rank, count: count + 1 - rank, np.maximum)
 
 
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p, in the order given: the false discovery rate of rejecting it."""
-    order = np.argsort(p_values, kind="stable")[::-1]
-    count = len(order)
-    steps = count / np.arange(count, 0, -1) * np.asarray(p_values, dtype=np.float64)[order]
-    return _in_order(np.minimum.accumulate(np.minimum(steps, 1.0)), order)
+def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
+    """Benjamini and Hochberg's adjusted p, over the last axis: the false discovery rate of rejecting it."""
+    return _step(np.asarray(p_values, dtype=np.float64), lambda rank, count: count / rank, np.minimum)
 
 
-def _in_order(adjusted: np.ndarray, order: np.ndarray) -> list[float]:
-    placed = np.empty_like(adjusted)
-    placed[order] = adjusted
-    return placed.tolist()
+def _step(p: np.ndarray, weight: Callable[[np.ndarray, int], np.ndarray], bound: np.ufunc) -> np.ndarray:
+    """p · weight(rank, count), made monotone from the smallest p up (maximum) or from the largest down."""
+    count = p.shape[-1]
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = np.minimum(np.take_along_axis(p, order, -1) * weight(np.arange(1, count + 1), count), 1.0)
+    way = slice(None, None, 1 if bound is np.maximum else -1)
+    adjusted = np.empty_like(p)
+    np.put_along_axis(adjusted, order, bound.accumulate(steps[..., way], axis=-1)[..., way], -1)
+    return adjusted
 
 
-def signed_rank_p(values: Sequence[float]) -> float:
+def signed_rank_p(values: Iterable[float]) -> float:
     """Wilcoxon's exact one-sided p of "symmetric around 0" against "greater": P(W⁺ ≥ observed).
 
     Zeros are left out and equal sizes share their mean rank; every choice of signs is equally likely. 1 where
     nothing is left.
     """
-    sizes = sorted((abs(value), value > 0) for value in values if value != 0)
+    sizes = sorted((float(abs(value)), bool(value > 0)) for value in values if value != 0)
     # Twice the rank is whole, also where sizes tie.
     doubled: list[int] = []
     for _, group in itertools.groupby(sizes, key=lambda item: item[0]):
         count = len(list(group))
         doubled += [2 * len(doubled) + count + 1] * count
     observed = sum(rank for rank, (_, positive) in zip(doubled, sizes, strict=True) if positive)
-    ways = [1]  # ways[w]: how many choices of signs have a doubled W⁺ of w
-    for rank in doubled:
+    return sum(_rank_sums(doubled)[observed:]) / 2 ** len(doubled)
+
+
+def signed_rank_ps(values: np.ndarray) -> np.ndarray:
+    """`signed_rank_p` over the last axis of many samples without zeros or ties, for simulations."""
+    count = values.shape[-1]
+    ranks = 1 + np.abs(values).argsort(axis=-1).argsort(axis=-1)
+    tails = np.cumsum(_rank_sums(range(1, count + 1))[::-1])[::-1] / 2**count
+    return np.asarray(tails[(ranks * (values > 0)).sum(axis=-1)])
+
+
+def _rank_sums(ranks: Iterable[int]) -> list[int]:
+    """How many choices of signs give each W⁺, from 0 on."""
+    ways = [1]
+    for rank in ranks:
         without, with_it = [*ways, *[0] * rank], [*[0] * rank, *ways]
         ways = [a + b for a, b in zip(without, with_it, strict=True)]
-    return sum(ways[observed:]) / 2 ** len(doubled)
+    return ways
 
 
 def bootstrap_interval(
@@ -163,22 +159,10 @@ def bootstrap_interval(
         deviations += (drawn - of_stratum.mean()) * math.sqrt(count / (count - 1)) / len(strata)
     upper = (1 + level) / 2
     degrees = sum(len(values) - 1 for values in strata)
-    deviations *= t_quantile(upper, degrees) / float(special.ndtri(upper))
+    deviations *= special.stdtrit(degrees, upper) / special.ndtri(upper)
     effect = math.fsum(math.fsum(values) / len(values) for values in strata) / len(strata)
     low, high = np.quantile(deviations, (1 - upper, upper))
     return effect + float(low), effect + float(high)
-
-
-def paired_correlation(columns: Sequence[np.ndarray]) -> float | None:
-    """The correlation of both sides over seeds within columns, pooled; None where it is not defined.
-
-    Each column is float64 of (seeds, 2).
-
-    r = Σ (a − ā_c)(b − b̄_c) / √(Σ (a − ā_c)² · Σ (b − b̄_c)²)
-    """
-    first, second = np.concatenate([np.zeros((0, 2)), *(each - each.mean(axis=0) for each in columns)]).T
-    size = math.sqrt((first @ first) * (second @ second))
-    return max(-1.0, min(1.0, float(first @ second) / size)) if size > 0 else None
 
 
 def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:
@@ -191,4 +175,4 @@ def bartlett(stds: Sequence[float], n: int) -> tuple[float, float]:
     total = count * degrees
     spread = total * math.log(pooled) - degrees * math.fsum(math.log(std * std) for std in stds)
     statistic = spread / (1 + (count / degrees - 1 / total) / (3 * (count - 1)))
-    return statistic, chi_square_tail(statistic, count - 1)
+    return statistic, float(special.chdtrc(count - 1, statistic))

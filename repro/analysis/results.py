@@ -1,19 +1,16 @@
 """From the states of runs to one result per cell: what is averaged, what is not, and why.
 
-    RunState …  → DataFrame, one row per run → CellResult, one per cell → tables, verdicts, figures
+    RunState … → RunResult, one per run → CellResult, one per cell → tables, verdicts, figures
 
 Only a record of today's recipe that ended with an accuracy is averaged. A diverged run is a result: it is
 named and left out of the mean. A missing, corrupt, misplaced or other recipe's record is a blank with its
 reason.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import nan
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
-
-import pandas as pd
 
 from repro.analysis.text import mean_text, n_text, seeds_text
 from repro.config import Preset, format_axis
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RunResult(NamedTuple):
-    """A run as its cell counts it: the columns of `runs_frame`, which has one row per run.
+    """A run as its cell counts it.
 
     `short` is empty for a run that is averaged; else it stands in the table, and `reason` in the list below
     it. What a record says is None where there is none that counts. Accuracies in percent, top-1; `best_epoch`
@@ -96,6 +93,11 @@ class CellResult:
         return sum(run.diverged for run in self.runs)
 
     @property
+    def missing(self) -> int:
+        """How many runs are still to come: neither averaged nor diverged."""
+        return len(self.blanks) - self.diverged
+
+    @property
     def reported(self) -> Reported | None:
         """What the paper prints."""
         return self.cell.reported
@@ -126,60 +128,54 @@ class CellResult:
         return f"{self.diverged} of {self.expected} diverged" if self.diverged else ""
 
 
-def runs_frame(states: Iterable[RunState], preset: Preset) -> pd.DataFrame:
-    """One row per run: its `cell` (the id), the columns of RunResult, and `where`, its Cell.
-
-    A cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
-    selected".
-    """
-    rows: dict[tuple[Cell, int], RunResult] = {}
-    for state in states:
-        # Curve and probes are let go here: what stays of a run is a few hundred bytes.
-        rows[state.run.cell, state.run.seed] = _run_result(state)
-    for cell in dict.fromkeys(cell for cell, _ in rows):
-        for seed in preset.seeds:
-            absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
-            rows.setdefault((cell, seed), absent)
-    # As objects, so that None and whole numbers stay what they are.
-    frame = pd.DataFrame(list(rows.values()), columns=RunResult._fields, dtype=object)
-    frame.insert(0, "cell", [cell.id for cell, _ in rows])
-    frame["where"] = pd.Series([cell for cell, _ in rows], dtype=object)
-    # With the data at hand the wrong ones would have been found out; without, none can be preferred.
-    averaged = frame[frame["short"] == ""]
-    kinds = averaged.groupby("cell")["data"].nunique()
-    for index in averaged.index[averaged["cell"].map(kinds) > 1]:
-        frame.loc[index, ["short", "reason"]] = (
-            "data differ",
-            f"trained on data {frame.loc[index, 'data'][:8]}, the cell's other runs on others; "
-            "prepare the data set here, and the runs of other data are told apart",
-        )
-    return frame.sort_values(["cell", "seed"], ignore_index=True)
-
-
 def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) -> tuple[CellResult, ...]:
     """One result for each cell that `states` touch, in the registry's order.
 
-    The order is table, column, row; a network or an override beyond the paper's comes after the paper's own.
+    A cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
+    selected". The order is table, column, row; a network or an override beyond the paper's comes after the
+    paper's own.
     """
-    frame = runs_frame(states, preset)
-    averaged = frame[frame["short"] == ""]
-    # Rounded once, unlike pandas' own mean and std: 71.7, 71.9 and 72.1 have a mean of 71.9.
-    accuracies = averaged.astype({"accuracy": float}).groupby("cell")["accuracy"]
-    measured = accuracies.agg(mean=mean, std=lambda runs: stdev(runs) if len(runs) > 1 else nan)
-    runs: dict[Cell, list[RunResult]] = {}
-    for where, *values in zip(frame["where"], *(frame[name] for name in RunResult._fields), strict=True):
-        runs.setdefault(where, []).append(RunResult(*values))
+    cells: dict[Cell, dict[int, RunResult]] = {}
+    for state in states:
+        # Curve and probes are let go here: what stays of a run is a few hundred bytes.
+        cells.setdefault(state.run.cell, {})[state.run.seed] = _run_result(state)
     results = []
-    for cell in sorted(runs, key=lambda cell: _place(cell, registry)):
-        counted = [run for run in runs[cell] if not run.short]
-        n, value, std = len(counted), None, None
-        if counted:
-            value, std = (float(measured.loc[cell.id, name]) for name in ("mean", "std"))
-        results.append(CellResult(cell, tuple(runs[cell]), n, value, std if n > 1 else None, _notes(counted)))
+    for cell in sorted(cells, key=lambda cell: place_in(registry, cell)):
+        runs = cells[cell]
+        for seed in preset.seeds:
+            absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
+            runs.setdefault(seed, absent)
+        # With the data at hand the wrong ones would have been found out; without, none can be preferred.
+        if len({run.data for run in runs.values() if not run.short}) > 1:
+            runs = {
+                seed: run
+                if run.short
+                else run._replace(
+                    short="data differ",
+                    reason=(
+                        f"trained on data {run.data[:8]}, the cell's other runs on others; "
+                        "prepare the data set here, and the runs of other data are told apart"
+                    ),
+                )
+                for seed, run in runs.items()
+            }
+        counted = [run for _, run in sorted(runs.items()) if not run.short]
+        accuracies = [run.accuracy for run in counted if run.accuracy is not None]
+        results.append(
+            CellResult(
+                cell,
+                runs=tuple(run for _, run in sorted(runs.items())),
+                n=len(accuracies),
+                mean=mean(accuracies) if accuracies else None,
+                std=stdev(accuracies) if len(accuracies) > 1 else None,
+                notes=_notes(counted),
+            )
+        )
     return tuple(results)
 
 
-def _place(cell: Cell, registry: Registry) -> tuple[int, int, int, tuple[str, ...]]:
+def place_in(registry: Registry, cell: Cell) -> tuple[int, int, int, tuple[str, ...]]:
+    """Sorts cells by table, column and row; a network or an override beyond the paper's comes last."""
     table = registry.table(cell.table)
     networks = [*table.networks, *(name for name in registry.networks if name not in table.networks)]
     return (
@@ -205,37 +201,33 @@ def _run_result(state: RunState) -> RunResult:
     result, data = state.record.result, state.record.data
     if result.accuracy is None:
         return blank._replace(short="diverged", reason=result.divergence, diverged=True)
+    made = state.record.provenance
     return blank._replace(
-        accuracy=result.accuracy,
-        best_accuracy=result.best_accuracy,
-        best_epoch=result.best_epoch,
-        data_unchecked=state.data_unchecked,
+        **{name: getattr(result, name) for name in ("accuracy", "best_accuracy", "best_epoch")},
+        **{
+            name: getattr(data, name)
+            for name in ("classes", "train_images", "test_images", "generated", "partial")
+        },
+        **{name: getattr(made, name) for name in ("device", "precision")},
         data=state.record.signature.data,
-        classes=data.classes,
-        train_images=data.train_images,
-        test_images=data.test_images,
-        generated=data.generated,
-        partial=data.partial,
-        device=state.record.provenance.device,
-        precision=state.record.provenance.precision,
+        data_unchecked=state.data_unchecked,
         reason="",
     )
 
 
 def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:
-    notes: list[str] = []
-
-    def note(text: str, concerned: Callable[[RunResult], bool]) -> None:
-        seeds = [run.seed for run in runs if concerned(run)]
-        if seeds:
-            notes.append(text if len(seeds) == len(runs) else f"{text}: {seeds_text(seeds)}")
-
     older = RecordState.OLDER_CODE
-    note("older code (what trains has changed since)", lambda run: run.record_state is older)
-    note("data unchecked (not prepared here)", lambda run: run.data_unchecked)
-    note("generated data", lambda run: run.generated)
-    for partial in dict.fromkeys(run.partial for run in runs if run.partial):
-        note(f"partial data ({partial})", lambda run, partial=partial: run.partial == partial)  # type: ignore[misc]
+    texts: dict[str, list[int]] = {}
+    for run in runs:
+        for text, holds in (
+            ("older code (what trains has changed since)", run.record_state is older),
+            ("data unchecked (not prepared here)", run.data_unchecked),
+            ("generated data", run.generated),
+            (f"partial data ({run.partial})", run.partial),
+        ):
+            if holds:
+                texts.setdefault(text, []).append(run.seed)
+    notes = [text if len(s) == len(runs) else f"{text}: {seeds_text(s)}" for text, s in texts.items()]
     for what in ("precision", "device"):
         groups: dict[str, list[int]] = {}
         for run in runs:

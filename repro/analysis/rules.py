@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import Field, model_validator
 
 from repro.config import TomlModel
@@ -87,19 +89,6 @@ class TestRules(TomlModel):
         """The columns at which the verdict is given, as `dataset/network`."""
         return self.columns[self.verdict_at]
 
-    def minimum_columns(self, family_size: int) -> int:
-        """The fewest columns that can decide one of `family_size` claims: smallest n with size · 2⁻ⁿ ≤ α."""
-        return next(n for n in itertools.count(1) if family_size * 2.0**-n <= self.alpha)
-
-
-class Shown(TomlModel):
-    """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
-
-    label: str
-    of: tuple[str, ...] = ()
-    over: tuple[str, ...] = ()
-    measure: Measure | None = None
-
 
 class Mirror(TomlModel):
     """What a claim's mirrored test compares instead; what it leaves out is the claim's."""
@@ -108,6 +97,13 @@ class Mirror(TomlModel):
     of_combined: Combination | None = None
     over: tuple[str, ...] = ()
     over_combined: Combination | None = None
+
+
+class Shown(Mirror):
+    """A variation of a claim that is shown and not tested; what it leaves out is the claim's."""
+
+    label: str
+    measure: Measure | None = None
 
 
 class Claim(TomlModel):
@@ -145,36 +141,35 @@ class Claim(TomlModel):
         """Every row that either side needs."""
         return tuple(dict.fromkeys((*self.of, *self.over)))
 
-    def instead(self, change: Mirror | Shown) -> "Claim":
+    @property
+    def sides(self) -> tuple[tuple[tuple[str, ...], Combination], ...]:
+        """The rows of both sides, each with how they become one value."""
+        return (self.of, self.of_combined), (self.over, self.over_combined)
+
+    def beyond(self, effects: ArrayLike) -> np.ndarray:
+        """How far effects are on the claim's side of its margin; of factors in logarithms."""
+        scale = np.log if self.unit == "factor" else np.asarray
+        distances: np.ndarray = scale(effects) - scale(self.margin)
+        return distances if self.direction == "greater" else -distances
+
+    def instead(self, change: Mirror) -> "Claim":
         """What the claim's mirror, or something shown, compares: what it gives replaces the claim's own."""
         given = {key: value for key, value in change if value and key in Claim.model_fields}
         return self.model_copy(update=given)
 
     @model_validator(mode="after")
-    def _factors_are_positive(self) -> Self:
-        if self.measure != "accuracy" and self.margin <= 0:
+    def _is_consistent(self) -> Self:
+        if self.unit == "factor" and self.margin <= 0:
             raise ValueError("margin: a factor is compared with a positive margin, 1 where nothing changes")
-        return self
-
-    @model_validator(mode="after")
-    def _chance_is_an_accuracy(self) -> Self:
-        if self.diverged == "chance-accuracy" and self.measure != "accuracy":
+        if self.unit == "factor" and self.diverged == "chance-accuracy":
             raise ValueError(f"diverged: chance-accuracy is for the measure accuracy, not for {self.measure}")
-        return self
-
-    @model_validator(mode="after")
-    def _mirror_is_not_chosen_by_results(self) -> Self:
         mirror = self.mirror or Mirror()
         if self.mirror == Mirror():
             raise ValueError("mirror: it changes nothing; leave it out")
-        for side, how in (
-            ("of_combined", mirror.of_combined or self.of_combined),
-            ("over_combined", mirror.over_combined or self.over_combined),
-        ):
-            if how == "best":
-                raise ValueError(
-                    f"mirror: {side} is best, by our own results; expected mean or best-reported"
-                )
+        for side in ("of_combined", "over_combined"):
+            if (getattr(mirror, side) or getattr(self, side)) == "best":
+                best = f"mirror: {side} is best, by our own results"
+                raise ValueError(f"{best}; expected mean or best-reported")
         return self
 
 
@@ -218,9 +213,14 @@ class Rules(TomlModel):
             raise ValueError(f"claims: two have one name; there are: {', '.join(names)}")
         return self
 
+    def family_size(self, claim: Claim) -> int:
+        """How many claims Holm's correction takes together with this one, itself included."""
+        return sum(other.family == claim.family for other in self.claims)
+
     def minimum_columns(self, claim: Claim) -> int:
-        """The fewest columns that can decide a claim, given how many claims its family has."""
-        return self.tests.minimum_columns(sum(other.family == claim.family for other in self.claims))
+        """The fewest columns that can decide a claim: the smallest n with family size · 2⁻ⁿ ≤ α."""
+        size, alpha = self.family_size(claim), self.tests.alpha
+        return next(n for n in itertools.count(1) if size * 2.0**-n <= alpha)
 
     @property
     def place(self) -> str:

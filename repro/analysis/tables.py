@@ -1,6 +1,6 @@
 """The paper's tables regenerated from records: their words, and their text as markdown.
 
-    CellResult … → TableText → markdown, LaTeX (`repro.analysis.latex`), or a table of the report
+    CellResult … → TableText → markdown, LaTeX (`repro.analysis.export`), or a table of the report
 
 Rows are losses and columns networks, as in the paper. A loss has two lines, so that three networks fit a
 page and a terminal, and a number stands right above the one it is compared with; a third only where one of
@@ -37,6 +37,7 @@ from repro.registry import Cell, Registry
 
 BEYOND = "Not in the paper"  # stands above the first row that extends a table
 
+_Part = tuple[Table, list[CellResult]]
 _Key = tuple[str, tuple[tuple[str, Scalar], ...]]  # a row: its name, and its overrides of the preset
 
 
@@ -82,8 +83,8 @@ class TableText:
     """One table in words. `remarks` say how to read it, `notes` are (mark, text), `blanks` are sentences.
 
     `name` is one that files and labels can use: `table1`, `quick-table1`, `quick-lfw`. `caption` is the title
-    for a page that counts its own tables. `stale` says which runs older code made. `beyond` are the tables of
-    the last rows, which extend this one; `results` are the table's own, without theirs.
+    for a page that counts its own tables. `stale` says which runs older code made. `results` are the
+    table's own, `further` those of the tables that extend it, whose rows are the last.
     """
 
     name: str
@@ -97,8 +98,8 @@ class TableText:
     notes: tuple[tuple[int, str], ...]
     blanks: tuple[str, ...]
     stale: tuple[str, ...]
-    beyond: tuple[TableName, ...]
     results: tuple[CellResult, ...]
+    further: tuple[CellResult, ...]
 
 
 def to_markdown(tables: Sequence[TableText]) -> str:
@@ -155,39 +156,28 @@ def build_tables(
     of_table: dict[TableName, list[CellResult]] = {}
     for result in results:
         of_table.setdefault(result.cell.table, []).append(result)
-    extensions = {name: table for name in of_table if (table := registry.table(name)).extends in of_table}
-    return tuple(
-        _table(
-            registry.table(name),
-            of_table[name],
-            [(table, of_table[other]) for other, table in extensions.items() if table.extends == name],
-            preset,
-            supplied,
-            rules,
-        )
-        for name in of_table
-        if name not in extensions
-    )
+    parts: dict[TableName, list[_Part]] = {}
+    # A table comes before those that extend it, whatever was touched first.
+    for table in sorted(map(registry.table, of_table), key=lambda table: table.extends is not None):
+        owner = table.extends if table.extends in of_table else table.name
+        assert owner is not None
+        parts.setdefault(owner, []).append((table, of_table[table.name]))
+    return tuple(_table(parts[name], preset, supplied, rules) for name in of_table if name in parts)
 
 
-def _table(
-    table: Table,
-    results: Sequence[CellResult],
-    beyond: Sequence[tuple[Table, Sequence[CellResult]]],
-    preset: Preset,
-    supplied: bool,
-    rules: Rules | None,
-) -> TableText:
-    parts = [(table, results), *beyond]
+def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules | None) -> TableText:
+    """A table from its own results and those of the tables that extend it, which come after it."""
+    (table, results), *beyond = parts
     every = [result for _, part in parts for result in part]
     networks = list(dict.fromkeys(result.cell.network for result in every))
     keys = [(owner, key) for owner, part in parts for key in _keys(owner, part)]
     at = {(result.cell.network, result.cell.row, result.cell.axes): result for result in every}
     # The best of the paper's losses: others, of which some may not have run, take no bold from them.
     best = {network: _best([at.get((network, *key)) for key in _keys(*parts[0])]) for network in networks}
-    shared, notes = _notes(
-        [at[network, *key] for _, key in keys for network in networks if (network, *key) in at]
-    )
+    measured = [result for result in every if result.n]
+    seen = Counter(note for result in measured for note in result.notes)
+    shared = [note for note, times in seen.items() if times == len(measured)]
+    notes = {note: number for number, note in enumerate((note for note in seen if note not in shared), 1)}
 
     def cell(network: str, owner: Table, key: _Key) -> TableCell:
         result = at.get((network, *key))
@@ -219,31 +209,33 @@ def _table(
     title = f"{table.heading}, {unit}"
     caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
     name = f"table{table.name}" if table.of_paper else str(table.name)
+    remarks = _remarks(table, results, preset, shared, supplied)
+    further = [result for _, part in beyond for result in part]
+    if further:
+        runs, expected = sum(result.n for result in further), sum(result.expected for result in further)
+        remarks.append(
+            f"Below the paper's losses: others under the same recipe, {runs} of {expected} runs counted. "
+            "They are in no verdict and take no bold."
+        )
     return TableText(
         name=name if preset.name == "paper" else f"{preset.name}-{name}",
         table=table.name,
         corner=table.title,
         title=qualified_title(title, preset, generated),
         caption=qualified_title(caption, preset, generated),
-        remarks=(
-            *_remarks(table, results, preset, shared, supplied),
-            *([_beyond_remark([each for _, part in beyond for each in part])] if beyond else []),
-            *([legend(rules)] if rules and any(map(mark, results)) else []),
-        ),
+        remarks=(*remarks, *([legend(rules)] if rules and any(map(mark, results)) else [])),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
             TableRow(
-                loss_label(owner, *key),
-                tuple(cell(network, owner, key) for network in networks),
-                beyond=owner is not table,
+                loss_label(owner, *key), tuple(cell(n, owner, key) for n in networks), owner is not table
             )
             for owner, key in keys
         ),
         notes=tuple((number, text) for text, number in notes.items()),
         blanks=sentences(lambda run: run.reason),
         stale=sentences(stale),
-        beyond=tuple(owner.name for owner, _ in beyond),
         results=tuple(results),
+        further=tuple(further),
     )
 
 
@@ -252,14 +244,6 @@ def _keys(table: Table, results: Sequence[CellResult]) -> list[_Key]:
     keys = list(dict.fromkeys((result.cell.row, result.cell.axes) for result in results))
     keys.sort(key=lambda key: (table.rows.index(table.row(key[0])), [str(axis) for axis in key[1]]))
     return keys
-
-
-def _beyond_remark(results: Sequence[CellResult]) -> str:
-    runs, expected = sum(result.n for result in results), sum(result.expected for result in results)
-    return (
-        f"Below the paper's losses: others under the same recipe, {runs} of {expected} runs counted. They "
-        "are in no verdict and take no bold."
-    )
 
 
 def _paper(result: CellResult, verdict_mark: str) -> str:
@@ -273,41 +257,26 @@ def _paper(result: CellResult, verdict_mark: str) -> str:
 
 def _best(column: Sequence[CellResult | None]) -> str | None:
     """The column's best mean as printed; None unless every row has all its runs: no winner of unequal n."""
-    means = [
-        result.mean
-        for result in column
-        if result is not None and result.mean is not None and result.n == result.expected
-    ]
+    means = [each.mean for each in column if each and each.mean is not None and each.n == each.expected]
     return mean_text(max(means)) if 2 <= len(means) == len(column) else None
-
-
-def _notes(results: Sequence[CellResult]) -> tuple[list[str], dict[str, int]]:
-    """Notes that hold for every cell with a value, and the numbers of the others."""
-    measured = [result for result in results if result.n]
-    seen = Counter(note for result in measured for note in result.notes)
-    shared = [note for note, times in seen.items() if times == len(measured)]
-    others = [note for note in seen if note not in shared]
-    return shared, {note: number for number, note in enumerate(others, 1)}
 
 
 def _remarks(
     table: Table, results: Sequence[CellResult], preset: Preset, shared: Sequence[str], supplied: bool
-) -> tuple[str, ...]:
+) -> list[str]:
     runs = [run for result in results for run in result.averaged]
     remarks = [preset_sentence(preset)] if preset.heading else []
     measured = (
         "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, percent points."
     )
     if table.reports:
-        measured = (
-            f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
-            "and Δ = first line − paper."
-        )
+        measured = f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
+        measured += "and Δ = first line − paper."
     else:
         measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
     remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
     if runs:
-        remarks.append(_sizes(table, runs))
+        remarks.append(f"Data: {_sizes(table, runs)}.")
     made_of = f"Runs counted: {len(runs)} of {sum(result.expected for result in results)}"
     devices = Counter(f"{run.device}, {run.precision}" for run in runs)
     made = "; ".join(f"{device} ({times})" for device, times in devices.items())
@@ -317,24 +286,21 @@ def _remarks(
         remarks.append("The cells were not all trained on the same data.")
     if shared:
         remarks.append(f"Every value: {'; '.join(shared)}.")
-    return tuple(remarks)
+    return remarks
 
 
 def _sizes(table: Table, runs: Sequence[RunResult]) -> str:
     """What the runs were trained and tested on, beside what the paper says where that differs."""
     found = dict.fromkeys(run.sizes for run in runs)
-    text = "; ".join(
-        f"{classes} classes, {train:,} training and {test:,} test images" for classes, train, test in found
-    )
+    text = "; ".join("{} classes, {:,} training and {:,} test images".format(*sizes) for sizes in found)
     paper = table.reported_data
     if paper is None:
-        return f"Data: {text}."
-    counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
-    if list(found) == [counts]:
-        return f"Data: {text}, as in the paper."
+        return text
+    if list(found) == [paper.counts]:
+        return f"{text}, as in the paper"
     return (
-        f"Data: {text}; the paper has {paper.classes} classes with {paper.train_per_class} training and "
-        f"{paper.test_per_class} test images each."
+        f"{text}; the paper has {paper.classes} classes with {paper.train_per_class} training and "
+        f"{paper.test_per_class} test images each"
     )
 
 

@@ -1,5 +1,6 @@
 """Numbers, labels and titles as every table, figure and page writes them."""
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -15,6 +16,15 @@ def signed(value: float, digits: int = 2) -> str:
 def plain(value: float, digits: int = 2) -> str:
     """A number with a true minus where it has one."""
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def csv_cell(value: object) -> object:
+    """A cell of a CSV; a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def mean_text(mean: float | None, std: float | None = None) -> str:
@@ -72,3 +82,8 @@ def loss_label(table: Table, row: str, overrides: Sequence[tuple[str, Scalar]] =
 def network_label(table: Table, network: str) -> str:
     """A column's label; a network that the paper's table lacks is called by its name."""
     return table.networks.get(network, network)
+
+
+def json_text(content: object) -> str:
+    """`content` as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

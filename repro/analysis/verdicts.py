@@ -14,20 +14,21 @@ paper's cells. docs/statistics.md has the formulas and the reasons.
 """
 
 import dataclasses
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import numpy as np
+
 from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
 from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
-from repro.analysis.text import points, signed
+from repro.analysis.seeds import PAPER_RUNS, Seeds, cell_seeds, reported_spread, sample_std
+from repro.analysis.text import counted, points, signed
 from repro.config import Preset
 from repro.experiments import Table
 from repro.registry import Registry
-
-PAPER_RUNS = 3  # behind each of the paper's means
 
 
 class Verdict(StrEnum):
@@ -74,6 +75,7 @@ class CellVerdict:
     `our_std` is our within-cell std pooled over the table, in points, `our_degrees` its degrees of freedom.
     `readings` (ddof = 1, then 0) are empty where there is no interval. `so_far` is set in an incomplete cell
     that has one. `reason` says why the word is not one of the first two, `sentence` all of it in words.
+    `seeds`: what more seeds would decide, None where it is decided or not comparable.
     """
 
     word: Verdict
@@ -83,6 +85,7 @@ class CellVerdict:
     readings: tuple[Reading, ...]
     reason: str
     sentence: str = ""
+    seeds: Seeds | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -104,37 +107,33 @@ def judge_cells(
     """
     reported = [result for result in results if result.reported is not None]
     family = max(sum(cell.reported is not None for cell in registry.cells), len(reported))
-    verdicts = [_measured(result, reported, registry, preset, rules.cells) for result in reported]
+    measured = {
+        result.cell: _measured(result, reported, registry, preset, rules.cells) for result in reported
+    }
     # Only these are read one by one: complete, comparable, with an interval over all their runs.
     judged = [
-        place for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True))
-        if verdict.word is Verdict.UNDECIDED and not result.diverged and verdict.readings
-    ]  # fmt: skip
-    corrected = _corrected([verdicts[place] for place in judged], family, rules.cells)
-    for place, verdict in zip(judged, corrected, strict=True):
-        verdicts[place] = verdict
-    worded = {}
-    for place, (result, verdict) in enumerate(zip(reported, verdicts, strict=True)):
+        result.cell
+        for result in reported
+        if (verdict := measured[result.cell]).word is Verdict.UNDECIDED
+        and not result.diverged
+        and verdict.readings
+    ]
+    measured |= zip(judged, _corrected([measured[cell] for cell in judged], family, rules.cells), strict=True)
+    verdicts = {}
+    for result in reported:
+        verdict = measured[result.cell]
         words = {reading.word for reading in verdict.readings}
         common = words.pop() if len(words) == 1 else Verdict.UNDECIDED
-        if place in judged:
+        if result.cell in judged:
             verdict = replace(verdict, word=common, reason=_why(verdict, common, rules.cells, family))
         elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
-            so_far = Verdict(rules.cells.partly_diverged) if result.diverged else common
-            verdict = replace(verdict, so_far=so_far)
-        worded[result.cell] = replace(verdict, sentence=_sentence(result, verdict, rules.cells))
-    return tuple(replace(result, verdict=worded.get(result.cell)) for result in results)
-
-
-def reported_spread(table: Table, ddof: int) -> PooledSpread:
-    """The paper's within-cell spread, pooled over a table, under one reading of its stds."""
-    reported = [value for row in table.rows for value in row.reported.values()]
-    return pool([(sample_std(value.std, ddof), PAPER_RUNS) for value in reported])
-
-
-def sample_std(std: float, ddof: int) -> float:
-    """A printed std of three runs as a sample std (ddof = 1): √(3/2) times it where it has ddof = 0."""
-    return std * math.sqrt((PAPER_RUNS - ddof) / (PAPER_RUNS - 1))
+            verdict = replace(
+                verdict, so_far=Verdict(rules.cells.partly_diverged) if result.diverged else common
+            )
+        sentence = _sentence(result, verdict, rules.cells)
+        seeds = _seeds(result, verdict, registry, rules.cells)
+        verdicts[result.cell] = replace(verdict, sentence=sentence, seeds=seeds)
+    return tuple(replace(result, verdict=verdicts.get(result.cell)) for result in results)
 
 
 def _measured(
@@ -143,12 +142,12 @@ def _measured(
     """The cell's verdict with its readings; words that do not depend on other cells are final."""
     table = registry.table(result.cell.table)
     ours = pool([(other.std, other.n) for other in reported if other.cell.table == result.cell.table])
-    missing = len(result.blanks) - result.diverged
     word, reason = Verdict.UNDECIDED, ""
     if foreign := _not_comparable(result, table, preset):
         word, reason = Verdict.NOT_COMPARABLE, foreign
-    elif missing:
-        word, reason = Verdict.INCOMPLETE, f"{result.expected - missing} of {result.expected} runs"
+    elif result.missing:
+        reason = f"{result.expected - result.missing} of {result.expected} runs"
+        word = Verdict.INCOMPLETE
     elif result.n == 0:
         word = Verdict(rules.wholly_diverged)
         reason = f"all {result.diverged} runs diverged; the paper's trained"
@@ -167,17 +166,15 @@ def _not_comparable(result: CellResult, table: Table, preset: Preset) -> str:
     """Why the cell cannot be held against the paper's; empty where it can."""
     if preset.name != "paper":
         return f"made with the preset {preset.name}, not with the paper's recipe"
-    if any(run.generated for run in result.averaged):
-        return "trained on generated data"
-    if partial := next((run.partial for run in result.averaged if run.partial), None):
-        return f"trained on partial data ({partial})"
-    if (paper := table.reported_data) is not None:
-        counts = (paper.classes, paper.classes * paper.train_per_class, paper.classes * paper.test_per_class)
-        for run in result.averaged:
-            if run.sizes != counts:
-                return (
-                    "{} classes, {:,} training and {:,} test images; the paper says {}, {:,} and {:,}"
-                ).format(*run.sizes, *counts)
+    papers = table.reported_data and table.reported_data.counts
+    for run in result.averaged:
+        if run.generated:
+            return "trained on generated data"
+        if run.partial:
+            return f"trained on partial data ({run.partial})"
+        if papers and run.sizes != papers:
+            text = "{} classes, {:,} training and {:,} test images; the paper says {}, {:,} and {:,}"
+            return text.format(*run.sizes, *papers)
     return ""
 
 
@@ -206,28 +203,29 @@ def _reading(result: CellResult, ours: PooledSpread, table: Table, ddof: int, ru
 def _by_interval(low: float, high: float, tolerance: float) -> Verdict:
     if -tolerance <= low and high <= tolerance:
         return Verdict.REPRODUCED
-    if low > tolerance or high < -tolerance:
-        return Verdict.OFF
-    return Verdict.UNDECIDED
+    return Verdict.OFF if low > tolerance or high < -tolerance else Verdict.UNDECIDED
 
 
 def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> list[CellVerdict]:
     """The verdicts with adjusted p and the words that these leave to each reading."""
+    corrected = list(judged)
     # Cells that are not judged yet keep their place in the family: looking early gains nothing.
-    absent = [1.0] * (family - len(judged))
-    by_reading = []
-    for readings in zip(*(verdict.readings for verdict in judged), strict=True):
-        beyond = benjamini_hochberg([*(reading.p_beyond for reading in readings), *absent])
-        equivalent = benjamini_hochberg([*(reading.p_equivalence for reading in readings), *absent])
-        column = []
-        for reading, p_beyond, p_equivalent in zip(readings, beyond, equivalent, strict=False):
-            p_of_word = {Verdict.REPRODUCED: p_equivalent, Verdict.OFF: p_beyond}.get(reading.word, 0.0)
-            word = reading.word if p_of_word <= rules.false_discovery_rate else Verdict.UNDECIDED
-            adjusted = replace(reading, p_beyond_adjusted=p_beyond, p_equivalence_adjusted=p_equivalent)
-            column.append(replace(adjusted, word=word))
-        by_reading.append(column)
-    readings_of = zip(*by_reading, strict=True)
-    return [replace(verdict, readings=pair) for verdict, pair in zip(judged, readings_of, strict=True)]
+    p = np.ones((2, 2, family))  # of (beyond, equivalence), by reading and cell
+    for place, verdict in enumerate(judged):
+        p[..., place] = [[r.p_beyond, r.p_equivalence] for r in verdict.readings]
+    adjusted = benjamini_hochberg(p)
+    for place, verdict in enumerate(judged):
+        readings = []
+        for reading, (beyond, equivalence) in zip(
+            verdict.readings, adjusted[..., place].tolist(), strict=True
+        ):
+            needed = {Verdict.REPRODUCED: equivalence, Verdict.OFF: beyond}.get(reading.word, 0.0)
+            word = reading.word if needed <= rules.false_discovery_rate else Verdict.UNDECIDED
+            readings.append(
+                replace(reading, p_beyond_adjusted=beyond, p_equivalence_adjusted=equivalence, word=word)
+            )
+        corrected[place] = replace(verdict, readings=tuple(readings))
+    return corrected
 
 
 def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> str:
@@ -244,20 +242,27 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
 
 def _sentence(result: CellResult, verdict: CellVerdict, rules: CellRules) -> str:
     """The verdict in words, with the numbers behind it."""
-    word = f"{verdict.word}, so far {verdict.so_far}" if verdict.so_far else str(verdict.word)
-    head = f"{word[0].upper()}{word[1:]}"
+    head = verdict.word.capitalize() + (f", so far {verdict.so_far}" if verdict.so_far else "")
     if verdict.reason:
         head += f": {verdict.reason}"
     if result.difference is None or result.reported is None:
         return f"{head}."
-    text = (
-        f"{result.mean:.2f} (n = {result.n}) against the paper's {result.reported.mean:.2f}, "
-        f"{signed(result.difference)} points"
-    )
+    text = f"{result.mean:.2f} (n = {result.n}) against the paper's {result.reported.mean:.2f}, "
+    text += f"{signed(result.difference)} points"
     if verdict.interval is not None:
         low, high = verdict.interval
         text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
     return f"{head}. {text}."
+
+
+def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: CellRules) -> Seeds | None:
+    if verdict.word not in (Verdict.UNDECIDED, Verdict.INCOMPLETE):
+        return None
+    if result.diverged:
+        sentence = "More seeds cannot decide: a run diverged, and such a cell is never reproduced."
+        return Seeds(result.expected, {}, {}, sentence)
+    ours = PooledSpread(verdict.our_std, verdict.our_degrees)
+    return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)
 
 
 def mark(result: CellResult) -> str:
@@ -281,20 +286,27 @@ def cells_sentence(results: Sequence[CellResult]) -> str:
     return f"{len(words)} cells: {counts}."
 
 
+def seeds_sentences(results: Sequence[CellResult]) -> list[str]:
+    """What more seeds would decide: a sentence for the cells of a table that share it."""
+    advised = [
+        (result, result.verdict.seeds) for result in results if result.verdict and result.verdict.seeds
+    ]
+    counts = Counter((result.cell.table, seeds.sentence) for result, seeds in advised)
+    return [
+        f"Table {table}, {counted(count, 'cell')} not decided: {sentence}"
+        for (table, sentence), count in counts.items()
+    ]
+
+
 def verdict_fields(result: CellResult) -> dict[str, object] | None:
     """A cell's verdict for a program: word and evidence, with the fields of its readings."""
     if result.verdict is None or result.reported is None:
         return None
     fields = dataclasses.asdict(result.verdict)
     return {
-        "word": fields["word"],
-        "so_far": fields["so_far"],
-        "n": result.n,
-        "expected": result.expected,
+        **{name: fields[name] for name in ("word", "so_far")},
+        **{name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "difference")},
         "missing": [run.seed for run in result.blanks if not run.diverged],
-        "diverged": result.diverged,
-        "mean": result.mean,
         "reported_mean": result.reported.mean,
-        "difference": result.difference,
-        **{name: fields[name] for name in ("our_std", "our_degrees", "readings", "reason", "sentence")},
+        **{key: fields[key] for key in ("our_std", "our_degrees", "readings", "reason", "sentence", "seeds")},
     }

@@ -8,8 +8,7 @@ from torch import nn
 
 from repro.config import RunConfig
 from repro.data import synthetic
-from repro.data.arrays import open_prepared
-from repro.data.prepared import PreparedData
+from repro.data.prepared import PreparedData, open_prepared
 from repro.errors import DataMissingError
 from repro.losses.base import ClassificationLoss
 from repro.training.loop import build

@@ -59,7 +59,7 @@ class CaseResult:
 
     `speeds` and `preparing` (seconds to the first step done) by program, `ours, 2 at once` among them.
     `roofline` is in images per second; `measuring` is in seconds. `notes` are what the loop said, as of a
-    technique that it left out, and which program could not be measured.
+    acceleration that it left out, and which program could not be measured.
     """
 
     name: str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import DEVICE, FILE, PRECISION, places, techniques, write
+from repro.cli.options import DEVICE, FILE, PRECISION, accelerations, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others
 @click.option(
     "--deterministic", is_flag=True, help="Train bitwise repeatably, to see what it costs our loop."
 )
-@techniques
+@accelerations
 @click.option("--json", "json_file", type=FILE, help="Write everything to a file as JSON too.")
 @click.option("--plot", type=FILE, help="Draw it: a .png or .pdf.")
 def bench(

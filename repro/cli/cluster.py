@@ -47,7 +47,7 @@ def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--partition", help="Slurm.")
     @click.option("--account", help="Slurm.")
     @click.option("--qos", help="Slurm.")
-    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; it goes on in another job.")
+    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; another job resumes it.")
     @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
     @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
     @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",

@@ -73,7 +73,8 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 def prepare(name: str, folder: Path, **options: Any) -> None:
     """Turn SET's files into memory-mapped arrays with a manifest.
 
-    Any other name than a known set's is one of your own: --from a folder with a folder of images a class.
+    Any other name than a known set's is one of your own: --from a folder with a folder of images per class,
+    or with train/ and test/ (or val/), each with a folder of images per class.
     """
     from repro.data import prepare as prepare_set
     from repro.manifest import prepared_folder
@@ -198,23 +199,20 @@ def make_contact_sheet(
 
 def _augmented(train: "Arrays", recipe: "Recipe", chosen: "np.ndarray", seed: int) -> "Tensor":
     """The chosen images (k, 3, S, S) as the first epoch of the run shows them, uint8."""
-    import numpy as np
     import torch
 
-    from repro.data.augment import crop_and_flip, rotate
-    from repro.data.loader import draw_epoch
+    from repro.data.loader import BatchStream, EpochRandomness, Normalisation, draw_epoch, to_device
+    from repro.data.prepared import Arrays
     from repro.training.seeding import generator
 
     draws = draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0))
     # What is drawn belongs to a place in the epoch's order, not to an image.
-    drawn = torch.argsort(draws.order)[torch.from_numpy(chosen)]
-    images = crop_and_flip(
-        torch.from_numpy(np.array(train.images[chosen])),
-        torch.arange(len(chosen)),
-        draws.offsets[drawn],
-        draws.flips[drawn],
-        recipe.crop_padding,
-    )
-    if draws.degrees is not None:
-        images = (rotate(images.float() / 255, draws.degrees[drawn]) * 255).round().to(torch.uint8)
-    return images
+    at = torch.argsort(draws.order)[torch.from_numpy(chosen)]
+    degrees = None if draws.degrees is None else draws.degrees[at]
+    drawn = EpochRandomness(torch.arange(len(chosen)), draws.offsets[at], draws.flips[at], degrees)
+    split = to_device(Arrays(train.images[chosen], train.labels[chosen]), torch.device("cpu"))
+    plain = Normalisation(torch.zeros(3), torch.ones(3), torch.contiguous_format)
+    stream = BatchStream(split, recipe.crop_padding, plain)
+    stream.begin(drawn)
+    images, _ = stream.next_batch(len(chosen))
+    return (images * 255).round().to(torch.uint8)

@@ -56,7 +56,7 @@ def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> Non
     """Check this machine: Python, torch against the GPU, memory, disk, folders, data sets.
 
     Each line is ok, a warning or an error with what to do about it. The exit code is 3 if one is an error,
-    as where no run could be trained.
+    for example if no run can be trained.
     """
     findings = []
     for finding in examine(context, executor, hash_data=not quick):

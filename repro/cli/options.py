@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from repro.errors import SetupError, UsageError
+from repro.errors import SetupError, UsageError, printable
 
 
 class _Path(click.Path):
@@ -26,18 +26,22 @@ FILE = _Path(dir_okay=False, path_type=Path)
 EXISTING = _Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class TableType(click.ParamType):
-    """The number of a table of the paper, or another table's name."""
-
-    name = "table"
-
-    def convert(  # noqa: D102
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        return int(value) if str(value).isdecimal() else str(value)
+def _split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[int | str, ...]:
+    """`1,2` and an option given twice are the same; numbers become such."""
+    words = [word.strip() for value in values for word in value.split(",")]
+    if wrong := [word for word in words if not word or (param.name == "seeds" and not word.isdecimal())]:
+        raise click.BadParameter(f"{wrong[0]!r}: expected a number such as 0, or several: 0,1")
+    return tuple(int(word) if word.isdecimal() else word for word in words)
 
 
-TABLE = TableType()
+TABLES = click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    callback=_split,
+    metavar="TABLE[,…]",
+    help="1, 2, 3 or a name.  [default: the paper's]",
+)
 
 
 class _Messages(logging.Handler):
@@ -45,7 +49,7 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError, ValueError):
-            click.echo(self.format(record), err=True)
+            click.echo(printable(self.format(record)), err=True)
 
 
 def configure_logging() -> None:
@@ -76,7 +80,9 @@ DATA_DIR = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
 PRECISION = click.option(
-    "--precision", type=click.Choice(["bf16", "fp16", "fp32"]), help="Force one.  [default: by device]"
+    "--precision",
+    type=click.Choice(["bf16", "fp16", "fp32"]),
+    help="Force this precision.  [default: by device]",
 )
 DETERMINISTIC = click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
 STALE = click.option(
@@ -88,12 +94,18 @@ STALE = click.option(
 )
 LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
 
-_TECHNIQUES = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
-techniques = all_of(
+_ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+accelerations = all_of(
     click.option(
-        "--with", "switch_on", type=_TECHNIQUES, multiple=True, help="Use a technique.  [default: by device]"
+        "--with",
+        "switch_on",
+        type=_ACCELERATIONS,
+        multiple=True,
+        help="Use an acceleration.  [default: by device]",
     ),
-    click.option("--without", "switch_off", type=_TECHNIQUES, multiple=True, help="Do without a technique."),
+    click.option(
+        "--without", "switch_off", type=_ACCELERATIONS, multiple=True, help="Disable an acceleration."
+    ),
 )
 """What makes a run faster and is no part of its recipe."""
 
@@ -121,12 +133,15 @@ SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "studies")
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection."""
 
-    @click.option("--table", "tables", type=TABLE, multiple=True, help="1, 2, 3 or a name; repeatable.")
+    @TABLES
     @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
     @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
     @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
-    @click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="Repeatable.")
-    @click.option("--set", "axes", multiple=True, metavar="AXIS=VALUE", help="Depart from the recipe.")
+    @click.option("--seed", "seeds", multiple=True, callback=_split, metavar="SEED[,…]",
+                  help="[default: the preset's]")  # fmt: skip
+    @click.option(
+        "--set", "axes", multiple=True, metavar="AXIS=VALUE", help="Override the recipe; repeatable."
+    )
     @click.option("--study", "studies", multiple=True, metavar="NAME",
                   help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
     @wraps(command)

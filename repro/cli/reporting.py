@@ -1,13 +1,14 @@
 """What the records say: aggregate, figures, report, claims, audit."""
 
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, JSON, TABLE, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, JSON, TABLES, end_if_damaged, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 @places
 @click.option("--format", "form", default="markdown", show_default=True,
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
-@click.option("--table", "tables", type=TABLE, multiple=True,
-              help="1, 2, 3 or a name; repeatable.  [default: the paper's]")  # fmt: skip
+@TABLES
 @click.option("--extended", is_flag=True,
               help="Include losses beyond the paper that have no record yet.")  # fmt: skip
 @click.option("--study", "studies", multiple=True, metavar="NAME",
@@ -48,7 +48,7 @@ def aggregate(
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
     if form == "parquet" and output is None:
-        raise UsageError("Parquet is no text to print: name a file with --output")
+        raise UsageError("Parquet cannot be printed: name a file with --output")
     if tables and studies:
         raise UsageError("--table and --study exclude one another")
     context.point_out_misnamed()
@@ -154,18 +154,31 @@ def project_rules(context: "Context") -> "Rules":
     return read_rules(context.project.experiments / RULES_FILE)
 
 
+def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
+    """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
+    from repro.analysis.seeds import planned_seeds
+
+    rules = optional_rules(context) if context.preset.name == "paper" else None
+    if rules is None:
+        return {}
+    advice = planned_seeds(context.registry, context.preset, rules, tables)
+    return {name: asdict(seeds) for name, seeds in advice.items()}
+
+
 @click.command()
 @places
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
 def figures(context: "Context", output: Path | None) -> None:
-    """Draw Figures 2 and 3, the training curves and the gradient norms from the records, as PNG and PDF."""
+    """Draw Figures 2 and 3, training curves, gradient norms and ablations as PNG and PDF."""
     from repro.analysis.figures import draw_figures
+    from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
     folder = output or context.project.preset_figures(preset.name)
-    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context))
+    effects = study_effects(context, [AMBIGUITIES])[0] if registry.ablations else ()
+    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects)
     for path in files:
         click.echo(path)
     for notice in notices:

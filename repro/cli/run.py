@@ -18,15 +18,14 @@ from repro.cli.options import (
     LOG,
     PRECISION,
     STALE,
+    accelerations,
     devices,
-    end_if_damaged,
     parse_per_gpu,
     places,
     selection,
     stoppable,
-    techniques,
 )
-from repro.errors import DataMissingError, SetupError, UsageError
+from repro.errors import DataMissingError, IntegrityError, SetupError, UsageError
 from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -58,6 +57,7 @@ def plan(
 
     Speeds are those of records made on this device, else a share of its roofline.
     """
+    from repro.cli.reporting import seeds_advice
     from repro.gpus import parse_gpus
     from repro.record_state import damage
     from repro.scheduling.devices import find_devices
@@ -79,9 +79,10 @@ def plan(
         begun=context.begun(to_do),
         budget=seconds,
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
+        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
     )
     click.echo(made.to_json() if as_json else made.to_text())
-    end_if_damaged(damage(survey.states))
+    sys.exit(IntegrityError.exit_code if damage(survey.states) else 0)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class RunOptions:
 @devices
 @PRECISION
 @DETERMINISTIC
-@techniques
+@accelerations
 @click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
               help="Seconds between checkpoints, at least.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
@@ -305,7 +306,7 @@ def stop(context: "Context", now: bool) -> None:
 @PRECISION
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @DETERMINISTIC
-@techniques
+@accelerations
 @click.option("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu,
               help="Runs at once in this process.  [default: 1]")  # fmt: skip
 @STALE

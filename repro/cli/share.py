@@ -6,16 +6,19 @@ Only valid records of today's recipes get in, under a name that is free; nothing
 replaced, moved or changed. A bundle is read member by member and never unpacked to disk.
 """
 
+import getpass
 import gzip
 import hashlib
 import io
+import os
 import re
 import socket
 import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +28,7 @@ import click
 
 from repro.cli.context import suggest
 from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
-from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError
+from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError, printable
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -36,8 +39,16 @@ TOP = "records"
 MAX_RATIO = 30  # unpacked bytes per byte of a bundle; records come to about 5
 LARGEST_RECORD = 10 * 2**20  # bytes of a file that can be a record; the paper's have about 35,000
 _BLOCK = 1 << 20  # bytes unpacked at once
-_PATH = re.compile(r"(?<![\w.~/-])~?(?:/[\w.+@=~-]+){2,}/?")
-_SHORTEST_HOST = 3  # characters; a shorter host name is found in ordinary words too
+# A path or user@host, with what follows up to a quote or the line's end: one with blanks has no other.
+_PLACE = re.compile(
+    r"""(?:(?<![\w.~/-])/(?=[^/\s])[^/\n"']*/(?=\S)|(?<!\w)~(?:[A-Za-z][\w.-]*)?/|file:/|\b[A-Za-z]:\\|\\\\\w"""
+    r"""|[\w.+-]+@[A-Za-z])[^"'\n]*"""
+)
+_HOST = re.compile(
+    r"(?<![\w./-])(?:[A-Za-z][\w-]*(?:\.[A-Za-z][\w-]*){2,}|[0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![\w.-])"
+)
+_SHORTEST_NAME = 3  # characters; a shorter one is found in ordinary words too
+_NOBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "localhost"})  # names that name nobody
 
 
 @click.command()
@@ -57,20 +68,23 @@ def bundle(context: "Context", selected: "Selection", output: Path | None) -> No
 
 
 def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple[int, list[str], bool]:
-    """Packs every record of the selection that counts into `file`, replacing it.
+    """Packs every record of the selection that counts into the new `file`.
 
     Returns how many were packed, a sentence for each that was left out, and whether one of these is damaged.
-    Raises SelectionError where there is none, UsageError where the file cannot be written.
+    Raises SelectionError where there is none, UsageError where the file is there or cannot be written.
     """
     from repro.record_state import RecordState
 
+    if os.path.lexists(file):
+        raise UsageError(f"{file} is there already: remove it, or name another file with --output")
     packed, left_out, damaged = 0, [], False
     runs = sorted(context.registry.select_runs(selected, context.preset), key=lambda run: run.id)
-    temporary = file.with_name(f".{file.name}.partial")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    names = machine_names(context)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with (
-            temporary.open("wb") as raw,
+            temporary.open("xb") as raw,
             # No time, owner or file name of this machine gets into the archive.
             gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as compressed,
             tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -78,7 +92,7 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
             for state in context.states(runs):
                 record, reason = None, state.reason
                 if state.counts and state.record is not None:
-                    record, reason = anonymise(state.record)
+                    record, reason = anonymise(state.record, names | attempt_hosts(context, state.run))
                 if record is not None:
                     content = record.to_json().encode()
                     info = tarfile.TarInfo(f"{TOP}/{context.preset.name}/{state.run.id}.json")
@@ -101,30 +115,56 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
     return packed, left_out, damaged
 
 
-def anonymise(record: "RunRecord") -> "tuple[RunRecord | None, str]":
+def machine_names(context: "Context") -> set[str]:
+    """What this machine, its user and all machines of the preset's workers are called."""
+    from repro.worker_note import read_worker_notes
+
+    names = {socket.gethostname(), Path.home().name}
+    with suppress(KeyError, OSError):  # a container's user may have no name
+        names.add(getpass.getuser())
+    notes = read_worker_notes(context.project.workers(context.preset.name))
+    return names | {note.host for note in notes}
+
+
+def attempt_hosts(context: "Context", run: "Run") -> set[str]:
+    """The machines on which the run was attempted, as far as its attempts are still here."""
+    from repro.attempts import read_attempts
+
+    return {note.host or "" for note in read_attempts(context.project.run(context.preset.name, run.id))}
+
+
+def anonymise(record: "RunRecord", names: Collection[str]) -> "tuple[RunRecord | None, str]":
     """The record without what names a machine or a person, and no reason; or None, and why it stays here.
 
     How an attempt failed keeps the kind of error and loses its message. In the other texts of the provenance
-    a path becomes `<path>` and the host's name `<host>`; attempts have it as a salted hash already. A path
-    anywhere else decides what the record means, so such a record is not changed but kept back.
+    a path or `user@host` becomes `<path>` with all that follows, one of `names`, a host's full name and its
+    address become `<name>`; attempts have the host as a salted hash already. Anywhere else they decide what
+    the record means, so such a record is not changed but kept back.
     """
     content = record.model_dump(mode="json")
     provenance = content.pop("provenance")
-    paths: list[str] = []
+    # The first label of a full name is a name, too.
+    words = {word for name in names for word in (name, name.partition(".")[0]) if len(word) >= _SHORTEST_NAME}
+    listed = "|".join(map(re.escape, sorted(words - _NOBODY, key=len, reverse=True)))
+    named = re.compile(rf"(?<![\w-])(?:{listed})(?![\w-])" if listed else "(?!)", re.IGNORECASE)
+    found: list[str] = []
 
     def find(text: str) -> str:
-        paths.extend(_PATH.findall(text))
+        found.extend(_PLACE.findall(text))
         return text
 
     _with_texts(content, find)
-    if paths:
-        return None, f"holds the path {paths[0]!r}, which may name this machine or a person"
+    found += named.findall(f"{record.data.title}\n{record.data.partial}")
+    if found:
+        return None, f"holds {found[0]!r}, which may name this machine or a person"
     for attempt in provenance["attempts"]:
         outcome, colon, message = attempt["outcome"].partition(": ")
-        attempt["outcome"] = f"{outcome}{colon}{message.partition(':')[0]}"
-    host = socket.gethostname()
-    named = re.compile(rf"(?<![\w.-]){re.escape(host)}(?![\w-])" if len(host) >= _SHORTEST_HOST else r"(?!)")
-    provenance = _with_texts(provenance, lambda text: named.sub("<host>", _PATH.sub("<path>", text)))
+        kind = re.match(r"[\w.]*", message)
+        attempt["outcome"] = f"{outcome}{colon}{kind[0] if kind else ''}"
+    packages = provenance.pop("packages")  # ruamel.yaml.clib is no host, nor is the version 12.4.5.8
+    provenance = _with_texts(provenance, lambda text: _HOST.sub("<name>", _PLACE.sub("<path>", text)))
+    provenance = {**provenance, "packages": _with_texts(packages, lambda text: _PLACE.sub("<path>", text))}
+    provenance = _with_texts(provenance, lambda text: named.sub("<name>", text))
     return type(record).model_validate({**content, "provenance": provenance}), ""
 
 
@@ -153,7 +193,7 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     offers = merge_bundles(Context.open("paper", results, data_dir), files, dry_run)
     for offer in offers:
         if offer.reason:
-            click.echo(f"{offer.fate}: {offer.name}: {offer.reason}", err=True)
+            click.echo(printable(f"{offer.fate}: {offer.name}: {offer.reason}"), err=True)
     counts = Counter(offer.fate for offer in offers)
     total = ", ".join(f"{counts[fate]} {fate}" for fate in Fate if counts[fate]) or "nothing in it"
     click.echo(f"would be: {total}" if dry_run else total, err=True)
@@ -217,7 +257,13 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | None]]:
                 if unpacked > limit:
                     raise ValueError(f"it unpacks to over {MAX_RATIO} times as many bytes")
         with tarfile.open(file, "r:gz") as tar:
-            for member in tar.getmembers():
+            members = tar.getmembers()
+            # tarfile takes a damaged header for the end; an archive ends in two blocks of zeros or more.
+            with gzip.open(file) as stream:
+                stream.seek(tar.offset)
+                if len(rest := stream.read()) < 2 * tarfile.BLOCKSIZE or any(rest):
+                    raise ValueError("its end is missing")
+            for member in members:
                 if not member.isdir():
                     fits = member.isreg() and member.size <= LARGEST_RECORD
                     stored = tar.extractfile(member) if fits else None
@@ -246,6 +292,8 @@ def _take(
     config = here.registry.config(run, here.preset)
     fingerprint = here.fingerprints([run])[run.cell.dataset]
     offered = assess_record(record, run, config, fingerprint)
+    if offered.record_state is RecordState.CORRUPT:
+        return Fate.REFUSED, offered.reason
     if offered.record_state is RecordState.OTHER_RECIPE:
         return Fate.OTHER_RECIPE, offered.reason.removeprefix("other recipe: ")
     present = assess_run(run, config, here.preset, here.project, fingerprint)
@@ -259,7 +307,8 @@ def _take(
     if present.record is None:
         again = suggest(here, "train", run.id)
         return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"
-    if record in (present.record, anonymise(present.record)[0]):
+    names = machine_names(here) | attempt_hosts(here, run)
+    if record in (present.record, anonymise(present.record, names)[0]):
         return Fate.ALREADY_HERE, ""
     ours, theirs = _describe(present.record), _describe(record)
     return Fate.CONFLICT, f"another record of this run is here ({ours}; offered: {theirs})"

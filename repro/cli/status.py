@@ -18,6 +18,7 @@ from repro.errors import (
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
+    printable,
 )
 from repro.paths import read_file
 
@@ -39,7 +40,7 @@ _EPOCHS_SHOWN = 12
 @click.command()
 @places
 @selection
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @JSON
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
     """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
@@ -106,7 +107,7 @@ def show(context: "Context", run_id: str, as_json: bool) -> None:
             f"`repro train {run.id} --preset {context.preset.name}` makes it"
         )
     if as_json:
-        click.echo(path.read_text(encoding="utf-8").rstrip("\n"))
+        click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
         return
     console = Console(width=100, highlight=False)
     with console.capture() as capture:
@@ -208,7 +209,11 @@ def _plain(value: object) -> str:
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option(
-    "--lines", type=click.IntRange(min=1), default=40, show_default=True, help="Of each log, from its end."
+    "--lines",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="Lines of each log, from its end.",
 )
 def logs(context: "Context", run_id: str, lines: int) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
@@ -253,4 +258,4 @@ def _read_text(path: Path) -> str:
 
 def _echo_indented(lines: Sequence[str]) -> None:
     for line in lines:
-        click.echo(f"    {line}")
+        click.echo(f"    {printable(line)}")

@@ -61,21 +61,13 @@ class DataSetState:
     detail: str
 
 
-DATA_SETS: dict[str, DataSet] = {
-    each.name: each
-    for each in (
-        DataSet("cifar100", "CIFAR-100", 32, "cifar100", classes=100, train_count=50_000, test_count=10_000),
-        DataSet(
-            "tiny-imagenet", "TinyImageNet", 64, "tiny_imagenet",
-            classes=200, train_count=100_000, test_count=10_000,
-        ),
-        DataSet(
-            "facescrub", "FaceScrub", 64, "facescrub",
-            paper_counts=(361 * 90, 361 * 10, 361),
-            fetch_needs="the lists that its publishers send on request (--lists DIR)",
-        ),
-    )
-}  # fmt: skip
+_KNOWN = (
+    DataSet("cifar100", "CIFAR-100", 32, "cifar100", classes=100, train_count=50_000, test_count=10_000),
+    DataSet("tiny-imagenet", "TinyImageNet", 64, "tiny_imagenet", 200, 100_000, 10_000),
+    DataSet("facescrub", "FaceScrub", 64, "facescrub", paper_counts=(361 * 90, 361 * 10, 361),
+            fetch_needs="the lists that its publishers send on request (--lists DIR)"),
+)  # fmt: skip
+DATA_SETS: dict[str, DataSet] = {each.name: each for each in _KNOWN}
 
 
 def dataset_info(name: str) -> DataSet:
@@ -114,22 +106,20 @@ def prepare(name: str, data_dir: Path, **options: Any) -> "Manifest":
 
     Raises UsageError, DataCorruptError, SetupError, or DataMissingError where the source files are missing.
     """
+    chosen, title, save_as = dataset_info(name), options.get("title") or "", options.get("save_as") or name
     if name not in DATA_SETS and options.get("source") is None:
         raise UsageError(
             f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
             "--from FOLDER with a folder of images per class"
         )
-    chosen, title = dataset_info(name), options.get("title") or ""
-    if (save_as := options.get("save_as") or name) != name:
-        dataset_info(save_as)
-        if save_as in DATA_SETS:
-            raise UsageError(f"--as {save_as}: {name} cannot be kept under another known set's name")
+    if name not in DATA_SETS and save_as != name:
+        raise UsageError(f"repro data prepare {name}: --as means nothing for this set")
+    if save_as != name and dataset_info(save_as).name in DATA_SETS:
+        raise UsageError(f"--as {save_as}: {name} cannot be kept under another known set's name")
     for known in DATA_SETS.values():
         if known.name != name and known.title.casefold() in title.casefold():
             raise UsageError(f"--title {title!r}: only {known.name} itself may be called {known.title}")
     if name not in DATA_SETS:
-        if save_as != name:
-            raise UsageError(f"repro data prepare {name}: --as means nothing for this set")
         options["save_as"] = name
     manifest: Manifest = _call("prepare", chosen, data_dir, options)
     return manifest
@@ -141,12 +131,10 @@ def verify(name: str, data_dir: Path) -> "Manifest":
     Raises UsageError for a name that is neither known nor prepared, DataMissingError, or DataCorruptError
     naming the damaged files.
     """
-    from repro.data.arrays import verify_prepared
+    from repro.data.prepared import verify_prepared
 
-    own = _own_sets(data_dir)
-    if name not in DATA_SETS and name not in own:
-        known = ", ".join([*DATA_SETS, *own])
-        raise UsageError(f"unknown data set {name!r}; known: {known}")
+    if name not in (known := [*DATA_SETS, *_own_sets(data_dir)]):
+        raise UsageError(f"unknown data set {name!r}; known: {', '.join(known)}")
     return verify_prepared(data_dir, name)
 
 
@@ -161,10 +149,10 @@ def open_for_training(config: "RunConfig", data_dir: Path) -> "PreparedData":
         from repro.data import synthetic
 
         return synthetic.generate(*_generated(config))
-    from repro.data import arrays
+    from repro.data.prepared import open_prepared, verify_prepared
 
-    arrays.verify_prepared(data_dir, config.dataset)
-    return arrays.open_prepared(data_dir, config.dataset)
+    verify_prepared(data_dir, config.dataset)
+    return open_prepared(data_dir, config.dataset)
 
 
 def fingerprint(config: "RunConfig", data_dir: Path) -> str | None:
@@ -208,34 +196,30 @@ def _own_sets(data_dir: Path) -> list[str]:
 
 
 def _state(chosen: DataSet, data_dir: Path) -> DataSetState:
-    from repro.data.arrays import open_prepared
+    from repro.data.prepared import open_prepared
     from repro.manifest import prepared_folder
 
     folder = prepared_folder(data_dir, chosen.name)
+    state: Literal["prepared", "fetched", "missing", "corrupt"] = "missing"
+    title, images, classes, place = chosen.title, None, None, folder
     try:
         manifest = open_prepared(data_dir, chosen.name).manifest
     except DataCorruptError as error:
-        return DataSetState(chosen.name, chosen.title, "corrupt", None, None, _bytes(folder), str(error))
+        state, detail = "corrupt", str(error)
     except DataMissingError as error:
+        needs = f", given {chosen.fetch_needs}" if chosen.fetch_needs else ""
+        detail = str(error) if folder.exists() else f"`repro data fetch {chosen.name}` downloads it{needs}"
         found = chosen.implementation().find_source(data_dir) if chosen.name in DATA_SETS else None
         if found is not None:
+            state, place = "fetched", found
             detail = f"source in {found}; `repro data prepare {chosen.name}` makes the arrays"
-            return DataSetState(chosen.name, chosen.title, "fetched", None, None, _bytes(found), detail)
-        if folder.exists():
-            detail = str(error)
-        else:
-            needs = f", given {chosen.fetch_needs}" if chosen.fetch_needs else ""
-            detail = f"`repro data fetch {chosen.name}` downloads it{needs}"
-        return DataSetState(chosen.name, chosen.title, "missing", None, None, 0, detail)
-    return DataSetState(
-        chosen.name,
-        manifest.title,
-        "prepared",
-        manifest.train.count + manifest.test.count,
-        manifest.classes,
-        _bytes(folder),
-        "; ".join(filter(None, (manifest.partial, *manifest.notes, str(folder)))),
-    )
+    else:
+        state, title, classes = "prepared", manifest.title, manifest.classes
+        images = manifest.train.count + manifest.test.count
+        detail = "; ".join(filter(None, (manifest.partial, *manifest.notes, str(folder))))
+    files = place.iterdir() if place.is_dir() else [place]
+    size = 0 if state == "missing" else sum(file.stat().st_size for file in files if file.is_file())
+    return DataSetState(chosen.name, title, state, images, classes, size, detail)
 
 
 def _call(command: str, chosen: DataSet, data_dir: Path, options: dict[str, Any]) -> Any:
@@ -247,8 +231,3 @@ def _call(command: str, chosen: DataSet, data_dir: Path, options: dict[str, Any]
         flag = spelling.get(option, option.replace("_", "-"))
         raise UsageError(f"repro data {command} {chosen.name}: --{flag} means nothing for this set")
     return function(data_dir, **given)
-
-
-def _bytes(place: Path) -> int:
-    files = place.iterdir() if place.is_dir() else [place]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -12,6 +12,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +22,9 @@ import numpy as np
 
 from repro.data import DATA_SETS
 from repro.data import download as downloading
-from repro.data.arrays import membership
-from repro.data.files import file_hash
+from repro.data.prepared import membership
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import SetupError
+from repro.errors import DataCorruptError, SetupError
 from repro.manifest import Manifest
 
 NAME = "cifar100"
@@ -68,12 +68,12 @@ def fetch(data_dir: Path, *, url: str | None = None, published: Published = PUBL
     """
     for folder in published.places(data_dir, published.folder):
         if not _absent(folder, published):
-            damaged = [
-                name for name, md5 in published.files.items() if file_hash(folder / name, "md5") != md5
-            ]
-            if not damaged:
+            try:
+                _read(folder, published)
+            except DataCorruptError as error:
+                _log.info("%s; fetching the set again", error)
+            else:
                 return folder
-            _log.info("%s: %s damaged; fetching the set again", folder, ", ".join(damaged))
     return published.whole_archive(data_dir) or published.download(data_dir, url)
 
 
@@ -94,17 +94,14 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
             raise published.not_found(data_dir, source, "".join(lacking))
         if found.is_file() and (wrong := published.wrong_md5(found)):
             raise published.corrupt(wrong)
-        sources: dict[str, str] = {}
-        class_names: list[str] = []
-        for name, md5 in published.files.items():
-            content = _load(found, name, md5, sources, published)
-            if name == "meta":
-                class_names = content["fine_label_names"]
-                continue
-            images = content["data"].reshape(-1, 3, 32, 32)
-            labels = np.array(content["fine_labels"], dtype=np.int64)
-            writer.split(name, labels, membership(content["filenames"]), [images])
-        return writer.finish(class_names, sources)
+        contents = _read(found, published)
+        for name in ("train", "test"):
+            split = _unpickle(contents[name])
+            labels = np.array(split["fine_labels"], dtype=np.int64)
+            images = split["data"].reshape(-1, 3, 32, 32)
+            writer.split(name, labels, membership(split["filenames"]), [images], 32)
+        sources = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        return writer.finish(_unpickle(contents["meta"])["fine_label_names"], sources)
 
     return prepare_once(data_dir, NAME, TITLE, make)
 
@@ -122,22 +119,29 @@ def _absent(folder: Path, published: Published) -> list[str]:
     return [name for name in sorted(published.files) if not (folder / name).is_file()]
 
 
-def _load(place: Path, name: str, md5: str, sources: dict[str, str], published: Published) -> dict[str, Any]:
-    """The dictionary in a file of the set, in a folder or archive; its sha256 is added to `sources`."""
+def _read(place: Path, published: Published) -> dict[str, bytes]:
+    """The published files of a folder or archive; DataCorruptError unless each has its MD5."""
+    contents, name = {}, ""
     try:
-        if place.is_file():
-            with tarfile.open(place) as tar:
-                member = tar.extractfile(f"{published.folder}/{name}")
-                content = b"" if member is None else member.read(published.max_bytes)
-        else:
-            content = (place / name).read_bytes()
+        with tarfile.open(place) if place.is_file() else nullcontext() as tar:
+            for name in published.files:
+                member = tar and tar.extractfile(f"{published.folder}/{name}")
+                if tar:
+                    contents[name] = member.read(published.max_bytes) if member else b""
+                else:
+                    contents[name] = (place / name).read_bytes()
     except (KeyError, tarfile.TarError, EOFError, zlib.error) as error:
         raise published.corrupt(f"{place}: {name} is not whole in it ({error})") from None
     except OSError as error:
         raise SetupError(f"cannot read {place}: {error.strerror or error}") from error
-    if (actual := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-        raise published.corrupt(f"{place / name} has MD5 {actual}, expected {md5}")
-    sources[name] = hashlib.sha256(content).hexdigest()
+    for name, content in contents.items():
+        actual, md5 = hashlib.md5(content, usedforsecurity=False).hexdigest(), published.files[name]
+        if actual != md5:
+            raise published.corrupt(f"{place / name} has MD5 {actual}, expected {md5}")
+    return contents
+
+
+def _unpickle(content: bytes) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of NumPy, about how Python 2 pickled its types
         # A pickle can run any program; these very bytes were just found to be the published ones.

@@ -8,43 +8,26 @@ A fault of an address is a result, never an error. Errors are what keeps the cra
 no network, a full disk. They end it, everything is kept, and the same call resumes.
 """
 
-import asyncio
 import io
 import itertools
 import json
 import logging
-import shutil
+import threading
 import time
-import urllib.parse
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from pathlib import Path
 
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time, progress
-from repro.data.http_get import (
-    BadAddressError,
-    CrawlPolicy,
-    FetchResult,
-    connectable_addresses,
-    host_of,
-    http_get,
-)
+from repro.data.http_get import CrawlPolicy, FetchResult, can_connect, host_of, http_get, plain
 from repro.errors import FetchError, SetupError
+from repro.storage import make_folder, write_whole
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Crawled:
-    """What there is after a crawl; an address whose picture was there already may have no result."""
-
-    on_disk: frozenset[str]  # sha256 of each picture
-    results: Mapping[str, FetchResult]  # by address
 
 
 def crawl(
@@ -52,20 +35,19 @@ def crawl(
     folder: Path,
     policy: CrawlPolicy | None = None,
     retry_failed: bool = False,
-) -> Crawled:
+) -> tuple[frozenset[str], Mapping[str, FetchResult]]:
     """Request each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
+
+    Returns the sha256 of each picture on disk, and the results by address; one whose picture was there
+    already may have none.
 
     A settled address is not requested again, unless `retry_failed` and it brought nothing.
 
     Raises FetchError where there is no network or the folder cannot be written, SetupError where this
-    machine is at its limits or httpx is not installed. What was fetched and noted stays, and the same call
-    resumes from there.
+    machine is at its limits. What was fetched and noted stays, and the same call resumes from there.
     """
     with one_at_a_time(folder / ".crawl.lock", "downloading the same pictures"):
-        partial = folder / ".partial"
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # a killed process's; its lock is ours now
-            partial.mkdir(parents=True)
             # Unbuffered: on a full disk closing must have nothing left to write.
             with (
                 journal_path(folder).open("ab", buffering=0) as journal,
@@ -73,16 +55,14 @@ def crawl(
             ):
                 run = _Crawl(wanted, folder, journal, policy or CrawlPolicy(), advance)
                 try:
-                    asyncio.run(run.run(retry_failed))
+                    run.run(retry_failed)
                 except KeyboardInterrupt:
                     so_far = f"{run.done:,} of {len(wanted):,} addresses are settled"
                     _log.info("stopped: %s, and the same command resumes from there", so_far)
                     raise
         except OSError as error:
             raise FetchError(explain_write_failure(Path(error.filename or folder), error)) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return Crawled(frozenset(run.on_disk), run.results)
+        return frozenset(run.on_disk), run.results
 
 
 def picture(folder: Path, sha256: str) -> Path:
@@ -130,14 +110,14 @@ class _Task:
 class _Host:
     name: str
     waiting: deque[_Task] = field(default_factory=deque)
-    workers: int = 0
+    active: int = 0  # requests under way
+    queued: bool = False  # whether it is in the crawl's queue
     faults: int = 0  # in a row
     next_at: float = 0.0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of the workers at a time may begin
 
 
 class _Crawl:
-    """The state of one crawl: up to `per_host` coroutines per host, each with one request at a time."""
+    """The state of one crawl: threads with one request at a time each, up to `per_host` of them per host."""
 
     def __init__(
         self,
@@ -153,12 +133,14 @@ class _Crawl:
         journal.truncate(journal_path(folder).read_bytes().rfind(b"\n") + 1)  # a line that a power cut tore
         self.on_disk = self._pictures_on_disk()
         self.hosts: dict[str, _Host] = {}
+        self.queue: list[tuple[float, int, _Host]] = []  # hosts by when they may be asked next
         self.done = 0
         self.active = 0  # requests under way
         self.next_at = 0.0
-        self.parts = itertools.count()
-        self.gate = asyncio.Lock()
-        self.connections = asyncio.Semaphore(policy.connections)
+        self.numbers = itertools.count()
+        self.changed = threading.Condition()  # holds the lock on all of this
+        self.stopped = False
+        self.error: Exception | None = None
         # Results that say nothing until something else shows that there is a network.
         self.held: list[tuple[str, FetchResult]] = []
         self.unreachable: dict[str, str] = {}
@@ -175,20 +157,26 @@ class _Crawl:
                     found.add(path.name)
         return found
 
-    async def run(self, retry_failed: bool) -> None:
+    def run(self, retry_failed: bool) -> None:
         """Settle every address."""
-        # Names are resolved in threads: as many as there may be connections.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(self.policy.connections))
-        tasks = [_Task(address, address) for address in self.wanted if self._is_due(address, retry_failed)]
-        self._count(len(self.wanted) - len(tasks))
-        try:
-            async with asyncio.TaskGroup() as self.group:
-                for task in tasks:
-                    self._enqueue(task)
-            if self.held:
-                await self._check_network()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        with self.changed:
+            due = [address for address in self.wanted if self._is_due(address, retry_failed)]
+            self._count(len(self.wanted) - len(due))
+            for address in due:
+                self._enqueue(_Task(address, address))
+            try:
+                for _ in range(min(self.policy.connections, len(due))):
+                    # Daemons: nobody who presses Ctrl-C waits for a server.
+                    threading.Thread(target=self._work, daemon=True).start()
+                while self.done < len(self.wanted) and self.error is None:
+                    self.changed.wait()
+                if self.error is not None:
+                    raise self.error
+                if self.held:
+                    self._check_network()
+            finally:
+                self.stopped = True
+                self.changed.notify_all()
 
     def _is_due(self, address: str, retry_failed: bool) -> bool:
         """Whether an address must be requested."""
@@ -209,59 +197,63 @@ class _Crawl:
         assert name is not None  # looked at before
         host = self.hosts.setdefault(name, _Host(name))
         host.waiting.append(task)
-        if host.workers < min(self.policy.per_host, len(host.waiting)):
-            host.workers += 1
-            self.group.create_task(self._serve(host))
+        self._queue(host)
         return host
 
-    async def _serve(self, host: _Host) -> None:
-        """One of a host's workers: a request at a time, until nothing waits for it."""
-        while (task := await self._begin(host)) is not None:
-            part = self.folder / ".partial" / str(next(self.parts))
-            try:
-                result = await http_get(task.url, self.wanted[task.address], part, self.policy)
-                self._handle(host, task, result, part)
-            finally:
-                self.active -= 1
-                self.connections.release()
-                part.unlink(missing_ok=True)
-        host.workers -= 1
+    def _queue(self, host: _Host) -> None:
+        if host.waiting and not host.queued and host.active < self.policy.per_host:
+            host.queued = True
+            heappush(self.queue, (host.next_at, next(self.numbers), host))
 
-    async def _begin(self, host: _Host) -> _Task | None:
-        """The next task of a host, once it may be requested; None where nothing waits."""
-        async with host.turn:
-            while host.waiting:
-                if (rest := host.next_at - time.monotonic()) > 0:
-                    await asyncio.sleep(rest)
-                    continue
-                await self.connections.acquire()
-                await self._wait_for_pace()
-                # While this waited, the host may have been given up, or asked for a pause.
-                if host.waiting and host.next_at <= time.monotonic():
-                    task = host.waiting.popleft()
-                    if not self.wanted[task.address] <= self.on_disk:
-                        task.attempts += 1
-                        self.active += 1
-                        host.next_at = time.monotonic() + self.policy.host_pause
-                        return task
-                    self._count()  # another address had the picture
-                self.connections.release()
+    def _work(self) -> None:
+        """One of the threads: a request at a time, until all are settled."""
+        try:
+            while (begun := self._begin()) is not None:
+                host, task = begun
+                result = http_get(task.url, self.wanted[task.address], self.policy)
+                with self.changed:
+                    host.active -= 1
+                    self.active -= 1
+                    if not self.stopped:
+                        self._handle(host, task, result)
+                        self._queue(host)
+                    self.changed.notify_all()
+        except Exception as error:  # noqa: BLE001 whatever it is, it is raised in the crawl's own thread
+            with self.changed:
+                self.error = self.error or error
+                self.changed.notify_all()
+
+    def _begin(self) -> tuple[_Host, _Task] | None:
+        """The next task, once it may be requested, and its host; None where all are settled."""
+        with self.changed:
+            while not self.stopped:
+                now = time.monotonic()
+                if len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts))):
+                    # So many hosts in a row without an answer: it may be this machine's network.
+                    if self.active:  # one of these may still show that there is one
+                        self.changed.wait()
+                    else:
+                        self._check_network()
+                elif not self.queue or (begin := max(self.queue[0][0], self.next_at)) > now:
+                    self.changed.wait(begin - now if self.queue else None)
+                else:
+                    host = heappop(self.queue)[2]
+                    host.queued = False
+                    if host.waiting and host.next_at <= now:  # neither given up nor asked for a pause since
+                        task = host.waiting.popleft()
+                        if not self.wanted[task.address] <= self.on_disk:
+                            task.attempts += 1
+                            host.active += 1
+                            self.active += 1
+                            host.next_at = now + self.policy.host_pause
+                            self.next_at = max(now, self.next_at) + 1 / self.policy.per_second
+                            self._queue(host)
+                            return host, task
+                        self._count()  # another address had the picture
+                    self._queue(host)
         return None
 
-    async def _wait_for_pace(self) -> None:
-        """Wait until another request may begin: by the rate over all hosts, while there is a network."""
-        async with self.gate:
-            # So many hosts in a row without an answer: it may be this machine's network.
-            while len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts))):
-                if self.active:  # one of these may still show that there is a network
-                    await asyncio.sleep(0.02)
-                else:
-                    await self._check_network()
-            begin = max(time.monotonic(), self.next_at)
-            self.next_at = begin + 1 / self.policy.per_second
-            await asyncio.sleep(begin - time.monotonic())
-
-    def _handle(self, host: _Host, task: _Task, result: FetchResult, part: Path) -> None:
+    def _handle(self, host: _Host, task: _Task, result: FetchResult) -> None:
         """What follows from a result: a note, another attempt, another address, a host given up."""
         policy = self.policy
         if result.contact:
@@ -272,8 +264,8 @@ class _Crawl:
         host.faults = host.faults + weight if result.retry or result.cause == "no-connection" else 0
         if result.found:
             target = picture(self.folder, result.sha256)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
+            make_folder(target.parent)
+            write_whole(target, result.content, durable=False)  # a torn one is fetched again
             self.on_disk.add(result.sha256)
         if result.location and task.hops < policy.redirects:
             other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))
@@ -305,7 +297,7 @@ class _Crawl:
 
     def _note(self, task: _Task, result: FetchResult) -> None:
         if task.url != task.address:
-            result = replace(result, detail=f"{result.detail} at {task.url}".strip())
+            result = replace(result, detail=f"{result.detail} at {plain(task.url)}".strip())
         if result.contact:
             self._add(task.address, result)
         else:
@@ -323,6 +315,7 @@ class _Crawl:
     def _count(self, settled: int = 1) -> None:
         self.done += settled
         self.advance(settled)
+        self.changed.notify_all()
 
     def _settle_held(self) -> None:
         """There is a network: what could not be reached is gone."""
@@ -331,18 +324,13 @@ class _Crawl:
         self.held.clear()
         self.unreachable.clear()
 
-    async def _check_network(self) -> None:
+    def _check_network(self) -> None:
         """Raises FetchError unless one of the last three hosts that answered still takes a connection."""
         silent = ("not-http", "no-such-host", "no-connection")
         results = reversed(self.results.items())
         answered = (host_of(address) for address, result in results if result.cause not in silent)
         for host in itertools.islice(dict.fromkeys(filter(None, answered)), 3):
-            with suppress(OSError, ValueError, BadAddressError):
-                parts = urllib.parse.urlsplit(f"//{host}")
-                async with asyncio.timeout(5):
-                    addresses = await connectable_addresses(parts.hostname or "", False, self.policy)
-                    _, writer = await asyncio.open_connection(addresses[0], parts.port)
-                    writer.close()
+            if can_connect(host, not self.policy.allow_private_addresses):
                 self._settle_held()
                 return
         host, reason = next(reversed(self.unreachable.items()))

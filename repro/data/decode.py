@@ -13,13 +13,11 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +27,12 @@ from PIL import Image, features
 
 from repro.data.files import progress
 from repro.data.prepared import Images
-from repro.errors import DataMissingError, SetupError
+from repro.errors import DataMissingError, SetupError, printable
 from repro.system import usable_cores
 
 BATCH = 128  # images decoded together
-AHEAD = 3  # batches per thread that are under way or wait to be taken: bounds the memory
+AHEAD = 6  # batches per thread that are under way or wait to be taken: bounds the memory
+NAMED = 5  # files that a sentence names of each kind
 MIN_INSIDE = 0.5  # how much of a box's area must lie in the image; the part outside is cut off
 
 Box = tuple[float, float, float, float]
@@ -105,52 +104,58 @@ def _open_zip(path: str, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def folder_files(root: Path, folder: str) -> list[ImageFile]:
-    """The plain files in `root`/`folder` ("" for `root`), without those in folders below, sorted by name.
+def tree_files(root: Path, below: str = "") -> tuple[list[ImageFile], dict[str, str]]:
+    """Every plain file in the folder `below` of `root`, by name, and what is passed over, with the reason.
 
-    What a file manager leaves behind (`.DS_Store`, `Thumbs.db`, `desktop.ini`, `._*`) is skipped.
+    Hidden files and folders, what a file manager left behind and links to folders are passed over.
 
-    Raises SetupError where the folder cannot be read.
-    """
-    found = []
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if not is_os_metadata(entry.name) and not entry.is_dir():
-                    name = f"{folder}/{entry.name}" if folder else entry.name
-                    found.append(ImageFile(str(root), name, entry.stat().st_size))
-    except OSError as error:
-        raise SetupError(
-            f"cannot read {error.filename or root / folder}: {error.strerror or error}"
-        ) from None
-    return sorted(found, key=lambda file: file.name)
-
-
-def tree_files(root: Path) -> list[ImageFile]:
-    """Every plain file below `root`, sorted folder by folder, but hidden ones and those in hidden folders.
-
-    Links to folders are not followed.
-
-    Raises DataMissingError where there is no such folder, SetupError where one cannot be read.
+    Raises DataMissingError where there is no such folder, SetupError where a part of it cannot be read.
     """
 
     def refuse(error: OSError) -> None:
         raise SetupError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    if not root.is_dir():
-        raise DataMissingError(f"{root} is not a folder: expected the top of an unpacked or downloaded tree")
-    files = []
-    for folder, folders, _ in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(folder).relative_to(root).as_posix()
-        found = folder_files(root, "" if below == "." else below)
-        files += [file for file in found if not Path(file.name).name.startswith(".")]
-    return files
+    if not (root / below).is_dir():
+        raise DataMissingError(
+            f"{root / below} is not a folder: expected the top of an unpacked or downloaded tree"
+        )
+    files, passed_over = [], {}
+    for folder, folders, names in os.walk(root / below, onerror=refuse):
+        inside = Path(folder).relative_to(root).as_posix().removeprefix(".")
+        for name in sorted([*folders, *names]):
+            path, reason = os.path.join(folder, name), passed_over_reason(name)  # noqa: PTH118 100,000 times
+            relative = f"{inside}/{name}" if inside else name
+            if not reason and name in folders and os.path.islink(path):  # noqa: PTH114
+                reason = "a link to a folder"
+            if reason:
+                passed_over[printable(relative)] = reason
+            elif name not in folders:
+                try:
+                    files.append(ImageFile(str(root), relative, os.stat(path).st_size))  # noqa: PTH116
+                except OSError as error:
+                    refuse(error)
+        folders[:] = [name for name in folders if not passed_over_reason(name)]
+    return sorted(files, key=lambda file: file.name), passed_over
 
 
-def is_os_metadata(name: str) -> bool:
-    """Whether a file manager left the file `name`."""
-    return name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
+def passed_over_reason(name: str) -> str:
+    """Why a file or folder of this name is no one's image; empty where it may be one."""
+    if name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini"):
+        return "left behind by a file manager"
+    return "hidden" if name.startswith(".") else ""
+
+
+def passed_over_note(passed_over: Mapping[str, str]) -> list[str]:
+    """One sentence on what was passed over, by reason, with the first few names; none if nothing was."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(passed_over.items()):
+        by_reason.setdefault(reason.partition(" (")[0], []).append(name)
+    parts = [
+        f"{reason} {len(names):,} ({', '.join(names[:NAMED])}{', …' if len(names) > NAMED else ''})"
+        for reason, names in sorted(by_reason.items(), key=lambda each: -len(each[1]))
+    ]
+    files = "1 file" if len(passed_over) == 1 else f"{len(passed_over):,} files"
+    return [f"{files} passed over: {'; '.join(parts)}"] if passed_over else []
 
 
 def image_digest(names: Sequence[str], hashes: Sequence[str]) -> str:
@@ -201,7 +206,7 @@ def decode_images(
     Raises SetupError for a file that cannot be read at all.
     """
     threads = threads or usable_cores()
-    pending: deque[Future[Decoded]] = deque()
+    wave = BATCH * AHEAD * threads
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(threads) as pool,
@@ -209,22 +214,14 @@ def decode_images(
     ):
         # Pillow warns of what is checked or dropped here anyway: size, metadata, transparency.
         warnings.simplefilter("ignore")
-
-        def next_piece() -> Decoded:
-            piece = pending.popleft().result()
-            advance(len(piece.problems))
-            return piece
-
-        try:
-            for start, end in pairwise([*range(0, len(requests), BATCH), len(requests)]):
-                pending.append(pool.submit(_decode_batch, requests[start:end], rules))
-                # Executor.map would queue every batch, and keep every result until it is taken.
-                if len(pending) >= AHEAD * threads:
-                    yield next_piece()
-            while pending:
-                yield next_piece()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        # Executor.map would queue every batch, and keep every result until it is taken.
+        for start in range(0, len(requests), wave):
+            batches = [
+                requests[at : at + BATCH] for at in range(start, min(start + wave, len(requests)), BATCH)
+            ]
+            for piece in pool.map(partial(_decode_batch, rules=rules), batches):
+                advance(len(piece.problems))
+                yield piece
 
 
 def _decode_batch(requests: Sequence[ImageRequest], rules: DecodeRules) -> Decoded:
@@ -305,7 +302,7 @@ def _area(width: int, height: int, crop: float, box: Box | None) -> tuple[int, i
     covered = max(inside[2] - inside[0], 0) * max(inside[3] - inside[1], 0)
     if covered < MIN_INSIDE * (x2 - x1) * (y2 - y1):
         raise _UnfitError(f"its box {x1:g},{y1:g},{x2:g},{y2:g} lies outside of {width} × {height}")
-    whole = (round(inside[0]), round(inside[1]), round(inside[2]), round(inside[3]))
-    if whole[0] == whole[2] or whole[1] == whole[3]:
+    left, top, right, bottom = map(round, inside)
+    if left == right or top == bottom:
         raise _UnfitError("its box has no area")
-    return whole
+    return left, top, right, bottom

@@ -5,24 +5,25 @@ request; only a part with the right MD5 gets the file's own name. Temporary faul
 body that ends early) are retried with growing pauses; anything else is a FetchError of one line at once.
 """
 
-import http.client
 import itertools
 import logging
 import os
-import re
-import ssl
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from repro.data.files import BLOCK, explain_write_failure, file_hash, one_at_a_time, progress
+from repro.data.http_get import FaultError, body, check_status, is_page, open_url
 from repro.errors import DataCorruptError, DataMissingError, FetchError
 
+MAX_REDIRECTS = 10
 LONGEST_PAUSE = 60.0  # seconds
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # HTTP statuses
+_ADVICE = {
+    "certificate": "check this machine's clock and certificates (SSL_CERT_FILE)",
+    "no-connection": "try again later, or use another mirror",
+    "no-such-host": "is there a network? Without one, put the file into the data folder by hand (see README)",
+    "page": "open the address in a browser, or use another mirror",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -126,115 +127,66 @@ def download(
     return target
 
 
-class _TemporaryError(Exception):
-    """A fault worth another attempt."""
-
-    pause: float | None = None  # what the server asked for, in seconds
-
-
 def _fetch_whole(
     url: str, part: Path, max_bytes: int, timeout: float, attempts: int, back_off: float
 ) -> bool:
     """Requests until `part` holds a whole body; whether that began with bytes of an earlier call."""
-    failures, furthest, resumed = 0, _size(part), _size(part) > 0
+    failures, hops, furthest, address = 0, 0, _size(part), url
+    resumed = furthest > 0
     while True:
         try:
-            return _request(url, part, max_bytes, timeout) and resumed
-        except _TemporaryError as fault:
-            reached = _size(part)
-            # A slow line that is cut now and then still gets there: only attempts without progress count.
-            failures = 1 if reached >= furthest + BLOCK else failures + 1
-            furthest = max(furthest, reached)
-            if failures >= attempts:
-                raise FetchError(
-                    f"{fault}; gave up after {failures} attempts in a row. {reached:,} bytes are kept: "
-                    "the same command resumes from there"
-                ) from None
-            pause = min(fault.pause or back_off * 2 ** (failures - 1), LONGEST_PAUSE)
-            _log.info("%s; trying again in %g s", fault, pause)
-            time.sleep(pause)
+            return _request(address, part, max_bytes, timeout) and resumed
+        except FaultError as caught:
+            fault = caught.result
+        if fault.location and hops < MAX_REDIRECTS:
+            address, hops = fault.location, hops + 1
+            continue
+        if not (fault.retry and fault.contact):
+            advice = _ADVICE.get(fault.cause, "check the address, or use another mirror")
+            raise FetchError(f"{address}: {fault.detail}; {advice}")
+        reached = _size(part)
+        # A slow line that is cut now and then still gets there: only attempts without progress count.
+        failures = 1 if reached >= furthest + BLOCK else failures + 1
+        furthest = max(furthest, reached)
+        if failures >= attempts:
+            raise FetchError(
+                f"{address}: {fault.detail}; gave up after {failures} attempts in a row. {reached:,} bytes "
+                "are kept: the same command resumes from there"
+            )
+        pause = min(fault.pause or back_off * 2 ** (failures - 1), LONGEST_PAUSE)
+        _log.info("%s: %s; trying again in %g s", address, fault.detail, pause)
+        time.sleep(pause)
+        address, hops = url, 0
 
 
 def _request(url: str, part: Path, max_bytes: int, timeout: float) -> bool:
     """One request, after which `part` holds the whole body; whether it resumed an earlier part."""
     done = _size(part)
     headers = {"User-Agent": "scaled-bn-repro", **({"Range": f"bytes={done}-"} if done else {})}
-    try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416 and done:  # the part is whole, or longer than the file: the MD5 tells
-                return True
-            raise _refused(url, error) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failed(url, error, timeout) from error
-    with response:
+    with open_url(url, headers, timeout) as response:
+        if response.status == 416 and done:  # the part is whole, or longer than the file: the MD5 tells
+            return True
+        check_status(response, url, (200, 206) if done else (200,))
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             part.unlink()
-            raise _TemporaryError(f"{url}: the server sent another range than the one asked for")
+            raise FaultError("cut", "the server sent another range than the one asked for", retry=True)
         done = done if resumed else 0
         total = None if response.length is None else done + response.length
-        blocks = _blocks(response, url, timeout)
+        blocks = body(response, timeout, max_bytes, done=done)
         first = next(blocks, b"")
-        if re.match(rb"\s*<(!doctype\s+)?html", first, re.I) or "html" in response.headers.get_content_type():
-            raise FetchError(
-                f"{url}: the server sent an HTML page instead of the file (a login or an error page?); "
-                "open the address in a browser, or use another mirror"
-            )
+        if is_page(response, first):
+            raise FaultError("page", "an HTML page instead of the file (a login or an error page?)")
         with part.open("ab" if resumed else "wb") as stream, progress("fetched", total, "bytes") as advance:
             advance(done)
-            for block in itertools.chain([first], blocks):
-                done += len(block)
-                if max(done, total or 0) > max_bytes:
-                    raise FetchError(f"{url}: the server sends more than the {max_bytes:,} bytes expected")
-                stream.write(block)
-                advance(len(block))
-            stream.flush()
-            os.fsync(stream.fileno())
-    if total is not None and done < total:
-        raise _TemporaryError(f"{url}: the connection ended after {done:,} of {total:,} bytes")
+            try:
+                for block in itertools.chain([first], blocks):
+                    stream.write(block)
+                    advance(len(block))
+            finally:
+                stream.flush()
+                os.fsync(stream.fileno())
     return resumed
-
-
-def _blocks(response: http.client.HTTPResponse, url: str, timeout: float) -> Iterator[bytes]:
-    try:
-        while block := response.read1(BLOCK):  # what has arrived: read() waits for a whole block
-            yield block
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(url, error, timeout) from error
-
-
-def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
-    answer = f"{url}: the server answered {error.code} {' '.join(str(error.reason).split())}"
-    if error.code not in RETRIED:
-        return FetchError(f"{answer}; check the address, or use another mirror")
-    fault, asked = _TemporaryError(answer), error.headers.get("Retry-After", "")
-    fault.pause = float(asked) if asked.isdecimal() else None
-    return fault
-
-
-def _failed(url: str, error: Exception, timeout: float) -> Exception:
-    """What a failed connection means: a fault worth a retry, or a FetchError in the user's words."""
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    match reason:
-        case TimeoutError():
-            return _TemporaryError(f"{url}: no byte came for {timeout:g} s")
-        case ssl.SSLCertVerificationError():
-            problem = f"the certificate cannot be verified ({reason.verify_message}); check this machine's "
-            return FetchError(f"{url}: {problem}clock and certificates (SSL_CERT_FILE)")
-        case ConnectionRefusedError():
-            problem = "the server refuses the connection; try again later, or use another mirror"
-        case http.client.InvalidURL() | UnicodeError():
-            problem = f"not a URL that can be requested: {reason}"
-        case ConnectionError() | http.client.HTTPException() | ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return _TemporaryError(f"{url}: the connection was cut")
-        case _:
-            problem = (
-                f"the server cannot be reached ({getattr(reason, 'strerror', None) or reason}): is there a "
-                "network? Without one, put the file into the data folder by hand (see README)"
-            )
-    return FetchError(f"{url}: {problem}")
 
 
 def _size(path: Path) -> int:

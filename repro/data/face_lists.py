@@ -15,8 +15,8 @@ from repro.errors import DataCorruptError, DataMissingError, SetupError
 
 LISTS = ("facescrub_actors.txt", "facescrub_actresses.txt")
 PAGE = "http://vintage.winklerbros.net/facescrub.html"
-LARGEST_LIST = 256 << 20  # bytes; the published ones have 10 MB each
 LONGEST_NAME = 100
+BOX = re.compile(r"-?[0-9]{1,7}(,-?[0-9]{1,7}){3}")
 
 Box = tuple[int, int, int, int]
 
@@ -86,7 +86,10 @@ def read_face_lists(folder: Path) -> FaceLists:
     refused: list[RefusedRow] = []
     sources = {}
     for name in LISTS:
-        content = _read(folder / name)
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise SetupError(f"cannot read {folder / name}: {error.strerror}") from error
         sources[name] = hashlib.sha256(content).hexdigest()
         before = len(faces)
         for line, text in _rows(content):
@@ -114,17 +117,6 @@ class _RowError(Exception):
     """A row's cause and reason."""
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_LIST + 1)
-    except OSError as error:
-        raise SetupError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > LARGEST_LIST:
-        raise DataCorruptError(f"{path} has more than {LARGEST_LIST:,} bytes; the published lists have 10 MB")
-    return content
-
-
 def _rows(content: bytes) -> Iterator[tuple[int, str]]:
     """Each row's line number and text; the header and empty lines are no rows."""
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
@@ -141,19 +133,18 @@ def _parse(text: str) -> Face:
     if len(fields) != 6:
         raise _RowError("truncated", f"{len(fields)} fields, expected 6")
     name, image_id, face_id, url, box, sha256 = fields
-    if not name or not name.isprintable() or len(name) > LONGEST_NAME:
-        shown = name[:LONGEST_NAME]
-        raise _RowError("name", f"the name {shown!r} is empty, too long or has control characters")
-    if not url.isprintable():
-        raise _RowError("address", f"the address {url!r} has control characters")
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise _RowError("sha256", f"expected 64 hexadecimal digits as sha256, got {sha256[:80]!r}")
-    for number in (image_id, face_id):
-        if not re.fullmatch(r"[0-9]{1,12}", number):
-            raise _RowError("number", f"expected a number as id, got {number[:40]!r}")
-    if not re.fullmatch(r"-?[0-9]{1,7}(,-?[0-9]{1,7}){3}", box):
-        raise _RowError("box", f"expected a box x1,y1,x2,y2, got {box[:60]!r}")
-    x1, y1, x2, y2 = map(int, box.split(","))
-    if x2 <= x1 or y2 <= y1 or x2 <= 0 or y2 <= 0:
-        raise _RowError("box", f"the box {box} is empty or lies outside of every picture")
+    x1, y1, x2, y2 = map(int, box.split(",")) if BOX.fullmatch(box) else (0, 0, 0, 0)
+    for cause, fine, reason in (
+        ("name", name and name.isprintable() and len(name) <= LONGEST_NAME,
+         f"the name {name[:LONGEST_NAME]!r} is empty, too long or has control characters"),
+        ("address", url.isprintable(), f"the address {url!r} has control characters"),
+        ("sha256", re.fullmatch(r"[0-9a-fA-F]{64}", sha256),
+         f"expected 64 hexadecimal digits as sha256, got {sha256[:80]!r}"),
+        ("number", re.fullmatch(r"[0-9]{1,12} [0-9]{1,12}", f"{image_id} {face_id}"),
+         f"expected numbers as ids, got {image_id[:40]!r} and {face_id[:40]!r}"),
+        ("box", BOX.fullmatch(box), f"expected a box x1,y1,x2,y2, got {box[:60]!r}"),
+        ("box", x2 > max(x1, 0) and y2 > max(y1, 0), f"the box {box} is empty or outside of every picture"),
+    ):  # fmt: skip
+        if not fine:
+            raise _RowError(cause, reason)
     return Face(name, int(image_id), int(face_id), url, (x1, y1, x2, y2), sha256.lower())

@@ -21,7 +21,6 @@ Where both are there, the whole picture counts: its bytes are the published ones
 import hashlib
 import logging
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,12 +32,12 @@ from repro.data import DATA_SETS
 from repro.data.crawl import crawl, picture, read_journal
 from repro.data.decode import DecodeRules, ImageFile, ImageRequest, listing_digest, tree_files
 from repro.data.face_lists import LISTS, Face, FaceLists, read_face_lists
-from repro.data.files import explain_write_failure, progress
+from repro.data.files import progress
 from repro.data.http_get import CrawlPolicy, FetchResult
-from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, write_identities
-from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, FetchError, UsageError
+from repro.data.identities import MIN_IMAGES, Candidate, SplitRule, prepare_identities
+from repro.errors import DataMissingError, UsageError
 from repro.manifest import Manifest
+from repro.storage import make_folder, write_whole
 from repro.system import usable_cores
 
 NAME = "facescrub"
@@ -69,23 +68,22 @@ def fetch(
 
     Raises DataMissingError without lists, FetchError without a network, SetupError.
     """
-    listed = _listed(data_dir, lists)
-    folder = _raw(data_dir)
-    wanted: dict[str, set[str]] = {}
+    listed, folder = _listed(data_dir, lists), _raw(data_dir)
+    wanted: dict[str, frozenset[str]] = {}
     for sha256, addresses in listed.addresses.items():
         for address in addresses:
-            wanted.setdefault(address, set()).add(sha256)
+            wanted[address] = wanted.get(address, frozenset()) | {sha256}
     _log.info("%s at %s addresses", _rows_note(listed), f"{len(wanted):,}")
-    crawled = crawl(
-        {address: frozenset(pictures) for address, pictures in wanted.items()},
-        folder,
-        replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses),
-        retry_failed=retry_dead,
-    )
-    missing = _missing(listed, crawled.on_disk, crawled.results)
-    report = folder / "missing.tsv"
-    _write_report(report, listed, missing)
-    _log.info("%s; %s lists what is missing", _found_note(listed, crawled.on_disk, missing), report)
+    policy = replace(policy or CrawlPolicy(), allow_private_addresses=allow_private_addresses)
+    on_disk, results = crawl(wanted, folder, policy, retry_failed=retry_dead)
+    missing, report = _missing(listed, on_disk, results), folder / "missing.tsv"
+    header = ("cause", "name", "image_id", "face_id", "url", "detail")
+    refused = [
+        (f"row-{row.cause}", "", "", "", "", f"{row.list} line {row.line}: {row.reason}")
+        for row in listed.refused
+    ]
+    write_whole(report, "".join("\t".join(row) + "\n" for row in (header, *missing, *refused)).encode())
+    _log.info("%s; %s lists what is missing", _found_note(listed, on_disk, missing), report)
     return folder
 
 
@@ -111,41 +109,40 @@ def prepare(
     if save_as != NAME and TITLE.casefold() in (title or "").casefold():
         raise UsageError(f"--title {title!r}: only {NAME} itself may be called {TITLE}")
     title = TITLE if save_as == NAME else title or save_as
-    rule = SplitRule(min_images or MIN_IMAGES)
-    rules = DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS)
-    settings = {"crop": "the listed box"}
     listed = _listed(data_dir, lists)
-    found = _fetched(data_dir, listed) if source is None else {}
-    files = [each.file for each in found.values()] if source is None else tree_files(source)
-    listing = listing_digest(files)
+    fetched = _fetched(data_dir, listed) if source is None else {}
+    files = [each.file for each in fetched.values()] if source is None else tree_files(source)[0]
 
-    def make(writer: PreparedWriter) -> Manifest:
+    def find() -> tuple[list[Candidate], dict[str, str], list[str]]:
         if source is None:
-            on_disk = frozenset(face.sha256 for face in found)
+            on_disk = frozenset(face.sha256 for face in fetched)
             missing = _missing(listed, on_disk, read_journal(_raw(data_dir)))
-            faces, note = found, _found_note(listed, on_disk, missing)
+            faces, note = fetched, _found_note(listed, on_disk, missing)
         else:
             faces, others = match_tree(source, files, listed)
-            note = _tree_note(listed, faces, others)
-        return write_identities(
-            writer,
-            [
-                Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
-                for face, request in faces.items()
-            ],
-            rule,
-            rules,
-            settings=settings,
-            sources=listed.sources,
-            listing=listing,
-            notes=[_rows_note(listed), note],
-        )
+            whole = sum(each.box is not None for each in faces.values())
+            note = (
+                f"{len(faces):,} faces found in a downloaded tree, {whole:,} in whole pictures and "
+                f"{len(faces) - whole:,} cut out by others, whose bytes cannot be checked; "
+                f"{len(listed.faces) - len(faces):,} missing; {others:,} files are no face of the lists"
+            )
+        found = [
+            Candidate(face.name, f"{face.name}/{face.image_id}/{face.face_id}", request)
+            for face, request in faces.items()
+        ]
+        return found, {}, [_rows_note(listed), note]
 
-    def wanted(there: Manifest) -> bool:
-        same = (there.title, there.settings, there.listing) == (title, {**settings, **rule.settings}, listing)
-        return same and listed.sources.items() <= there.sources.items()
-
-    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
+    return prepare_identities(
+        data_dir,
+        save_as,
+        title,
+        SplitRule(min_images or MIN_IMAGES),
+        DecodeRules(DATA_SETS[NAME].image_size, formats=FORMATS),
+        crop="the listed box",
+        listing=listing_digest(files),
+        sources=listed.sources,
+        find=find,
+    )
 
 
 def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tuple[Found, int]:
@@ -156,16 +153,20 @@ def match_tree(root: Path, files: Sequence[ImageFile], lists: FaceLists) -> tupl
     by_picture: dict[str, list[Face]] = {}
     for face in lists.faces:
         by_picture.setdefault(face.sha256, []).append(face)
-    names = _Names(lists)
+    by_name: dict[tuple[str, str], Face] = {}  # by folder, and by ids or the address: its first row counts
+    for face in reversed(lists.faces):
+        address = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
+        for stem in (f"{face.image_id}_{face.face_id}", address):
+            by_name[_folder(face.name), stem] = face
+    others = 0
     whole: Found = {}
     cut_out: Found = {}
-    others = 0
     with ThreadPoolExecutor(usable_cores()) as threads, progress("hashed", len(files), "files") as advance:
         for file, sha256 in zip(files, threads.map(_sha256, files), strict=True):
             if sha256 in by_picture:
                 for face in by_picture[sha256]:
                     whole.setdefault(face, ImageRequest(file, face.box, sha256))
-            elif sha256 and (named := names.face_of(PurePosixPath(file.name))):
+            elif sha256 and (named := _cut_out(PurePosixPath(file.name), by_name)):
                 cut_out.setdefault(named, ImageRequest(file, None, sha256))
             else:
                 others += 1
@@ -195,14 +196,9 @@ def _listed(data_dir: Path, given: Path | None) -> FaceLists:
     if given is None:
         return read_face_lists(kept)
     listed = read_face_lists(given)
-    try:
-        kept.mkdir(parents=True, exist_ok=True)
-        for name in LISTS:
-            if given.resolve() != kept.resolve():
-                shutil.copyfile(given / name, kept / f".{name}")
-                (kept / f".{name}").replace(kept / name)
-    except OSError as error:
-        raise FetchError(explain_write_failure(kept, error)) from error
+    make_folder(kept)
+    for name in LISTS:
+        write_whole(kept / name, (given / name).read_bytes())
     return listed
 
 
@@ -238,22 +234,6 @@ def _missing(
     return rows
 
 
-def _write_report(path: Path, listed: FaceLists, missing: Sequence[tuple[str, ...]]) -> None:
-    """Write every face that is not there, address by address, and every row that cannot be used."""
-    header = ("cause", "name", "image_id", "face_id", "url", "detail")
-    refused = [
-        (f"row-{row.cause}", "", "", "", "", f"{row.list} line {row.line}: {row.reason}")
-        for row in listed.refused
-    ]
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines("\t".join(fields) + "\n" for fields in (header, *missing, *refused))
-        temporary.replace(path)
-    except OSError as error:
-        raise FetchError(explain_write_failure(path, error)) from error
-
-
 def _rows_note(listed: FaceLists) -> str:
     causes = Counter(row.cause for row in listed.refused)
     unusable = f", {len(listed.refused):,} of them unusable ({_counted(causes)})" if causes else ""
@@ -268,43 +248,21 @@ def _found_note(listed: FaceLists, on_disk: frozenset[str], missing: Sequence[tu
     return f"{found:,} faces found{lost}"
 
 
-def _tree_note(listed: FaceLists, found: Found, others: int) -> str:
-    whole = sum(each.box is not None for each in found.values())
-    return (
-        f"{len(found):,} faces found in a downloaded tree, {whole:,} in whole pictures and "
-        f"{len(found) - whole:,} cut out by others, whose bytes cannot be checked; "
-        f"{len(listed.faces) - len(found):,} missing; {others:,} files are no face of the lists"
-    )
-
-
 def _counted(causes: Counter[str]) -> str:
     """`gone 12, mismatch 3`; the most frequent first."""
     return ", ".join(f"{cause} {count:,}" for cause, count in causes.most_common())
 
 
-class _Names:
-    """The lists' faces by what download scripts call their files."""
-
-    def __init__(self, lists: FaceLists) -> None:
-        self.by_ids = {(_folder(face.name), face.image_id, face.face_id): face for face in lists.faces}
-        self.by_address: dict[tuple[str, str], Face] = {}
-        for face in lists.faces:
-            digest = hashlib.sha1(face.url.encode(), usedforsecurity=False).hexdigest()
-            self.by_address.setdefault((_folder(face.name), digest), face)
-
-    def face_of(self, path: PurePosixPath) -> Face | None:
-        """The face that a cut-out file shows by its path below the tree's top."""
-        folders = path.parts[:-1]
-        if not FACE_FOLDERS.intersection(folders):
-            return None
-        ids = re.fullmatch(r"(?:(.+)_)?([0-9]{1,12})_([0-9]{1,12})", path.stem)
-        for person in ([ids[1]] if ids and ids[1] else []) + [*reversed(folders)]:
-            folder = _folder(person)
-            if ids and (face := self.by_ids.get((folder, int(ids[2]), int(ids[3])))):
-                return face
-            if face := self.by_address.get((folder, path.stem)):
-                return face
+def _cut_out(path: PurePosixPath, by_name: Mapping[tuple[str, str], Face]) -> Face | None:
+    """The face that a cut-out file shows by its path below the tree's top, as download scripts name it."""
+    folders = path.parts[:-1]
+    if not FACE_FOLDERS.intersection(folders):
         return None
+    ids = re.fullmatch(r"(?:(.+)_)?0*([0-9]{1,12})_0*([0-9]{1,12})", path.stem)
+    stem = f"{ids[2]}_{ids[3]}" if ids else path.stem
+    people = [ids[1]] if ids and ids[1] else []
+    found = (by_name.get((_folder(person), stem)) for person in [*people, *reversed(folders)])
+    return next(filter(None, found), None)
 
 
 def _folder(name: str) -> str:

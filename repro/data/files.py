@@ -1,24 +1,19 @@
-"""What all data sets need: checksums, locks, unpacking, how far a step is, and what a failed write means."""
+"""What all data sets need: checksums, locks, how far a step is, and what a failed write means."""
 
 import errno
-import gzip
 import hashlib
 import logging
-import lzma
-import shutil
 import sys
-import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from repro.errors import DataCorruptError, SetupError
+from repro.errors import SetupError
+from repro.storage import FileLock
 
 BLOCK = 1 << 20  # bytes read at once
+POLL = 0.1  # seconds between two attempts at a lock that another process holds
 PAUSE = 10.0  # seconds between two lines of a log that say how far a step is
 
 _log = logging.getLogger(__name__)
@@ -40,26 +35,16 @@ def one_at_a_time(lock: Path, doing: str) -> Iterator[None]:
 
     Raises SetupError where the lock file cannot be created or the file system has no locks.
     """
-    held = FileLock(lock)
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock) as held:
         try:
-            held.acquire(timeout=0)
-        except Timeout:
+            free = held.acquire()
+        except SetupError as error:
+            raise SetupError(f"{error}; choose another folder with --data-dir or REPRO_DATA") from None
+        if not free:
             _log.info("another process is %s; waiting for it to finish", doing)
-            held.acquire()
-    except (OSError, NotImplementedError) as error:
-        reason = explain_write_failure(lock, error) if isinstance(error, OSError) else str(error)
-        raise SetupError(f"cannot lock {lock.parent}: {reason}") from error
-    try:
-        # Without flock, filelock turns itself into a soft lock, which a killed process never releases.
-        if not isinstance(held, FileLock):
-            raise SetupError(
-                f"the file system of {lock.parent} has no file locks: use a folder on another one"
-            )
+            while not held.acquire():
+                time.sleep(POLL)
         yield
-    finally:
-        held.release()
 
 
 @contextmanager
@@ -106,71 +91,3 @@ def explain_write_failure(path: Path, error: OSError) -> str:
         case errno.ENOTDIR | errno.EEXIST:
             return f"cannot make {path}: a file stands where a folder is needed; move it or change --data-dir"
     return f"cannot write {path}: {error.strerror or error}"
-
-
-def unpack_tar(
-    archive: Path,
-    target: Path,
-    *,
-    max_members: int,
-    max_bytes: int,
-    max_ratio: float = 50,
-    expected: str = "the publisher's own archive: delete this one and fetch it again",
-) -> None:
-    """Unpack a tar archive, packed or not, all of whose files lie below one folder named like `target`.
-
-    The folder appears whole or not at all. `max_ratio` is unpacked bytes per byte of the archive.
-
-    Raises DataCorruptError for an archive that is torn, larger than the limits, or has anything but files
-    and folders below that folder; the message ends with what was `expected`. Raises SetupError where the
-    archive cannot be read or the folder not be written.
-    """
-    temporary = target.with_name(f".{target.name}.unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise SetupError(explain_write_failure(target, error)) from error
-    try:
-        limit = min(max_bytes, max(BLOCK, max_ratio * archive.stat().st_size))
-        with tarfile.open(archive) as tar:
-            # Came with Python 3.11.4; without it, what `_check_member` admits is harmless too.
-            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            for count, member in enumerate(tar, start=1):
-                limit -= member.size
-                if count > max_members or limit < 0:
-                    raise _RefusedError(f"over {max_members:,} members, {max_bytes:,} bytes or {max_ratio:g} "
-                                        "times its own size unpacked")  # fmt: skip
-                _check_member(member, target.name)
-                tar.extract(member, temporary, set_attrs=False)
-        if not (temporary / target.name).is_dir():
-            raise _RefusedError(f"it has no folder {target.name!r}")
-        (temporary / target.name).rename(target)
-    # tarfile and the decompressors raise all of these on torn or hostile input.
-    except (
-        _RefusedError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, ValueError,
-        RecursionError, FileExistsError, NotADirectoryError, IsADirectoryError,
-    ) as error:  # fmt: skip
-        why = error if isinstance(error, _RefusedError) else f"it is not a whole tar archive ({error})"
-        raise DataCorruptError(
-            f"{archive} is not unpacked: {why}; nothing of it was kept. Expected {expected}"
-        ) from None
-    except OSError as error:
-        if error.filename == str(archive):
-            raise SetupError(f"cannot read {archive}: {error.strerror}") from error
-        raise SetupError(explain_write_failure(target, error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-class _RefusedError(Exception):
-    """Why an archive is not unpacked."""
-
-
-def _check_member(member: tarfile.TarInfo, top: str) -> None:
-    """Stricter than tarfile's own filter, which admits links and cuts off a leading slash."""
-    parts = PurePosixPath(member.name).parts
-    if not member.name.isprintable() or "\\" in member.name or ".." in parts or parts[:1] != (top,):
-        raise _RefusedError(f"{member.name!r} does not lie below {top!r}")
-    if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-        raise _RefusedError(f"{member.name!r} is a link or a special file, expected files and folders only")

@@ -7,56 +7,51 @@ other classes, on the order in which files are found, or on a library.
 What can be used is known only once it is decoded, and the split only then; so the images pass once through
 a temporary array in the writer's folder, and each split is gathered from it.
 
-`prepare` makes a set of the user's own by this rule, from a folder of images per class:
+`prepare` makes a set of the user's own by this rule, from a folder of images per class, at any depth;
+or, where the images are split already, by that split:
 
     <folder>/Alvaro_Uribe/Alvaro_Uribe_0001.jpg …
+    <folder>/train/Alvaro_Uribe/… and <folder>/test/Alvaro_Uribe/… (or val, valid, validation)
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from repro.data import OWN_IMAGE_SIZE
-from repro.data.arrays import CHUNK, membership
-from repro.data.decode import (
-    DecodeRules,
-    ImageFile,
-    ImageRequest,
-    decode_images,
-    decoder_versions,
-    folder_files,
-    image_digest,
-    is_os_metadata,
-    listing_digest,
-)
+from repro.data import OWN_IMAGE_SIZE, decode
+from repro.data.decode import DecodeRules, ImageFile, ImageRequest, passed_over_note, passed_over_reason
+from repro.data.prepared import CHUNK, membership
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataMissingError, SetupError
+from repro.errors import DataMissingError, SetupError, printable
 from repro.manifest import Manifest
 
-NAMED = 5  # unusable images that a note names; the manifest's `left_out` names all
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there, beside `train`
 MIN_IMAGES = 70  # of a person, in the paper's FaceScrub
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """`min_images` and more are needed, `test_percent` of them (rounded down, at least one) test."""
+    """`min_images` and more are needed, `test_percent` of them (rounded down, at least one) test.
+
+    With `test_folder`, those whose name begins with it test, and nothing is drawn.
+    """
 
     min_images: int = MIN_IMAGES
     test_percent: int = 10
     seed: int = 0
+    test_folder: str = ""
 
     @property
     def settings(self) -> dict[str, str]:
         """As the manifest names it."""
-        return {
-            "min_images": str(self.min_images),
-            "test_percent": str(self.test_percent),
-            "split_seed": str(self.seed),
-        }
+        if self.test_folder:
+            return {"min_images": str(self.min_images), "split": f"train/ and {self.test_folder}/"}
+        drawn = {"test_percent": str(self.test_percent), "split_seed": str(self.seed)}
+        return {"min_images": str(self.min_images), **drawn}
 
 
 Members = list[tuple[int, int]]
@@ -72,6 +67,13 @@ class IdentitySplit:
     test: Members
     too_few: dict[str, int]  # each identity that was left out, with its number of images
 
+    def note(self, rule: SplitRule) -> list[str]:
+        """A sentence on the identities that were left out; none if there are none."""
+        why = f" or none in train/ or {rule.test_folder}/" if rule.test_folder else ""
+        wanting, images = f"fewer than {rule.min_images} images{why}", sum(self.too_few.values())
+        note = f"{len(self.too_few):,} classes with {wanting} are left out, {images:,} images in all"
+        return [note] if self.too_few else []
+
 
 def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) -> IdentitySplit:
     """Split `images`, each an (identity, image name) or None where it is not usable; names are unique.
@@ -84,11 +86,14 @@ def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) 
             by_identity.setdefault(image[0], []).append((image[1], position))
     split = IdentitySplit([], [], [], {})
     for identity, found in sorted(by_identity.items()):
-        if len(found) < rule.min_images:
+        if rule.test_folder:
+            held_out = {image for image in found if image[0].startswith(f"{rule.test_folder}/")}
+        else:
+            drawn = sorted(found, key=lambda image: (_rank_key(rule.seed, image[0]), image))
+            held_out = set(drawn[: max(1, len(found) * rule.test_percent // 100)])
+        if len(found) < rule.min_images or not 0 < len(held_out) < len(found):
             split.too_few[identity] = len(found)
             continue
-        drawn = sorted(found, key=lambda image: (_rank_key(rule.seed, image[0]), image))
-        held_out = set(drawn[: max(1, len(found) * rule.test_percent // 100)])
         for name, position in sorted(found):
             part = split.test if (name, position) in held_out else split.train
             part.append((position, len(split.class_names)))
@@ -109,70 +114,71 @@ class Candidate:
     request: ImageRequest
 
 
-def write_identities(
-    writer: PreparedWriter,
-    candidates: Sequence[Candidate],
-    split_rule: SplitRule,
+def prepare_identities(
+    data_dir: Path,
+    name: str,
+    title: str,
+    rule: SplitRule,
     rules: DecodeRules,
     *,
-    settings: Mapping[str, str],
+    crop: str,
+    listing: str,
     sources: Mapping[str, str],
-    left_out: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-    **facts: Any,
+    find: Callable[[], tuple[Iterable[Candidate], Mapping[str, str], Sequence[str]]],
 ) -> Manifest:
-    """Decode `candidates` by `rules`, split them by `split_rule` and finish the set.
+    """Write the set `name`: what `find` returns, decoded by `rules` and split by `rule`.
 
-    `left_out` are images that were found unusable before, with the reason; those that cannot be decoded are
-    added to them. `settings` of the preparation are completed by those of the split, `sources` (file →
-    sha256) by the images of each. `facts` go into the manifest as they are.
+    `find` is called only if the arrays are not there yet. It returns the candidates, what was found unusable
+    before, with the reason, and notes; those that cannot be decoded are added. `crop` is the manifest's word
+    for it, `listing` the digest of the source; `sources` (file → sha256) are completed by the images.
 
     Raises DataMissingError where fewer than two classes are left, SetupError where a file cannot be read or
     the set not written.
     """
-    candidates = sorted(candidates, key=lambda each: (each.identity, each.name))
-    decoded = writer.new_array("decoded.npy", len(candidates), rules.size)
-    hashes: list[str] = []
-    usable: list[tuple[str, str] | None] = []
-    unusable = dict(left_out or {})
-    for piece in decode_images([each.request for each in candidates], rules):
-        decoded[len(hashes) : len(hashes) + len(piece.pixels)] = piece.pixels
-        hashes += piece.sha256
-        for each, problem in zip(candidates[len(usable) : len(hashes)], piece.problems, strict=True):
-            usable.append(None if problem else (each.identity, each.name))
-            if problem:
-                unusable[each.name] = problem
-    split = split_identities(usable, split_rule)
-    named = "; ".join(f"{name}: {reason}" for name, reason in sorted(unusable.items())[:NAMED])
-    more = f"; and {len(unusable) - NAMED:,} more" if len(unusable) > NAMED else ""
-    unusable_note = f"{len(unusable):,} unusable images are left out ({named}{more})"
-    if len(split.class_names) < 2:
-        raise DataMissingError(
-            f"{len(split.class_names)} of {len({each.identity for each in candidates})} classes have "
-            f"{split_rule.min_images} usable images or more, at least two are needed"
-            f"{f'; {unusable_note}' if unusable else ''}; --min-images asks for fewer"
+    settings = {"crop": crop, **rule.settings}
+
+    def wanted(there: Manifest) -> bool:
+        same = (there.title, there.settings, there.listing) == (title, settings, listing)
+        return same and sources.items() <= there.sources.items()
+
+    def make(writer: PreparedWriter) -> Manifest:
+        found, left_out, notes = find()
+        candidates, unusable = sorted(found, key=lambda each: (each.identity, each.name)), dict(left_out)
+        decoded = writer.new_array("decoded.npy", len(candidates), rules.size)
+        hashes: list[str] = []
+        usable: list[tuple[str, str] | None] = []
+        for piece in decode.decode_images([each.request for each in candidates], rules):
+            decoded[len(hashes) : len(hashes) + len(piece.pixels)] = piece.pixels
+            hashes += piece.sha256
+            for each, problem in zip(candidates[len(usable) : len(hashes)], piece.problems, strict=True):
+                usable.append(None if problem else (each.identity, each.name))
+                unusable |= {each.name: problem} if problem else {}
+        split, passed_over = split_identities(usable, rule), passed_over_note(unusable)
+        if len(split.class_names) < 2:
+            raise DataMissingError(
+                f"{len(split.class_names)} of {len({each.identity for each in candidates})} classes have "
+                f"{rule.min_images} usable images or more, at least two are needed"
+                f"{''.join(f'; {note}' for note in passed_over)}; --min-images asks for fewer"
+            )
+        images = dict(sources)
+        for which, members in (("train", split.train), ("test", split.test)):
+            positions = [position for position, _ in members]
+            names = [candidates[position].name for position in positions]
+            images[f"{which} images"] = decode.image_digest(names, [hashes[each] for each in positions])
+            labels = np.array([label for _, label in members], dtype=np.int64)
+            pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
+            writer.split(which, labels, membership(names), pieces, rules.size)
+        return writer.finish(
+            split.class_names,
+            images,
+            notes=[*notes, *split.note(rule), *passed_over],
+            tools=decode.decoder_versions(),
+            settings=settings,
+            left_out=dict(sorted(unusable.items())),
+            listing=listing,
         )
-    too_few_note = (
-        f"{len(split.too_few):,} classes with fewer than {split_rule.min_images} images are left out, "
-        f"{sum(split.too_few.values()):,} images in all"
-    )
-    sources = dict(sources)
-    for which, members in (("train", split.train), ("test", split.test)):
-        positions = [position for position, _ in members]
-        names = [candidates[position].name for position in positions]
-        sources[f"{which} images"] = image_digest(names, [hashes[position] for position in positions])
-        labels = np.array([label for _, label in members], dtype=np.int64)
-        pieces = (decoded[positions[at : at + CHUNK]] for at in range(0, len(positions), CHUNK))
-        writer.split(which, labels, membership(names), pieces)
-    return writer.finish(
-        split.class_names,
-        sources,
-        notes=[*notes, *([too_few_note] if split.too_few else []), *([unusable_note] if unusable else [])],
-        tools=decoder_versions(),
-        settings={**settings, **split_rule.settings},
-        left_out=dict(sorted(unusable.items())),
-        **facts,
-    )
+
+    return prepare_once(data_dir, name, title, make, wanted=wanted)
 
 
 def prepare(
@@ -192,42 +198,68 @@ def prepare(
     Raises DataMissingError where there are too few images, SetupError where a folder cannot be read or
     written.
     """
-    title, rule = title or save_as, SplitRule(min_images)
-    rules = DecodeRules(OWN_IMAGE_SIZE, crop=crop)
-    settings = {"crop": f"central square, {crop:g} of the shorter side"}
-    files, left_out = _find_images(source)
-    listing = listing_digest(file for _, file in files)
-
-    def make(writer: PreparedWriter) -> Manifest:
-        candidates = [Candidate(identity, file.name, ImageRequest(file)) for identity, file in files]
-        return write_identities(
-            writer, candidates, rule, rules, settings=settings, sources={}, left_out=left_out, listing=listing
-        )
-
-    def wanted(there: Manifest) -> bool:
-        return (there.title, there.settings, there.listing) == (title, {**settings, **rule.settings}, listing)
-
-    return prepare_once(data_dir, save_as, title, make, wanted=wanted)
+    test_folder, files, left_out = _find_images(source)
+    candidates = [Candidate(identity, file.name, ImageRequest(file)) for identity, file in files]
+    return prepare_identities(
+        data_dir,
+        save_as,
+        title or save_as,
+        SplitRule(min_images, test_folder=test_folder),
+        DecodeRules(OWN_IMAGE_SIZE, crop=crop),
+        crop=f"central square, {crop:g} of the shorter side",
+        listing=decode.listing_digest(file for _, file in files),
+        sources={},
+        find=lambda: (candidates, left_out, ()),
+    )
 
 
-def _find_images(folder: Path) -> tuple[list[tuple[str, ImageFile]], dict[str, str]]:
-    """Every file in the folders of `folder`, with its class, and what is not taken, with the reason."""
-    if not folder.is_dir():
-        raise DataMissingError(f"{folder} is not a folder; expected one with a folder of images per class")
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise SetupError(f"cannot read {folder}: {error.strerror or error}") from None
+def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str, str]]:
+    """The folder of test images if they are split already, each image with its class, what is passed over."""
+    tops, left_out = _folders(root, "")
+    test = next((name for name in TEST_FOLDERS if name in tops), "") if "train" in tops else ""
+    classes = [(name, name) for name in tops]
+    if test:
+        left_out |= {
+            f"{printable(name)}/": f"beside train/ and {test}/"
+            for name in tops
+            if name not in ("train", test)
+        }
+        classes = []
+        for half in ("train", test):
+            names, others = _folders(root, f"{half}/")
+            classes += [(name, f"{half}/{name}") for name in names]
+            left_out |= others
     found: list[tuple[str, ImageFile]] = []
-    left_out: dict[str, str] = {}
-    for identity in names:
-        if identity.startswith(".") or is_os_metadata(identity):
-            continue
-        for file in folder_files(folder, identity):
+    for identity, folder in classes:
+        files, others = decode.tree_files(root, folder)
+        left_out |= others if files else {**others, f"{printable(folder)}/": "a folder without images"}
+        for file in files:
             if file.name.isprintable():
                 found.append((identity, file))
             else:
-                left_out[ascii(file.name)] = "its name has a control character or is not UTF-8"
+                left_out[printable(file.name)] = "its name has a control character or is not UTF-8"
     if not found:
-        raise DataMissingError(f"{folder} has no folders with images; expected a folder of images per class")
-    return found, left_out
+        raise DataMissingError(f"{root} has no folders with images; expected a folder of images per class")
+    if len(classes) == 1 and all(file.name.count("/") > 1 for _, file in found):
+        raise DataMissingError(
+            f"{root} has one folder, {classes[0][0]}/, and the images are in folders of it: if these are the "
+            f"classes, name it with --from {shlex.quote(str(root / classes[0][0]))}"
+        )
+    return test, found, left_out
+
+
+def _folders(root: Path, below: str) -> tuple[list[str], dict[str, str]]:
+    """The names of the folders in a folder of classes, and what is passed over there, with the reason."""
+    if not (root / below).is_dir():
+        raise DataMissingError(f"{root} is not a folder; expected one with a folder of images per class")
+    try:
+        entries = sorted((root / below).iterdir())
+    except OSError as error:
+        raise SetupError(f"cannot read {root / below}: {error.strerror or error}") from None
+    reasons = {each: passed_over_reason(each.name) for each in entries}
+    passed_over = {
+        printable(below + each.name): reason or "in no class's folder"
+        for each, reason in reasons.items()
+        if reason or not each.is_dir()
+    }
+    return [each.name for each, reason in reasons.items() if each.is_dir() and not reason], passed_over

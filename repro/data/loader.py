@@ -6,13 +6,14 @@ its own, and moved to the device together.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from repro.config import Recipe
-from repro.data.augment import crop_and_flip, normalise, rotate
 from repro.data.prepared import Arrays, PreparedData, first_of_each_class
 
 CIFAR100_MEAN = (0.507, 0.487, 0.441)
@@ -62,12 +63,11 @@ class EpochRandomness:
 
     def to(self, device: torch.device) -> "EpochRandomness":
         """A copy on another device."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        degrees = None if self.degrees is None else move(self.degrees)
-        return EpochRandomness(move(self.order), move(self.offsets), move(self.flips), degrees)
+        tensors: dict[str, Any] = {
+            name: each if each is None else each.to(device, non_blocking=True)
+            for name, each in vars(self).items()
+        }
+        return EpochRandomness(**tensors)
 
     def copy_(self, other: "EpochRandomness") -> None:
         """Takes over the values of another epoch over as many images, in place."""
@@ -78,7 +78,14 @@ class EpochRandomness:
 
 def subset(data: PreparedData, recipe: Recipe) -> tuple[Arrays, Arrays]:
     """The training and test arrays that the recipe uses: all images, or the first k of each class."""
-    return _first(data.train, recipe.images_per_class), _first(data.test, recipe.test_images_per_class)
+
+    def first(arrays: Arrays, per_class: int | None) -> Arrays:
+        if per_class is None:
+            return arrays
+        index = first_of_each_class(arrays.labels, per_class)
+        return Arrays(arrays.images[index], arrays.labels[index])
+
+    return first(data.train, recipe.images_per_class), first(data.test, recipe.test_images_per_class)
 
 
 def to_device(arrays: Arrays, device: torch.device) -> DeviceSplit:
@@ -133,17 +140,6 @@ def draw_epoch(count: int, recipe: Recipe, make: MakeGenerator) -> EpochRandomne
     )
 
 
-def training_batch(
-    split: DeviceSplit,
-    randomness: EpochRandomness,
-    bounds: tuple[int, int],
-    padding: int,
-    normalised: Normalisation,
-) -> tuple[Tensor, Tensor]:
-    """One augmented, normalised batch (B, 3, H, W) float32 and its labels (B,) int64, made on the device."""
-    return _augmented(split, randomness, slice(*bounds), padding, normalised)
-
-
 class BatchStream:
     """The batches of the epoch in progress; `position` () int64 on the device is the first image of the next.
 
@@ -177,25 +173,15 @@ class BatchStream:
 
     def next_batch(self, size: int) -> tuple[Tensor, Tensor]:
         """The next `size` images, augmented and normalised (B, 3, H, W) float32, and their labels (B,)."""
-        assert self._randomness is not None
+        drawn, split = self._randomness, self._split
+        assert drawn is not None
         part = self.position + self._steps[:size]
-        images, labels = _augmented(self._split, self._randomness, part, self._padding, self._normalised)
+        index = drawn.order[part]
+        images = crop_and_flip(split.images, index, drawn.offsets[part], drawn.flips[part], self._padding)
+        if drawn.degrees is not None:
+            images = rotate(images.to(torch.float32) / 255.0, drawn.degrees[part])
         self.position += size
-        return images, labels
-
-
-def _augmented(
-    split: DeviceSplit,
-    randomness: EpochRandomness,
-    part: slice | Tensor,
-    padding: int,
-    normalised: Normalisation,
-) -> tuple[Tensor, Tensor]:
-    index = randomness.order[part]
-    images = crop_and_flip(split.images, index, randomness.offsets[part], randomness.flips[part], padding)
-    if randomness.degrees is not None:
-        images = rotate(images.to(torch.float32) / 255.0, randomness.degrees[part])
-    return normalised(images), split.labels[index]
+        return self._normalised(images), split.labels[index]
 
 
 def evaluation_batches(
@@ -207,8 +193,47 @@ def evaluation_batches(
         yield normalised(split.images[part]), split.labels[part]
 
 
-def _first(arrays: Arrays, per_class: int | None) -> Arrays:
-    if per_class is None:
-        return arrays
-    index = first_of_each_class(arrays.labels, per_class)
-    return Arrays(images=arrays.images[index], labels=arrays.labels[index])
+def crop_and_flip(images: Tensor, index: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
+    """Picks images, pads them with black, crops and flips: (N, 3, H, W) uint8 → (B, 3, H, W) uint8.
+
+    `index` (B,) int64 picks the images; `offsets` (B, 2) int64 in 0..2·padding is the crop's upper left
+    corner (row, column) in the padded image; `flips` (B,) bool mirrors left and right.
+    """
+    # A single gather does all of it: no padded copy of the data set, no loop over images.
+    height, width = images.shape[-2:]
+    rows = offsets[:, :1] - padding + torch.arange(height, device=images.device)
+    across = torch.arange(width, device=images.device)
+    columns = offsets[:, 1:] - padding + torch.where(flips[:, None], width - 1 - across, across)
+    inside = (
+        ((rows >= 0) & (rows < height))[:, None, :, None]
+        & ((columns >= 0) & (columns < width))[:, None, None, :]
+    )  # fmt: skip
+    channels = torch.arange(images.shape[1], device=images.device)
+    crops = images[
+        index[:, None, None, None],
+        channels[None, :, None, None],
+        rows.clamp(0, height - 1)[:, None, :, None],
+        columns.clamp(0, width - 1)[:, None, None, :],
+    ]
+    return crops * inside
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotates (B, 3, H, W) float images counter-clockwise by `degrees` (B,); bilinear, black outside."""
+    radians = torch.deg2rad(degrees)
+    cosine, sine = torch.cos(radians), torch.sin(radians)
+    zero = torch.zeros_like(cosine)
+    matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """uint8 in 0..255 (or float already scaled to 0..1) → float32 (x − mean) / std per channel.
+
+    `mean` and `std` are (3,) float32 in units of 0..1.
+    """
+    scaled = images.to(torch.float32, memory_format=memory_format)
+    if not images.is_floating_point():
+        scaled = scaled / 255.0
+    return (scaled - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)

@@ -38,17 +38,17 @@ def generate(
     """
     import numpy as np
 
-    from repro.data.arrays import statistics
-    from repro.data.prepared import Arrays, PreparedData
+    from repro.data.prepared import Arrays, PreparedData, statistics
+
+    def generator(purpose: str) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(spec.seed(purpose)))
 
     spec = _Spec(name, image_size, classes, train_per_class, test_per_class)
-    patterns = _patterns(spec, np.random.Generator(np.random.PCG64(spec.seed("patterns"))))
-    splits: list[Arrays] = []
+    patterns, splits = _patterns(spec, generator("patterns")), {}
     for split, per_class in (("train", train_per_class), ("test", test_per_class)):
         labels = np.tile(np.arange(classes, dtype=np.int64), per_class)
-        generator = np.random.Generator(np.random.PCG64(spec.seed(split)))
-        splits.append(Arrays(_images(patterns, labels, generator), labels))
-    mean, std = statistics(splits[0].images)
+        splits[split] = Arrays(_images(patterns, labels, generator(split)), labels)
+    mean, std = statistics(splits["train"].images)
     manifest = Manifest(
         preparation_version=PREPARATION_VERSION,
         name=f"generated-{name}",
@@ -57,12 +57,12 @@ def generate(
         sources=spec.sources,
         image_size=image_size,
         class_names=tuple(f"pattern {index}" for index in range(classes)),
-        train=_describe(splits[0], "train", spec),
-        test=_describe(splits[1], "test", spec),
+        train=_describe(splits["train"], "train", spec),
+        test=_describe(splits["test"], "test", spec),
         mean=mean,
         std=std,
     )
-    return PreparedData(manifest, *splits)
+    return PreparedData(manifest, **splits)
 
 
 def fingerprint(name: str, image_size: int, classes: int, train_per_class: int, test_per_class: int) -> str:
@@ -71,9 +71,8 @@ def fingerprint(name: str, image_size: int, classes: int, train_per_class: int, 
     Raises UsageError as `generate` does.
     """
     spec = _Spec(name, image_size, classes, train_per_class, test_per_class)
-    return fingerprint_of(
-        PREPARATION_VERSION, spec.sources, spec.membership("train"), spec.membership("test")
-    )
+    train, test = spec.membership("train"), spec.membership("test")
+    return fingerprint_of(PREPARATION_VERSION, spec.sources, train, test)
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,10 @@ class _Spec:
     def __post_init__(self) -> None:
         dataset_info(self.name)
         if self.image_size < 8 or min(self.classes, self.train_per_class, self.test_per_class) < 1:
+            sizes = f"{self.image_size} pixels, {self.classes} classes, {self.train_per_class} training and"
+            needed = "at least 8 pixels, 1 class and 1 image per class"
             raise UsageError(
-                "generated data: expected at least 8 pixels, 1 class and 1 image a class, got "
-                f"{self.image_size} pixels, {self.classes} classes, {self.train_per_class} training and "
-                f"{self.test_per_class} test images a class"
+                f"generated data: expected {needed}, got {sizes} {self.test_per_class} test images per class"
             )
 
     @property
@@ -136,27 +135,20 @@ def _images(patterns: "np.ndarray", labels: "np.ndarray", generator: "np.random.
     size = patterns.shape[-1]
     shift = generator.integers(-(size // 8), size // 8 + 1, size=(2, len(labels), 1))
     rows, columns = (np.arange(size) + shift) % size
-    shifted = patterns[
-        labels[:, None, None, None],
-        np.arange(3)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    channels, of = np.arange(3)[None, :, None, None], labels[:, None, None, None]
+    shifted = patterns[of, channels, rows[:, None, :, None], columns[:, None, None, :]]
     noise = generator.integers(-NOISE, NOISE + 1, size=shifted.shape, dtype=np.int16)
     return np.clip(shifted + noise, 0, 255).astype(np.uint8)
 
 
 def _describe(arrays: "Arrays", split: str, spec: _Spec) -> Split:
-    def in_memory(kind: str, array: "np.ndarray") -> ArrayFile:
-        return ArrayFile(
+    images, labels = (
+        ArrayFile(
             file=f"{split}-{kind} (in memory)",
             sha256=hashlib.sha256(array.data).hexdigest(),
             shape=array.shape,
             dtype=str(array.dtype),
         )
-
-    return Split(
-        images=in_memory("images", arrays.images),
-        labels=in_memory("labels", arrays.labels),
-        membership=spec.membership(split),
+        for kind, array in (("images", arrays.images), ("labels", arrays.labels))
     )
+    return Split(images=images, labels=labels, membership=spec.membership(split))

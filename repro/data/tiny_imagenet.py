@@ -6,6 +6,10 @@
     val/images/val_<k>.JPEG                     k from 0 to 9999
     val/val_annotations.txt                     image, tab, class, tab, a box that is not used here
 
+Copies whose images lie in folders by class are read as well, with or without the folders `images`:
+
+    train/<class>/<class>_<k>.JPEG              val/<class>/images/val_<k>.JPEG
+
 `val` is the test set: the labels of `test` were never published. What is on disk is used where it is:
 `tiny-imagenet-200.zip` or `tiny-imagenet-200/` in `<data>/tiny-imagenet/raw` or in `<data>`. The images are
 read straight from the zip: 110,000 small files need not be written.
@@ -17,29 +21,19 @@ import re
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from repro.data import DATA_SETS
+from repro.data import DATA_SETS, decode
 from repro.data import download as downloading
-from repro.data.arrays import membership
-from repro.data.decode import (
-    DecodeRules,
-    ImageFile,
-    ImageRequest,
-    decode_images,
-    decoder_versions,
-    image_digest,
-    is_os_metadata,
-    listing_digest,
-    tree_files,
-)
-from repro.data.prepared import Images
+from repro.data.decode import NAMED, DecodeRules, ImageFile, ImageRequest, passed_over_note
+from repro.data.prepared import Images, membership
 from repro.data.writer import PreparedWriter, prepare_once
-from repro.errors import DataCorruptError, DataMissingError
+from repro.errors import DataCorruptError, DataMissingError, printable
 from repro.manifest import Manifest
 
 NAME = "tiny-imagenet"
@@ -47,9 +41,8 @@ TITLE = DATA_SETS[NAME].title
 RULES = DecodeRules(DATA_SETS[NAME].image_size, formats=("JPEG",), exact=True, max_bytes=1_000_000)
 LONGEST_TEXT = 10_000_000  # bytes of a text file; the longest is words.txt with 2.6 MB
 ANNOTATIONS = "val/val_annotations.txt"
-TRAIN = re.compile(r"train/(n[0-9]{8})/images/\1_(0|[1-9][0-9]{0,5})\.JPEG")
-TEST = re.compile(r"val/images/(val_(0|[1-9][0-9]{0,5})\.JPEG)")
-NAMED = 5  # files that a sentence names before it counts the rest
+TRAIN = re.compile(r"train/(n[0-9]{8})/(?:images/)?(\1_(0|[1-9][0-9]{0,5})\.JPEG)")
+TEST = re.compile(r"val/(?:(n[0-9]{8})/)?(?:images/)?(val_(0|[1-9][0-9]{0,5})\.JPEG)")
 
 _log = logging.getLogger(__name__)
 
@@ -79,8 +72,8 @@ PUBLISHED = Published(
     max_members=130_000,
 )
 
-Split = list[tuple[ImageFile, int]]
-"""Images with their labels, in the order of the set."""
+Split = list[tuple[str, int, ImageFile]]
+"""Images by their published names, with their labels, in the order of the set."""
 
 
 def fetch(data_dir: Path, *, url: str | None = None, published: Published = PUBLISHED) -> Path:
@@ -139,24 +132,16 @@ def prepare(
             if source is None:
                 raise published.corrupt(wrong)
             notes.append(f"made of an archive that is not the published one: {wrong}")
-        if copy.skipped:
-            count, named = len(copy.skipped), _first(copy.skipped)
-            notes.append(f"{count:,} files that are not of the set are passed over: {named}")
-        sources = {name: copy.texts[name] for name in ("wnids.txt", "val_annotations.txt")}
+        notes += passed_over_note(copy.skipped)
+        sources = {name: sha256 for name, sha256 in copy.texts.items() if name != "words.txt"}
         for which, split in (("train", copy.train), ("test", copy.test)):
-            names = [image.name for image, _ in split]
-            labels = np.array([label for _, label in split], dtype=np.int64)
+            names = [name for name, _, _ in split]
+            labels = np.array([label for _, label, _ in split], dtype=np.int64)
             hashes: list[str] = []
-            writer.split(which, labels, membership(names), _decode(split, place, hashes))
-            sources[f"{which} images"] = image_digest(names, hashes)
-        return writer.finish(
-            copy.class_names,
-            sources,
-            partial=copy.missing,
-            notes=notes,
-            tools=decoder_versions(),
-            listing=listing,
-        )
+            writer.split(which, labels, membership(names), _decode(split, place, hashes), RULES.size)
+            sources[f"{which} images"] = decode.image_digest(names, hashes)
+        facts: dict[str, Any] = {"partial": copy.missing, "notes": notes, "listing": listing}
+        return writer.finish(copy.class_names, sources, tools=decode.decoder_versions(), **facts)
 
     return prepare_once(data_dir, save_as, title, make, wanted=wanted)
 
@@ -181,25 +166,24 @@ class _Copy:
     def __init__(self, place: Path, published: Published) -> None:
         self.place, self.published = place, published
         self.texts: dict[str, str] = {}  # text file → its sha256
-        self.skipped: list[str] = []  # files among the images that are not of the set
-        files = self._zipped_files() if place.is_file() else tree_files(place)
+        self.skipped: dict[str, str] = {}  # files among the images that are not of the set, and why
+        files = self._zipped_files() if place.is_file() else decode.tree_files(place)[0]
         self._files = {file.name: file for file in files}
         lines = [line for line in self._lines("wnids.txt") if line]
-        if any(not re.fullmatch(r"n[0-9]{8}", line) for line in lines) or not (
-            len(lines) == len(set(lines)) == published.classes
-        ):
+        classes = {line for line in lines if re.fullmatch(r"n[0-9]{8}", line)}
+        if not len(lines) == len(classes) == published.classes:
             raise self._corrupt(f"wnids.txt: expected {published.classes} different classes like n01443537")
         self.labels = {wnid: label for label, wnid in enumerate(lines)}
         words = dict(line.partition("\t")[::2] for line in self._lines("words.txt"))
         named = {wnid: words.get(wnid, "") for wnid in lines}
         self.class_names = [name if name and name.isprintable() else wnid for wnid, name in named.items()]
-        self.train, self.test = self._read_splits(self._read_annotations())
+        self.train, self.test = self._read_splits()
         self.missing = self._find_missing()  # what a whole copy has and this one lacks
 
     def listing(self) -> str:
         """One sha256 over the lists and every image's name and size."""
-        texts = [f"{name}={self.texts[name]}" for name in ("val_annotations.txt", "wnids.txt")]
-        return membership([*texts, listing_digest(image for image, _ in (*self.train, *self.test))])
+        texts = [f"{name}={sha256}" for name, sha256 in sorted(self.texts.items()) if name != "words.txt"]
+        return membership([*texts, decode.listing_digest(file for _, _, file in (*self.train, *self.test))])
 
     def _zipped_files(self) -> Iterator[ImageFile]:
         published = self.published
@@ -207,31 +191,29 @@ class _Copy:
             with zipfile.ZipFile(self.place) as archive:
                 members = archive.infolist()
         # zipfile raises all of these on torn or hostile input.
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            struct.error,
-            ValueError,
-            OverflowError,
-            OSError,
-        ) as error:
-            raise self._corrupt(f"not a whole zip archive ({error})") from error
+        except (zipfile.BadZipFile, RuntimeError, struct.error, ValueError, OSError, OverflowError) as bad:
+            raise self._corrupt(f"not a whole zip archive ({bad})") from bad
         size = sum(each.file_size for each in members)
         if len(members) > published.max_members or size > published.max_bytes:
             limits = f"{published.max_members:,} files or {published.max_bytes:,} bytes"
             raise self._corrupt(f"more than the {limits} that {TITLE} has at most")
         for member in members:
             top, _, name = member.filename.partition("/")
-            if top == published.folder and not member.is_dir() and not is_os_metadata(Path(name).name):
+            if (
+                top == published.folder
+                and not member.is_dir()
+                and not decode.passed_over_reason(Path(name).name)
+            ):
                 yield ImageFile(str(self.place), name, member.file_size, member.filename)
 
     def _lines(self, path: str) -> list[str]:
         """The lines of a text file; its sha256 goes to `texts`."""
         file = self._files.get(path)
         if file is None:
+            found = sorted({name.partition("/")[0] + "/" * ("/" in name) for name in self._files})
             raise DataMissingError(
                 f"{self.place} has no {path}: expected TinyImageNet as it is published, with train/, val/, "
-                "wnids.txt and words.txt"
+                f"wnids.txt and words.txt; found {printable(', '.join(found[:10])) or 'nothing'}"
             )
         try:
             content = file.read(LONGEST_TEXT)
@@ -246,51 +228,60 @@ class _Copy:
         listed: dict[str, int] = {}
         for number, line in enumerate(self._lines(ANNOTATIONS), 1):
             name, wnid = [*line.split("\t"), ""][:2]
-            if name and (wnid not in self.labels or name in listed):
-                wrong = (
-                    "is listed twice" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
-                )
-                raise self._corrupt(f"{ANNOTATIONS}, line {number}: {_shown(name)} {wrong}")
+            wrong = "" if wnid in self.labels else f"has no class of wnids.txt, but {wnid!r}"
+            if name and (wrong or name in listed):
+                wrong = wrong or "is listed twice"
+                raise self._corrupt(f"{ANNOTATIONS}, line {number}: {printable(name)} {wrong}")
             if name:
                 listed[name] = self.labels[wnid]
         return listed
 
-    def _read_splits(self, listed: dict[str, int]) -> tuple[Split, Split]:
+    def _read_splits(self) -> tuple[Split, Split]:
         """Training images by class and number, test images by number; other images go to `skipped`."""
-        train: list[tuple[int, int, ImageFile]] = []
-        test: list[tuple[int, int, ImageFile]] = []
+        train: dict[tuple[int, int], tuple[str, int, ImageFile]] = {}
+        test: dict[tuple[int, int], tuple[str, int, ImageFile]] = {}
+        tests = [match for match in map(TEST.fullmatch, self._files) if match]
+        # Folders by class say what the list says, and copies with them often lack it.
+        by_class = all(match[1] for match in tests) and bool(tests) and ANNOTATIONS not in self._files
+        listed = {} if by_class else self._read_annotations()
+        limits = (self.published.classes * self.published.test_per_class, self.published.train_per_class)
         for name, file in sorted(self._files.items()):
-            of_class, of_test = TRAIN.fullmatch(name), TEST.fullmatch(name)
-            if of_class and of_class[1] in self.labels and int(of_class[2]) < self.published.train_per_class:
-                train.append((self.labels[of_class[1]], int(of_class[2]), file))
-            elif of_test and int(of_test[2]) < self.published.classes * self.published.test_per_class:
-                if of_test[1] not in listed:
-                    raise self._corrupt(f"{ANNOTATIONS} has no class for {name}")
-                test.append((int(of_test[2]), listed[of_test[1]], file))
-            elif re.match(r"(train/[^/]+|val)/images/", name):
-                self.skipped.append(name)
-        return [(file, label) for label, _, file in sorted(train)], [
-            (file, label) for _, label, file in sorted(test)
-        ]
+            of_train = TRAIN.fullmatch(name)
+            match = of_train or TEST.fullmatch(name)
+            if not match or int(match[3]) >= limits[bool(of_train)]:
+                if re.match(r"(train/[^/]+|val|val/n[0-9]{8})/images/", name):
+                    self.skipped[printable(name)] = "not of the set"
+                continue
+            label, number = self.labels.get(match[1] or ""), int(match[3])
+            half, published = train, f"train/{match[1]}/images/{match[2]}"
+            if not of_train:
+                half, published, named = test, f"val/images/{match[2]}", listed.get(match[2])
+                if not by_class and (named is None or named != (label if match[1] else named)):
+                    wrong = f"has no class for {name}" if named is None else f"puts {name} in another folder"
+                    raise self._corrupt(f"{ANNOTATIONS} {wrong}")
+                label = label if by_class else named
+            key = (label or 0, number) if of_train else (0, number)
+            if label is None or key in half:
+                self.skipped[printable(name)] = "not of the set" if label is None else "there twice"
+            else:
+                half[key] = (published, label, file)
+        return [each for _, each in sorted(train.items())], [each for _, each in sorted(test.items())]
 
     def _find_missing(self) -> str | None:
         whole = (self.published.train_per_class, self.published.test_per_class)
-        train, test = (Counter(label for _, label in split) for split in (self.train, self.test))
-        counts = {wnid: (train[label], test[label]) for wnid, label in self.labels.items()}
-        for wnid, (of_train, of_test) in counts.items():
-            if not of_train or not of_test:
-                which = "test" if of_train else "training"
+        train, test = (Counter(label for _, label, _ in split) for split in (self.train, self.test))
+        for wnid, label in self.labels.items():
+            if not train[label] or not test[label]:
+                which = "test" if train[label] else "training"
                 raise DataMissingError(
                     f"{self.place}: the class {wnid} has no {which} images; every class needs some"
                 )
-            if of_test > whole[1]:
-                gives = f"gives the class {wnid} {of_test} images, expected {whole[1]}"
+            if test[label] > whole[1]:
+                gives = f"gives the class {wnid} {test[label]} images, expected {whole[1]}"
                 raise self._corrupt(f"{ANNOTATIONS} {gives}")
-        if set(counts.values()) == {whole}:
+        found, expected = (len(self.train), len(self.test)), [count * len(self.labels) for count in whole]
+        if list(found) == expected:
             return None
-        if len(set(counts.values())) == 1:
-            return f"{of_train} of {whole[0]} training and {of_test} of {whole[1]} test images a class"
-        expected, found = [count * len(counts) for count in whole], (len(self.train), len(self.test))
         return f"{found[0]:,} of {expected[0]:,} training and {found[1]:,} of {expected[1]:,} test images"
 
     def _corrupt(self, problem: str) -> DataCorruptError:
@@ -299,24 +290,13 @@ class _Copy:
 
 def _decode(split: Split, place: Path, hashes: list[str]) -> Iterator[Images]:
     """The images of a split, in pieces; each file's sha256 is added to `hashes`."""
-    for decoded in decode_images([ImageRequest(image) for image, _ in split], RULES):
+    for decoded in decode.decode_images([ImageRequest(file) for _, _, file in split], RULES):
         done = split[len(hashes) : len(hashes) + len(decoded.problems)]
         pairs = zip(done, decoded.problems, strict=True)
-        if bad := [f"{image.name}: {why}" for (image, _), why in pairs if why]:
+        if bad := [f"{file.name}: {why}" for (_, _, file), why in pairs if why]:
             raise DataCorruptError(
-                f"{place} has images that are not as published ({_first(bad)}): `repro data fetch {NAME}` "
-                "gets the set whole"
+                f"{place} has images that are not as published ({', '.join(bad[:NAMED])}): `repro data fetch "
+                f"{NAME}` gets the set whole"
             )
         hashes += decoded.sha256
         yield decoded.pixels
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(map(_shown, names[:NAMED])) + more
-
-
-def _shown(text: str) -> str:
-    """A name from elsewhere, made fit for a message."""
-    return text if text.isprintable() and text else ascii(text)

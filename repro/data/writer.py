@@ -5,23 +5,22 @@ a temporary folder beside the real one, which is renamed when all is written and
 finished is finished, and an older one stays until then.
 """
 
-import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from repro.data.arrays import check_labels, statistics, verify_prepared
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time
-from repro.data.prepared import Images, Labels
+from repro.data.prepared import Images, Labels, check_labels, statistics, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, SetupError
 from repro.manifest import PREPARATION_VERSION, ArrayFile, Manifest, Split, prepared_folder
-from repro.storage import fsync_folder
+from repro.storage import fsync_folder, write_whole
+
+OLD = ".prepared.old"  # the earlier folder, while the new one takes its place
 
 _log = logging.getLogger(__name__)
 
@@ -54,9 +53,10 @@ def prepare_once(
         writer = PreparedWriter(target, name, title)
         _tidy(target, writer.folder)  # what a killed process left; its lock is ours now
         try:
-            with writer.explained():
-                writer.folder.mkdir(parents=True)
+            writer.folder.mkdir(parents=True)
             return make(writer)
+        except OSError as error:  # of writing: whatever is read has its own errors
+            raise SetupError(explain_write_failure(target, error)) from error
         finally:
             _tidy(target, writer.folder)
 
@@ -70,55 +70,38 @@ class PreparedWriter:
     def __init__(self, target: Path, name: str, title: str) -> None:
         self._target, self._name, self._title = target, name, title
         self._splits: dict[str, Split] = {}
-        self._labels: list[Labels] = []
         self.folder = target.with_name(".prepared.writing")
 
-    def split(self, which: str, labels: Labels, members: str, images: Iterable[Images]) -> None:
+    def split(
+        self, which: str, labels: Labels, members: str, images: Iterable[Images], image_size: int
+    ) -> None:
         """Write the split `which`, "train" or "test", from `images` in pieces (n, 3, S, S) uint8.
 
-        `labels` is (N,) int64, `members` what `arrays.membership` gives for the images.
+        `labels` is (N,) int64, `members` what `prepared.membership` gives for the images, `image_size` S.
 
-        Raises ValueError for other shapes, types or counts, SetupError where it cannot be written.
+        Raises ValueError for other shapes, types or counts, OSError where it cannot be written.
         """
         check_labels(labels, len(labels))
-        rest = iter(images)
-        first = next(rest, None)
-        if first is None or first.ndim != 4:
-            raise ValueError(f"{which}: expected images (N, 3, S, S), got {first!r:.50}")
-        array = self.new_array(f"{which}-images.npy", len(labels), first.shape[-1])
-        done = 0
-        for piece in itertools.chain([first], rest):
-            if (
-                piece.shape[1:] != array.shape[1:]
-                or piece.dtype != np.uint8
-                or done + len(piece) > len(array)
-            ):
-                raise ValueError(
-                    f"{which}: expected {array.shape} of uint8 in all, got {piece.shape} of {piece.dtype} "
-                    f"after {done} images"
-                )
-            array[done : done + len(piece)] = piece
+        array, done = self.new_array(f"{which}-images.npy", len(labels), image_size), 0
+        for piece in images:
+            if piece.dtype != np.uint8:
+                raise ValueError(f"{which}: expected images of uint8, got {piece.dtype}")
+            array[done : done + len(piece)] = piece  # which refuses other shapes
             done += len(piece)
         if done != len(array):
             raise ValueError(f"{which}: expected {len(array)} images in all, got {done}")
-        with self.explained():
-            array.flush()
-            np.save(self.folder / f"{which}-labels.npy", labels)
-            self._labels.append(labels)
-            self._splits[which] = Split(
-                images=self._written(f"{which}-images.npy", array),
-                labels=self._written(f"{which}-labels.npy", labels),
-                membership=members,
-            )
+        array.flush()
+        np.save(self.folder / f"{which}-labels.npy", labels)
+        parts = {kind: self._written(f"{which}-{kind}.npy") for kind in ("images", "labels")}
+        self._splits[which] = Split(**parts, membership=members)
 
     def new_array(self, file: str, count: int, size: int) -> np.memmap:
         """A memory-mapped `.npy` (count, 3, size, size) uint8 in `folder`, all of it allocated on disk."""
         path = self.folder / file
-        with self.explained():
-            array = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (count, 3, size, size))
-            # A full disk is an OSError here; met later, through the map, it would be a SIGBUS.
-            with path.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(np.uint8), (count, 3, size, size))
+        # A full disk is an OSError here; met later, through the map, it would be a SIGBUS.
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         return array
 
     def finish(self, class_names: Sequence[str], sources: Mapping[str, str], **facts: Any) -> Manifest:
@@ -126,11 +109,11 @@ class PreparedWriter:
 
         `facts` are further fields of the manifest: partial, notes, tools, settings, left_out, listing.
 
-        Raises ValueError for labels beyond the class names, SetupError where it cannot be written.
+        Raises ValueError for labels beyond the class names, OSError or SetupError where it cannot be written.
         """
         train, test = self._splits["train"], self._splits["test"]
-        for labels in self._labels:
-            check_labels(labels, len(labels), len(class_names))
+        for split in (train, test):
+            check_labels(np.load(self.folder / split.labels.file), split.count, len(class_names))
         mean, std = statistics(np.load(self.folder / train.images.file, mmap_mode="r"))
         manifest = Manifest(
             preparation_version=PREPARATION_VERSION,
@@ -146,48 +129,33 @@ class PreparedWriter:
             **facts,
         )
         kept = {"manifest.json", *(file.file for s in (train, test) for file in (s.images, s.labels))}
-        with self.explained():
-            with (self.folder / "manifest.json").open("wb") as stream:
-                stream.write(manifest.to_json().encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-            for entry in self.folder.iterdir():
-                if entry.name not in kept:
-                    entry.unlink()
-            fsync_folder(self.folder)
-            if self._target.exists():
-                self._target.rename(_old(self._target))
-            self.folder.rename(self._target)
-            fsync_folder(self._target.parent)
+        write_whole(self.folder / "manifest.json", manifest.to_json().encode())
+        for entry in self.folder.iterdir():
+            if entry.name not in kept:
+                entry.unlink()
+        fsync_folder(self.folder)
+        if self._target.exists():
+            self._target.rename(self._target.with_name(OLD))
+        self.folder.rename(self._target)
+        fsync_folder(self._target.parent)
         return manifest
 
-    def _written(self, file: str, array: Images | Labels) -> ArrayFile:
+    def _written(self, file: str) -> ArrayFile:
         """What the manifest says of a file, which is on disk then."""
         with (self.folder / file).open("rb") as stream:
             os.fsync(stream.fileno())
+        array = np.load(self.folder / file, mmap_mode="r")
         sha256 = file_hash(self.folder / file, "sha256")
         return ArrayFile(file=file, sha256=sha256, shape=array.shape, dtype=str(array.dtype))
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turns a failed write into SetupError with what to do."""
-        try:
-            yield
-        except OSError as error:
-            raise SetupError(explain_write_failure(self._target, error)) from error
 
 
 def _tidy(target: Path, new: Path) -> None:
     """Remove what is half-written; an older folder goes only once the new one has its place."""
     shutil.rmtree(new, ignore_errors=True)
-    old = _old(target)
+    old = target.with_name(OLD)
     if old.exists() and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(".prepared.old")
 
 
 def _whole(data_dir: Path, name: str, wanted: Callable[[Manifest], bool]) -> tuple[Manifest | None, str]:

@@ -8,7 +8,7 @@ pandas, so that `repro plan` answers at once.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repro.config import Preset
@@ -149,7 +149,7 @@ class Plan:
 
     `reasons` counts why records do not count; `duration` and `busy`, in seconds of a `busy_unit` ("GPU" or
     "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets
-    `without_data` have no part in the budget.
+    `without_data` have no part in the budget. `seeds`: what the planned seeds can decide, by table and claim.
     """
 
     preset: str
@@ -166,6 +166,7 @@ class Plan:
     disk: Footprint
     budget: Budget | None
     without_data: tuple[str, ...] = ()
+    seeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
@@ -215,6 +216,12 @@ class Plan:
         if self.budget:
             lines += self.budget.lines()
             lines += [f"  skipped, not prepared here: {name}" for name in self.without_data]
+        if self.seeds:
+            lines.append("what the planned seeds can decide, by the spread that the paper reports:")
+            names: dict[str, list[str]] = {}
+            for name, advice in self.seeds.items():
+                names.setdefault(advice["sentence"], []).append(name)
+            lines += [f"  {', '.join(alike)}: {sentence}" for sentence, alike in names.items()]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -229,6 +236,7 @@ class Plan:
             "devices": dict(self.devices),
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
+            "seeds": dict(self.seeds),
             "columns": [asdict(column) for column in self.columns],
         }
         return json.dumps(content, indent=1, ensure_ascii=False)
@@ -263,11 +271,12 @@ def make_plan(
     begun: Mapping[str, float] | None = None,
     budget: float | None = None,
     without_data: Sequence[str] = (),
+    seeds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """The plan for the runs of `survey` on `devices`.
 
     `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
-    `without_data` get nothing of them.
+    `without_data` get nothing of them. `seeds` is shown as it is (`repro.analysis.seeds.planned_seeds`).
     """
     estimator = Estimator(
         registry, preset, devices, survey.sizes, survey.measured, survey.recorded, begun or {}
@@ -277,7 +286,7 @@ def make_plan(
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
-        if state.record_state in (RecordState.OLDER_CODE, RecordState.OTHER_RECIPE):
+        if state.record_state not in (RecordState.DONE, RecordState.MISSING):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
@@ -301,6 +310,7 @@ def make_plan(
         disk=footprint(to_do, preset.recipe, len(devices)),
         budget=spent,
         without_data=tuple(without_data) if spent else (),
+        seeds=seeds or {},
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.attempts import AttemptNote, Outcome, given_up, read_attempts
+from repro.attempts import AttemptNote, read_attempts, without_record
 from repro.config import Recipe
 from repro.errors import SetupError
 from repro.paths import Project
@@ -72,13 +72,13 @@ def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str,
         if note is not None and progress is not None and last and last.worker == note.name:
             silence = _age(folder / f"{note.name}.json")
             found[run.id] = Trace("running", len(notes), last, progress, silence, progress.fraction, True)
-        elif lock_holder(paths.lock, holders) is not None:
-            found[run.id] = Trace("running", len(notes), last)
-        elif last is not None:
-            verdict = None if last.kind is Outcome.INTERRUPTED else given_up(notes)
-            kind = "failed" if verdict and verdict.failed else "interrupted"
+            continue
+        kind, reason = without_record(notes, lock_holder(paths.lock, holders) is not None)
+        if kind == "running":
+            found[run.id] = Trace(kind, len(notes), last)
+        elif last is not None and kind != "not run yet":
             begun = last.saved_step / last.total_steps if checkpoint and last.total_steps else 0.0
-            found[run.id] = Trace(kind, len(notes), last, begun=begun, checkpoint=checkpoint)
+            found[run.id] = Trace(kind, len(notes), last, None, None, begun, checkpoint, reason or None)
     return found
 
 
@@ -222,7 +222,6 @@ def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
     if progress and progress.images_per_second:  # at the present speed of training, evaluation not counted
         images = (1 - progress.fraction) * progress.epochs * progress.steps * recipe.batch_size
         left = images / progress.images_per_second
-    ended = trace.kind != "running" and last is not None
     return RunLine(
         run=run,
         kind=trace.kind,
@@ -234,9 +233,7 @@ def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
         silence=trace.silence,
         attempts=trace.attempts,
         checkpoint=trace.checkpoint,
-        reason=trace.reason or (last.reason or (None if last.kind is Outcome.INTERRUPTED else str(last.kind)))
-        if ended and last
-        else None,
+        reason=trace.reason,
         ended=last.ended.timestamp() if last and last.ended else None,
     )
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from repro.data.loader import DeviceSplit, Normalisation, evaluation_batches
 from repro.losses import ClassificationLoss
-from repro.records import HISTOGRAM_BINS, HISTOGRAM_RANGE, LogitHistogram, Probes
+from repro.records import HISTOGRAM_BINS, HISTOGRAM_RANGE, QUANTILES, LogitHistogram, Probes
 from repro.training.precision import Precision
 
 EVALUATION_BATCH = 1000  # images per batch; the training batch size does not matter here
-QUANTILES = (2.5, 25.0, 50.0, 75.0, 97.5)  # of the logits, in percent
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
     manifest = data.manifest
     train_arrays, test_arrays = subset(data, origin.config.recipe)
     arrays = [array for split in (manifest.train, manifest.test) for array in (split.images, split.labels)]
+    started = min(attempt.started for attempt in origin.attempts)
     return RunRecord(
         run=origin.run.id,
         preset=origin.preset.name,
@@ -104,8 +105,9 @@ def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precisi
             peak_memory_bytes=peak_memory(precision.device),
             energy_joules=_energy(origin.attempts),
             attempts=origin.attempts,
-            started=min(attempt.started for attempt in origin.attempts),
-            ended=origin.attempts[-1].ended or datetime.now(UTC),
+            started=started,
+            # A clock that was set back meanwhile must not cost a finished run.
+            ended=max(started, origin.attempts[-1].ended or datetime.now(UTC)),
         ),
     )
 

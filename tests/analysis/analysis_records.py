@@ -108,18 +108,20 @@ def make_record(
     fingerprint: str = FINGERPRINT,
     generated: bool = False,
     partial: str | None = None,
-    test_images: int = 10_000,
+    test_images: int | None = None,
 ) -> RunRecord:
-    """A record of `run`; `accuracy` defaults to one near the paper's value for the cell."""
+    """A record of `run`; its accuracy defaults to one near the paper's, its data to those of the paper."""
     config = registry.config(run, preset)
     random = np.random.default_rng(int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16))
     if accuracy is None:
         mean = run.cell.reported.mean if run.cell.reported else 70.0
         accuracy = mean + float(random.normal(0, 0.25))
+    table = registry.table(run.cell.table)
+    papers = next((t.reported_data for t in registry.tables if t.dataset == table.dataset), None)
+    classes = config.recipe.classes or (papers.classes if papers else 100)
+    test_images = test_images or classes * (papers.test_per_class if papers else 100)
     correct = round(accuracy * test_images / 100)
     accuracy = 100 * correct / test_images
-    table = registry.table(run.cell.table)
-    classes = config.recipe.classes or 100
     curve = _curve(config.loss, dict(config.loss_parameters), accuracy, config.recipe, diverged_in, random)
     evaluated = [(epoch.test_accuracy, epoch.epoch) for epoch in curve if epoch.test_accuracy is not None]
     best, best_epoch = max(evaluated, default=(None, None))
@@ -152,7 +154,8 @@ def make_record(
             preparation_version=1,
             arrays={"train-images.npy": "b" * 64},
             classes=classes,
-            train_images=500 * classes,
+            train_images=classes
+            * (config.recipe.images_per_class or (papers.train_per_class if papers else 500)),
             test_images=test_images,
             mean=(0.507, 0.487, 0.441),
             std=(0.267, 0.256, 0.276),
@@ -205,40 +208,35 @@ def edit_by_hand(path: Path, accuracy: float) -> None:
 
 
 def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epoch, ...]:
-    epochs = []
     bounded = loss in ("am-softmax", "pedcc")
     scale = float(parameters.get("scale", 1.0))
     features = {"cross-entropy": 0.9, "scaled-bn": 2.2 * scale, "pedcc": 0.03 * scale}.get(loss, 0.02 * scale)
+    length = {"cross-entropy": 14.0, "scaled-bn": 9.0}.get(loss, 11.0)
+    epochs = []
     for epoch in range(recipe.epochs):
         drops = sum(epoch >= drop for drop in recipe.lr_drops)
-        within = epoch - ([0, *recipe.lr_drops][drops])
-        # Rises within a phase of the learning rate and jumps where it drops, as these networks do.
-        level = (0.68, 0.93, 0.99, 1.0)[min(drops, 3)]
-        previous = (0.05, 0.68, 0.93, 0.99)[min(drops, 3)]
-        share = level - (level - previous) * float(np.exp(-(within + 1) / (8 if drops == 0 else 2)))
-        noise = float(random.normal(0, (2.5, 0.5, 0.12, 0.08)[min(drops, 3)]))
-        last = epoch == recipe.epochs - 1
-        test = accuracy if last else min(max(accuracy * share + noise, 1.0), 100.0)
-        evaluated = last or (epoch + 1) % recipe.evaluate_every == 0
-        hot = diverged_in is not None and epoch >= diverged_in
-        remaining = max(1.02 - share, 0.02)
-        logits = 1.1 * remaining if not bounded else 0.35 + 0.7 * remaining
+        # Jumps where the learning rate drops, as these networks do.
+        share = (0.6, 0.92, 0.98, 0.99)[min(drops, 3)]
+        remaining, last = 1.02 - share, epoch == recipe.epochs - 1
+        test = accuracy if last else accuracy * share + float(random.normal(0, 0.2))
+        logits = 0.35 + 0.7 * remaining if bounded else 1.1 * remaining
         if loss == "scaled-bn":
             logits = 0.12 / scale + 0.95 * remaining
         logits *= float(np.exp(random.normal(0, 0.01)))
-        length = {"cross-entropy": 14.0, "scaled-bn": 9.0}.get(loss, 11.0)
+        hot = diverged_in is not None and epoch >= diverged_in
+        unseen = hot or not (last or (epoch + 1) % recipe.evaluate_every == 0)
         epochs.append(
             Epoch(
                 epoch=epoch,
                 lr=recipe.lr_at(epoch),
                 train_loss=None if hot else 4.6 * remaining,
-                train_accuracy=None if hot else min(100.0, 100 * share),
+                train_accuracy=None if hot else 100 * share,
                 gradient_at_logits=None if hot else logits,
                 gradient_at_features=None if hot else logits * features,
                 feature_norm=None if hot else length,
                 gradient_times_feature=None if hot else 0.9 * logits * features * length,
-                test_loss=None if hot or not evaluated else 1.2,
-                test_accuracy=None if hot or not evaluated else test,
+                test_loss=None if unseen else 1.2,
+                test_accuracy=None if unseen else test,
                 seconds=41.0,
             )
         )
@@ -250,19 +248,22 @@ def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epo
 def _probes(loss, parameters, classes, images, random) -> Probes:
     scale = float(parameters.get("scale", 1.0))
     # Most logits belong to other classes; one in `classes` is the image's own, far to the right.
-    if loss == "cross-entropy":
-        others, own, norms = NormalDist(-0.1, 2.4), NormalDist(11.0, 3.6), (1.45, 0.06)
-    elif loss == "scaled-bn":
-        others, own = NormalDist(-0.085 * scale, 0.62 * scale), NormalDist(6.9 * scale, 1.9 * scale)
-        norms = (0.52, 0.02)
-    else:
-        others, own, norms = NormalDist(0.0, 0.06 * scale), NormalDist(0.7 * scale, 0.1 * scale), (1.0, 0.03)
+    others, own, norms = {
+        "cross-entropy": (NormalDist(-0.1, 2.4), NormalDist(11.0, 3.6), (1.45, 0.06)),
+        "scaled-bn": (
+            NormalDist(-0.085 * scale, 0.62 * scale),
+            NormalDist(6.9 * scale, 1.9 * scale),
+            (0.52, 0.02),
+        ),
+    }.get(loss, (NormalDist(0.0, 0.06 * scale), NormalDist(0.7 * scale, 0.1 * scale), (1.0, 0.03)))
     low, high = HISTOGRAM_RANGE
-    edges = [low + (high - low) * place / HISTOGRAM_BINS for place in range(HISTOGRAM_BINS + 1)]
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     below = np.array([((classes - 1) * others.cdf(edge) + own.cdf(edge)) / classes for edge in edges])
     counts = np.round(np.diff(below) * images * classes).astype(int)
-    middles = (np.array(edges[1:]) + np.array(edges[:-1])) / 2
-    mean = float((middles * counts).sum() / counts.sum())
+    counts[counts.argmax()] += images * classes - counts.sum()  # what rounding lost
+    middles = (edges[1:] + edges[:-1]) / 2
+    mean = float(np.average(middles, weights=counts))
+    quantiles = {f"{q:g}": float(np.interp(q / 100, below, edges)) for q in (2.5, 25, 50, 75, 97.5)}
     return Probes(
         logits=LogitHistogram(
             low=low,
@@ -271,11 +272,8 @@ def _probes(loss, parameters, classes, images, random) -> Probes:
             underflow=0,
             overflow=0,
             mean=mean,
-            std=float(np.sqrt(((middles - mean) ** 2 * counts).sum() / counts.sum())),
-            quantiles={
-                f"{percent:g}": float(np.interp(percent / 100, below, edges))
-                for percent in (2.5, 25, 50, 75, 97.5)
-            },
+            std=float(np.sqrt(np.average((middles - mean) ** 2, weights=counts))),
+            quantiles=quantiles,
         ),
         weight_norms=tuple(float(norm) for norm in random.normal(*norms, size=classes)),
     )

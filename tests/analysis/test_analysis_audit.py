@@ -1,11 +1,8 @@
-"""The audit against the same numbers computed another way, from the tables' files or the paper's own list."""
+"""The audit against the same numbers computed another way, from the tables' files."""
 
-import csv
 import json
 import math
-import os
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,25 +28,6 @@ def from_files() -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
     return columns
 
 
-def from_paper() -> dict[tuple[str, str], dict[str, tuple[float, float]]]:
-    """The same from the list beside the project; skips where it is not."""
-    shared = Path(os.environ.get("REPRO_SHARED", EXPERIMENTS.parent.parent / "shared"))
-    path = shared / "paper" / "reported.csv"
-    if not path.is_file():
-        pytest.skip(f"the paper's numbers as a file are not here: {path}")
-    names = {"tinyimagenet": "tiny-imagenet", "vgg": "vgg16"}
-    columns: dict = {}
-    with path.open() as file:
-        for line in csv.DictReader(file):
-            name = line["loss"] + "".join(f"-{key}{line[key]}" for key in ("s", "m") if line[key])
-            column = (
-                names.get(line["dataset"], line["dataset"]),
-                names.get(line["network"], line["network"]),
-            )
-            columns.setdefault(column, {})[name] = (float(line["mean_pct"]), float(line["std_pct"]))
-    return columns
-
-
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load(EXPERIMENTS)
@@ -60,10 +38,9 @@ def audit(registry) -> PaperAudit:
     return audit_paper(registry, read_rules(EXPERIMENTS / "claims.toml"))
 
 
-@pytest.mark.parametrize("source", [from_files, pytest.param(from_paper, marks=pytest.mark.shared)])
-def test_the_wins_and_their_p_are_those_of_scipy(audit, source):
+def test_the_wins_and_their_p_are_those_of_scipy(audit):
     """Welch's test on the two printed stds, and Student's with the spread pooled over the table's 24."""
-    columns = source()
+    columns = from_files()
     wins = audit.wins.set_index(["dataset", "network", "row"])
     assert len(wins) == 27
     for (dataset, network), rows in columns.items():

@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from analysis_records import EXPERIMENTS, done, make_record, missing
+from analysis_records import EXPERIMENTS, done, make_record, missing, write_experiments
 
 from repro.analysis.export import MACRO_FIELDS, READING_FIELDS, macro_name, quotable, render_tables
 from repro.analysis.results import summarise
 from repro.analysis.rules import Rules, read_rules
-from repro.analysis.text import signed
+from repro.analysis.text import csv_cell, signed
 from repro.analysis.verdicts import judge_cells, mark
 from repro.config import Preset
 from repro.record_state import RecordState, RunState
@@ -72,6 +72,22 @@ def truths(result, records) -> list[float]:
     return [records[run].result.accuracy for run in ids if run in records]
 
 
+def test_no_text_of_the_csv_is_a_formula_or_moves_a_terminal(tmp_path):
+    folder = write_experiments(tmp_path / "experiments")
+    text = (folder / "table1.toml").read_text().replace("Cross-entropy Loss", "=HYPERLINK(A1)")
+    (folder / "table1.toml").write_text(text.replace('"Our Loss (m = 1)"', '"\\u001b[31m@SUM(A1)"'))
+    registry = Registry.load(folder)
+    paper = registry.preset("paper")
+    states = missing(registry.select_runs(Selection(), paper))
+    found = summarise(states, registry, paper)
+    rows = list(csv.DictReader(io.StringIO(render_tables(found, registry, paper, "csv"))))
+    assert {row["label"] for row in rows} == {"'=HYPERLINK(A1)", "\\u001b[31m@SUM(A1)"}
+    assert "\x1b" not in "".join(render_tables(found, registry, paper, each) for each in ("markdown", "json"))
+    for begins in "=+-@\t\r":
+        assert csv_cell(f"{begins}1") == f"'{begins}1"
+    assert [csv_cell(each) for each in (-1.5, "a=b", "–", None)] == [-1.5, "a=b", "–", None]
+
+
 def test_csv_json_and_parquet_equal_the_records_and_one_another(exported, results, records, rules, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet", reason="Parquet is an extra")
     path = tmp_path / "tables.parquet"
@@ -81,6 +97,12 @@ def test_csv_json_and_parquet_equal_the_records_and_one_another(exported, result
     content = json.loads(exported("json"))
     (table,) = content["tables"]
     assert len(results) == 24
+    named = (
+        "preset table dataset network loss label axes n expected diverged mean std reported_mean reported_std"
+    )
+    named += " difference seeds accuracies best_accuracies not_counted notes verdict so_far"
+    readings = [f"{field}_ddof{ddof}" for ddof in (1, 0) for field in READING_FIELDS]
+    assert list(from_csv[0]) == [*named.split(), *readings]
     for result, row, line, cell in zip(results, from_parquet, from_csv, table["cells"], strict=True):
         accuracies = truths(result, records)
         assert row["accuracies"] == [run["accuracy"] for run in cell["runs"]] == accuracies

@@ -11,10 +11,10 @@ import pytest
 from analysis_records import EXPERIMENTS, done, make_record, missing
 from matplotlib import image
 
+from repro.analysis.ablations import compute_effects
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
-from repro.analysis.dot_plot import draw_dots
-from repro.analysis.figures import draw_figures
-from repro.analysis.paper_figures import FIGURE_CELLS, draw_figure2, draw_figure3, find_comparison
+from repro.analysis.dot_plot import draw_ablations, draw_dots
+from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
 from repro.analysis.results import summarise
 from repro.analysis.rules import read_rules
 from repro.analysis.style import figure_style, line_styles, to_svg
@@ -64,7 +64,7 @@ def _style():
 @pytest.fixture
 def names(monkeypatch, registry, paper, tmp_path):
     """The names of what would be drawn, without the rendering, which takes most of the time; the notices."""
-    monkeypatch.setattr("repro.analysis.figures.save", lambda figure, folder, name: [folder / name])
+    monkeypatch.setattr("repro.analysis.style.save", lambda figure, folder, name: [folder / name])
 
     def draw(states):
         files, notices = draw_figures(states, registry, paper, tmp_path)
@@ -81,7 +81,7 @@ from matplotlib import rcParams
 experiments, tests, folder = map(pathlib.Path, sys.argv[1:])
 sys.path[:0] = [str(tests), str(tests.parent)]
 before = rcParams.copy()
-from repro.analysis.figures import draw_figures
+from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
 from repro.registry import Registry
 from test_analysis_figures import states_of
 registry = Registry.load(experiments)
@@ -301,3 +301,38 @@ def test_n_preset_and_every_blank_are_in_words(dots):
     assert "24 cells: 6 reproduced, 1 off, 1 undecided, 16 incomplete." in paper
     assert "QUICK Table 1" in quick
     assert "24 cells: 24 not comparable." in quick
+
+
+def test_ambiguities_are_a_panel_each_with_alternatives_sorted_and_their_intervals():
+    registry = Registry.load(EXPERIMENTS)
+    paper = registry.preset("paper")
+    states = []
+    for run in registry.select_runs(Selection(studies=("vgg", "rotation")), paper):
+        accuracy = 71 + {"vgg13": -1.0, "vgg-lsoftmax": 2.0}.get(run.cell.network, 0.0) + 0.1 * run.seed
+        states.append(done(make_record(registry, paper, run, accuracy), registry))
+    results = {result.cell: result for result in summarise(states, registry, paper)}
+    effects = compute_effects(registry.variations("vgg") + registry.variations("rotation"), results)
+    figure = draw_ablations(effects, registry, paper)
+    first, second = figure.axes
+    drawn = sorted(effects[:3], key=lambda effect: -effect.difference)
+    assert [label.get_text() for label in first.get_yticklabels()] == [
+        effect.variation.alternative.label for effect in drawn
+    ]
+    marks = [line for line in first.lines if line.get_marker() in "oD^s"]
+    assert [(m.get_xdata()[0], m.get_ydata()[0]) for m in marks] == [
+        (effect.difference, line) for line, effect in enumerate(drawn)
+    ]
+    whiskers = [
+        tuple(line.get_xdata())
+        for line in first.lines
+        if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2
+    ]
+    assert whiskers == [effect.interval for effect in drawn]
+    bars = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "|"]
+    assert bars == pytest.approx([71.86 - 71.1] * 3), "where the paper's number is"
+    assert (
+        "ResNet-18, Our Loss"
+        in second.get_yticklabels()[0].get_text() + second.get_yticklabels()[1].get_text()
+    )
+    assert "away past it" in texts(figure)
+    assert "the paper's number" in texts(figure)

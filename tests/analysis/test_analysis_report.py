@@ -84,7 +84,7 @@ def test_a_blank_a_diverged_and_a_damaged_run_say_so(states, registry, paper):
     assert "not whole JSON" in text
     assert "not run yet" in text
     counts = re.sub(r"<[^>]+>", "", re.search(r'<p class="counts">(.*?)</p>', text, re.DOTALL)[1])
-    assert " ".join(counts.split()).startswith("Runs: 7 done, 1 diverged, 1 damaged, 3 missing.")
+    assert " ".join(counts.split()).startswith("Runs: 7 done, 1 corrupt, 3 missing, 1 diverged.")
 
 
 def section(text: str, name: str) -> str:
@@ -98,24 +98,25 @@ def test_what_is_missing_and_what_is_stale_are_listed_with_the_commands(states, 
     older = [done(make_record(registry, paper, run), registry, RecordState.OLDER_CODE) for run in runs[:2]]
     words = section(report_of([*older, *states[2:]], registry, paper), "open")
     assert "corrupt: not whole JSON — Cross-entropy Loss on ResNet-18 (seed 1) not run yet — " in words
-    assert "To go on: repro run --preset paper --table 1 " in words
+    assert "To run them: repro run --preset paper --table 1 " in words
     assert "made by older code — every loss on VGG (seed 0)" in words
     assert "They count. To redo them: repro run --preset paper --table 1 --stale rerun" in words
     # A run that diverged is not still to run.
     diverged = [done(make_record(registry, paper, run, diverged_in=3), registry) for run in runs]
     text = report_of(diverged, registry, paper)
     assert "0 of 12 runs counted</p>" in text
-    assert "To go on" not in text
+    assert "To run them" not in text
 
 
 def test_a_table_says_why_it_is_not_comparable_and_is_folded_where_it_alone_has_no_run():
     registry = Registry.load(EXPERIMENTS)
     paper = registry.preset("paper")
     runs = registry.select_runs(Selection(networks=("vgg16",), seeds=(0,)), paper)
-    states = [done(make_record(registry, paper, run), registry) for run in runs if run.cell.table == 2]
+    records = [make_record(registry, paper, run, test_images=50) for run in runs if run.cell.table == 2]
+    states = [done(record, registry) for record in records]
     states += missing([run for run in runs if run.cell.table != 2])
     text = report_of(states, registry, paper)
-    why = "Not comparable: 100 classes, 50,000 training and 10,000 test images; the paper says"
+    why = "Not comparable: 200 classes, 100,000 training and 50 test images; the paper says"
     folded = "<summary>No run yet: every cell, with what is reported of it</summary>"
     assert (text.count(why), text.count(folded)) == (1, 2)
     Page(text)

@@ -3,9 +3,11 @@
 import gzip
 import io
 import random
+import re
 import shlex
 import socket
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import pytest
 from click.testing import CliRunner
 from smoke_project import OTHER, RUN, record_of, smoke_context
 
+from repro.attempts import AttemptNote, new_attempt, write_attempt
 from repro.cli import main
 from repro.cli.share import Fate, anonymise, merge_bundles, write_bundle
 from repro.errors import SelectionError
 from repro.records import Attempt, RunRecord
 from repro.registry import Selection
 from repro.signature import config_hash
+from repro.worker_note import new_worker_note
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.9/seed0"
 
@@ -85,7 +89,8 @@ def test_what_is_bundled_there_is_taken_in_here_and_merging_again_changes_nothin
 ):
     when = record.provenance.started
     failed = Attempt(number=1, started=when, ended=when, outcome="failed: OSError: /a/b", resumed_at_step=0)
-    put(there, record, attempts=(failed, *record.provenance.attempts))
+    last = record.provenance.attempts[-1].model_copy(update={"number": 2})
+    put(there, record, attempts=(failed, last))
     put(there, record, OTHER)
     file = tmp_path / "records.tar.gz"
     packed = invoke(there, "bundle", "--preset", "smoke", "--output", file)
@@ -124,6 +129,8 @@ def test_a_bundle_holds_what_is_selected_and_counts(record, there, tmp_path):
     with tarfile.open(bundle(there, tmp_path, losses=("cross-entropy",))) as tar:
         assert tar.getnames() == [f"records/smoke/{OTHER}.json"]
     changed = there.preset.model_copy(update={"recipe": there.preset.recipe.model_copy(update={"epochs": 4})})
+    again = invoke(there, "bundle", "--preset", "smoke", "--output", whole)
+    assert (again.exit_code, "is there already: remove it" in again.stderr) == (2, True)
     with pytest.raises(SelectionError):
         write_bundle(replace(there, preset=changed), Selection(), tmp_path / "none.tar.gz")
     nothing = invoke(
@@ -136,26 +143,67 @@ def test_a_bundle_holds_what_is_selected_and_counts(record, there, tmp_path):
     assert CliRunner().invoke(main, command[1:]).exit_code == 4  # one record is torn
 
 
-def test_no_path_host_or_message_of_an_error_leaves_the_machine(record, there, tmp_path, monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "alices-desktop")
+def test_no_path_name_or_message_of_an_error_leaves_the_machine(record, there, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "alices-desktop.wonder.land")
+    monkeypatch.setenv("USER", "wonderalice")
+    monkeypatch.setenv("LOGNAME", "wonderalice")
+    monkeypatch.setenv("HOME", "/home/alice")
     when = record.provenance.started
+    new_worker_note("sweep", "job", "cpu:0").write(there.project.workers("smoke"))
+    monkeypatch.setattr(socket, "gethostname", lambda: "alices-laptop")
+    (attempt,) = record.provenance.attempts
+    note = AttemptNote(number=1, started=when, ended=when, outcome="done", resumed_at_step=0, host="lidell")
+    write_attempt(new_attempt(there.project.run("smoke", RUN)), note)
     outcome = "failed: SetupError: cannot write /home/alice/results/x.json: No space left on device"
-    failed = Attempt(number=1, started=when, ended=when, outcome=outcome, resumed_at_step=0)
-    cache = ("cache\nin /home/alice/.c",)
-    attempts = (failed, *record.provenance.attempts)
-    put(there, record, attempts=attempts, device="alices-desktop: CPU", accelerations=cache)
+    failed = attempt.model_copy(update={"outcome": outcome})
+    kept = (
+        "Debian GNU/Linux 12 (trixie/sid)",
+        "Intel(R) Xeon(R) CPU @ 2.20GHz",
+        "CPU 4/8 cores",
+        "NVIDIA A100-SXM4-80GB",
+    )
+    named = (
+        "in /home/alice smith/my runs/x",
+        "in '/home/alice smith/c' it",
+        "cache\nin /home/alice/.c",
+        "at ~alice/c",
+        "~/alice runs/x",
+        "C:\\Users\\alice smith",
+        "file:///home/alice/x",
+        "alice@wonderland:~/alice runs",
+        "mail alice.smith@example.org",
+        "on alices-desktop: CPU",
+        "on ALICES-LAPTOP",
+        "on node42.alice.example.org",
+        "at 10.1.2.3",
+        "lidell: CPU",
+        "of wonderalice",
+    )
+    packages = {"ruamel.yaml.clib": "0.2.8", "x": "1.0 @ file:///home/alice/x", "cublas": "12.4.5.8"}
+    put(there, record, attempts=(failed,), accelerations=named, packages=packages,
+        system=kept[0], processor=kept[1], kernel=kept[2], device=kept[3])  # fmt: skip
     with gzip.open(bundle(there, tmp_path)) as file:
         text = file.read().decode()
-    assert "alice" not in text
     assert "cannot write" not in text
-    for kept in ("failed: SetupError", "<host>: CPU", "in <path>"):
-        assert kept in text
-    data = record.data.model_copy(update={"partial": "without\n/home/alice/list.txt"})
-    kept, reason = anonymise(record.model_copy(update={"data": data}))
-    # A path that decides what the record means.
-    assert (kept, "/home/alice/list.txt" in reason) == (None, True)
-    url = record.data.model_copy(update={"sources": {"https://example.org/a/b.tar": "0" * 64}})
-    assert anonymise(record.model_copy(update={"data": url}))[0] is not None
+    assert not re.search("alice|lidell|smith|wonder|10.1.2.3", text, re.IGNORECASE)
+    shared = ("failed: SetupError", "<name>: CPU", "in <path>", "' it", "ruamel.yaml.clib", "12.4.5.8")
+    assert [each for each in (*kept, *shared) if each not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"partial": "without\n/home/alice/list.txt"}, "/home/alice/list.txt"),
+        ({"title": "faces of alice@wonderland"}, "alice@wonderland"),
+        ({"title": "the faces of alice"}, "holds 'alice'"),
+        ({"sources": {"https://www.example.org/a/b.tar": "0" * 64}}, ""),
+        ({"title": "about 1/2 of the set"}, ""),
+    ],
+)
+def test_a_record_that_means_a_place_or_person_is_kept_back(record, data, reason):
+    named = record.model_copy(update={"data": record.data.model_copy(update=data)})
+    kept, why = anonymise(named, {"alice"})
+    assert ((kept is None), reason in why) == (bool(reason), True)
 
 
 def test_what_is_here_stays_and_each_conflict_is_named(record, there, here, tmp_path):
@@ -207,6 +255,7 @@ HERE = f"records/smoke/{RUN}.json"
         ("records/smoke/cifar100/resnet18/seed0.json", str.encode, "not a run id"),
         ("records/no-such-preset/x.json", str.encode, "there is no preset"),
         ("elsewhere/smoke/x.json", str.encode, "not a record's name"),
+        ("elsewhere/\x1b]0;x\x07.json", str.encode, r"elsewhere/\u001b]0;x\u0007.json: not a record's name"),
         ("records/../../smoke/evil.json", str.encode, "there is no preset"),
         ("records/smoke/cifar100/resnet18/cross-entropy+epochs=3/seed0.json", str.encode, "is already the default"),
     ],
@@ -224,6 +273,7 @@ def test_what_is_no_valid_record_is_refused_and_the_others_are_taken(
     assert merged.exit_code == 4
     (line,) = (line for line in merged.stderr.splitlines() if line.startswith("refused: "))
     assert says in line
+    assert line.isprintable()
     assert list(files(here)) == [f"smoke/{OTHER}.json"]
 
 
@@ -242,8 +292,18 @@ def symbolic_link() -> bytes:
         (lambda whole: gzip.compress(bytes(60 << 20)), "times as many"),
         (lambda whole: gzip.compress(b"nothing of the kind"), "ask for another copy"),
         (lambda whole: whole[:-20], "ask for another copy"),
+        (lambda whole: whole + whole[:1], "ask for another copy"),
+        # Packed again by whoever holds it: what gzip says is right, and tarfile takes this for the end.
+        (
+            lambda whole: gzip.compress(gzip.decompress(whole).replace(b"m1/seed0.json", b"m1/seed9.json")),
+            "its end is missing",
+        ),
+        (
+            lambda whole: gzip.compress(gzip.decompress(whole).rstrip(b"\0") + bytes(600)),
+            "ask for another copy",
+        ),
     ],
-    ids=["link", "bomb", "no-tar", "torn"],
+    ids=["link", "bomb", "no-tar", "torn", "more", "header", "cut"],
 )
 def test_a_hostile_or_torn_archive_is_refused_whole_and_the_next_one_taken(
     record, there, here, tmp_path, archive, says
@@ -256,3 +316,26 @@ def test_a_hostile_or_torn_archive_is_refused_whole_and_the_next_one_taken(
     refusal, taken = merge_bundles(here, [hostile, other])
     assert (refusal.fate, taken.fate) == (Fate.REFUSED, Fate.TAKEN)
     assert says in refusal.reason
+
+
+def flipped_bits(whole: bytes, count: int, seed: int) -> Iterator[tuple[int, bytes]]:
+    """`whole` with one bit flipped, at `count` random places."""
+    generator = random.Random(seed)
+    for _ in range(count):
+        place, content = generator.randrange(8 * len(whole)), bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        yield place, bytes(content)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(3000, marks=pytest.mark.slow)], ids=["short", "long"])
+def test_a_bundle_with_one_flipped_bit_is_taken_whole_or_refused(record, there, here, tmp_path, count):
+    for run in (RUN, OTHER, THIRD):
+        put(there, record, run)
+    whole, path = bundle(there, tmp_path).read_bytes(), tmp_path / "flipped.tar.gz"
+    refused = 0
+    for place, content in flipped_bits(whole, count, seed=count):
+        path.write_bytes(content)
+        found = [offer.fate for offer in merge_bundles(here, [path], dry_run=True)]
+        assert found in ([Fate.TAKEN] * 3, [Fate.REFUSED]), place
+        refused += found == [Fate.REFUSED]
+    assert refused > 0.9 * count  # the rest hit bits of the header that say nothing, as the time

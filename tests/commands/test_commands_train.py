@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from smoke_project import ROOT, RUN, repro, smoke_context, train_here
 
 from repro.cli import main
-from repro.data.arrays import membership
-from repro.data.prepared import Arrays
+from repro.data.prepared import Arrays, membership
 from repro.data.writer import prepare_once
 from repro.records import parse_record
 
@@ -27,7 +26,8 @@ def data(tmp_path):
         for which, count in (("train", 40), ("test", 20)):
             images = random.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
             split = Arrays(images, np.arange(count, dtype=np.int64) % 10)
-            writer.split(which, split.labels, membership([which]), iter([split.images]))
+            pieces = iter([split.images])
+            writer.split(which, split.labels, membership([which]), pieces, split.images.shape[-1])
         return writer.finish(class_names=[str(number) for number in range(10)], sources={"archive": "0" * 64})
 
     prepare_once(tmp_path / "data", "cifar100", "random images", make, wanted=lambda there: False)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.data.arrays import membership
-from repro.data.prepared import Arrays
+from repro.data.prepared import Arrays, membership
 from repro.data.writer import PreparedWriter, prepare_once
 from repro.manifest import Manifest
 
@@ -32,7 +31,7 @@ def write(data_dir: Path, seed: int = 1, piece: int = 7, **changes) -> Manifest:
         for which in ("train", "test"):
             split, members = given.pop(which), given.pop(f"{which}_membership")
             pieces = (split.images[at : at + piece] for at in range(0, len(split.images), piece))
-            writer.split(which, split.labels, members, pieces)
+            writer.split(which, split.labels, members, pieces, split.images.shape[-1])
         return writer.finish(**given)
 
     return prepare_once(data_dir, "set", "Set", make, wanted=lambda there: False)

@@ -9,7 +9,7 @@ from smoke_project import ROOT
 
 from repro.cli import main
 from repro.cli.data import make_contact_sheet
-from repro.data.loader import Normalisation, draw_epoch, to_device, training_batch
+from repro.data.loader import BatchStream, Normalisation, draw_epoch, to_device
 from repro.data.synthetic import generate
 from repro.errors import UsageError
 from repro.registry import Registry
@@ -33,7 +33,9 @@ def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on(
     assert cells.shape == (4, 8, 3, 32, 32)  # a blank after each three
     draws = draw_epoch(160, RECIPE, lambda purpose: generator(5, purpose, 0))
     plain = Normalisation(torch.zeros(3), torch.ones(3), torch.contiguous_format)
-    images, _ = training_batch(to_device(data.train, torch.device("cpu")), draws, (0, 160), 4, plain)
+    stream = BatchStream(to_device(data.train, torch.device("cpu")), 4, plain)
+    stream.begin(draws)
+    images, _ = stream.next_batch(160)
     seen = dict(zip(draws.order.tolist(), (images * 255).round().to(torch.uint8), strict=True))
     for row, label in enumerate((0, 3, 6, 9)):
         for column, index in enumerate(np.flatnonzero(data.train.labels == label)[:3]):

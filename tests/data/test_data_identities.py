@@ -9,9 +9,9 @@ import pytest
 from pictures import encoded, jpeg, lay, picture
 
 from repro import data
-from repro.data.arrays import open_prepared, verify_prepared
 from repro.data.decode import DecodeRules, decode
 from repro.data.identities import SplitRule, split_identities
+from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataMissingError, SetupError, UsageError
 from repro.manifest import prepared_folder, read_manifest
 
@@ -107,19 +107,61 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(tmp_path):
     folder = lay(tmp_path / "source", {**faces(anna=6, ben=6, cora=5), **bad, **droppings})
     (folder / "anna" / os.fsdecode(b"\xff.jpg")).write_bytes(jpeg())
     os.mkfifo(folder / "anna" / "pipe.jpg")
+    (folder / "dora").mkdir()
     manifest = prepare(tmp_path, folder)
     assert (manifest.train.count + manifest.test.count, manifest.class_names) == (12, ("anna", "ben"))
     assert "truncated" in manifest.left_out["anna/torn.jpg"]
     assert {name: why for name, why in manifest.left_out.items() if "torn" not in name} == {
-        "'anna/\\udcff.jpg'": "its name has a control character or is not UTF-8",
+        ".git": "hidden",
+        "README": "in no class's folder",
+        "anna/.DS_Store": "left behind by a file manager",
+        "anna/Thumbs.db": "left behind by a file manager",
+        "dora/": "a folder without images",
+        "anna/\\udcff.jpg": "its name has a control character or is not UTF-8",
         "anna/moving.jpg": "not an image of the kind JPEG or PNG",
         "anna/page.jpg": "not an image of the kind JPEG or PNG",
         "anna/pipe.jpg": "not a plain file",
         "cora/cora_0000.jpg": "empty",
     }
-    assert manifest.notes[-1].startswith("6 unusable images are left out ('anna/\\udcff.jpg': its name has a")
-    assert manifest.notes[-1].endswith("; and 1 more)")
+    assert manifest.notes[-1].startswith("11 files passed over: left behind by a file manager 2 (anna/.DS_S")
+    assert "; not an image of the kind JPEG or PNG 2 (anna/moving.jpg, anna/page.jpg); " in manifest.notes[-1]
     assert verify_prepared(tmp_path, "friends") == manifest
+
+
+def test_images_count_at_any_depth_in_their_classs_folder_and_links_to_such_folders_are_followed(tmp_path):
+    contents = faces(anna=6, ben=6)
+    flat = prepare(tmp_path / "flat", lay(tmp_path / "one", contents))
+    deep = {name.replace("ben/", "ben/2001/summer/"): content for name, content in contents.items()}
+    folder = lay(tmp_path / "two", deep)
+    (folder / "anna").rename(tmp_path / "elsewhere")
+    (folder / "anna").symlink_to(tmp_path / "elsewhere")
+    (folder / "ben" / "again").symlink_to(folder / "ben")
+    manifest = prepare(tmp_path / "deep", folder)
+    assert (manifest.class_names, manifest.train.count) == (flat.class_names, flat.train.count)
+    assert manifest.left_out == {"ben/again": "a link to a folder"}
+    with pytest.raises(DataMissingError, match=r"one folder, one/, .* name it with --from .*/source/one"):
+        prepare(tmp_path / "wrapped", lay(tmp_path / "source" / "one", contents).parent)
+
+
+@pytest.mark.parametrize("half", ["val", "test"])
+def test_a_folder_that_is_split_already_keeps_its_split(tmp_path, half):
+    contents = {f"train/{name}": content for name, content in faces(anna=6, ben=7, dora=6).items()}
+    contents |= {f"{half}/{name}": content for name, content in faces(anna=2, ben=1, cora=6).items()}
+    extra = {"extra/x.jpg": b"", "train/notes.txt": b"", "validation/anna/1.jpg": b""}
+    manifest = prepare(tmp_path, lay(tmp_path / "source", {**contents, **extra}))
+    opened = open_prepared(tmp_path, "friends")
+    assert manifest.class_names == ("anna", "ben")
+    assert np.bincount(opened.train.labels).tolist() == [6, 7]
+    assert np.bincount(opened.test.labels).tolist() == [2, 1]
+    assert manifest.settings["split"] == f"train/ and {half}/"
+    assert manifest.left_out == {
+        "extra/": f"beside train/ and {half}/",
+        "validation/": f"beside train/ and {half}/",
+        "train/notes.txt": "in no class's folder",
+    }
+    assert manifest.notes[0] == (
+        f"2 classes with fewer than 5 images or none in train/ or {half}/ are left out, 12 images in all"
+    )
 
 
 def test_the_same_options_keep_what_is_there_and_others_make_it_again(tmp_path):
@@ -162,8 +204,8 @@ def test_a_folder_that_makes_no_set_says_what_was_found_and_leaves_nothing(tmp_p
     folder = lay(tmp_path / "source", {**faces(anna=6, ben=4), "ben/page.jpg": b"<html>"})
     refused(
         folder,
-        r"1 of 2 classes have 5 usable images or more, at least two are needed; 1 unusable images are left "
-        r"out \(ben/page.jpg: not an image .*\); --min-images asks for fewer",
+        r"1 of 2 classes have 5 usable images or more, at least two are needed; 1 file passed over: not an "
+        r"image of the kind JPEG or PNG 1 \(ben/page.jpg\); --min-images asks for fewer",
     )
     (folder / "anna" / "broken.jpg").symlink_to(tmp_path / "gone")
     refused(folder, r"cannot read .*broken\.jpg: No such file", SetupError)

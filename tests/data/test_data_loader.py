@@ -2,21 +2,21 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from repro.data import synthetic
-from repro.data.augment import crop_and_flip, normalise, rotate
 from repro.data.loader import (
     CIFAR100_MEAN,
+    BatchStream,
     batch_bounds,
+    crop_and_flip,
     draw_epoch,
     evaluation_batches,
     normalisation,
-    subset,
+    normalise,
+    rotate,
     to_device,
-    training_batch,
 )
 from repro.registry import Registry
 from repro.training.seeding import generator
@@ -101,9 +101,9 @@ def test_what_a_recipe_switches_off_is_off(data):
     recipe = RECIPE.model_copy(update={"flip": False, "crop_padding": 0})
     split = to_device(data.train, CPU)
     draws = draws_of(split.count, recipe)
-    images, labels = training_batch(
-        split, draws, (0, 7), 0, normalisation(data, recipe, CPU, torch.contiguous_format)
-    )
+    stream = BatchStream(split, 0, normalisation(data, recipe, CPU, torch.contiguous_format))
+    stream.begin(draws)
+    images, labels = stream.next_batch(7)
     index = draws.order[:7]
     expected = normalise(
         split.images[index],
@@ -135,13 +135,3 @@ def test_cifar100s_statistics_serve_all_sets_where_the_recipe_says_so(data):
     )
     own = normalisation(data, RECIPE, CPU, torch.contiguous_format).mean
     torch.testing.assert_close(own, torch.tensor(data.manifest.mean))
-
-
-def test_a_reduced_preset_takes_the_first_images_of_each_class(data):
-    recipe = RECIPE.model_copy(update={"images_per_class": 3, "test_images_per_class": 2})
-    train, test = subset(data, recipe)
-    assert np.bincount(train.labels).tolist() == [3] * 10
-    assert np.bincount(test.labels).tolist() == [2] * 10
-    for label in range(10):
-        first = np.flatnonzero(data.train.labels == label)[:3]
-        assert np.array_equal(train.images[train.labels == label], data.train.images[first])

@@ -18,7 +18,7 @@ from repro.training.loop import TrainedRun, Trainer, train_run
 from repro.training.precision import Precision
 
 CPU = torch.device("cpu")
-SIGNATURE = Signature(config="1", data="2", code="3")
+SIGNATURE = Signature(config="1" * 64, data="2" * 64, code="3" * 64)
 LOSSES = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s10-m0.5", "scaled-bn-m1")
 FURTHER_LOSSES = (
     "logit-scale-s2",

@@ -18,7 +18,7 @@ from small_runs import (
     train,
 )
 
-from repro.data.loader import draw_epoch, normalisation, subset, to_device, training_batch
+from repro.data.loader import BatchStream, draw_epoch, normalisation, subset, to_device
 from repro.errors import RunInterruptedError
 from repro.training.loop import build
 from repro.training.optim import make_optimizer
@@ -225,7 +225,9 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in():
     split = to_device(subset(data, config.recipe)[0], torch.device("cpu"))
     randomness = draw_epoch(split.count, config.recipe, lambda purpose: generator(0, purpose, 0))
     normalised = normalisation(data, config.recipe, torch.device("cpu"), torch.contiguous_format)
-    images, labels = training_batch(split, randomness, (0, split.count), 4, normalised)
+    batches = BatchStream(split, 4, normalised)
+    batches.begin(randomness)
+    images, labels = batches.next_batch(split.count)
     features = network(images).double()
     features.retain_grad()
     weights = torch.nn.functional.normalize(loss.class_weights().detach().double(), dim=1)

@@ -1,0 +1,158 @@
+"""How many seeds would decide a cell or a claim: advice on planned seeds, which changes no verdict.
+
+Power is the chance of a verdict under a truth that is fixed beforehand, never under the observed effect:
+
+reproduced  the true difference is 0
+off         the true difference is OFF points
+supported   the paper's own means are the true ones
+
+The spread is ours pooled over the table, the paper's where we have none; the paper's own mean is of
+PAPER_RUNS runs, and no number of our seeds makes it more precise. Needs neither pandas nor records.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from repro.analysis.effects import combined_means, reported_means, verdict_columns
+from repro.analysis.inference import PooledSpread, pool, signed_rank_ps, welch
+from repro.analysis.rules import CellRules, Claim, Rules
+from repro.analysis.text import counted, points
+from repro.config import Preset
+from repro.experiments import Table, TableName
+from repro.registry import Registry
+
+PAPER_RUNS = 3  # behind each of the paper's means
+POWER = 0.8  # that seeds are planned for
+OFF = 2.0  # points, the true difference at which "off" should be found
+MOST_SEEDS = 100  # that advice is given for
+DRAWS = 4000  # simulated sets of columns behind a claim's power: a standard error of at most .008
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Advice for a cell or a claim with `planned` seeds.
+
+    `power` and `more` are by verdict: its chance with the planned seeds, and how many more give it POWER,
+    None where no number up to MOST_SEEDS does. Both are empty where seeds are not the question.
+    """
+
+    planned: int
+    power: Mapping[str, float]
+    more: Mapping[str, int | None]
+    sentence: str
+
+
+def sample_std(std: float, ddof: int) -> float:
+    """A printed std of three runs as a sample std (ddof = 1): √(3/2) times it where it has ddof = 0."""
+    return std * math.sqrt((PAPER_RUNS - ddof) / (PAPER_RUNS - 1))
+
+
+def reported_spread(table: Table, ddof: int) -> PooledSpread:
+    """The paper's within-cell spread, pooled over a table, under one reading of its stds."""
+    reported = [value for row in table.rows for value in row.reported.values()]
+    return pool([(sample_std(value.std, ddof), PAPER_RUNS) for value in reported])
+
+
+def cell_seeds(table: Table, ours: PooledSpread, rules: CellRules, planned: int) -> Seeds:
+    """Advice for a cell of `table` that is not decided. `ours` is our spread of the table so far.
+
+    With SE² = s²/n + s_paper²/3 and the noncentral t, for a margin of 1 point:
+
+        off         P(T > t),  T with noncentrality (OFF − 1)/SE
+        reproduced  2 P(T > t) − 1,  T with noncentrality 1/SE       (a lower bound, close where it is high)
+
+    The paper's ± is read as ddof = 0, the wider of the two readings that a verdict must hold under. t is at
+    POWER times the false discovery rate: the threshold of Benjamini and Hochberg where all cells are as
+    assumed and POWER of them are found.
+    """
+    paper = reported_spread(table, 0)
+    assert paper.std is not None, "a cell without a reported std is not judged"
+    std = paper.std if ours.std is None else ours.std
+    whole = max(1, ours.degrees, len(table.rows) * len(table.networks) * (planned - 1))
+
+    def chance(n: float, distance: float) -> float:
+        estimate = welch(0.0, (std, n, whole + n - planned), (paper.std or 0.0, PAPER_RUNS, paper.degrees))
+        if estimate.standard_error == 0:
+            return 1.0
+        t = special.stdtrit(estimate.degrees, 1 - POWER * rules.false_discovery_rate / 2)
+        return 1 - float(special.nctdtr(estimate.degrees, distance / estimate.standard_error, t))
+
+    powers: dict[str, Callable[[float], float]] = {
+        "reproduced": lambda n: max(0.0, 2 * chance(n, rules.tolerance) - 1),
+        "off": lambda n: chance(n, OFF - rules.tolerance),
+    }
+    truths = {"reproduced": "if the true difference is 0", "off": f"if it is {points(OFF)}"}
+    return _advice(powers, truths, planned, f"the paper's own ± over {PAPER_RUNS} runs is the limit")
+
+
+def claim_seeds(
+    claim: Claim, registry: Registry, rules: Rules, spreads: Mapping[TableName, PooledSpread], planned: int
+) -> Seeds:
+    """Advice for a claim that is not decided; `spreads` are ours by table.
+
+    The claim's own test on DRAWS sets of the verdict's columns, drawn around the paper's means with the
+    spread of n seeds, against α / (claims of the family), Holm's strictest step.
+    """
+    columns = verdict_columns(registry, rules.tests)
+    reported = [reported_means(table, network) for table, network in columns]
+    if claim.measure != "accuracy" or any(row not in means for means in reported for row in claim.rows):
+        return Seeds(planned, {}, {}, "The paper reports no effect to plan seeds with.")
+    stds = np.array([_planning_std(table, spreads) for table, _ in columns])
+    means = {row: np.array([of_column[row] for of_column in reported]) for row in claim.rows}
+    alpha = rules.tests.alpha / rules.family_size(claim)
+
+    def chance(n: float) -> float:
+        noise = np.random.default_rng(rules.tests.seed)
+        drawn = {
+            row: mean + noise.standard_normal((DRAWS, len(columns))) * stds / math.sqrt(n)
+            for row, mean in means.items()
+        }
+        of, over = combined_means(claim, drawn, means)
+        return float((signed_rank_ps(claim.beyond(of - over)) <= alpha).mean())
+
+    why = f"the test of {counted(len(columns), 'column')} is the limit"
+    return _advice({"supported": chance}, {"supported": "if the paper's means are true"}, planned, why)
+
+
+def _planning_std(table: Table, spreads: Mapping[TableName, PooledSpread]) -> float:
+    ours = spreads.get(table.name, PooledSpread(None, 0)).std
+    return ours if ours is not None else reported_spread(table, 0).std or 0.0
+
+
+def _advice(
+    powers: Mapping[str, Callable[[float], float]], truths: Mapping[str, str], planned: int, limit: str
+) -> Seeds:
+    power = {word: of_word(planned) for word, of_word in powers.items()}
+    more = {
+        word: next((n - planned for n in range(planned, MOST_SEEDS + 1) if of_word(n) >= POWER), None)
+        for word, of_word in powers.items()
+    }
+
+    def chances(n: float) -> str:
+        shares = {word: of_word(n) for word, of_word in powers.items()}
+        texts = {word: f"{100 * p:.0f} %" if p < 0.995 else "over 99 %" for word, p in shares.items()}
+        return ", ".join(f"{text} for {word!r} {truths[word]}" for word, text in texts.items())
+
+    needed = [count for count in more.values() if count is not None]
+    if len(needed) < len(powers):
+        sentence = f"More seeds cannot decide, {limit}: even {MOST_SEEDS} give {chances(MOST_SEEDS)}."
+    elif count := max(needed):
+        enough = f"{counted(count, 'more seed')} would decide with {100 * POWER:g} % power"
+        sentence = f"{enough}: {chances(planned + count)}."
+    else:
+        sentence = f"{counted(planned, 'seed')} can decide: {chances(planned)}."
+    return Seeds(planned, power, more, sentence)
+
+
+def planned_seeds(
+    registry: Registry, preset: Preset, rules: Rules, tables: Collection[TableName]
+) -> dict[str, Seeds]:
+    """Advice before the first record, for each of `tables` that reports numbers, and for each claim."""
+    planned, unknown = len(preset.seeds), PooledSpread(None, 0)
+    reporting = [table for table in registry.tables if table.reports and table.name in tables]
+    cells = {f"Table {t.name}": cell_seeds(t, unknown, rules.cells, planned) for t in reporting}
+    return cells | {claim.name: claim_seeds(claim, registry, rules, {}, planned) for claim in rules.claims}
