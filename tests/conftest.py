@@ -7,14 +7,16 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from repro.data.files import one_at_a_time
+if TYPE_CHECKING:
+    from repro.cli.context import Context
+    from repro.registry import Registry
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -22,21 +24,29 @@ PROJECT = Path(__file__).resolve().parent.parent
 SLOW = ("slow", "long", "slurm", "ray", "shared", "tex", "browser")  # `./check.sh --all` runs these too
 STARTS_PROCESSES_OR_TRAINS = {
     "subprocess", "multiprocessing", "psutil", "ProcessPoolExecutor", "LocalExecutor", "on_a_tiny_disk",
-    "Bench", "train", "train_run", "train_here", "training",
+    "smoke_project.repro", "smoke_project.start", "train", "train_run", "train_here", "training",
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test with its lane: unit, integration or slow. Files with slow tests come first.
 
-    A file belongs to `integration` if it says so, or imports what starts processes or trains. With two
-    processes, a slow file at the end would keep one of them waiting for the other.
+    A file belongs to `integration` if it says so, or imports what starts processes or trains; a test also if
+    it uses `trained`. With two processes, a slow file at the end would keep one waiting for the other.
     """
     for item in items:
-        imported = {getattr(value, "__name__", "") for value in vars(item.module).values()}
+        named = [value for value in vars(item.module).values() if hasattr(value, "__name__")]
+        imported = {value.__name__ for value in named}
+        imported |= {
+            f"{value.__module__}.{value.__name__}" for value in named if hasattr(value, "__module__")
+        }
         if any(item.get_closest_marker(mark) for mark in SLOW):
             item.add_marker("slow")
-        elif item.get_closest_marker("integration") or STARTS_PROCESSES_OR_TRAINS & imported:
+        elif (
+            item.get_closest_marker("integration")
+            or STARTS_PROCESSES_OR_TRAINS & imported
+            or "trained" in item.fixturenames
+        ):
             item.add_marker("integration")
         else:
             item.add_marker("unit")
@@ -44,14 +54,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_machine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The tests on a real Slurm and on a real Ray never meet: each starts daemons that want the whole machine."""
-    if request.path.stem.endswith(("_slurm", "_ray")):
-        with one_at_a_time(Path(tempfile.gettempdir()) / "scaled-bn-repro-cluster-tests.lock", "testing"):
-            yield
-    else:
-        yield
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> "Context":
+    """A results folder with the records of RUN and OTHER, trained once per process; read it only."""
+    from smoke_project import OTHER, RUN, smoke_context, train_here
+
+    with pytest.MonkeyPatch.context() as patch:
+        context = smoke_context(patch, tmp_path_factory.mktemp("trained") / "results")
+        assert train_here(context, RUN, OTHER) == 0
+        return context
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Context":
+    """The project with the smoke preset and results of the test's own."""
+    from smoke_project import smoke_context
+
+    return smoke_context(monkeypatch, tmp_path / "results")
+
+
+@pytest.fixture(scope="session")
+def registry() -> "Registry":
+    """The project's own; read it only."""
+    from repro.registry import Registry
+
+    return Registry.load(PROJECT / "experiments")
 
 
 @pytest.fixture(scope="session")

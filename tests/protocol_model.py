@@ -2,19 +2,15 @@
 
 A worker is a generator, and between any two of its yields other workers get their turn or it is killed. Attempts
 are real notes, and what they say of a run is asked of `repro.attempts`; locks, records and devices are pretended.
-
-    python tests/protocol_model.py 300            300 sweeps of each scenario, with all rules
-    python tests/protocol_model.py 300 --without  the same with each rule knocked out in turn
 """
 
 import random
-import sys
-import time
 from collections import Counter
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
+
+from pretended_environment import attempt_note
 
 from repro.attempts import (
     MAX_CRASHES,
@@ -196,7 +192,7 @@ class World:
             if note is None:
                 if Rule.FOLDER not in self.rules:
                     continue
-                note = _note(number, Outcome.CRASHED, alone=True)
+                note = attempt_note("crashed", number)
             if Rule.ALONE not in self.rules:
                 note = note.model_copy(update={"alone": True})
             if Rule.PROGRESS not in self.rules:
@@ -315,7 +311,8 @@ class World:
         if run.behaviour == "dies in the folder":
             raise DiedError
         alone = not life.active
-        attempt.note = _note(len(run.attempts), Outcome.RUNNING, alone, memory=device.memory)
+        memory = {"alone": alone, "device_memory_bytes": device.memory}
+        attempt.note = attempt_note("running", len(run.attempts), **memory)
         life.active[run] = attempt
         life.company = len(life.active)
         yield
@@ -500,47 +497,3 @@ class World:
             fits = any(device.memory >= run.memory and run.dataset in device.data for device in able)
             if fits and run.behaviour in ("healthy", "big"):
                 self.violations[f"a {run.behaviour} run was lost"] += 1
-
-
-def _note(number: int, outcome: Outcome, alone: bool, memory: int = 0) -> AttemptNote:
-    return AttemptNote(
-        number=number,
-        started=datetime.fromtimestamp(0, UTC),
-        ended=None,
-        outcome=str(outcome),
-        resumed_at_step=0,
-        alone=alone,
-        device_memory_bytes=memory,
-    )
-
-
-def violations(seeds: int, rules: Collection[Rule] = tuple(Rule)) -> dict[str, Counter[str]]:
-    """By scenario: in how many of its sweeps each thing happened that must not."""
-    return {
-        name: sum(
-            (Counter(dict.fromkeys(World(scenario, seed, rules).play(), 1)) for seed in range(seeds)),
-            Counter(),
-        )
-        for name, scenario in SCENARIOS.items()
-    }
-
-
-def main() -> None:
-    """Prints the violations, with all rules and, asked for, without each."""
-    seeds, began = int(sys.argv[1]), time.monotonic()
-    found = violations(seeds)
-    print(
-        f"{seeds} sweeps of each of {len(SCENARIOS)} scenarios: {sum(found.values(), Counter()).total()} violations"
-    )
-    for name, counts in found.items():
-        print(f"  {name:34} {dict(counts) or 'none'}")
-    for rule in Rule if "--without" in sys.argv else ():
-        broken = {
-            name: dict(counts) for name, counts in violations(seeds, set(Rule) - {rule}).items() if counts
-        }
-        print(f"without “{rule}”: {broken or 'nothing found'}")
-    print(f"{time.monotonic() - began:.0f} s")
-
-
-if __name__ == "__main__":
-    main()

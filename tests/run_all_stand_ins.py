@@ -9,10 +9,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smoke_project import wait_for
+
+SETS = ("cifar100", "tiny-imagenet", "facescrub")
 PROJECT = Path(__file__).resolve().parent.parent
 
 PYTHON = """#!/bin/sh
@@ -73,20 +75,13 @@ class Machine:
         executable(self.fake / "python", PYTHON)
         executable(self.fake / "repro", REPRO)
         self.answers()
-        self.data("cifar100", "tiny-imagenet", "facescrub")
+        self.data(*SETS)
         self.gpus()
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("REPRO_", "CUDA_", "GIT_", "PIP_"))
-        }
-        self.environment = {
-            **inherited,
-            "PATH": f"{binaries}:{os.environ['PATH']}",
-            "FAKE": str(self.fake),
-            "REAL_PYTHON": sys.executable,
-            "REPRO_PYTHON": str(self.fake / "python"),
-        }
+        ours = ("REPRO_", "CUDA_", "GIT_", "PIP_")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        path = {"PATH": f"{binaries}:{os.environ['PATH']}", "FAKE": str(self.fake)}
+        python = {"REAL_PYTHON": sys.executable, "REPRO_PYTHON": str(self.fake / "python")}
+        self.environment = {**inherited, **path, **python}
 
     def gpus(self, *capabilities: str, fails: bool = False) -> None:
         """Makes nvidia-smi print `capabilities`; without any, say that there is no device."""
@@ -104,12 +99,10 @@ class Machine:
     def data(self, *prepared: str) -> None:
         """Makes these data sets the ones that are prepared."""
         states = [
-            {
-                "name": name,
-                "state": "prepared" if name in prepared else "missing",
-                "detail": "" if name in prepared else f"nobody has {name}",
-            }
-            for name in ("cifar100", "tiny-imagenet", "facescrub")
+            {"name": name, "state": "prepared", "detail": ""}
+            if name in prepared
+            else {"name": name, "state": "missing", "detail": f"nobody has {name}"}
+            for name in SETS
         ]
         (self.fake / "states").write_text(json.dumps(states))
 
@@ -119,36 +112,22 @@ class Machine:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """./run_all.sh with the arguments, to its end."""
-        return subprocess.run(
-            [self.clone / "run_all.sh", *arguments],
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = [self.clone / "run_all.sh", *arguments]
+        options = {"cwd": self.folder, "capture_output": True, "text": True, "timeout": 60}
+        return subprocess.run(command, env={**self.environment, **environment}, **options)
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """./run_all.sh in a process group of its own, as a terminal starts it.
 
         A suite that runs in the background inherits an ignored SIGINT, which no shell can trap again.
         """
-        return subprocess.Popen(
-            ["env", "--default-signal=INT", self.clone / "run_all.sh", *arguments],
-            env=self.environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        command = ["env", "--default-signal=INT", self.clone / "run_all.sh", *arguments]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.folder}
+        return subprocess.Popen(command, env=self.environment, start_new_session=True, **options)
 
     def await_file(self, name: str) -> None:
         """Waits for a stand-in to say how far it is."""
-        deadline = time.monotonic() + 20
-        while not (self.fake / name).exists():
-            assert time.monotonic() < deadline, f"no {name}: {self.log()}"
-            time.sleep(0.02)
+        wait_for((self.fake / name).exists, lambda: f"{name}: {self.log()}", 20)
 
     def log(self, start: str = "") -> list[str]:
         """What the stand-ins were asked, lines that begin with `start`."""

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from repro import plugins, signature
 from repro.cli.context import Context
 from repro.records import RunRecord, read_record
 from repro.scheduling.estimate import is_to_do
@@ -108,10 +111,26 @@ def repro(*words: object, check: int | None = None, **options) -> subprocess.Com
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def wait_for(condition: Callable[[], object], what: str, patience: float = PATIENCE):
-    """Polls until `condition()` and returns what it gave; fails by name when it never comes true."""
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces the first `old` in a file by `new`; fails where there is none."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def forget_code() -> None:
+    """A process reads each file of code once; a test that changes one reads it again."""
+    for module in (signature, plugins):
+        for cached in vars(module).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
+
+
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str], patience: float = PATIENCE):
+    """Polls until `condition()` and returns what it gave; fails by name, as it is then, when that never comes."""
     deadline = time.monotonic() + patience
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for {what}"
+        if time.monotonic() >= deadline:
+            pytest.fail(f"waited {patience:g} s in vain for {what if isinstance(what, str) else what()}")
         time.sleep(0.02)
     return value

@@ -1,11 +1,9 @@
 """What a run's attempts say about the next one: a pure function of the notes on disk."""
 
-from datetime import UTC, datetime
-
 import pytest
+from pretended_environment import attempt_note
 
 from repro.attempts import (
-    AttemptNote,
     Outcome,
     given_up,
     is_suspect,
@@ -16,20 +14,9 @@ from repro.attempts import (
 )
 from repro.paths import RunPaths
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
-
-def note(outcome, saved=0, alone=True, number=1, memory=0):
-    return AttemptNote(
-        number=number,
-        started=NOW,
-        ended=NOW,
-        outcome=outcome,
-        resumed_at_step=0,
-        alone=alone,
-        saved_step=saved,
-        device_memory_bytes=memory,
-    )
+def note(outcome, saved=0, number=1, memory=0, alone=True):
+    return attempt_note(outcome, number, saved_step=saved, device_memory_bytes=memory, alone=alone)
 
 
 CRASH = "crashed: killed by SIGSEGV"

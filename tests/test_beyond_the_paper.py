@@ -75,13 +75,6 @@ def test_a_loss_beyond_the_paper_is_a_row_of_every_format(context):
     assert [(table["table"], table["counted"]) for table in tables] == [(1, 1), ("cifar100-extended", 1)]
 
 
-def test_named_alone_such_a_table_stands_for_itself(context):
-    text, _ = aggregate_tables(context, ("cifar100-extended",), "markdown")
-    assert "### SMOKE CIFAR-100, losses beyond the paper" in text
-    assert BEYOND not in text
-    assert "Label smoothing" in text
-
-
 def test_the_report_has_both_in_their_table_and_the_open_point(context, tmp_path):
     path, damaged = write_report(context, tmp_path / "report.html")
     text = path.read_text()

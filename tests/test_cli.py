@@ -1,14 +1,18 @@
 """The command line as a user meets it: real processes, exit codes, what is on stdout and what on stderr."""
 
+import hashlib
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from smoke_project import OTHER, ROOT, RUN, record_of, repro, smoke_context, train_here
+from click.testing import CliRunner
+from smoke_project import OTHER, ROOT, RUN, edit, record_of, repro, smoke_context
 
+from repro.cli import main
 from repro.scheduling.devices import find_devices
 
 RESNET18 = ("--table", "1", "--network", "resnet18")
@@ -31,7 +35,8 @@ def test_nothing_slow_is_imported_before_it_is_needed():
         "from click.testing import CliRunner\n"
         "from repro.cli import main\n"
         f"assert not [name for name in {slow[1:]} if name in sys.modules]\n"
-        "for words in (['--help'], ['plan', '--json'], ['status'], ['aggregate'], ['data', 'list']):\n"
+        "for words in (['--help'], ['plan', '--json'], ['status'], ['aggregate'], ['data', 'list'],\n"
+        "              ['claims'], ['claims', '--json'], ['audit']):\n"
         "    result = CliRunner().invoke(main, words)\n"
         "    assert result.exit_code == 0, (words, result.output, result.exception)\n"
     )
@@ -40,10 +45,6 @@ def test_nothing_slow_is_imported_before_it_is_needed():
 
 
 def test_every_command_has_help():
-    from click.testing import CliRunner
-
-    from repro.cli import main
-
     def commands(group, *words):
         yield words
         for name, command in getattr(group, "commands", {}).items():
@@ -69,45 +70,33 @@ def test_a_finished_sweep_is_skipped_before_anything_is_loaded(swept):
     assert (plan["cells"], plan["done"], plan["to_do"]) == (72, 8, 64)
 
 
-def test_a_column_is_trained_by_one_process_per_device(swept):
-    assert len(list((swept / "smoke" / "cifar100" / "resnet18").glob("*/seed0.json"))) == 8
-    logs = list((swept / "smoke" / ".work" / "logs").glob("*.log"))
-    assert 1 <= len(logs) <= len(find_devices(1, "cpu"))
-
-
-def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tmp_path, monkeypatch):
+def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, trained):
     """Bitwise on a CPU, and the record says with how many it shared."""
-    shared = record_of(smoke_context(monkeypatch, swept), RUN)
-    context = smoke_context(monkeypatch, tmp_path)
-    assert train_here(context, RUN) == 0
-    alone = record_of(context, RUN)
+    shared, alone = record_of(smoke_context(None, swept), RUN), record_of(trained, RUN)
     assert shared.comparable() == alone.comparable()
     assert shared.provenance.runs_on_device == len(find_devices(1, "cpu"))
     assert alone.provenance.runs_on_device == 1
 
 
-def test_several_runs_in_one_process_have_the_results_that_they_have_alone(swept, tmp_path, monkeypatch):
-    context = smoke_context(monkeypatch, tmp_path)
-    assert train_here(context, RUN, OTHER, per_gpu=2) == 0
-    for run in (RUN, OTHER):
-        together = record_of(context, run)
-        assert together.comparable() == record_of(smoke_context(monkeypatch, swept), run).comparable()
-        assert together.provenance.runs_on_device == 2
+def here(*words: object) -> str:
+    """Standard output of the command in this process, where pandas is imported once."""
+    done = CliRunner(env={"REPRO_ROOT": str(ROOT)}).invoke(main, [*map(str, words)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_tables_and_figures_come_from_records_alone(swept, tmp_path):
     words = ("--preset", "smoke", "--results", swept)
-    table = repro("aggregate", *words, "--table", "1", check=0)
-    assert table.stdout.startswith("### SMOKE Table 1")
-    assert "not run yet" in table.stdout
-    drawn = repro("figures", *words, "--output", tmp_path, check=0)
-    files = [Path(line).name for line in drawn.stdout.splitlines()]
+    table = here("aggregate", *words, "--table", "1")
+    assert table.startswith("### SMOKE Table 1")
+    assert "not run yet" in table
+    files = [Path(line).name for line in here("figures", *words, "--output", tmp_path).splitlines()]
     assert {"figure2.png", "figure2.pdf", "figure3.png", "figure3.pdf"} <= set(files)
     assert all((tmp_path / name).stat().st_size > 5_000 for name in files)
     written = tmp_path / "deep" / "table.csv"
     form = ("aggregate", *words, "--format", "csv")
-    assert repro(*form, "--output", written, check=0).stdout == ""
-    assert repro(*form, check=0).stdout == written.read_text()
+    assert here(*form, "--output", written) == ""
+    assert here(*form) == written.read_text()
 
 
 def copy_of(swept: Path, tmp_path: Path) -> Path:
@@ -136,7 +125,40 @@ def test_a_damaged_record_is_named_never_averaged_and_redone(swept, tmp_path, da
     assert (quarantined / "1.json").read_text() == damaged
     assert says in (quarantined / "1.reason.json").read_text()
     assert json.loads(record.read_text())["result"] == json.loads(whole)["result"]
-    repro("aggregate", *words, "--table", "1", check=0)
+    here("aggregate", *words, "--table", "1")
+
+
+RULES = hashlib.sha256((ROOT / "experiments" / "claims.toml").read_bytes()).hexdigest()
+
+
+def test_claims_and_the_audit_are_judged_from_what_is_there_and_name_their_rules(tmp_path):
+    text = here("claims", "--preset", "quick")
+    assert text.startswith("QUICK: ")
+    assert RULES in text
+    assert text.count("Interim:") == 6
+    content = json.loads(here("claims", "--json", "--preset", "quick"))
+    assert content["rules"] == {"file": "experiments/claims.toml", "sha256": RULES}
+    assert (len(content["cells"]), len(content["claims"])) == (72, 6)
+    cell = "cifar100/resnet18/scaled-bn-m1"
+    paths = (ROOT / "results" / "quick" / cell).glob("seed*.json")
+    accuracies = [json.loads(path.read_text())["result"]["accuracy"] for path in paths]
+    (found,) = [each for each in content["cells"] if each["id"] == cell]
+    assert (found["word"], found["mean"]) == ("not comparable", pytest.approx(statistics.mean(accuracies)))
+    audit = json.loads(here("audit", "--json"))
+    assert (len(audit["wins"]), "27 of 27 comparisons" in here("audit")) == (27, True)
+    torn = tmp_path / "results" / "quick" / cell / "seed0.json"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("{")
+    done = repro("claims", "--preset", "quick", "--results", tmp_path / "results", check=4)
+    assert (str(torn) in done.stderr, done.stdout.count("Interim:")) == (True, 6), "what is left is judged"
+
+
+def test_one_table_has_the_verdicts_that_all_together_have(swept):
+    """The correction is over the paper's cells, whichever are shown. Parquet goes to no terminal."""
+    words = ("aggregate", "--preset", "smoke", "--results", swept, "--format")
+    whole, alone = (json.loads(here(*words, "json", *more)) for more in ((), ("--table", "1")))
+    assert alone["tables"] == whole["tables"][:1]
+    assert "--output" in repro(*words, "parquet", check=2).stderr
 
 
 def test_a_record_of_older_code_counts_until_it_is_to_be_redone_and_is_kept_then(swept, tmp_path):
@@ -153,25 +175,13 @@ def test_a_record_of_older_code_counts_until_it_is_to_be_redone_and_is_kept_then
     assert (paths.superseded / "1.json").read_text() == older.to_json()
 
 
-def test_a_deleted_record_is_a_blank_with_its_reason(swept, tmp_path):
-    results = copy_of(swept, tmp_path)
-    (results / "smoke" / f"{OTHER}.json").unlink()
-    table = repro("aggregate", "--preset", "smoke", "--results", results, "--table", "1", check=0)
-    line = next(line for line in table.stdout.splitlines() if line.startswith("| Cross-entropy"))
-    assert line.count("not run yet") == 3
-
-
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         ("plan --network resnet19", 2, "no network matches 'resnet19'; there are: vgg16"),
         ("plan --preset fast", 2, "there is no preset 'fast'; presets: paper, quick, smoke"),
         ("plan --set rotate=15", 2, "unknown axis 'rotate'"),
-        ("train cifar100/resnet18 --results RESULTS", 2, "is not a run id"),
         ("train", 2, "repro train needs run ids, as in: repro train cifar100/resnet18/cross-entropy/seed0"),
-        ("run --gpus a --results RESULTS", 2, "such as 0,2; got 'a'"),
-        ("data fetch mnist", 2, "unknown data set 'mnist'; known: cifar100"),
-        ("aggregate --table 9", 2, "there is no table 9; tables: 1, 2, 3"),
         ("nonsense", 2, "No such command"),
         (f"train {RUN} --preset smoke --results FILE/results", 3, "Not a directory"),
         (f"train {RUN} --preset quick --results RESULTS --data-dir RESULTS", 3, "run `repro data prepare cifar100`"),
@@ -194,17 +204,25 @@ def test_numbers_may_be_given_together():
         assert "expected a number" in repro("plan", "--seed", wrong, check=2).stderr
 
 
-def test_outside_a_project_the_command_says_so(tmp_path):
+def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_line(tmp_path):
     done = repro("plan", cwd=tmp_path, check=3)
     assert "run the command inside a checkout of the project, or set REPRO_ROOT" in done.stderr
-
-
-def test_a_wrong_toml_key_is_one_line_and_exit_code_2(tmp_path):
-    path = Path(shutil.copytree(ROOT / "experiments", tmp_path / "experiments")) / "table2.toml"
-    path.write_text(path.read_text().replace("margin = 0.35", "margn = 0.35", 1))
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    edit(tmp_path / "experiments" / "table2.toml", "margin = 0.35", "margn = 0.35")
     done = repro("plan", cwd=tmp_path, check=2)
     assert "table2.toml: row 2 (am-softmax-s7.5-m0.35): unknown key 'margn'; allowed:" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_sweep_skips_what_cannot_fit_says_why_and_ends_with_3(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import repro.system; repro.system.memory_bytes = lambda: 2**20"
+    )
+    words = ["--table", 1, "--network", "resnet18", "--loss", "scaled-bn-m1", "--loss", "cross-entropy"]
+    done = repro("run", "--preset", "smoke", "--results", tmp_path / "results", *words, check=3,
+                 environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip
+    assert "skipping 2 runs: resnet18 on images of 32 px in batches of 32 needs at least" in done.stderr
+    assert not list(tmp_path.rglob("seed0.json"))
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a CUDA device")

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import click
 import numpy as np
 import pytest
 from PIL import Image
-from smoke_project import ROOT
+from smoke_project import ROOT, repro
 
 from repro import errors
 from repro.cli import main
@@ -41,15 +40,9 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize(("command", "shown"), SHOWN.findall((ROOT / "README.md").read_text()))
-def test_an_excerpt_in_the_readme_has_lines_that_its_command_prints_in_this_order(
-    command, shown, tmp_path, monkeypatch
-):
+def test_an_excerpt_in_the_readme_has_lines_that_its_command_prints_in_this_order(command, shown, tmp_path):
     """With no data prepared, as in a fresh clone."""
-    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
-    argv = [sys.executable, "-m", *command.split()]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = repro(*command.split()[1:], check=0, environment={"REPRO_DATA": str(tmp_path)})
     printed = iter(done.stdout.splitlines())
     for line in shown.splitlines():
         assert line in printed, f"the README drifted from `{command}`: {line}"
@@ -120,9 +113,8 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page):
         if anchor and ":" not in link:
             headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", target.read_text()), re.MULTILINE)
             # GitHub's rule.
-            assert anchor in {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}, (
-                link
-            )
+            anchors = {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+            assert anchor in anchors, link
 
 
 def commands(text: str) -> list[tuple[list[str], bool]]:
@@ -178,16 +170,15 @@ def test_a_command_that_the_program_does_not_take_would_be_found(line):
         check(words, whole)
 
 
-def test_the_times_for_a_1080_ti_are_the_plans(monkeypatch):
+def test_the_times_for_a_1080_ti_are_the_plans(monkeypatch, tmp_path):
     """From the plan's table on, with nothing trained and no data prepared."""
     page = (ROOT / "docs" / "gpu.md").read_text()
     shown = re.search(r"<!-- begin: the plan [^>]*-->\n```text\n(.*?)\n```\n<!-- end -->", page, re.DOTALL)
     monkeypatch.setenv("REPRO_ROOT", str(ROOT))
     card = Device("cuda", 0, "NVIDIA GeForce GTX 1080 Ti", "GPU-0", 11 * 2**30, 1, {})
-    with tempfile.TemporaryDirectory() as empty:
-        context = Context.open("paper", Path(empty) / "results", Path(empty) / "data")
-        survey = context.survey(context.registry.select_runs(Selection(), context.preset))
-        text = make_plan(survey, context.registry, context.preset, context.project, (card,)).to_text()
+    context = Context.open("paper", tmp_path / "results", tmp_path / "data")
+    survey = context.survey(context.registry.select_runs(Selection(), context.preset))
+    text = make_plan(survey, context.registry, context.preset, context.project, (card,)).to_text()
     assert shown
     assert shown[1] == text[text.index("  table") :]
     readme = (ROOT / "README.md").read_text()
@@ -247,10 +238,7 @@ def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     steps = re.findall(r"(?:`(experiments/[\w.-]+)`:\n\n)?```(\w+)\n(.*?)```", text, re.DOTALL)
     script = "set -e\n"
     for name, language, body in steps:
-        if name:
-            script += f"cat > {name} <<'END_OF_FILE'\n{body}END_OF_FILE\n"
-        elif language == "sh":
-            script += body
+        script += f"cat > {name} <<'END_OF_FILE'\n{body}END_OF_FILE\n" if name else body * (language == "sh")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REPRO_")}
     environment |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -1,15 +1,14 @@
 """A loss, a network and a table of the user's own: imported, tried, trained and told apart."""
 
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT
+from smoke_project import ROOT, forget_code, repro
+from smoke_project import edit as edit_file
 
-from repro import losses, models, plugins, signature
+from repro import losses, models, plugins
 from repro.errors import OwnCodeError, RegistryError
 from repro.registry import Registry, Selection
 from repro.signature import code_hash, training_modules
@@ -60,18 +59,6 @@ gamma = 3
 FOCAL_RUN, PLAIN_RUN = "cifar100/tiny/focal-g3/seed0", "cifar100/tiny/cross-entropy/seed0"
 
 
-def forget() -> None:
-    """A process reads each file once; a test reads it again."""
-    for cached in (
-        signature._code_hash,
-        signature._imports,
-        signature._normalised,
-        plugins.load,
-        plugins._schema,
-    ):
-        cached.cache_clear()
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """The experiments of a project that has nothing of the paper's."""
@@ -81,16 +68,14 @@ def folder(tmp_path) -> Path:
     (made / "focal.py").write_text(FOCAL)
     (made / "tiny.py").write_text(TINY)
     (made / "table-mine.toml").write_text(TABLE)
-    forget()
+    forget_code()
     yield made
-    forget()
+    forget_code()
 
 
 def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    forget()
+    edit_file(path, old, new)
+    forget_code()
 
 
 def config_of(folder: Path, run: str):
@@ -98,47 +83,18 @@ def config_of(folder: Path, run: str):
     return registry.config(registry.parse(run), registry.preset("smoke"))
 
 
-def repro(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "repro", *words],
-        cwd=folder.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_an_own_row_has_its_parameters_with_defaults_and_kinds(folder):
+def test_an_own_row_has_its_parameters_with_defaults_and_kinds_and_each_is_an_axis(folder):
     config = config_of(folder, FOCAL_RUN)
     assert (config.loss, config.loss_parameters) == ("focal.py:FocalLoss", {"gamma": 3.0, "bias": True})
     assert (config.network, config.folder) == ("tiny.py:TinyNet", folder)
     assert "folder" not in config.model_dump()
-
-
-def test_a_parameter_of_an_own_loss_is_an_axis(folder):
-    registry = Registry.load(folder)
-    (cell,) = registry.select_cells(Selection(losses=("focal-*",), axes=(("gamma", 1.5),)))
-    assert cell.id == "cifar100/tiny/focal-g3+gamma=1.5"
+    (cell,) = Registry.load(folder).select_cells(Selection(losses=("focal-*",), axes=(("gamma", 1.5),)))
     assert config_of(folder, f"{cell.id}/seed0").loss_parameters["gamma"] == 1.5
 
 
 def test_without_a_table_of_the_paper_an_own_one_is_what_is_selected(folder):
-    assert [cell.row for cell in Registry.load(folder).select_cells(Selection())] == [
-        "cross-entropy",
-        "focal-g3",
-    ]
-
-
-def test_only_a_project_with_own_code_needs_torch_to_be_planned(folder):
-    script = (
-        "import sys; from pathlib import Path; from repro.registry import Registry; "
-        "Registry.load(Path(sys.argv[1])); print('torch' in sys.modules)"
-    )
-    found = [
-        subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True, cwd=ROOT).stdout
-        for place in (ROOT / "experiments", folder)
-    ]
-    assert found == ["False\n", "True\n"]
+    rows = [cell.row for cell in Registry.load(folder).select_cells(Selection())]
+    assert rows == ["cross-entropy", "focal-g3"]
 
 
 @pytest.mark.parametrize(
@@ -239,19 +195,28 @@ def test_a_change_of_an_own_file_or_of_what_it_imports_makes_older_code(folder):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("file", "old", "new", "says"),
     [
-        ("self.gamma = gamma", "self.gamma = gone", r"NameError: name 'gone' is not defined \(focal.py, line 8"),
-        ("/ self.gamma", "/ self.gone", r"has no attribute 'gone' \(focal.py, line 11: return"),
-        ("labels) / self.gamma", "labels).detach()", "does not depend on the features"),
-        ("return super().criterion(inputs, labels) / self.gamma", "return inputs", r"expected the loss as a scalar, .* got torch.float32 of shape \(4, 10\)"),
-        ("(CrossEntropy)", "(__import__('torch').nn.Module)", "expected a class derived from repro.losses.Class"),
+        ("focal.py", "self.gamma = gamma", "self.gamma = gone", r"NameError: name 'gone' is not defined \(focal.py, line 8"),
+        ("focal.py", "/ self.gamma", "/ self.gone", r"has no attribute 'gone' \(focal.py, line 11: return"),
+        ("focal.py", "labels) / self.gamma", "labels).detach()", "does not depend on the features"),
+        ("focal.py", "return super().criterion(inputs, labels) / self.gamma", "return inputs",
+         r"expected the loss as a scalar, .* got torch.float32 of shape \(4, 10\)"),
+        ("focal.py", "(CrossEntropy)", "(__import__('torch').nn.Module)", "expected a class derived from repro.losses.Class"),
+        ("tiny.py", "self.feature_dim = 8", "self.width = 8", "an attribute feature_dim, a whole number; got NoneType None"),
+        ("tiny.py", "self.feature_dim = 8", "self.feature_dim = 9",
+         r"features, a floating-point tensor of shape \(4, 9\); got torch.float32 of shape \(4, 8\)"),
+        ("tiny.py", "return self.first", "return self.second", r"no attribute 'second' \(tiny.py, line 11"),
+        ("tiny.py", "(nn.Module)", "", "expected a torch.nn.Module|trying it failed"),
     ],
 )  # fmt: skip
-def test_what_only_running_a_loss_shows_is_told_with_the_users_line(folder, old, new, says):
-    edit(folder / "focal.py", old, new)
+def test_what_only_running_a_loss_or_network_shows_is_told_with_the_users_line(folder, file, old, new, says):
+    edit(folder / file, old, new)
+    build = partial(losses.build, "focal.py:FocalLoss", 8, 10, folder, gamma=2.0)
+    if file == "tiny.py":
+        build = partial(models.build, "tiny.py:TinyNet", 32, folder=folder)
     with pytest.raises(OwnCodeError, match=says):
-        losses.build("focal.py:FocalLoss", 8, 10, folder, gamma=2.0)
+        build()
 
 
 def test_a_loss_that_lacks_a_method_is_told_which(folder):
@@ -265,6 +230,7 @@ def test_a_loss_that_lacks_a_method_is_told_which(folder):
 def test_a_loss_tried_draws_what_it_would_have_drawn(folder):
     import torch
 
+    edit(folder / "focal.py", "/ self.gamma", "/ self.gamma + 0 * __import__('torch').rand(())")
     torch.manual_seed(1)
     mine = losses.build("focal.py:FocalLoss", 8, 10, folder, gamma=2.0)
     after = torch.rand(())
@@ -274,40 +240,14 @@ def test_a_loss_tried_draws_what_it_would_have_drawn(folder):
     assert torch.equal(after, torch.rand(()))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        ("self.feature_dim = 8", "self.width = 8", "an attribute feature_dim, a whole number; got NoneType None"),
-        ("self.feature_dim = 8", "self.feature_dim = 9", r"features, a floating-point tensor of shape \(4, 9\); got torch.float32 of shape \(4, 8\)"),
-        ("return self.first", "return self.second", r"no attribute 'second' \(tiny.py, line 11"),
-        ("(nn.Module)", "", "expected a torch.nn.Module|trying it failed"),
-    ],
-)  # fmt: skip
-def test_a_network_that_is_none_is_told_so(folder, old, new, says):
-    edit(folder / "tiny.py", old, new)
-    with pytest.raises(OwnCodeError, match=says):
-        models.build("tiny.py:TinyNet", 32, folder=folder)
-
-
 def test_an_own_loss_that_fails_costs_its_run_alone_and_exit_code_1(folder):
     edit(folder / "focal.py", "self.gamma = gamma", "self.gamma = gamma.gone")
-    done = repro(folder, "run", "--preset", "smoke", "--results", str(folder.parent / "results"))
-    assert done.returncode == 1, done.stderr
+    words = ("--preset", "smoke", "--results", folder.parent / "results")
+    done = repro("run", *words, cwd=folder.parent, check=1)
     assert "AttributeError: 'float' object has no attribute 'gone' (focal.py, line 8" in done.stderr
     assert "2 runs: 1 done, 1 failed" in done.stderr
-    table = repro(folder, "aggregate", "--preset", "smoke")
-    assert table.returncode == 0
+    table = repro("aggregate", *words, cwd=folder.parent, check=0)
     assert "| Focal         | —: not run yet" in table.stdout
-
-
-def test_an_own_file_that_cannot_be_imported_is_told_before_anything_is_planned(folder):
-    edit(folder / "focal.py", "class FocalLoss", "raise OSError('no such device')\nclass FocalLoss")
-    done = repro(folder, "plan", "--preset", "smoke")
-    assert done.returncode == 2
-    assert (
-        "row 2 (focal-g3): focal.py:FocalLoss: importing focal.py failed: OSError: no such device"
-        in done.stderr
-    )
 
 
 @pytest.fixture
@@ -326,11 +266,8 @@ def installed(tmp_path, monkeypatch) -> Path:
         "[repro.losses]\nfocal = focalpkg.losses:FocalLoss\n[repro.networks]\ntiny = focalpkg.networks:TinyNet\n"
     )
     monkeypatch.syspath_prepend(site)
-    for cached in (plugins._installed, plugins.module_file):
-        cached.cache_clear()
-    yield package
-    for cached in (plugins._installed, plugins.module_file):
-        cached.cache_clear()
+    forget_code()
+    return package
 
 
 def test_another_packages_loss_and_network_go_by_their_entry_points(folder, installed):

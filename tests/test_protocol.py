@@ -1,9 +1,11 @@
 """The rules by which workers share runs, in random interleavings: none is broken, and each of them is needed."""
 
+import os
+
 import pytest
 from protocol_model import SCENARIOS, Rule, World
 
-SEEDS = range(6)
+SEEDS = range(int(os.environ.get("REPRO_PROTOCOL_SEEDS", "6")))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

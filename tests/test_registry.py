@@ -1,4 +1,4 @@
-"""The registry: what is in it, how it is selected from, and what it says to a wrong file."""
+"""The registry: its tables, presets and ablations, how it is selected from, what it says to a wrong file."""
 
 import csv
 import re
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT
+from smoke_project import ROOT, edit
 
 from repro.config import format_axis
 from repro.errors import RegistryError, SelectionError, UsageError
@@ -15,23 +15,19 @@ from repro.registry import Registry, Selection
 EXPERIMENTS = ROOT / "experiments"
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(EXPERIMENTS)
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A copy of the experiments that a test may spoil."""
     return Path(shutil.copytree(EXPERIMENTS, tmp_path / "experiments"))
 
 
-def ids(cells):
-    return [cell.id for cell in cells]
+def ids(registry: Registry, study: str = "", **selected) -> list[str]:
+    selection = Selection(studies=(study,) if study else (), **selected)
+    return [cell.id for cell in registry.select_cells(selection)]
 
 
 def test_the_registry_counts_72_cells_and_216_runs(registry):
-    assert len(set(ids(registry.cells))) == len(registry.cells) == 72
+    assert len(set(ids(registry))) == len(registry.cells) == 72
     assert len(registry.select_runs(Selection(), registry.preset("paper"))) == 216
     titled = {preset.name: bool(preset.title) for preset in registry.presets.values()}
     assert titled == {"paper": False, "quick": True, "smoke": True}
@@ -85,7 +81,7 @@ def test_a_columns_losses_come_seed_by_seed(registry):
 )  # fmt: skip
 def test_a_selection_is_of_the_papers_tables_unless_it_names_another(registry, selection, cells):
     chosen = {name: tuple(values) for name, values in selection.items()}
-    assert ids(registry.select_cells(Selection(**chosen))) == cells
+    assert ids(registry, **chosen) == cells
 
 
 @pytest.mark.parametrize(
@@ -96,10 +92,13 @@ def test_a_selection_is_of_the_papers_tables_unless_it_names_another(registry, s
         ({"tables": (4,)}, "there is no table 4; tables: 1, 2, 3, cifar100-extended, .*lfw"),
         ({"tables": (1,), "networks": ("vgg16",), "losses": ("ours",)}, "no loss matches 'ours'; there are: cross"),
         ({"datasets": ("cifar100",), "losses": ("logit-norm*",)}, "--table cifar100-extended has it"),
+        ({"studies": ("vg",)}, "there is no study 'vg'; studies: ambiguities, vgg, vgg-64px, stem"),
+        ({"studies": ("vgg",), "networks": ("resnet18",)}, "no cell of vgg matches the other options"),
+        ({"studies": ("vgg",), "axes": (("rotation", 15),)}, "--set and --study exclude one another"),
     ],
 )  # fmt: skip
 def test_a_selection_of_nothing_says_what_exists(registry, selection, says):
-    with pytest.raises(SelectionError, match=says):
+    with pytest.raises(UsageError, match=says):
         registry.select_cells(Selection(**selection))
 
 
@@ -179,17 +178,26 @@ def test_a_float_axis_comes_back_from_its_run_id_as_it_was(registry, value):
         ("presets", 'title = "QUICK"', 'title = ""', "only the preset paper may have an empty title"),
         ("presets", "[presets.paper]", "[presets.letter]", "only the preset paper|the preset paper is missing"),
         ("presets", "classes = 10\n", "", "generated data need classes"),
+        ("ambiguities", 'name = "stem"', 'name = "vgg"', r"point 3 \(vgg\): its name must be a new one"),
+        ("ambiguities", 'name = "stem"', 'name = "ambiguities"', "its name must be a new one"),
+        ("ambiguities", 'network = "vgg13"', 'network = "vgg14"', r"point 1 \(vgg\): unknown network 'vgg14'; there are: vgg16"),
+        ("ambiguities", 'networks = ["vgg16"]', 'networks = ["vgg13"]', "unknown network 'vgg13'; there are: vgg16, resnet18"),
+        ("ambiguities", 'loss = "affine-bn"', 'loss = "affine"', r"\(affine\): unknown loss 'affine'; there are: cross-entropy"),
+        ("ambiguities", "table = 2", "table = 4", r"\(stem\): there is no table 4; tables: 1, 2, 3"),
+        ("ambiguities", 'table = 2\n', "", r"point 3 \(stem\): table: Field required"),
+        ("ambiguities", 'set = { stem_pool', 'sets = { stem_pool', r"\(stem\): alternative 1: unknown key 'sets'; allowed: label, network, loss, set"),
+        ("ambiguities", 'network = "vgg13"\n', "", "expected a network, a loss or a set, or else result"),
+        ("ambiguities", 'images"\nresult = "best-epoch"', 'images"\nresult = "any-epoch"', "result: Input should be 'last-epoch' or 'best-epoch'"),
+        ("ambiguities", "question =", "ask =", r"point 1 \(vgg\): unknown key 'ask'; allowed: name, question, table"),
+        ("ambiguities", '[[points]]\nname = "vgg"', 'title = "x"\n[[points]]\nname = "vgg"', "unknown key 'title'; allowed: points"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_the_key_and_what_is_allowed(folder, file, old, new, says):
-    path = folder / f"{file}.toml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
+    edit(folder / f"{file}.toml", old, new)
     with pytest.raises(RegistryError, match=says) as caught:
         Registry.load(folder)
     # Of two tables that have the same number or cell, either may be named.
-    assert re.search(rf"{folder}/(presets|table.*)\.toml", str(caught.value))
+    assert re.search(rf"{folder}/(presets|ambiguities|table.*)\.toml", str(caught.value))
 
 
 def test_a_table_like_another_or_one_that_extends_it_has_its_networks_and_nothing_reported(registry):
@@ -222,19 +230,15 @@ def test_a_table_of_the_users_own_needs_no_reported_number_and_shares_no_cell_wi
         load("scaled-bn-m3", 1.0)
 
 
-def test_a_missing_presets_file_and_an_unknown_preset_are_named(folder, registry):
+def test_a_missing_presets_file_is_named(folder):
     (folder / "presets.toml").unlink()
     with pytest.raises(RegistryError, match=r"presets.toml does not exist"):
         Registry.load(folder)
-    with pytest.raises(UsageError, match="presets: paper, quick, smoke"):
-        registry.preset("fast")
 
 
 def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
-    cells = registry.select_cells(
-        Selection(networks=("ResNet-18",), losses=("Our Loss (m = 1)",), datasets=("CIFAR-100",))
-    )
-    assert ids(cells) == ["cifar100/resnet18/scaled-bn-m1"]
+    labels = {"networks": ("ResNet-18",), "losses": ("Our Loss (m = 1)",), "datasets": ("CIFAR-100",)}
+    assert ids(registry, **labels) == ["cifar100/resnet18/scaled-bn-m1"]
     labels = [row.label for row in registry.table(1).rows]
     assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72
     for wrong, meant in {
@@ -243,3 +247,59 @@ def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_na
     }.items():
         with pytest.raises(SelectionError, match=rf"Did you mean {meant[1]}\?"):
             registry.select_cells(Selection(**{wrong: (meant[0],)}))
+
+
+# Ablations: what the paper leaves open, as runs
+
+
+def test_the_point_vgg_is_four_networks_under_cross_entropy(registry):
+    networks = ("vgg16", "vgg13", "vgg16-4096", "vgg-lsoftmax")
+    assert ids(registry, "vgg") == [f"cifar100/{network}/cross-entropy" for network in networks]
+    selection = Selection(studies=("vgg",), seeds=(0,))
+    assert len(registry.select_runs(selection, registry.preset("paper"))) == 4
+
+
+def test_a_study_has_each_baseline_and_each_alternative_once(registry):
+    everything = ids(registry, "ambiguities")
+    assert len(everything) == len(set(everything))
+    assert set(everything) == {
+        cell for ablation in registry.ablations for cell in ids(registry, ablation.name)
+    }
+
+
+@pytest.mark.parametrize("preset", ["paper", "quick", "smoke"])
+def test_every_alternative_is_a_run_that_departs_from_its_baseline(registry, preset):
+    chosen = registry.preset(preset)
+    for cell in registry.select_cells(Selection(studies=("ambiguities",))):
+        run = registry.parse(f"{cell.id}/seed0")
+        assert run.cell == cell
+        assert registry.config(run, chosen).seed == 0
+    for variation in registry.variations("ambiguities"):
+        assert (variation.cell == variation.baseline) is not variation.alternative.trains
+
+
+def test_every_open_point_of_a_recipe_says_what_it_changes(registry):
+    """The choices that presets.toml marks are points of the study, or nothing that changes a number much."""
+    axes = {axis for each in registry.variations("ambiguities") for axis in each.alternative.set}
+    assert axes >= {"rotation", "normalization", "stem_pool", "nesterov", "weight_decay_on", "bias", "distance",
+                    "projection", "statistics", "momentum_reset", "embedding"}  # fmt: skip
+
+
+def test_what_decides_pedcc_is_studied_on_two_networks_and_the_vgg_at_64_px_too(registry):
+    baselines = [f"cifar100/{network}/pedcc-s7.5-m0.35" for network in ("vgg16", "resnet18")]
+    axes = ("", "+distance=element-mean", "+distance=sum")
+    assert sorted(ids(registry, "pedcc-weight")) == sorted(cell + axis for cell in baselines for axis in axes)
+    networks = ("vgg16", "vgg-lsoftmax", "vgg13")
+    assert ids(registry, "vgg-64px") == [f"facescrub/{network}/cross-entropy" for network in networks]
+
+
+def test_names_choose_among_a_studys_cells(registry):
+    chosen = ids(registry, "ambiguities", tables=(1,), networks=("vgg*",), losses=("cross-*",))
+    assert chosen == ids(registry, "vgg")
+    assert all(name.startswith("tiny-imagenet/") for name in ids(registry, "stem", tables=(2,)))
+
+
+def test_a_project_without_the_file_has_no_study(folder):
+    (folder / "ambiguities.toml").unlink()
+    with pytest.raises(SelectionError, match="there is no study 'vgg'; studies: none"):
+        ids(Registry.load(folder), "vgg")

@@ -23,9 +23,25 @@ def test_an_unknown_option_or_a_missing_value_is_a_usage_error(
     machine: Machine, arguments: list[str]
 ) -> None:
     done = machine.run(*arguments)
-    assert done.returncode == 2
+    assert (done.returncode, machine.log()) == (2, [])
     assert arguments[0] in done.stderr
-    assert machine.log() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--help"], 0, "seed 0 before seed 1"),
+        ([], 2, "--budget"),
+        *((["--budget", budget], 2, "--budget") for budget in ("soon", "10", "-1h", "9h 30m")),
+        (["--budget", "1h", "--nope"], 2, "--nope"),
+    ],
+)
+def test_evidence_sh_refuses_a_wrong_budget_or_option_before_anything_else(arguments, code, says) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = [PROJECT / "experiments" / "evidence.sh", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == code
+    assert says.lower() in (done.stdout + done.stderr).lower()
 
 
 def test_an_installation_is_made_once_kept_up_to_date_and_survives_a_failed_update(machine: Machine) -> None:
@@ -166,9 +182,7 @@ def test_ctrl_c_reaches_repro_run_once_and_then_the_script_stops(
 
 
 def test_the_plan_says_whose_records_count(machine: Machine) -> None:
-    folder = machine.supply(
-        "quick/cifar100/resnet18/pedcc/seed0.json", "quick/cifar100/resnet18/pedcc/seed1.json"
-    )
+    folder = machine.supply(*(f"quick/cifar100/resnet18/pedcc/seed{number}.json" for number in (0, 1)))
     (folder / "seed2.json").write_text("{}")
     (folder / "seed1.json").unlink()
     done = machine.run("--plan", "--preset=quick", "--table", "1")
@@ -206,6 +220,5 @@ def test_the_smoke_preset_runs_for_real_and_everything_is_titled_smoke(machine: 
     assert len(list((results / "smoke").rglob("seed0.json"))) == 72
     assert done.stdout.count("SMOKE") >= 3
     assert (results / "smoke" / "tables.md").read_text() == done.stdout
-    for name in ("tables.csv", "tables.tex"):
-        assert (results / "smoke" / name).stat().st_size > 0
+    assert all((results / "smoke" / name).stat().st_size > 0 for name in ("tables.csv", "tables.tex"))
     assert list((results / "figures" / "smoke").glob("*.png"))

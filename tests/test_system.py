@@ -43,16 +43,6 @@ import repro.cli
 repro.cli.main(["train", "{RUN}", "--preset", "smoke", "--device", "cpu", *sys.argv[1:]])
 """
 WITHOUT = "import repro.cli.run\nrepro.cli.run.keep_freed_memory = lambda: None\n"
-BENCH = f"""
-from repro.benchmark import timing
-from repro.cli.context import Context
-context = Context.open("smoke")
-config = context.registry.config(context.registry.parse("{RUN}"), context.preset)
-timing.initialise(sys.argv[1] == "kept")
-from repro.benchmark.harness import prepare, train_window
-prepare(timing.Program("ours", config, 32, context.project.data, "cpu", "fp32", 1))
-assert train_window(0.01).images_per_second > 0
-"""
 
 
 def growth_of_mappings(code: str, *arguments) -> int:
@@ -78,12 +68,6 @@ def test_a_worker_keeps_freed_memory_from_before_torch_and_trains_the_same_to_th
         for name in ("with", "without")
     )
     assert kept == mapped
-
-
-@needs_mallinfo2
-def test_a_benchmark_keeps_freed_memory_in_our_programs_only():
-    assert growth_of_mappings(BENCH, "kept") <= 0
-    assert growth_of_mappings(BENCH, "left alone") > 0
 
 
 @pytest.mark.parametrize("name", [None, "musl 1.2"])

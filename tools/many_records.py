@@ -2,7 +2,7 @@
 
 FOLDER becomes a project of its own (set REPRO_ROOT to it) whose preset `many` has seeds enough for RECORDS
 runs, `--seeds` more if some are to stay queued, and the paper's 100 epochs per record; 100,000
-records are 4 GB. Needs tests and tests/scheduling on PYTHONPATH.
+records are 4 GB. Needs tests on PYTHONPATH.
 """
 
 import argparse
@@ -10,8 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from sweep_bench import ROOT, Bench, make_record
+from pretended_environment import ROOT, make_record
 
+from repro.cli.context import Context
 from repro.paths import Project
 from repro.records import LogitHistogram, Probes
 from repro.registry import Registry, Selection
@@ -26,7 +27,7 @@ threads = 1
 """
 
 
-def make_project(folder: Path, records: int, more_seeds: int = 0) -> Bench:
+def make_project(folder: Path, records: int, more_seeds: int = 0) -> Context:
     """Writes the experiments and the first `records` of the preset's runs, column by column.
 
     Those that are there already stay, so that an interrupted call can be repeated.
@@ -38,7 +39,7 @@ def make_project(folder: Path, records: int, more_seeds: int = 0) -> Bench:
         file.write(_PRESET.format(seeds=list(range(max(1, seeds)))))
     registry = Registry.load(folder / "experiments")
     project = Project(folder, folder / "results", folder / "figures", folder / "data")
-    bench = Bench(project, registry, registry.preset("many"))
+    bench = Context(project, registry, registry.preset("many"))
     histogram = LogitHistogram(
         low=-40,
         high=40,

@@ -1,7 +1,6 @@
 """The work that a roofline counts, against numbers worked out by hand."""
 
 import pytest
-import torch
 from torch import nn
 
 from repro import models
@@ -54,13 +53,6 @@ def test_half_precision_moves_half_the_maps_and_makes_a_copy_of_the_weights():
     ]
     assert of_maps[0] == 2 * of_maps[1]
     assert half[-1].bytes == 6 * weights
-
-
-def test_counting_leaves_the_network_as_it_was():
-    network = models.build("resnet18", 32, width=0.0625)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    count_kernels(network, 4, 32, "bf16")
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_a_kernel_takes_the_longer_of_its_two_times():

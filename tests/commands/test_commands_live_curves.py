@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from smoke_project import RUN, interrupt, record_of, repro, smoke_context, train_here
+from smoke_project import RUN, interrupt, record_of, repro, train_here
 
-from repro.cli.context import Context
 from repro.errors import SetupError
 from repro.signature import code_hash, training_modules
 from repro.training.loop import Progress
@@ -14,11 +13,6 @@ from repro.training.tensorboard import LiveCurves, require_tensorboard
 Reader = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator", reason="the extra is not installed"
 ).EventAccumulator
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch) -> Context:
-    return smoke_context(monkeypatch, tmp_path / "results")
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -32,17 +26,12 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def expected(record) -> dict[str, list[tuple[int, float | None]]]:
     fields = {
-        "loss/train": "train_loss",
-        "loss/test": "test_loss",
-        "accuracy/train": "train_accuracy",
-        "accuracy/test": "test_accuracy",
-        "gradient/at the logits": "gradient_at_logits",
-        "gradient/at the features": "gradient_at_features",
-        "learning rate": "lr",
+        f"{what}/{split}": f"{split}_{what}" for what in ("loss", "accuracy") for split in ("train", "test")
     }
+    fields |= {f"gradient/at the {where}": f"gradient_at_{where}" for where in ("logits", "features")}
     return {
         tag: [(epoch.epoch + 1, pytest.approx(getattr(epoch, field), rel=1e-6)) for epoch in record.curve]
-        for tag, field in fields.items()
+        for tag, field in {**fields, "learning rate": "lr"}.items()
     }
 
 
@@ -50,19 +39,17 @@ def progress(epoch: int, loss: float, accuracy: float) -> Progress:
     return Progress("training", epoch, 9, 0, 5, 100.0, loss, accuracy)
 
 
-def test_a_run_has_its_curves_and_the_record_that_it_has_without_them(context, tmp_path):
-    plain = Context.open("smoke", results=tmp_path / "plain")
-    assert train_here(plain, RUN) == 0
+def test_a_run_has_its_curves_and_the_record_that_it_has_without_them(context, trained):
     assert train_here(context, RUN, log="tensorboard") == 0
     record = record_of(context, RUN)
     found = read(context.project.live_curves("smoke", RUN))
     assert found.pop("speed/images per second")
     assert found == expected(record)
-    assert record.comparable() == record_of(plain, RUN).comparable()
-    config = plain.registry.config(plain.registry.parse(RUN), plain.preset)
+    assert record.comparable() == record_of(trained, RUN).comparable()
+    config = trained.registry.config(trained.registry.parse(RUN), trained.preset)
     assert record.signature.code == code_hash(config)
     assert "repro.training.tensorboard" not in training_modules(config)
-    assert not plain.project.live_curves("smoke", RUN).exists()
+    assert not trained.project.live_curves("smoke", RUN).exists()
 
 
 def test_a_run_that_was_stopped_and_resumed_has_each_epoch_once(context):
@@ -100,17 +87,7 @@ def test_curves_that_cannot_be_written_are_said_once_and_stop_nothing(context):
 
 
 def test_a_sweep_passes_the_wish_on_to_its_workers(tmp_path):
-    words = (
-        "run",
-        "--preset",
-        "smoke",
-        "--results",
-        tmp_path,
-        "--dataset",
-        "cifar100",
-        "--network",
-        "resnet18",
-    )
+    words = ("run", "--preset", "smoke", "--results", tmp_path, "--table", "1", "--network", "resnet18")
     repro(*words, "--loss", "scaled-bn-m1", "--log", "tensorboard", check=0)
     assert list((tmp_path / "smoke" / ".work" / "tensorboard" / RUN).glob("events*"))
 

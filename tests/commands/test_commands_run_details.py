@@ -3,21 +3,25 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, record_of, smoke_context, train_here
+from smoke_project import OTHER, ROOT, RUN, edit, record_of, smoke_context
 
 from repro.attempts import read_attempts
 from repro.cli import main
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@pytest.fixture
+def results(trained, tmp_path):
     """A folder with one trained run."""
-    folder = tmp_path_factory.mktemp("shown")
-    assert train_here(smoke_context(None, folder), RUN) == 0
+    folder = Path(shutil.copytree(trained.project.results, tmp_path / "results"))
+    for path in (trained.project.run("smoke", OTHER).record, trained.project.run("smoke", OTHER).work):
+        there = folder / path.relative_to(trained.project.results)
+        shutil.rmtree(there) if there.is_dir() else there.unlink()
     return folder
 
 
@@ -57,20 +61,18 @@ def test_show_json_is_the_record_itself(repro, results):
         ("cifar100", 2, "is not a run id"),
     ],
 )
-def test_show_of_what_is_not_there_says_what_is_wrong(repro, run, code, says):
+def test_of_what_is_not_there_show_and_logs_say_so(repro, run, code, says):
     result = repro("show", run)
     assert result.exit_code == code
     assert says in result.stderr
+    logs = repro("logs", run)
+    assert (logs.exit_code, ("nothing was started" in logs.stderr) == (run == OTHER)) == (2, True)
 
 
 def test_show_of_an_edited_record_is_an_integrity_error(repro, results):
     path = smoke_context(None, results).project.run("smoke", RUN).record
-    text = path.read_text()
-    path.write_text(text.replace('"correct": ', '"correct": 1'))
-    try:
-        result = repro("show", RUN)
-    finally:
-        path.write_text(text)
+    edit(path, '"correct": ', '"correct": 1')
+    result = repro("show", RUN)
     assert result.exit_code == 4
     assert "edited after it was written" in result.stderr
 
@@ -83,28 +85,17 @@ def test_logs_name_every_attempt_with_its_traceback_and_the_workers_own_words(re
     logs.mkdir(exist_ok=True)
     (logs / "1.log").write_text("\n".join([*(f"line {n}" for n in range(50)), f"{RUN}: 12.34 %"]))
     (logs / "2.log").write_text(f"{RUN}0: another run whose id begins alike\n")
-    try:
-        shown = repro("logs", RUN, "--lines", "3").stdout
-    finally:
-        failed.unlink()
+    shown = repro("logs", RUN, "--lines", "3").stdout
     assert shown.startswith("attempt 1: ")
     assert "    ValueError: and why" in shown
     assert shown.endswith(f"… 48 lines before\n    line 48\n    line 49\n    {RUN}: 12.34 %\n")
     assert "2.log" not in shown
 
 
-def test_logs_of_a_run_that_never_started_say_so(repro):
-    result = repro("logs", OTHER)
-    assert result.exit_code == 2
-    assert "nothing was started" in result.stderr
-
-
-def test_a_record_names_no_host_and_no_process(results):
-    host = socket.gethostname()
-    context = smoke_context(None, results)
-    (attempt,) = record_of(context, RUN).provenance.attempts
-    salt = context.project.host_salt("smoke").read_bytes()
-    assert (attempt.host, attempt.pid) == (hashlib.sha256(salt + host.encode()).hexdigest()[:12], None)
-    # What stays on this machine keeps both, so that a lock that is never freed can be traced.
-    (kept,) = read_attempts(context.project.run("smoke", RUN))
-    assert (kept.host, kept.pid) == (host, os.getpid())
+def test_what_stays_on_this_machine_names_host_and_process(trained):
+    """So that a lock that is never freed can be traced; a record has the host as a salted hash."""
+    (attempt,) = record_of(trained, RUN).provenance.attempts
+    salted = trained.project.host_salt("smoke").read_bytes() + socket.gethostname().encode()
+    assert (attempt.host, attempt.pid) == (hashlib.sha256(salted).hexdigest()[:12], None)
+    (kept,) = read_attempts(trained.project.run("smoke", RUN))
+    assert (kept.host, kept.pid) == (socket.gethostname(), os.getpid())

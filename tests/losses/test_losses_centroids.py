@@ -1,7 +1,5 @@
 """The centroids of PEDCC: exact on the simplex, at rest beyond it."""
 
-import math
-
 import pytest
 import torch
 
@@ -21,27 +19,12 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("dim", [512, 2048])
-@pytest.mark.parametrize("classes", [100, 200, 361])
+@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (9, 8), (513, 512), (361, 512), (200, 2048)])
 def test_every_pairwise_cosine_of_the_simplex_is_minus_one_over_c_minus_one(classes, dim):
-    points = regular_simplex(classes, dim, seeded(0))
-    assert points.shape == (classes, dim)
-    assert points.dtype == torch.float32
-    torch.testing.assert_close(points.norm(dim=1), torch.ones(classes), rtol=0, atol=1e-6)
-    assert (cosines(points) + 1 / (classes - 1)).abs().max() < 1e-7
-
-
-@pytest.mark.parametrize(("classes", "dim"), [(2, 1), (3, 2), (9, 8), (513, 512)])
-def test_the_simplex_also_fits_at_its_limit_of_c_equal_d_plus_one(classes, dim):
     points = evenly_distributed(classes, dim, seeded(0))
-    assert (cosines(points) + 1 / (classes - 1)).abs().max() < 1e-6
-    assert torch.linalg.matrix_rank(points.double()) == dim
-
-
-def test_the_simplex_is_turned_at_random_and_the_generator_decides_how():
-    first, again, other = (regular_simplex(10, 16, seeded(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert (first - other).abs().max() > 0.1
+    assert (points.shape, points.dtype) == ((classes, dim), torch.float32)
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(classes), rtol=0, atol=1e-6)
+    assert (cosines(points) + 1 / (classes - 1)).abs().max() < (1e-6 if classes > dim else 1e-7)
 
 
 def test_no_direction_is_preferred():
@@ -63,24 +46,19 @@ def test_beyond_the_simplex_the_charges_are_apart_and_on_the_sphere(classes, dim
     assert cosines(points).mean().item() == pytest.approx(-1 / (classes - 1), abs=1e-3)
 
 
-def test_charges_at_rest_feel_no_tangential_force():
-    """Coulomb's law written out, charge by charge."""
-    points = charge_repulsion(7, 3, seeded(0), tolerance=1e-8).double()
-    for i in range(7):
-        force = torch.zeros(3, dtype=torch.float64)
-        for j in range(7):
-            if j != i:
-                apart = points[i] - points[j]
-                force += apart / apart.norm() ** 3
+@pytest.mark.parametrize(("classes", "dim", "tolerance"), [(7, 3, 1e-8), (40, 8, 1e-4)])
+def test_charges_at_rest_feel_no_tangential_force(classes, dim, tolerance):
+    """Coulomb's law written out, charge by charge; against the sum of the pushes on one charge, on average."""
+    points = charge_repulsion(classes, dim, seeded(0), tolerance=tolerance).double()
+    largest = pushes = 0.0
+    for i in range(classes):
+        apart = points[i] - torch.cat([points[:i], points[i + 1 :]])
+        distances = apart.norm(dim=1, keepdim=True)
+        force = (apart / distances**3).sum(dim=0)
         tangential = force - (force @ points[i]) * points[i]
-        assert tangential.norm() < 1e-5 * force.norm()
-
-
-def test_five_charges_on_a_circle_form_a_regular_pentagon():
-    points = charge_repulsion(5, 2, seeded(0), tolerance=1e-8)
-    angles = torch.atan2(points[:, 1], points[:, 0]).sort().values
-    gaps = torch.cat([angles.diff(), angles[:1] + 2 * math.pi - angles[-1:]])
-    torch.testing.assert_close(gaps, torch.full((5,), 2 * math.pi / 5))
+        largest = max(largest, tangential.norm().item())
+        pushes += (1 / distances**2).sum().item() / classes
+    assert largest < max(tolerance, 1e-6) * pushes  # 1e-6: the points are rounded to float32
 
 
 def test_repulsion_run_to_rest_finds_the_simplex_where_there_is_one():
@@ -95,12 +73,6 @@ def test_charges_not_at_rest_within_the_bound_are_an_error_and_not_a_result():
         evenly_distributed(3, 1)
     with pytest.raises(UsageError, match="10 classes needs at least 9 dimensions, got 8"):
         regular_simplex(10, 8)
-
-
-def test_charges_come_to_rest_where_gradients_are_switched_off():
-    with torch.no_grad():
-        points = charge_repulsion(6, 3, seeded(0))
-    assert torch.equal(points, charge_repulsion(6, 3, seeded(0)))
 
 
 def test_pedcc_beyond_the_simplex_takes_the_charges():

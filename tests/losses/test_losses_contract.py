@@ -1,6 +1,7 @@
 """What every loss promises its caller: modes, shapes, precision, errors, determinism."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ VALUES = {
     "logit-z-score": {},
     "label-smoothing": {},
 }
+WITH_BIAS, LEARNT_SCALE = ("cross-entropy", "logit-norm", "label-smoothing"), "cosine-learnt-scale"
 each_loss = pytest.mark.parametrize("kind", list(LOSSES))
 CHECKED = "scaled-bn"  # what the base class does for every loss is tested on this one
-each_margin = pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
+PEDCC_BN = {"embedding": "linear-bn"}
 
 
 def example(kind, seed=0, **changes):
@@ -36,33 +38,12 @@ def example(kind, seed=0, **changes):
     return loss, torch.randn(BATCH, DIM), torch.randint(CLASSES, (BATCH,))
 
 
-@each_loss
-def test_without_labels_there_are_logits_and_no_loss(kind):
-    loss, features, labels = example(kind)
+def test_without_labels_there_are_logits_and_no_loss():
+    loss, features, labels = example(CHECKED)
     loss.eval()
     none, logits = loss(features)
     assert none is None
-    assert logits.shape == (BATCH, CLASSES)
-    torch.testing.assert_close(logits, loss(features, labels)[1])
-    torch.testing.assert_close(logits, loss.logits(features))
-
-
-@each_margin
-def test_logits_never_hold_the_margin(kind):
-    with_margin, features, labels = example(kind, margin=0.5)
-    without, _, _ = example(kind, margin=0.0)
-    assert torch.equal(with_margin(features, labels)[1], without(features, labels)[1])
-    assert with_margin(features, labels)[0] > without(features, labels)[0]
-
-
-@each_margin
-def test_the_margin_comes_off_the_target_alone_and_only_in_training(kind):
-    loss, features, labels = example(kind)
-    logits = loss.logits(features)
-    taken = logits - loss.softmax_input(logits, labels)
-    torch.testing.assert_close(taken, 7.5 * 0.35 * F.one_hot(labels, CLASSES).float())
-    loss.eval()
-    assert torch.equal(loss.softmax_input(logits, labels), logits)
+    assert torch.equal(logits, loss(features, labels)[1])
 
 
 @each_loss
@@ -77,23 +58,24 @@ def test_in_evaluation_the_loss_is_the_cross_entropy_of_the_logits(kind):
     torch.testing.assert_close(value, expected)
 
 
-def test_scaled_bn_evaluates_with_its_running_statistics():
-    loss, features, labels = example("scaled-bn", scale=0.8, momentum=0.25)
+@pytest.mark.parametrize(
+    ("kind", "values", "layer", "momentum"),
+    [
+        ("scaled-bn", {"scale": 0.8, "momentum": 0.25}, "classifier", 0.25),
+        ("pedcc", PEDCC_BN, "projection", 0.1),
+    ],
+)
+def test_batch_norm_evaluates_by_its_running_statistics(kind, values, layer, momentum):
+    loss, features, labels = example(kind, **values)
     loss(features, labels)
-    raw = features @ loss.classifier.weight.detach().T
-    mean, variance = 0.25 * raw.mean(dim=0), 0.75 + 0.25 * raw.var(dim=0, unbiased=True)
+    raw = features @ getattr(loss, layer).weight.detach().T
+    mean, variance = momentum * raw.mean(dim=0), 1 - momentum + momentum * raw.var(dim=0, unbiased=True)
+    expected = (raw - mean) / (variance + 1e-5).sqrt()
     loss.eval()
-    torch.testing.assert_close(loss.logits(features), 0.8 * (raw - mean) / (variance + 1e-5).sqrt())
-
-
-def test_scaled_bn_leaves_its_running_statistics_alone_in_evaluation():
-    loss, features, labels = example("scaled-bn")
-    loss(features, labels)
-    kept = {name: value.clone() for name, value in loss.state_dict().items()}
-    loss.eval()
-    loss(10 * features, labels)
-    assert all(torch.equal(kept[name], value) for name, value in loss.state_dict().items())
-    assert kept["norm.num_batches_tracked"] == 1
+    if kind == "pedcc":
+        torch.testing.assert_close(loss.embed(features), F.normalize(expected, dim=1))
+    else:
+        torch.testing.assert_close(loss.logits(features), 0.8 * expected)
 
 
 def test_scaled_bn_can_leave_a_short_batch_out_of_its_running_statistics():
@@ -124,14 +106,6 @@ def test_scaled_bn_can_take_its_statistics_from_the_whole_training_set():
 
 
 @each_loss
-def test_no_loss_passes_over_the_training_set_unless_it_is_asked_to(kind):
-    loss, _, _ = example(kind)
-    kept = {name: value.clone() for name, value in loss.state_dict().items()}
-    loss.recompute_statistics(lambda: pytest.fail("read the training set"))
-    assert all(torch.equal(kept[name], value) for name, value in loss.state_dict().items())
-
-
-@each_loss
 def test_the_softmax_gradient_is_that_of_the_summed_loss_and_moves_nothing(kind):
     loss, features, labels = example(kind, **({"distance_weight": 0.0} if kind == "pedcc" else {}))
     value, logits = loss(features, labels)
@@ -143,7 +117,7 @@ def test_the_softmax_gradient_is_that_of_the_summed_loss_and_moves_nothing(kind)
     assert all(parameter.grad is None for parameter in loss.parameters())
 
 
-@pytest.mark.parametrize(("kind", "values"), [("scaled-bn", {}), ("pedcc", {"embedding": "linear-bn"})])
+@pytest.mark.parametrize(("kind", "values"), [("scaled-bn", {}), ("pedcc", PEDCC_BN)])
 def test_batch_norm_refuses_a_training_batch_of_one_and_evaluates_it(kind, values):
     loss, features, labels = example(kind, **values)
     with pytest.raises(ValueError, match="at least two samples"):
@@ -152,39 +126,12 @@ def test_batch_norm_refuses_a_training_batch_of_one_and_evaluates_it(kind, value
     assert loss(features[:1], labels[:1])[0].isfinite()
 
 
-def test_pedcc_with_batch_norm_evaluates_by_running_statistics():
-    loss, features, labels = example("pedcc", embedding="linear-bn")
-    loss(features, labels)
-    raw = features @ loss.projection.weight.detach().T
-    mean, variance = 0.1 * raw.mean(dim=0), 0.9 + 0.1 * raw.var(dim=0, unbiased=True)
-    loss.eval()
-    expected = F.normalize((raw - mean) / (variance + 1e-5).sqrt(), dim=1)
-    torch.testing.assert_close(loss.embed(features), expected)
-
-
-def test_every_embedding_of_pedcc_draws_the_same_projection():
-    """So that a seed's runs differ in the embedding alone; a bias is drawn between it and the centroids."""
-    drawn = {
-        name: example("pedcc", embedding=name)[0].state_dict()
-        for name in ("linear", "linear-bias", "linear-bn")
-    }
-    for state in drawn.values():
-        assert torch.equal(state["projection.weight"], drawn["linear"]["projection.weight"])
-    assert torch.equal(drawn["linear"]["centroids"], drawn["linear-bn"]["centroids"])
-    torch.manual_seed(0)
-    assert torch.equal(drawn["linear-bias"]["projection.bias"], torch.nn.Linear(DIM, 6).bias)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind != "scaled-bn"])
-def test_the_other_losses_train_on_a_batch_of_one(kind):
-    loss, features, labels = example(kind)
-    assert loss(features[:1], labels[:1])[0].isfinite()
-
-
 @each_loss
 def test_no_loss_has_checks_or_precision_of_its_own(kind):
     """So what is tested on `CHECKED` alone holds for every loss."""
     loss, _, _ = example(kind)
+    loss.recompute_statistics(lambda: pytest.fail("read the training set without being asked to"))
+    assert loss.min_training_batch == (2 if kind == "scaled-bn" else 1)
     for method in ("forward", "logits", "check_labels", "_check_features", "_check_labels_shape"):
         assert getattr(type(loss), method) is getattr(ClassificationLoss, method), method
 
@@ -218,20 +165,15 @@ def test_check_labels_names_a_label_out_of_range(stray):
 
 
 @each_loss
-def test_a_nan_feature_makes_the_loss_nan(kind):
-    loss, features, labels = example(kind)
-    features[2, 1] = float("nan")
-    assert loss(features, labels)[0].isnan()
-
-
-@each_loss
-def test_a_feature_of_zeros_has_a_finite_loss_and_finite_weight_gradients(kind):
+def test_a_nan_feature_makes_the_loss_nan_and_one_of_zeros_harms_nothing(kind):
     loss, features, labels = example(kind)
     features[2] = 0.0
     value, _ = loss(features, labels)
     value.backward()
     assert value.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
+    features[2, 1] = float("nan")
+    assert loss(features, labels)[0].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -246,65 +188,59 @@ def test_nothing_inside_runs_in_half_precision_whatever_is_around_it(dtype):
         assert torch.equal(a, b)
 
 
-@each_loss
-def test_the_same_seed_builds_the_same_loss_and_another_seed_another(kind):
-    first, again, other = example(kind)[0], example(kind)[0], example(kind, seed=1)[0]
-    assert first.state_dict().keys() == again.state_dict().keys()
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert not torch.equal(first.class_weights(), other.class_weights())
+DRAWN = [
+    *((kind, {}, "classifier", CLASSES, False) for kind in LOSSES if kind != "pedcc"),
+    *((kind, {"projection": 6}, "projection", 6, False) for kind in ("am-softmax", "pedcc")),
+    ("pedcc", {"embedding": "linear-bias"}, "projection", 6, True),
+    ("pedcc", PEDCC_BN, "projection", 6, False),
+]
 
 
-@pytest.mark.parametrize("kind", ["am-softmax", "pedcc"])
-def test_the_projection_is_drawn_before_the_class_weights(kind):
-    loss, _, _ = example(kind, projection=6)
+@pytest.mark.parametrize(("kind", "values", "layer", "outputs", "bias"), DRAWN)
+def test_what_is_drawn_first_is_a_linear_layer_of_torch(kind, values, layer, outputs, bias):
+    """So seed k gives every loss the same class weights, and every embedding of PEDCC the same projection."""
+    loss, _, _ = example(kind, **values)
     torch.manual_seed(0)
-    assert torch.equal(loss.projection.weight, torch.nn.Linear(DIM, 6, bias=False).weight)
-
-
-def test_the_linear_weights_are_those_of_a_linear_layer_of_torch():
-    """So seed k gives every loss without a projection or centroids the same class weights."""
-    for kind in LOSSES.keys() - {"pedcc"}:
-        loss, _, _ = example(kind)
-        torch.manual_seed(0)
-        assert torch.equal(loss.classifier.weight, torch.nn.Linear(DIM, CLASSES, bias=False).weight)
+    expected = torch.nn.Linear(DIM, outputs, bias=bias)
+    drawn = getattr(loss, layer)
+    assert torch.equal(drawn.weight, expected.weight)
+    assert not bias or torch.equal(drawn.bias, expected.bias)
+    assert not torch.equal(loss.class_weights(), example(kind, seed=1, **values)[0].class_weights())
+    if kind == "pedcc" and not bias:
+        assert torch.equal(loss.centroids, example("pedcc")[0].centroids)
 
 
 @each_loss
-def test_class_weight_norms_are_the_lengths_of_the_rows(kind):
+def test_class_weight_norms_are_the_lengths_of_the_rows_as_they_are_stored(kind):
     loss, _, _ = example(kind)
+    rows = loss.centroids if kind == "pedcc" else 5 * loss.classifier.weight.detach()
     if kind != "pedcc":
-        with torch.no_grad():
-            loss.classifier.weight.mul_(5.0)
+        loss.classifier.weight.data.mul_(5.0)
     norms = loss.class_weight_norms()
-    rows = loss.class_weights().detach().numpy().astype("float64")
     assert not norms.requires_grad
-    assert norms.tolist() == pytest.approx([(row @ row) ** 0.5 for row in rows], rel=1e-6)
-    if kind == "pedcc":
-        assert norms.tolist() == pytest.approx([1.0] * CLASSES, rel=1e-6)
+    assert norms.tolist() == pytest.approx([math.sqrt(row @ row) for row in rows.double().numpy()], rel=1e-6)
 
 
-def test_what_is_trained_is_what_the_formulas_call_learnt():
-    names = {kind: sorted(name for name, _ in example(kind)[0].named_parameters()) for kind in LOSSES}
-    assert names == {
-        "cross-entropy": ["classifier.bias", "classifier.weight"],
-        "am-softmax": ["classifier.weight"],
-        "pedcc": ["projection.weight"],
-        "scaled-bn": ["classifier.weight"],
-        "logit-scale": ["classifier.weight"],
-        "cosine-learnt-scale": ["classifier.weight", "scale"],
-        "cosine-scale-by-classes": ["classifier.weight"],
-        "logit-norm": ["classifier.bias", "classifier.weight"],
-        "logit-z-score": ["classifier.weight"],
-        "label-smoothing": ["classifier.bias", "classifier.weight"],
-    }
-    with_bias, _, _ = example("pedcc", embedding="linear-bias")
-    assert [name for name, _ in with_bias.named_parameters()] == ["projection.weight", "projection.bias"]
-    with_bn, _, _ = example("pedcc", embedding="linear-bn")
-    assert [name for name, _ in with_bn.named_parameters()] == ["projection.weight"]
-    affine, _, _ = example("scaled-bn", affine=True)
-    assert {"norm.weight", "norm.bias"} < {name for name, _ in affine.named_parameters()}
-    assert "centroids" in example("pedcc")[0].state_dict()
+@pytest.mark.parametrize(
+    ("kind", "values", "names"),
+    [
+        *((kind, {}, {"classifier.bias", "classifier.weight"}) for kind in WITH_BIAS),
+        *(
+            (kind, {}, {"classifier.weight"})
+            for kind in LOSSES
+            if kind not in (*WITH_BIAS, "pedcc", LEARNT_SCALE)
+        ),
+        (LEARNT_SCALE, {}, {"classifier.weight", "scale"}),
+        ("pedcc", {}, {"projection.weight"}),
+        ("pedcc", {"embedding": "linear-bias"}, {"projection.weight", "projection.bias"}),
+        ("pedcc", PEDCC_BN, {"projection.weight"}),
+        ("scaled-bn", {"affine": True}, {"classifier.weight", "norm.weight", "norm.bias"}),
+    ],
+)
+def test_what_is_trained_is_what_the_formulas_call_learnt(kind, values, names):
+    loss, _, _ = example(kind, **values)
+    assert {name for name, _ in loss.named_parameters()} == names
+    assert ("centroids" in loss.state_dict()) == (kind == "pedcc")
 
 
 @each_loss

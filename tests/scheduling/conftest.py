@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pretended_environment import context_at
 from real_sweep import RealSweep, clean_up
-from sweep_bench import Bench
+
+from repro.cli.context import Context
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench.at(tmp_path / "results")
+def bench(tmp_path: Path) -> Context:
+    return context_at(tmp_path / "results")
 
 
 @pytest.fixture

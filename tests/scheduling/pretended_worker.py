@@ -9,7 +9,7 @@ action per attempt, the last one repeated; a run not named is done.
     further     the same, after a later checkpoint than before
     early       dies of SIGKILL before its first step
     hang        shows no further sign of life and ignores SIGTERM
-    wait        trains until asked to stop, or until the file `release` appears
+    wait        trains until asked to stop
     start:CODE  ends with this exit code before it takes a run
     broken      finds the device broken if it is cpu:0, at the run's first step
     left:TEXT   leaves the run to other devices
@@ -24,10 +24,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from repro.attempts import AttemptNote, new_attempt, read_attempts, write_attempt
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from pretended_environment import attempt_note
+
+from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.paths import Project
 from repro.records import RunRecord, Signature
 from repro.registry import Registry
+from repro.scheduling.place import MAX_DEVICE_ERRORS
+from repro.signals import Stop
 from repro.storage import FileLock, commit_record
 from repro.sweep import RunQueue, RunStatus, Sweep, stop_request
 from repro.worker_note import Phase, RunProgress, new_worker_note
@@ -35,26 +41,8 @@ from repro.worker_note import Phase, RunProgress, new_worker_note
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Stop:
-    """What signals and the sweep's stop file ask for."""
-
-    def __init__(self, sweep_file: Path) -> None:
-        self.file = sweep_file
-        self.heard = ""
-        signal.signal(signal.SIGUSR2, lambda number, frame: self.hear("drain"))
-        signal.signal(signal.SIGTERM, lambda number, frame: self.hear("now"))
-
-    def hear(self, what: str) -> None:
-        self.heard = what
-
-    @property
-    def asked(self) -> str:
-        return self.heard or stop_request(self.file) or ""
-
-
-def device_errors(work: Path) -> int:
-    """How many attempts have ended in one so far."""
-    return sum("device error" in path.read_text() for path in work.rglob("attempt.json"))
+def breakdowns(work: Path) -> int:
+    return sum("CUDA error" in note.read_text() for note in work.rglob("attempt.json"))
 
 
 def main() -> int:
@@ -69,11 +57,12 @@ def main() -> int:
     sweep = Sweep.read(file)
     registry = Registry.load(ROOT / "experiments")
     project = Project(ROOT, results, results / "figures", results / "data")
-    queue, stop = RunQueue(sweep, registry, project), Stop(file)
+    queue, stop = RunQueue(sweep, registry, project), Stop()
+    stop.listen()
     note = new_worker_note(sweep.id, options["--job"], "cpu")
     folder = project.workers(sweep.preset)
     note.write(folder)
-    while not stop.asked:
+    while not (stop.requested or stop_request(file)):
         for entry in queue.takeable():
             paths = project.run(sweep.preset, entry.run)
             actions = behaviour.get(entry.run, ["done"])
@@ -92,14 +81,7 @@ def main() -> int:
             lock.release()
             continue
         attempt = new_attempt(paths)
-        begun = AttemptNote(
-            number=int(attempt.name),
-            started=datetime.now(UTC),
-            ended=None,
-            outcome="running",
-            resumed_at_step=0,
-            worker=note.name,
-        )
+        begun = attempt_note("running", int(attempt.name), worker=note.name)
         write_attempt(attempt, begun)
         if action == "early":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -110,7 +92,7 @@ def main() -> int:
             write_attempt(attempt, begun.model_copy(update=ended))
             replace(note, phase=Phase.ENDED, device_error="CUDA error: pretended").write(folder)
             return 1
-        while action == "broken" and device_errors(project.work(sweep.preset)) < 5:
+        while action == "broken" and breakdowns(project.work(sweep.preset)) < MAX_DEVICE_ERRORS:
             time.sleep(0.02)  # meanwhile the other device breaks again and again
         progress = RunProgress(entry.run, begun.number, "training", 0, 1, 1, 2, 10.0)
         note = replace(note, phase=Phase.TRAINING, runs=(progress,), stepped=True, beat=note.beat + 1)
@@ -124,11 +106,11 @@ def main() -> int:
         if action == "hang":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(600)
-        while action == "wait" and stop.asked != "now" and not (results / "release").exists():
+        while action == "wait" and not (stop.now or stop_request(file) == "now"):
             time.sleep(0.02)
             note = replace(note, beat=note.beat + 1)
             note.write(folder)
-        if stop.asked == "now":
+        if stop.now or stop_request(file) == "now":
             end("interrupted")
         elif action.startswith("fail:"):
             end(f"failed: {action.removeprefix('fail:')}")
@@ -144,7 +126,7 @@ def main() -> int:
         note = replace(note, runs=(), beat=note.beat + 1)
         note.write(folder)
     replace(note, phase=Phase.ENDED, left=dict(queue.impossible), beat=note.beat + 1).write(folder)
-    return 75 if stop.asked else 0
+    return 75 if stop.requested or stop_request(file) else 0
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class RealSweep:
         return self.said
 
     def wait_until_says(self, text: str) -> None:
-        wait_for(lambda: text in self.said, f"{text!r} to be said; so far: {self.said}")
+        wait_for(lambda: text in self.said, lambda: f"{text!r} to be said; so far: {self.said}")
 
     def notes(self) -> list[WorkerNote]:
         """Of all workers that have not ended."""
@@ -67,7 +67,7 @@ class RealSweep:
             wanted = set(runs or self.runs)
             return [at_work[run] for run in wanted] if wanted <= at_work.keys() else None
 
-        return wait_for(training, f"{runs or self.runs} to train; so far: {self.said}")
+        return wait_for(training, lambda: f"{runs or self.runs} to train; so far: {self.said}")
 
     def attempts(self, run: str) -> list[AttemptNote]:
         return list(read_attempts(self.context.project.run("smoke", run)))

@@ -55,26 +55,24 @@ class SlurmCluster:
 
     def start_daemon(self, name: str) -> None:
         """Starts `munged`, `slurmctld` or the slurmd of a node."""
-        files = {
+        ends = {
             "socket": "socket",
             "key-file": "key",
             "pid-file": "pid",
             "log-file": "log",
             "seed-file": "seed",
         }
-        options = [f"--{option}={self.folder / f'munge.{end}'}" for option, end in files.items()]
-        command = {
+        options = [f"--{option}={self.folder / f'munge.{end}'}" for option, end in ends.items()]
+        commands = {
             "munged": ["munged", "--foreground", "--force", *options],
             "slurmctld": ["slurmctld", "-D"],
-        }.get(name, ["slurmd", "-D", "-N", name])
+        }
+        command = commands.get(name, ["slurmd", "-D", "-N", name])
         with (self.folder / "log" / f"{name}.out").open("ab") as out:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+            environment = {**os.environ, **self.environment}
             self.processes[name] = subprocess.Popen(
-                command,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, env=environment, start_new_session=True, **streams
             )
 
     def restart_controller(self) -> None:
@@ -109,14 +107,8 @@ class SlurmCluster:
 
     def command(self, *words: str, check: bool = True) -> str:
         """The standard output of one of Slurm's commands."""
-        done = subprocess.run(
-            words,
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=60,
-        )
+        options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 60}
+        done = subprocess.run(words, env={**os.environ, **self.environment}, **options)
         assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
@@ -126,6 +118,14 @@ class SlurmCluster:
     def node_states(self) -> dict[str, str]:
         lines = self.command("sinfo", "--Node", "--noheader", "--format=%N %t").split("\n")
         return dict(line.split() for line in lines if line)
+
+    def node_of(self, job: str) -> str:
+        return self.command("squeue", "--noheader", "--format=%N", "--job", job).strip()
+
+    def set_node(self, node: str, state: str) -> None:
+        """Takes a node `down`, or makes it `resume`."""
+        words = (f"nodename={node}", f"state={state}", *(["reason=test"] if state == "down" else []))
+        self.command("scontrol", "update", *words, check=state == "down")
 
     def jobs(self) -> dict[str, str]:
         """Every job or array task in the queue with its state."""
@@ -157,10 +157,8 @@ class SlurmCluster:
         while not condition():
             dead = [name for name, process in self.processes.items() if process.poll() is not None]
             if dead or time.monotonic() > deadline:
-                logs = "\n".join(
-                    path.read_text(errors="replace")[-500:]
-                    for path in sorted((self.folder / "log").iterdir())
-                )
+                files = sorted((self.folder / "log").iterdir())
+                logs = "\n".join(path.read_text(errors="replace")[-500:] for path in files)
                 why = f"{', '.join(dead)} ended" if dead else f"waited {_PATIENCE:g} s in vain for {what}"
                 raise CannotStartError(f"Slurm does not start here: {why}\n{logs}")
             time.sleep(0.1)

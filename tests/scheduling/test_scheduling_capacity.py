@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from smoke_project import repro
-from sweep_bench import ROOT
+from pretended_environment import first_runs
 from test_scheduling_plan import missing, plan_of
 
 from repro import models
@@ -77,7 +76,7 @@ def test_what_is_not_known_is_not_refused(recipe):
 
 
 def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
-    runs = [run for run in bench.runs(24, "tiny-imagenet", "resnet50") if not run.cell.axes]
+    runs = [run for run in first_runs(bench, 24, "tiny-imagenet", "resnet50") if not run.cell.axes]
     small, paper = replace(GPU, memory_bytes=2 * GIB), bench.registry.preset("paper")
     plan = plan_of(bench, missing(runs), [small], paper)
     (column,) = plan.columns
@@ -86,14 +85,3 @@ def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
     assert column.source in plan.to_text()
     h200 = replace(GPU, name="NVIDIA H200", memory_bytes=140 * GIB, capability=(9, 0))
     assert not plan_of(bench, missing(runs), [small, h200], paper).columns[0].source.startswith("refused")
-
-
-def test_a_sweep_skips_what_cannot_fit_says_why_and_ends_with_3(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import repro.system; repro.system.memory_bytes = lambda: 2**20"
-    )
-    words = ["--table", 1, "--network", "resnet18", "--loss", "scaled-bn-m1", "--loss", "cross-entropy"]
-    done = repro("run", "--preset", "smoke", "--results", tmp_path / "results", *words, check=3,
-                 environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})  # fmt: skip
-    assert "skipping 2 runs: resnet18 on images of 32 px in batches of 32 needs at least" in done.stderr
-    assert not list(tmp_path.rglob("seed0.json"))

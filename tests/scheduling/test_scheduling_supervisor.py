@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT, record_of, smoke_context, sweep_of, train_here
+from smoke_project import ROOT, RUN, record_of, smoke_context, sweep_of
 
 import repro.scheduling.place as place_module
 import repro.scheduling.supervisor as supervisor_module
@@ -51,11 +51,11 @@ class Bench:
         self.context.project.results.mkdir(parents=True, exist_ok=True)
         (self.context.project.results / "behaviour.json").write_text(json.dumps(content))
 
-    def supervisor(self, workers=2, deadline=None, intervals=FAST, runs=None):
+    def supervisor(self, workers=2, deadline=None, intervals=FAST, count=8):
         context = self.context
         if not (context.project.results / "behaviour.json").exists():
             self.behave()
-        sweep = sweep_of(context, *(runs or self.runs), workers=workers)
+        sweep = sweep_of(context, *self.runs[:count], workers=workers)
         devices = tuple(Device("cpu", n, "a processor", None, 2**30, workers, {}) for n in range(workers))
         return Supervisor(
             sweep,
@@ -74,23 +74,13 @@ class Bench:
         return self.said.getvalue()
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    """One real record, after which pretended ones are made."""
-    context = smoke_context(None, tmp_path_factory.mktemp("template"))
-    run = "cifar100/resnet18/cross-entropy/seed0"
-    assert train_here(context, run) == 0
-    return record_of(context, run).to_json()
-
-
 @pytest.fixture
-def bench(tmp_path, monkeypatch, template):
+def bench(tmp_path, monkeypatch, trained):
     context = smoke_context(monkeypatch, tmp_path / "results")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     context.project.results.mkdir()
-    content = json.loads(template)
-    del content["sha256"]
-    (context.project.results / "template.json").write_text(json.dumps(content))
+    template = record_of(trained, RUN)  # after which pretended ones are made
+    (context.project.results / "template.json").write_text(template.model_dump_json())
     runs = context.runs(tables=(1,), networks=("resnet18",), seeds=(0,))
     return Bench(context, tuple(run.id for run in runs))
 
@@ -110,40 +100,35 @@ def test_workers_share_the_list_and_every_run_is_trained_once(bench):
     assert not read_worker_notes(project.workers("smoke"))
 
 
-def test_a_worker_that_dies_is_started_again_and_the_run_resumes(bench):
-    bench.behave(run0=["kill", "kill", "done"], run5=["kill", "done"])
-    summary = bench.supervisor().run()
-    assert (len(summary.done), summary.exit_code) == (8, 0)
-    assert "killed by SIGKILL" in bench.text
-
-
-def test_a_run_that_kills_its_worker_three_times_is_given_up_and_the_others_are_done(bench):
-    bench.behave(run2=["kill"])
-    summary = bench.supervisor().run()
-    (failure,) = summary.failed
-    assert (failure.run, failure.attempts, summary.exit_code) == (bench.runs[2], 3, 1)
-    assert len(summary.done) == 7
-    assert f"repro train {bench.runs[2]} --preset smoke" in summary.to_text()
-
-
-def test_a_run_may_be_killed_as_often_as_it_gets_further(bench):
-    bench.behave(run0=["further"] * 6 + ["done"])
-    assert bench.supervisor(workers=1, runs=bench.runs[:1]).run().exit_code == 0
+@pytest.mark.parametrize(
+    ("actions", "options", "code", "done", "says"),
+    [
+        ({2: ["kill"]}, {}, 1, 7, ["killed by SIGKILL", "after 3 attempts", "repro train {2} --preset smoke"]),
+        ({0: ["further"] * 6 + ["done"]}, {"workers": 1, "count": 1}, 0, 1, []),
+        ({1: ["fail:ValueError: no such layer"]}, {}, 1, 7, ["failed {1}  ValueError: no such layer"]),
+        ({n: ["left:no data"] for n in (3, 4)}, {}, 3, 6, ["2 runs not trained: no data"]),
+        ({0: ["hang", "done"]}, {"workers": 1, "count": 2}, 0, 2, ["hung: no sign of life"]),
+    ],
+    ids=["three crashes", "crashes that get further", "an error is final", "not on this device", "hung"],
+)  # fmt: skip
+def test_what_becomes_of_a_run_follows_from_its_attempts(
+    bench, monkeypatch, actions, options, code, done, says
+):
+    if "hang" in actions.get(0, ()):
+        monkeypatch.setattr(place_module, "HUNG", 1.0)
+    bench.behave(**{f"run{number}": each for number, each in actions.items()})
+    summary = bench.supervisor(**options).run()
+    assert (len(summary.done), summary.exit_code) == (done, code)
+    for words in says:
+        assert words.format(*bench.runs) in bench.text + summary.to_text()
 
 
 def test_starts_that_led_to_training_do_not_lengthen_the_wait_after_one_that_did_not(bench):
     bench.behave(run0=["further"] * 6 + ["early", "done"])
     patient = replace(FAST, backoff=1.0)
-    summary = bench.supervisor(workers=1, runs=bench.runs[:1], intervals=patient).run()
+    summary = bench.supervisor(workers=1, count=1, intervals=patient).run()
     assert summary.exit_code == 0
     assert summary.seconds < 200  # else the last wait alone is 256 s
-
-
-def test_an_error_is_final_and_told_with_its_text(bench):
-    bench.behave(run1=["fail:ValueError: no such layer"])
-    summary = bench.supervisor().run()
-    assert [failure.reason for failure in summary.failed] == ["ValueError: no such layer"]
-    assert f"failed {bench.runs[1]}  ValueError: no such layer" in bench.text
 
 
 def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
@@ -182,21 +167,6 @@ def test_a_device_that_breaks_at_every_first_step_is_left_out_where_there_are_ot
     assert len(summary.done) >= 6
 
 
-def test_what_a_device_cannot_train_is_told_once_and_the_rest_is_done(bench):
-    bench.behave(run3=["left:the data are not prepared"], run4=["left:the data are not prepared"])
-    summary = bench.supervisor().run()
-    assert (len(summary.done), summary.exit_code) == (6, 3)
-    assert "2 runs not trained: the data are not prepared" in summary.to_text()
-
-
-def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench, monkeypatch):
-    monkeypatch.setattr(place_module, "HUNG", 1.0)
-    bench.behave(run0=["hang", "done"])
-    summary = bench.supervisor(workers=1, runs=bench.runs[:2]).run()
-    assert summary.exit_code == 0
-    assert "hung: no sign of life" in bench.text
-
-
 def test_a_run_locked_by_another_process_is_waited_for(bench):
     lock = FileLock(bench.context.project.run("smoke", bench.runs[0]).lock)
     assert lock.acquire()
@@ -220,20 +190,6 @@ def test_a_silent_lock_ends_the_sweep_and_is_named(bench, monkeypatch):
     assert summary.elsewhere == (bench.runs[0],)
     assert str(lock.path) in summary.stopped_early
     assert summary.exit_code == 75
-
-
-def test_two_supervisors_on_one_folder_train_each_run_once(bench):
-    first, second = bench.supervisor(workers=1), bench.supervisor(workers=1)
-    second.sweep_file = second.sweep_file.with_name("second.json")
-    summaries = []
-    thread = threading.Thread(target=lambda: summaries.append(first.run()))
-    thread.start()
-    summaries.append(second.run())
-    thread.join()
-    assert [summary.exit_code for summary in summaries] == [0, 0]
-    assert all(len(summary.done) == 8 for summary in summaries)
-    for run in bench.runs:
-        assert len(list(bench.context.project.run("smoke", run).attempts.iterdir())) == 1
 
 
 def test_the_end_of_a_budget_writes_checkpoints_and_exits_75(bench):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 from real_sweep import ENDLESS, LONG, SHORT
@@ -135,15 +134,6 @@ def test_status_sees_a_sweep_and_stop_ends_it_from_elsewhere(sweep):
     assert "attempt 1: " in its.repro("logs", its.runs[0])
     results = its.context.project.results
     assert "no sweep is running" in repro("stop", "--preset", "smoke", "--results", results, check=0).stderr
-
-
-def test_a_budget_ends_the_sweep_at_a_checkpoint(sweep):
-    began = time.monotonic()
-    its = sweep(1, ENDLESS, "--budget", "25s")
-    assert "budget spent: the same command resumes it" in its.end(75)
-    assert time.monotonic() - began < 60
-    (attempt,) = its.attempts(its.runs[0])
-    assert (attempt.kind, attempt.saved_step > 0) == ("interrupted", True)
 
 
 def test_clocks_that_jump_by_days_change_nothing(sweep, tmp_path):

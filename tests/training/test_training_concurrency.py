@@ -22,7 +22,12 @@ def clock(monkeypatch):
     return Clock
 
 
-def train(tuned, clock, speeds, rounds=1500, disturb_every=None):
+def growing(folder) -> Concurrency:
+    """One that measures, and remembers in the folder."""
+    return Concurrency(1, CPU, folder / "concurrency.json", "a kind")
+
+
+def simulate(tuned, clock, speeds, rounds=1500, disturb_every=None):
     """Trains as a worker does, on a device whose total speed with n runs is speeds[n - 1]; the runs at the end."""
     runs = 1
     for number in range(rounds):
@@ -40,42 +45,36 @@ def train(tuned, clock, speeds, rounds=1500, disturb_every=None):
 
 @pytest.mark.parametrize(
     ("speeds", "limit"),
-    [
-        ([10.0, 9.0], 1),
-        ([10.0, 10.4], 1),
-        ([10.0, 10.6, 10.7], 2),
-        ([10.0, 14.0, 17.0, 17.5], 3),
-    ],
+    [([10.0, 9.0], 1), ([10.0, 10.4], 1), ([10.0, 10.6, 10.7], 2), ([10.0, 14.0, 17.0, 17.5], 3)],
 )
 def test_runs_are_added_while_the_total_speed_grows_by_5_percent(clock, tmp_path, speeds, limit):
-    cache = tmp_path / "concurrency.json"
-    tuned = Concurrency(1, CPU, cache, "a kind")
-    train(tuned, clock, speeds)
+    tuned = growing(tmp_path)
+    simulate(tuned, clock, speeds)
     assert tuned.limit == limit
-    assert json.loads(cache.read_text()) == {"a kind": limit}
+    assert json.loads((tmp_path / "concurrency.json").read_text()) == {"a kind": limit}
 
 
 def test_no_run_is_ended_for_speed_and_none_takes_the_place_of_one_too_many(clock, tmp_path):
-    tuned = Concurrency(1, CPU, tmp_path / "concurrency.json", "a kind")
-    assert train(tuned, clock, [10.0, 9.0]) == 2
+    tuned = growing(tmp_path)
+    assert simulate(tuned, clock, [10.0, 9.0]) == 2
     tuned.removed()
     assert not tuned.may_add(1)
 
 
 def test_evaluations_are_not_measured(clock, tmp_path):
-    tuned = Concurrency(1, CPU, tmp_path / "concurrency.json", "a kind")
-    train(tuned, clock, [10.0, 20.0, 20.0], disturb_every=70)
+    tuned = growing(tmp_path)
+    simulate(tuned, clock, [10.0, 20.0, 20.0], disturb_every=70)
     assert tuned.limit == 2
 
 
 def test_nothing_is_decided_from_epochs_shorter_than_a_measurement(clock, tmp_path):
-    tuned = Concurrency(1, CPU, tmp_path / "concurrency.json", "a kind")
-    assert train(tuned, clock, [10.0, 20.0], disturb_every=10) == 1
+    tuned = growing(tmp_path)
+    assert simulate(tuned, clock, [10.0, 20.0], disturb_every=10) == 1
 
 
 def test_memory_that_ran_out_ends_the_growth(clock, tmp_path):
-    tuned = Concurrency(1, CPU, tmp_path / "concurrency.json", "a kind")
-    train(tuned, clock, [10.0, 20.0, 30.0, 40.0], rounds=500)
+    tuned = growing(tmp_path)
+    simulate(tuned, clock, [10.0, 20.0, 30.0, 40.0], rounds=500)
     tuned.too_many(3)
     assert (tuned.limit, tuned.may_add(2)) == (2, False)
 

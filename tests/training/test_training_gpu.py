@@ -19,15 +19,10 @@ from tape import TapeCapture
 
 from repro.errors import RunInterruptedError
 from repro.records import parse_record
-from repro.training.device import choose_accelerations
 from repro.training.loop import Trainer
 from repro.training.precision import Accelerations, choose_precision
 
-CUDA = torch.device("cuda")
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GRAPHED = Accelerations(cuda_graph=True)
 
 
@@ -185,12 +180,6 @@ def test_no_generator_of_a_gpu_is_seeded_while_a_run_is_built_and_trained(monkey
     monkeypatch.setattr("torch.cuda.manual_seed_all", reseeded)
     config = CPU.config(epochs=1, lr_drops=())
     train(config, CPU.precision(), **CPU.graphed)
-
-
-@pytest.mark.parametrize("device", [pytest.param(GPU, marks=ON_GPU)])
-def test_a_gpu_gets_a_graph_by_itself_from_volta_on(device):
-    capable = torch.cuda.get_device_capability() >= (7, 0)
-    assert choose_accelerations(CUDA).cuda_graph == capable
 
 
 @pytest.mark.parametrize("device", BOTH)

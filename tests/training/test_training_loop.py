@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from small_runs import (
-    FURTHER_LOSSES,
     LOSSES,
     checkpoints_in,
     comparable,
@@ -21,8 +20,7 @@ from small_runs import (
 
 from repro.data.loader import BatchStream, draw_epoch, normalisation, subset, to_device
 from repro.errors import RunInterruptedError
-from repro.training.checkpoint import CheckpointMismatchError
-from repro.training.loop import Trainer, build
+from repro.training.loop import build
 from repro.training.optim import make_optimizer
 from repro.training.seeding import generator
 
@@ -106,29 +104,6 @@ def test_speed_and_seconds_of_a_resumed_run_are_those_of_all_its_steps(tmp_path)
     assert trained.images_per_second * sum(seconds) == pytest.approx(config.recipe.epochs * 160)
     assert seconds[:last] == [entry["seconds"] for entry in start.state["curve"]]
     assert seconds[last] > start.state["epoch_seconds"] > 0
-
-
-def test_a_checkpoint_that_does_not_fit_the_run_is_an_error_of_its_own(tmp_path):
-    start = stopped_at(config_of(), lambda progress: True, tmp_path)
-    del start.state["optimizer"]
-    with pytest.raises(CheckpointMismatchError, match="does not fit this run"):
-        train(config_of(), start=start)
-
-
-def test_a_run_that_writes_checkpoints_is_the_same_as_one_that_does_not(tmp_path):
-    checkpoints = checkpoints_in(tmp_path)
-    with_them = train(config_of(), checkpoints=checkpoints, checkpoint_interval=0.0)
-    assert list(checkpoints.own.glob("checkpoint-*.pt"))
-    assert comparable(with_them) == comparable(straight())
-
-
-def test_a_trainer_does_a_step_at_a_time_and_says_where_it_is():
-    config = config_of()
-    trainer = Trainer(config, data_of(config), on_cpu())
-    steps = trainer.steps()
-    assert (trainer.epoch, trainer.batch_size) == (0, 32)
-    found = [(next(steps), trainer.epoch, trainer.step)[1:] for _ in range(6)]
-    assert found == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 1)]
 
 
 def test_seed_k_gives_every_loss_the_same_network():
@@ -269,18 +244,6 @@ def test_the_gradient_at_the_logits_is_p_minus_y_with_the_margin_in():
     assert curve[0].gradient_times_feature == pytest.approx(product, rel=1e-4)
     # The means alone would not give it.
     assert product != pytest.approx((gradients.mean() * norms.mean()).item(), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [*FURTHER_LOSSES, "scaled-bn-m1+statistics=training-set", "cross-entropy+weight_decay_on=weights"],
-)
-def test_the_losses_beyond_the_paper_train_and_learn(loss):
-    trained = straight(loss)
-    assert trained.result.diverged_in is None
-    assert trained.curve[-1].train_loss < trained.curve[0].train_loss
-    assert all(epoch.gradient_at_logits > 0 for epoch in trained.curve)
-    assert trained.probes.logits is not None
 
 
 def test_statistics_are_those_of_the_whole_training_set_where_they_are_asked_for():

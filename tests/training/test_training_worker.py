@@ -1,12 +1,10 @@
 """A worker, in this process: what it takes, several runs at once, and what it does when things go wrong."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from pretended_environment import attempt_note
 from smoke_project import (
     OTHER,
     ROOT,
@@ -20,7 +18,8 @@ from smoke_project import (
 )
 
 import repro.training.run_attempt as run_attempt
-from repro.attempts import AttemptNote, Outcome, new_attempt, read_attempts, write_attempt
+from repro.attempts import Outcome, new_attempt, read_attempts, write_attempt
+from repro.cli.context import Context
 from repro.errors import SetupError
 from repro.signals import Stop
 from repro.storage import FileLock, record_digest
@@ -30,12 +29,8 @@ from repro.worker_note import Phase, RunProgress, WorkerNote, new_worker_note, r
 
 THIRD = "cifar100/resnet18/scaled-bn-m0.8/seed0"
 FOURTH = "cifar100/resnet18/am-softmax-s10-m0.5/seed0"
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 OTHER_NETWORK = "cifar100/vgg16/cross-entropy/seed0"
-
-
-@pytest.fixture
-def context(tmp_path, monkeypatch):
-    return smoke_context(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +116,7 @@ def test_an_error_of_one_run_leaves_its_neighbours_alone(context, alone, monkeyp
 
 
 def test_a_newcomer_without_memory_leaves_and_is_not_blamed(context, alone, monkeypatch):
-    disturb(monkeypatch, context, OTHER, at=0, error=torch.OutOfMemoryError("CUDA out of memory"), times=1)
+    disturb(monkeypatch, context, OTHER, at=0, error=NO_MEMORY, times=1)
     assert train_here(context, RUN, OTHER, per_gpu=2) == 0
     first, second = outcomes(context, OTHER)
     assert first.startswith("withdrawn: OutOfMemoryError: CUDA out of memory beside 1 other")
@@ -133,7 +128,7 @@ def test_a_newcomer_without_memory_leaves_and_is_not_blamed(context, alone, monk
 def test_an_older_run_without_memory_restarts_from_its_checkpoint_and_the_newest_leaves(
     context, alone, monkeypatch
 ):
-    disturb(monkeypatch, context, RUN, at=7, error=torch.OutOfMemoryError("CUDA out of memory"), times=1)
+    disturb(monkeypatch, context, RUN, at=7, error=NO_MEMORY, times=1)
     assert train_here(context, RUN, OTHER, per_gpu=2, checkpoint_interval=0.0) == 0
     first, second = read_attempts(paths_of(context, RUN))
     assert first.kind is Outcome.WITHDRAWN
@@ -147,7 +142,7 @@ def test_an_older_run_without_memory_restarts_from_its_checkpoint_and_the_newest
 def test_a_run_that_is_too_large_alone_in_a_fresh_process_is_impossible_on_such_a_device(
     context, monkeypatch
 ):
-    disturb(monkeypatch, context, RUN, at=0, error=torch.OutOfMemoryError("CUDA out of memory"))
+    disturb(monkeypatch, context, RUN, at=0, error=NO_MEMORY)
     worker = worker_of(context, sweep_of(context, RUN))
     assert worker.run() == 1
     assert outcomes(context, RUN) == ["out of memory: OutOfMemoryError: CUDA out of memory"]
@@ -158,7 +153,7 @@ def test_a_run_that_is_too_large_alone_in_a_fresh_process_is_impossible_on_such_
 
 
 def test_a_run_without_memory_behind_another_gets_a_fresh_process_first(context, monkeypatch):
-    disturb(monkeypatch, context, OTHER, at=0, error=torch.OutOfMemoryError("CUDA out of memory"))
+    disturb(monkeypatch, context, OTHER, at=0, error=NO_MEMORY)
     worker = worker_of(context, sweep_of(context, RUN, OTHER, THIRD))
     worker.run()
     assert outcomes(context, OTHER)[0].startswith("withdrawn: ")
@@ -177,24 +172,11 @@ def test_a_broken_device_ends_the_process_and_notes_every_run(context, monkeypat
 def test_a_suspect_is_trained_alone_until_it_has_saved_a_later_step(context, alone):
     sweep = sweep_of(context, RUN, OTHER, THIRD)
     folder = new_attempt(paths_of(context, OTHER))
-    crash = dead_note(context, folder, "some-worker", alone=False)
-    write_attempt(folder, crash.model_copy(update={"outcome": "crashed"}))
+    write_attempt(folder, attempt_note("crashed", int(folder.name), worker="some-worker", alone=False))
     assert worker_of(context, sweep, per_gpu=3).run() == 0
     assert record_of(context, RUN).provenance.runs_on_device == 2  # with the third
     assert record_of(context, OTHER).provenance.runs_on_device == 1
     assert record_of(context, OTHER).comparable() == alone[OTHER]
-
-
-def dead_note(context, folder, worker, alone=True):
-    return AttemptNote(
-        number=int(folder.name),
-        started="2026-01-01T00:00:00Z",
-        ended=None,
-        outcome="running",
-        resumed_at_step=0,
-        worker=worker,
-        alone=alone,
-    )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +191,7 @@ def dead_note(context, folder, worker, alone=True):
 def test_a_note_that_says_running_is_closed_under_the_lock(context, phase, runs, expected, was_alone):
     sweep = sweep_of(context, RUN)
     folder = new_attempt(paths_of(context, RUN))
-    write_attempt(folder, dead_note(context, folder, "gone-1-1"))
+    write_attempt(folder, attempt_note("running", int(folder.name), worker="gone-1-1"))
     if phase is not None:
         life = replace(
             new_worker_note("a sweep", "", "cpu"),
@@ -233,18 +215,12 @@ def test_a_locked_run_is_left_alone_and_others_are_trained(context):
     record_of(context, OTHER)
 
 
-def test_a_result_that_somebody_committed_since_is_kept(context):
-    sweep = sweep_of(context, RUN)
-    assert train_here(context, RUN) == 0
-    committed = record_digest(paths_of(context, RUN).record)
-    assert worker_of(context, sweep).run() == 0  # planned before: nothing to do any more
-    assert record_digest(paths_of(context, RUN).record) == committed
-    assert len(outcomes(context, RUN)) == 1
-
-
-def test_the_baseline_s_record_is_replaced_once_and_kept_beside(context):
+def test_only_the_baseline_s_record_is_replaced_once_and_kept_beside(context):
+    planned_before = sweep_of(context, RUN)
     assert train_here(context, RUN) == 0
     before = record_digest(paths_of(context, RUN).record)
+    assert worker_of(context, planned_before).run() == 0
+    assert record_digest(paths_of(context, RUN).record) == before
     sweep = sweep_of(context, RUN)  # as `--stale rerun` plans it
     assert worker_of(context, sweep).run() == 0
     assert record_digest(paths_of(context, RUN).record) != before
@@ -300,19 +276,24 @@ def test_a_stop_writes_phase_and_checkpoints_and_the_next_worker_resumes(context
         assert record_of(context, run).comparable() == alone[run]
 
 
-@pytest.mark.parametrize("how", ["drain", "now"])
-def test_a_stop_file_reaches_the_worker(context, how):
+@pytest.mark.parametrize(("how", "outcome"), [("drain", "done"), ("now", "interrupted")])
+def test_a_stop_file_reaches_the_worker(context, monkeypatch, how, outcome):
     sweep = sweep_of(context, RUN, OTHER)
     file = context.project.sweeps("smoke") / "a.json"
     sweep.write(file)
-    request_stop(file, how)
-    assert worker_of(context, sweep, sweep_file=file).run() == 75
-    assert outcomes(context, RUN) == []
+    worker = worker_of(context, sweep, sweep_file=file)
+
+    def steps(trainer):
+        request_stop(file, how)
+        worker.heartbeat.beat()
+        return (yield from Trainer.steps(trainer))
+
+    replace_steps(monkeypatch, steps)
+    assert worker.run() == 75
+    assert [outcomes(context, run) for run in (RUN, OTHER)] == [[outcome], []]
 
 
 def test_missing_data_leave_the_run_to_others_without_an_attempt(context, monkeypatch):
-    from repro.cli.context import Context
-
     quick = Context.open("quick", results=context.project.results, data=context.project.results / "no data")
     worker = worker_of(quick, sweep_of(quick, RUN))
     assert worker.run() == 0
@@ -332,55 +313,13 @@ def test_three_equal_errors_in_a_row_end_a_supervised_worker(context, monkeypatc
 
 
 def test_no_two_workers_share_a_device(context):
-    from repro.training.worker import Worker
-
-    lock = context.project.device_lock("smoke", "here-cpu-0")
     worker = worker_of(context, sweep_of(context, RUN))
-    worker = Worker(
-        worker.sweep, worker.registry, worker.preset, worker.project, worker.options, Stop(), device_lock=lock
-    )
-    held = FileLock(lock)
+    lock = context.project.device_lock("smoke", "here-cpu-0")
+    worker.device_lock, held = FileLock(lock), FileLock(lock)
     assert held.acquire()
     with held, pytest.raises(SetupError, match="another worker has this device"):
         worker.run()
     assert outcomes(context, RUN) == []
-
-
-def test_a_child_that_outlives_its_worker_does_not_keep_the_lock(tmp_path):
-    code = (
-        "import os, sys, time\n"
-        "from pathlib import Path\n"
-        "from repro.storage import FileLock\n"
-        "lock = FileLock(Path(sys.argv[1]))\n"
-        "assert lock.acquire()\n"
-        "if os.fork() == 0:\n"
-        "    os.close(1)\n"
-        "    time.sleep(60)\n"
-        "print('locked', flush=True)\n"
-        "os._exit(0)\n"
-    )
-    lock = tmp_path / "lock"
-    subprocess.run(
-        [sys.executable, "-c", code, lock],
-        check=True,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    again = FileLock(lock)
-    assert again.acquire()
-    again.release()
-
-
-def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
-    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
-    assert first.acquire()
-    assert not second.acquire()
-    (tmp_path / "lock").unlink()
-    assert second.acquire()  # what was lost is noticed at the first one's next checkpoint
-    third = FileLock(tmp_path / "lock")
-    assert not third.acquire()
-    first.release()
-    second.release()
 
 
 def test_a_supervised_worker_leaves_a_note_of_how_it_ended(context):

@@ -1,12 +1,14 @@
-"""Which accelerations a device gets, by capability, with the hardware's answer handed in; and what a run keeps."""
+"""Precision and accelerations by device, with the hardware's answers handed in; and what a run keeps."""
 
-from datetime import UTC, datetime
+from dataclasses import replace
 
 import pytest
 import torch
-from smoke_project import RUN, interrupt, record_of, smoke_context, train_here
+from pretended_environment import attempt_note
+from smoke_project import RUN, interrupt, record_of, train_here
 
-from repro.attempts import AttemptNote, new_attempt, write_attempt
+from repro import models
+from repro.attempts import new_attempt, write_attempt
 from repro.errors import DeviceError
 from repro.training import run_attempt
 from repro.training.device import COMPILING_PAYS_FROM, choose_accelerations
@@ -18,12 +20,56 @@ ALL = ("channels-last", "fused-sgd", "cuda-graph", "compile")
 
 
 @pytest.mark.parametrize(
-    ("capability", "images", "names"),
+    ("device", "forced", "hardware", "name", "memory_format"),
     [
-        ((9, 0), MANY, ALL),
-        ((8, 0), MANY - 1, ALL[:3]),
-        ((7, 0), MANY, ALL[:3]),
+        (CUDA, None, {"capability": (9, 0)}, "bf16", torch.channels_last),
+        (CUDA, None, {"capability": (8, 0)}, "bf16", torch.channels_last),
+        (CUDA, None, {"capability": (7, 5)}, "fp16", torch.channels_last),
+        (CUDA, None, {"capability": (7, 0)}, "fp16", torch.channels_last),
+        (CUDA, None, {"capability": (6, 1)}, "fp32", torch.contiguous_format),
+        (CPU, None, {"cpu_has_bf16": lambda: True}, "bf16", torch.channels_last),
+        (CPU, None, {"cpu_has_bf16": lambda: False}, "fp32", torch.channels_last),
+        (CUDA, "fp32", {"capability": (9, 0)}, "fp32", torch.channels_last),
+        (CPU, "bf16", {"cpu_has_bf16": lambda: False}, "bf16", torch.channels_last),
     ],
+)
+def test_a_device_gets_what_it_computes_fast_or_what_is_forced(device, forced, hardware, name, memory_format):
+    precision = choose_precision(device, forced, **hardware)
+    assert (precision.name, precision.memory_format) == (name, memory_format)
+    assert (replace(precision, device=CPU).scaler() is None) == (name != "fp16")
+
+
+@pytest.mark.parametrize(
+    ("device", "forced", "says"),
+    [
+        (CUDA, "bf16", "bf16 needs compute capability 8.0, this GPU has 6.1; use --precision fp32"),
+        (CPU, "fp16", "fp16 is for GPUs"),
+        (CPU, "fp8", "unknown precision 'fp8'; known: bf16, fp16, fp32"),
+    ],
+)
+def test_a_precision_the_device_cannot_run_is_refused(device, forced, says):
+    with pytest.raises(DeviceError, match=says):
+        choose_precision(device, forced, capability=(6, 1), cpu_has_bf16=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("network", "width", "memory_format"),
+    [
+        ("resnet18", 0.0625, torch.contiguous_format),
+        ("resnet18", 0.25, torch.channels_last),
+        ("resnet50", 0.25, torch.channels_last),
+        ("vgg16", 0.0625, torch.channels_last),
+    ],
+)
+def test_a_network_too_narrow_for_channels_last_on_a_cpu_trains_in_nchw(network, width, memory_format):
+    """oneDNN's strided 1×1 convolution writes out of bounds there."""
+    precision = choose_precision(CPU, "fp32").for_network(models.build(network, 32, width=width))
+    assert precision.memory_format == memory_format
+
+
+@pytest.mark.parametrize(
+    ("capability", "images", "names"),
+    [((9, 0), MANY, ALL), ((8, 0), MANY - 1, ALL[:3]), ((7, 0), MANY, ALL[:3])],
 )
 def test_a_gpu_gets_what_its_capability_and_the_length_of_the_work_make_worthwhile(capability, images, names):
     assert choose_accelerations(CUDA, images, capability=capability).names() == names
@@ -62,11 +108,6 @@ def test_a_cpu_compiles_when_asked_and_has_no_graph():
         choose_accelerations(CPU, on=["cuda-graph"])
 
 
-@pytest.fixture
-def context(monkeypatch, tmp_path):
-    return smoke_context(monkeypatch, tmp_path)
-
-
 def test_a_record_says_which_accelerations_were_in_use(context):
     vgg = RUN.replace("resnet18", "vgg16")
     assert train_here(context, RUN, vgg, precision="fp32", switch_off=("fused-sgd",)) == 0
@@ -96,8 +137,7 @@ def test_a_run_that_is_asked_to_use_others_restarts_and_says_so(context):
 
 def test_a_run_that_has_broken_its_gpu_is_tried_again_without_graph_and_compiler(context, monkeypatch):
     folder = new_attempt(context.project.run(context.preset.name, RUN))
-    now, outcome = datetime.now(UTC), "device error: CUDA error: an illegal memory access was encountered"
-    write_attempt(folder, AttemptNote(number=1, started=now, ended=now, outcome=outcome, resumed_at_step=0))
+    write_attempt(folder, attempt_note("device error: CUDA error: an illegal memory access was encountered"))
     monkeypatch.setattr(run_attempt, "choose_accelerations", lambda *arguments: Accelerations(compile=True))
     said: list[str] = []
     assert train_here(context, RUN, say=said.append) == 0
