@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from smoke_project import RUN, record_of, smoke_context, train_here
 
 from chaos import defects
+from chaos.mutations import accepted
 from chaos.report import upper_bound
 from chaos.run_chaos import FEW, ChaosOptions, run_chaos, train_reference
 from chaos.sweep import Workload, supervisor_of
@@ -190,6 +192,14 @@ def test_a_damaged_checkpoint_that_is_resumed_from_is_accepted_though_corrupt(ha
         faults=6,
     )
     assert found["corrupt accepted"] > 0
+
+
+def test_no_mutant_of_a_record_is_read_as_one(tmp_path):
+    """`python -m chaos.mutations` tries more of them."""
+    context = smoke_context(None, tmp_path)
+    train_here(context, RUN)
+    content = record_of(context, RUN).to_json().encode()
+    assert accepted(content, RUN, "smoke", 500, seed=1) == []
 
 
 @pytest.mark.parametrize(("faults", "percent"), [(1, 95.0), (10, 25.89), (59, 4.95), (1000, 0.2991)])
