@@ -1,3 +1,26 @@
-"""Reproduces the tables and figures of Zhu et al. 2020 and says which of its claims hold."""
+"""Reproduces the tables and figures of Zhu et al. 2020 and says which of its claims hold.
+
+import repro
+
+results = repro.load(preset="quick")
+results.cells[["table", "network", "loss", "mean", "std", "n"]]
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repro.analysis.frames import Results
 
 __version__ = "0.1.0"
+
+
+def load(preset: str = "paper", results: Path | str | None = None) -> "Results":
+    """The results of a preset as pandas DataFrames: `.runs`, `.epochs`, `.cells`, `.verdicts`, `.claims`.
+
+    `results` is the folder of the records, the project's own if not given. The project is that of the working
+    directory, or REPRO_ROOT. Raises ProjectNotFoundError, RegistryError, or UsageError for an unknown preset.
+    """
+    from repro.analysis.frames import Results  # pandas takes half a second: only where it is asked for
+
+    return Results(preset, results)

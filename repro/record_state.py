@@ -10,7 +10,7 @@ from repro.errors import RecordCorruptError, RecordMisplacedError, SelectionErro
 from repro.paths import Project, RunPaths
 from repro.records import Probes, RunRecord, read_record
 from repro.registry import Registry, Run
-from repro.signature import code_hash, config_hash, data_hash, own_code
+from repro.signature import code_hash, config_content, config_hash, data_hash, own_code
 from repro.storage import lock_holder, lock_holders
 
 
@@ -124,8 +124,7 @@ def assess_record(record: RunRecord, run: Run, config: RunConfig, fingerprint: s
     if record.signature.config != config_hash(config):
         reason = f"other recipe: {_differences(record, config)}"
         return RunState(run, RecordState.OTHER_RECIPE, record, reason)
-    told = record.config.model_copy(update={"folder": config.folder})
-    if (told.loss, told.network) != (config.loss, config.network) or config_hash(told) != config_hash(config):
+    if config_content(record.config) != config_content(config):
         reason = f"{run.id}: its config is not the one that its signature names"
         return RunState(run, RecordState.CORRUPT, reason=reason)
     if fingerprint is not None and record.signature.data != data_hash(fingerprint, config):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from repro.config import RunConfig, Scalar
 from repro.errors import OwnCodeError
@@ -38,14 +39,20 @@ def config_hash(config: RunConfig) -> str:
 
     A loss or network of the user's own counts with its code: its name alone does not say what is trained.
     """
-    content = config.model_dump(mode="json")
+    content = config_content(config)
     if own := own_code(config):
         content["own_code"] = {name: _hash(_normalised(path)) for name, path in own.items()}
+    return _hash({"recipe_version": RECIPE_VERSION, **content})
+
+
+def config_content(config: RunConfig) -> dict[str, Any]:
+    """The resolved configuration as its hash has it: the same before and after a field was added."""
+    content = config.model_dump(mode="json")
     for part in (content["recipe"], content["loss_parameters"]):
         for name, value in LATER_FIELDS.items():
             if part.get(name) == value:
                 del part[name]
-    return _hash({"recipe_version": RECIPE_VERSION, **content})
+    return content
 
 
 def data_hash(fingerprint: str, config: RunConfig) -> str:

@@ -1,5 +1,6 @@
 """README and pages: links lead somewhere, commands are the program's and print what is shown, your-own.md works."""
 
+import ast
 import os
 import re
 import shlex
@@ -26,6 +27,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
 ENDS = re.compile(r"&&|[|>]")
+# What a German word order or an archaism leaves in English: house style has a better phrase for each.
+STOCK = re.compile(
+    r"percent points|\banew\b|\bstands? (?:below|above|beside)\b|\b(?:do|does|did) not pay\b|there (?:is|are) so far|"
+    r"\b(?:images|records?|runs|seconds|rows?|files?|figures?|lines?|macros?) an? (?:run|second|class|row|number|network)\b|"
+    r"\bto be had\b|\bis had\b|\bone's own\b|\bof (?:yours|mine)\b|\bgo(?:es)? on where|whether this machine can|"
+    r"what fits, then",
+    re.IGNORECASE,
+)
 SHOWN = re.compile(r"<!-- begin: (repro [^\n]*) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -45,6 +54,32 @@ def test_the_readme_is_short_and_has_one_small_table():
     rows = [number for number, line in enumerate(lines) if line.startswith("|")]
     assert 0 < len(rows) <= 10
     assert rows[-1] - rows[0] == len(rows) - 1
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_a_page_has_no_stock_phrase_that_a_native_reader_stumbles_over(page):
+    assert STOCK.findall(page.read_text()) == []
+
+
+def test_no_text_of_the_program_has_a_stock_phrase():
+    """Help, messages and docstrings: every text of more than one word."""
+    found = []
+    for path in sorted((ROOT / "repro").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                phrases = STOCK.findall(" ".join(node.value.split()))
+                found += [f"{path.relative_to(ROOT)}:{node.lineno}: {phrase}" for phrase in phrases]
+    assert found == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_the_question_that_it_answers(page):
+    assert re.match(r"# .*\?\n", page.read_text())
+
+
+def test_the_pages_can_be_read_in_an_hour():
+    """12,000 words at the usual 200 a minute."""
+    assert sum(len(page.read_text().split()) for page in (ROOT / "docs").glob("*.md")) <= 12_000
 
 
 @each_page

@@ -220,7 +220,7 @@ def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:
     texts: dict[str, list[int]] = {}
     for run in runs:
         for text, holds in (
-            ("older code (what trains has changed since)", run.record_state is older),
+            ("older code (the training code has changed since)", run.record_state is older),
             ("data unchecked (not prepared here)", run.data_unchecked),
             ("generated data", run.generated),
             (f"partial data ({run.partial})", run.partial),

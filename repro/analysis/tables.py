@@ -35,7 +35,7 @@ from repro.experiments import Table, TableName
 from repro.record_state import RecordState
 from repro.registry import Cell, Registry
 
-BEYOND = "Not in the paper"  # stands above the first row that extends a table
+BEYOND = "Not in the paper"  # is shown above the first row that extends a table
 
 _Part = tuple[Table, list[CellResult]]
 _Key = tuple[str, tuple[tuple[str, Scalar], ...]]  # a row: its name, and its overrides of the preset
@@ -64,16 +64,20 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A loss with its cells, one per column; `beyond` where it is not one of the table's own."""
+    """A loss with its cells, one per column; `beyond` where it is not one of the table's own.
+
+    `compared` where the cells say how far they are from the paper's.
+    """
 
     label: str
     cells: tuple[TableCell, ...]
     beyond: bool
+    compared: bool
 
     @property
     def lower_lines(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What stands below the measured values: (label, a text per column)."""
-        paper = ("– paper (Δ)", tuple(cell.paper for cell in self.cells))
+        """What is shown below the measured values: (label, a text per column)."""
+        paper = ("– paper (Δ)" if self.compared else "– paper", tuple(cell.paper for cell in self.cells))
         diverged = ("– not averaged", tuple(cell.diverged for cell in self.cells))
         return tuple(line for line in (paper, diverged) if any(line[1]))
 
@@ -148,7 +152,7 @@ def build_tables(
     supplied: bool = False,
     rules: Rules | None = None,
 ) -> tuple[TableText, ...]:
-    """One table for each that the results touch; rows that extend one of them stand below its own.
+    """One table for each that the results touch; rows that extend one of them are shown below its own.
 
     `supplied` says that the records lie in the project's own results folder and may have come with it; with
     `rules` the verdicts' marks stand behind Δ.
@@ -171,6 +175,7 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
     every = [result for _, part in parts for result in part]
     networks = list(dict.fromkeys(result.cell.network for result in every))
     keys = [(owner, key) for owner, part in parts for key in _keys(owner, part)]
+    compared = preset.name == "paper"
     at = {(result.cell.network, result.cell.row, result.cell.axes): result for result in every}
     # The best of the paper's losses: others, of which some may not have run, take no bold from them.
     best = {network: _best([at.get((network, *key)) for key in _keys(*parts[0])]) for network in networks}
@@ -186,7 +191,7 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         marks = tuple(number for text, number in notes.items() if text in result.notes)
         # Means that print alike tie: a difference nobody can see makes no winner.
         ties = result.mean is not None and mean_text(result.mean) == best[network]
-        paper = _paper(result, mark(result) if rules else "") if owner.reports else ""
+        paper = _paper(result, compared, mark(result) if rules else "") if owner.reports else ""
         return TableCell(result, result.value, result.count, ties and owner is table, marks, paper)
 
     def sentences(reason: Callable[[RunResult], str]) -> tuple[str, ...]:
@@ -227,7 +232,10 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
             TableRow(
-                loss_label(owner, *key), tuple(cell(n, owner, key) for n in networks), owner is not table
+                loss_label(owner, *key),
+                tuple(cell(n, owner, key) for n in networks),
+                beyond=owner is not table,
+                compared=compared,
             )
             for owner, key in keys
         ),
@@ -246,11 +254,11 @@ def _keys(table: Table, results: Sequence[CellResult]) -> list[_Key]:
     return keys
 
 
-def _paper(result: CellResult, verdict_mark: str) -> str:
+def _paper(result: CellResult, compared: bool, verdict_mark: str) -> str:
     if result.reported is None:
         return "—"
     text = mean_text(result.reported.mean, result.reported.std)
-    if result.difference is None:
+    if result.difference is None or not compared:
         return text
     return f"{text} ({signed(result.difference)}{verdict_mark and ' ' + verdict_mark})"
 
@@ -266,12 +274,15 @@ def _remarks(
 ) -> list[str]:
     runs = [run for result in results for run in result.averaged]
     remarks = [preset_sentence(preset)] if preset.heading else []
-    measured = (
-        "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, percent points."
-    )
+    measured = "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, "
+    measured += "percentage points."
     if table.reports:
         measured = f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
-        measured += "and Δ = first line − paper."
+        measured += (
+            "and Δ = first line − paper."
+            if preset.name == "paper"
+            else f"made with another recipe than the preset {preset.name}: no difference is shown."
+        )
     else:
         measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
     remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
@@ -280,7 +291,7 @@ def _remarks(
     made_of = f"Runs counted: {len(runs)} of {sum(result.expected for result in results)}"
     devices = Counter(f"{run.device}, {run.precision}" for run in runs)
     made = "; ".join(f"{device} ({times})" for device, times in devices.items())
-    origin = " The records lie in the project's own results folder: some may have come with it."
+    origin = " Some records may have been supplied with the project."
     remarks.append(f"{made_of}, made on {made}.{origin if supplied else ''}" if made else f"{made_of}.")
     if len({run.data for result in results if not result.cell.axes for run in result.averaged}) > 1:
         remarks.append("The cells were not all trained on the same data.")

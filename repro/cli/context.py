@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.config import Preset, RunConfig
-from repro.data import fingerprint
+from repro.data import fingerprints
 from repro.paths import Project
 from repro.record_state import RunState, assess, misnamed
 from repro.registry import Registry, Run, Selection
@@ -39,11 +39,7 @@ class Context:
 
     def fingerprints(self, runs: Iterable[Run]) -> dict[str, str | None]:
         """The fingerprint of each run's data set; None where the data are not at hand."""
-        first = {run.cell.dataset: run for run in reversed(list(runs))}
-        return {
-            dataset: fingerprint(self.registry.config(run, self.preset), self.project.data)
-            for dataset, run in first.items()
-        }
+        return fingerprints(runs, self.registry, self.preset, self.project.data)
 
     def config_for(self, dataset: str, seed: int) -> RunConfig:
         """The configuration of any one run on `dataset`, for what all runs on it share: data and recipe.

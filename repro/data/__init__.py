@@ -13,9 +13,12 @@ from repro.errors import DataCorruptError, DataMissingError, UsageError
 from repro.paths import NAME
 
 if TYPE_CHECKING:
-    from repro.config import RunConfig
+    from collections.abc import Iterable
+
+    from repro.config import Preset, RunConfig
     from repro.data.prepared import PreparedData
     from repro.manifest import Manifest
+    from repro.registry import Registry, Run
 
 OWN_IMAGE_SIZE = 64  # pixels per side of a set of the user's own
 
@@ -169,6 +172,14 @@ def fingerprint(config: "RunConfig", data_dir: Path) -> str | None:
         return read_manifest(data_dir, config.dataset).fingerprint()
     except DataMissingError:
         return None
+
+
+def fingerprints(
+    runs: "Iterable[Run]", registry: "Registry", preset: "Preset", data_dir: Path
+) -> dict[str, str | None]:
+    """The fingerprint of each data set of `runs`; None where the data are not at hand."""
+    first = {run.cell.dataset: run for run in reversed(list(runs))}
+    return {name: fingerprint(registry.config(run, preset), data_dir) for name, run in first.items()}
 
 
 def _generated(config: "RunConfig") -> tuple[str, int, int, int, int]:

@@ -249,7 +249,7 @@ class _Copy:
             of_train = TRAIN.fullmatch(name)
             match = of_train or TEST.fullmatch(name)
             if not match or int(match[3]) >= limits[bool(of_train)]:
-                if re.match(r"(train/[^/]+|val|val/n[0-9]{8})/images/", name):
+                if re.match(r"(train|val)/.*(?<=/)images/|(train|val)/.*\.jpe?g$", name, re.IGNORECASE):
                     self.skipped[printable(name)] = "not of the set"
                 continue
             label, number = self.labels.get(match[1] or ""), int(match[3])
@@ -273,8 +273,9 @@ class _Copy:
         for wnid, label in self.labels.items():
             if not train[label] or not test[label]:
                 which = "test" if train[label] else "training"
+                odd = next((f"; what is there is named {name}" for name in self.skipped), "")
                 raise DataMissingError(
-                    f"{self.place}: the class {wnid} has no {which} images; every class needs some"
+                    f"{self.place}: the class {wnid} has no {which} images; every class needs some{odd}"
                 )
             if test[label] > whole[1]:
                 gives = f"gives the class {wnid} {test[label]} images, expected {whole[1]}"

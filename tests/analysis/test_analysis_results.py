@@ -147,7 +147,7 @@ def test_what_qualifies_a_run_is_noted_with_its_seed(runs, put, summary):
     put(runs[1], 72.0, code="d" * 64)
     result = summary(runs)
     assert (result.n, result.mean) == (3, pytest.approx(217 / 3))
-    assert result.notes == ("older code (what trains has changed since): seed 1",)
+    assert result.notes == ("older code (the training code has changed since): seed 1",)
     put(runs[0], 71.0, generated=True)
     put(runs[1], 72.0, partial="9 of 100 classes")
     put(runs[2], 74.0, device="NVIDIA H100", precision="bf16")

@@ -185,14 +185,16 @@ def test_images_that_are_not_of_the_set_are_passed_over_and_named(tmp_path):
         "train/n00000003/images/n00000003_4.JPEG": b"",
         "train/n00000003/images/\u202e.JPEG": b"",
         "val/images/val_6.JPEG": b"",
+        "val/n00000007/val_0.JPEG": b"",
         "train/n99999999/images/n99999999_0.JPEG": b"",
         f"val/images/{os.fsdecode(b'val_')}\udcff.JPEG": b"",
     }
     droppings = {"val/images/Thumbs.db": b"", "train/n00000003/images/.DS_Store": b"", "._wnids.txt": b""}
     manifest = prepare(tmp_path, {**FILES, **odd, **droppings})
     assert manifest.notes[0].startswith(
-        "5 files passed over: not of the set 5 (train/n00000003/images/\\u202e"
+        "6 files passed over: not of the set 5 (train/n00000003/images/\\u202e"
     )
+    assert "; there twice 1 (val/n00000007/val_0.JPEG)" in manifest.notes[0]
     assert "\\udcff" in manifest.notes[0]
     assert manifest.train == prepare(tmp_path / "clean").train
 
@@ -210,6 +212,7 @@ def test_images_that_are_not_of_the_set_are_passed_over_and_named(tmp_path):
         (rows("../images/val_0.JPEG\tn00000003", *GOOD[1:]), "has no class for val/images/val_0.JPEG"),
         (rows(*GOOD[:5], "val_5.JPEG\tn00000007"), "gives the class n00000007 3 images, expected 2"),
         ({name: each for name, each in FILES.items() if "n00000005/" not in name}, "n00000005 has no training images"),
+        ({name.replace("images/val_", "pics/"): each for name, each in FILES.items()}, "needs some; what is there is named val/pics/0.JPEG"),
         (changed(**{fake.train_name("n00000003", 2): jpeg(size=80)}), "not as published .*_2.JPEG: 80 × 80, expected 64"),
         (changed(**{fake.train_name("n00000003", 2): encoded(picture(), "PNG")}), "not an image of the kind JPEG"),
         (changed(**{fake.train_name("n00000003", 2): bytes(1_000_001)}), "longer than 1,000,000 bytes"),
