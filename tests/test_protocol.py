@@ -3,7 +3,8 @@
 import os
 
 import pytest
-from protocol_model import SCENARIOS, Rule, World
+from protocol_model import World
+from protocol_scenarios import SCENARIOS, Rule
 
 SEEDS = range(int(os.environ.get("REPRO_PROTOCOL_SEEDS", "6")))
 
