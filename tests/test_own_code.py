@@ -247,7 +247,7 @@ def test_an_own_loss_that_fails_costs_its_run_alone_and_exit_code_1(folder):
     assert "AttributeError: 'float' object has no attribute 'gone' (focal.py, line 8" in done.stderr
     assert "2 runs: 1 done, 1 failed" in done.stderr
     table = repro("aggregate", *words, cwd=folder.parent, check=0)
-    assert "| Focal         | —: not run yet" in table.stdout
+    assert "| Focal         | —: failed" in table.stdout
 
 
 @pytest.fixture
