@@ -207,34 +207,55 @@ class _PresetFile(Model):
     presets: dict[Name, dict[str, Any]]
 
 
-def read_tables(folder: Path) -> tuple[Table, ...]:
-    """Every `table*.toml` of `folder`, the paper's first; raises RegistryError."""
+def read_tables(folder: Path, broken: dict[str, str] | None = None) -> tuple[Table, ...]:
+    """Every `table*.toml` of `folder`, the paper's first; raises RegistryError.
+
+    With `broken`, a table beside the paper's that is not valid is put there, with what is wrong, by its name.
+    """
     tables: list[Table] = []
-    files = [(read_toml(path), path) for path in sorted(folder.glob("table*.toml"))]
+    files = []
+    for path in sorted(folder.glob("table*.toml")):
+        try:
+            files.append((read_toml(path), path))
+        except RegistryError as error:
+            if broken is None:
+                raise
+            broken[path.stem.removeprefix("table").removeprefix("-")] = str(error)
     # `like` and `extends` name a table read before; the paper's come first, for they are not to blame.
     files.sort(
         key=lambda file: ("like" in file[0], "extends" in file[0], isinstance(file[0].get("table"), str))
     )
     for raw, path in files:
-        for other in tables:
-            if repr(other.name) == repr(raw.get("table")):  # True == 1
-                raise RegistryError(f"{path}: table = {other.name!r} is already in {other.file}")
-        given: dict[str, Any] = {"file": str(path)}
-        if "extends" in raw:
-            other = _other_table(path, "extends", raw, [table for table in tables if table.extends is None])
-            given |= {"dataset": other.dataset, "networks": other.columns, "reported_data": None}
-        if "like" in raw:
-            other = _other_table(path, "like", raw, tables)
-            rows = tuple(row.model_copy(update={"reported": {}}) for row in other.rows)
-            given |= {"rows": rows, "reported_data": None}
-            raw = raw if "networks" in given else {"networks": other.columns, **raw}
-        table = validate(Table, raw, str(path), folder, **given)
-        for other in (table, *tables):
-            _check_distinct(table, other)
-        tables.append(table)
+        try:
+            tables.append(_read_table(raw, path, folder, tables))
+        except RegistryError as error:
+            if broken is None or isinstance(raw.get("table"), int):
+                raise
+            broken[str(raw.get("table"))] = str(error)
     if not tables:
-        raise RegistryError(f"{folder}: no table*.toml; a registry needs at least one table")
+        none = f"{folder}: no table*.toml; a registry needs at least one table"
+        raise RegistryError(next(iter(broken.values()), none) if broken else none)
     return tuple(sorted(tables, key=lambda table: (not table.of_paper, table.name)))
+
+
+def _read_table(raw: dict[str, Any], path: Path, folder: Path, tables: Sequence[Table]) -> Table:
+    """A table from its TOML; `tables` are those read before it."""
+    for other in tables:
+        if repr(other.name) == repr(raw.get("table")):  # True == 1
+            raise RegistryError(f"{path}: table = {other.name!r} is already in {other.file}")
+    given: dict[str, Any] = {"file": str(path)}
+    if "extends" in raw:
+        other = _other_table(path, "extends", raw, [table for table in tables if table.extends is None])
+        given |= {"dataset": other.dataset, "networks": other.columns, "reported_data": None}
+    if "like" in raw:
+        other = _other_table(path, "like", raw, tables)
+        rows = tuple(row.model_copy(update={"reported": {}}) for row in other.rows)
+        given |= {"rows": rows, "reported_data": None}
+        raw = raw if "networks" in given else {"networks": other.columns, **raw}
+    table = validate(Table, raw, str(path), folder, **given)
+    for other in (table, *tables):
+        _check_distinct(table, other)
+    return table
 
 
 def read_presets(path: Path) -> dict[str, Preset]:

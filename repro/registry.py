@@ -13,7 +13,7 @@ behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
-from repro.errors import SelectionError, UsageError
+from repro.errors import RegistryError, SelectionError, UsageError
 from repro.experiments import (
     AMBIGUITIES,
     Ablation,
@@ -118,11 +118,17 @@ class Registry:
     presets: dict[str, Preset]
     folder: Path | None = None
     ablations: tuple[Ablation, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path) -> "Registry":
-        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError."""
-        registry = cls(read_tables(folder), read_presets(folder / "presets.toml"), folder)
+    def load(cls, folder: Path, strict: bool = True) -> "Registry":
+        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError.
+
+        Not `strict`, a table beside the paper's that is not valid is in `broken`, with the reason, instead.
+        """
+        broken: dict[str, str] = {}
+        tables = read_tables(folder, None if strict else broken)
+        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken)
         path = folder / f"{AMBIGUITIES}.toml"
         return replace(registry, ablations=read_ablations(path, registry.tables, tuple(registry.networks)))
 
@@ -149,6 +155,8 @@ class Registry:
         for table in self.tables:
             if table.name == name:
                 return table
+        if str(name) in self.broken:
+            raise RegistryError(self.broken[str(name)])
         known = ", ".join(str(table.name) for table in self.tables)
         raise SelectionError(f"there is no table {name}; tables: {known}")
 

@@ -382,6 +382,9 @@ def test_what_a_user_may_get_wrong_is_one_line_that_names_the_file(own, file, ol
     assert says in done.stderr
     assert f"{own}/experiments/table-mine.toml: " in done.stderr
     assert "\x1b" not in done.stderr
+    other = CliRunner().invoke(main, ["plan", "--preset", "smoke", "--table", "1"])
+    assert (other.exit_code, other.stderr.count("repro: a table is left out: ")) == (0, 1)
+    assert says in other.stderr
 
 
 def test_an_override_that_no_file_system_could_name_is_refused(own, monkeypatch):

@@ -32,7 +32,7 @@ class Results:
     def __init__(self, preset: str = "paper", results: Path | str | None = None) -> None:
         """Raises ProjectNotFoundError, RegistryError, or UsageError for an unknown preset."""
         self.project = Project.find(results=None if results is None else Path(results).expanduser())
-        self.registry = Registry.load(self.project.experiments)
+        self.registry = Registry.load(self.project.experiments, strict=False)
         self.preset = self.registry.preset(preset)
 
     @cached_property

@@ -17,6 +17,8 @@ from repro.registry import Registry, Run, Selection
 if TYPE_CHECKING:
     from repro.scheduling.estimate import DataSize, Survey
 
+_SHOWN = 5  # files that are pointed out by name
+
 
 @dataclass(frozen=True)
 class Context:
@@ -30,7 +32,10 @@ class Context:
     def open(cls, preset: str, results: Path | None = None, data: Path | None = None) -> "Context":
         """Finds the project, reads its registry and picks the preset; see `Project.find`."""
         project = Project.find(results=results, data=data)
-        registry = Registry.load(project.experiments)
+        # A table of the user's own that is being edited must not end a sweep over another.
+        registry = Registry.load(project.experiments, strict=False)
+        for reason in registry.broken.values():
+            click.echo(f"repro: a table is left out: {reason}", err=True)
         return cls(project, registry, registry.preset(preset))
 
     def runs(self, **selection: Any) -> tuple[Run, ...]:
@@ -59,8 +64,13 @@ class Context:
 
     def point_out_misnamed(self) -> None:
         """Names on stderr each file among the records that has no run's name, as `Seed0.json`."""
-        for line in misnamed(self.project, self.preset, self.registry):
+        if self.registry.broken:
+            return  # names of a table that is left out are not known
+        found = misnamed(self.project, self.preset, self.registry)
+        for line in found[:_SHOWN]:
             click.echo(f"repro: {line}", err=True)
+        if len(found) > _SHOWN:
+            click.echo(f"repro: {len(found) - _SHOWN} more files count nowhere", err=True)
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""
