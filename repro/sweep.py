@@ -247,17 +247,21 @@ class RunQueue:
         """Closes the note of an attempt that still says running; call it holding the run's lock.
 
         Whoever wrote it is dead, then. What its worker said last decides whether the run is to blame. A
-        finished result that it could not commit any more is committed.
+        finished result that an attempt could not commit any more is committed.
         """
         paths = self._paths(entry)
         notes = read_attempts(paths)
         if not notes or notes[-1].kind is Outcome.DONE:
             return
+        for note in notes:
+            if note.kind is Outcome.DONE:
+                continue  # its record was committed, and removed since
+            folder = paths.attempts / str(note.number)
+            if commit_finished(paths, folder, entry.run, self.sweep.preset, entry.record, entry.expects):
+                write_attempt(folder, note.model_copy(update={"ended": datetime.now(UTC), "outcome": "done"}))
+                return
         note = notes[-1]
         folder = paths.attempts / str(note.number)
-        if commit_finished(paths, folder, entry.run, self.sweep.preset, entry.record, entry.expects):
-            write_attempt(folder, note.model_copy(update={"ended": datetime.now(UTC), "outcome": "done"}))
-            return
         if note.kind is not Outcome.RUNNING:
             return
         life = WorkerNote.read(self._project.workers(self.sweep.preset) / f"{note.worker}.json")

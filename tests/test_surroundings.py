@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from smoke_project import OTHER, ROOT, RUN, record_of, repro, smoke_context, train_here
 
-from repro.attempts import read_attempts, write_attempt
+from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.cli import main
 from repro.signals import Stop
 from repro.storage import create_whole
@@ -220,16 +220,31 @@ def test_without_hard_links_a_record_is_committed_all_the_same(tmp_path, monkeyp
     assert paths.record.read_bytes() == before
 
 
-def test_a_finished_result_that_was_not_committed_is_committed_not_trained_again(context):
-    """As after a kill between the record's writing and its commit."""
+@pytest.mark.parametrize("later", [(), ("interrupted",)])
+def test_a_finished_result_that_was_not_committed_is_committed_not_trained_again(context, later):
+    """As after a kill between the record's writing and its commit, whatever was begun since."""
     paths = context.project.run("smoke", RUN)
     content = paths.record.read_bytes()
     paths.record.unlink()
     (note,) = read_attempts(paths)
     write_attempt(paths.attempts / "1", note.model_copy(update={"outcome": "running", "ended": None}))
+    for outcome in later:
+        write_attempt(new_attempt(paths), note.model_copy(update={"number": 2, "outcome": outcome}))
     assert train_here(context, RUN) == 0
     assert paths.record.read_bytes() == content
-    assert [str(note.kind) for note in read_attempts(paths)] == ["done"]
+    assert [str(note.kind) for note in read_attempts(paths)] == ["done", *later]
+
+
+@pytest.mark.parametrize("later", [(), ("interrupted",)])
+def test_a_record_that_was_removed_is_trained_again(context, later):
+    """What its attempt left beside its note does not count: that attempt was done."""
+    paths = context.project.run("smoke", RUN)
+    paths.record.unlink()
+    (note,) = read_attempts(paths)
+    for outcome in later:
+        write_attempt(new_attempt(paths), note.model_copy(update={"number": 2, "outcome": outcome}))
+    assert train_here(context, RUN) == 0
+    assert [str(note.kind) for note in read_attempts(paths)] == ["done", *later, "done"]
 
 
 def test_results_that_are_renamed_during_a_run_are_committed_where_they_were_asked_for(tmp_path, monkeypatch):
