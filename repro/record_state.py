@@ -51,19 +51,19 @@ def damage(states: Iterable[RunState]) -> list[str]:
     return list(dict.fromkeys(state.reason for state in states if state.is_damaged))
 
 
-def misnamed(project: Project, preset: Preset, registry: Registry) -> list[str]:
-    """A sentence for each file among the preset's records that has no run's name, and so counts nowhere."""
+def recorded_runs(project: Project, preset: Preset, registry: Registry) -> tuple[list[Run], list[str]]:
+    """The runs that the preset has files for, and a sentence for each file that has no run's name."""
     folder = project.preset_results(preset.name)
-    found = []
+    runs, misnamed = [], []
     for path in sorted(folder.rglob("*.[jJ][sS][oO][nN]")):
         place = path.relative_to(folder)
         if any(part.startswith(".") for part in place.parts):
             continue
         try:
-            registry.parse(str(place).removesuffix(".json"))
+            runs.append(registry.parse(str(place).removesuffix(".json")))
         except SelectionError:
-            found.append(f"{path} counts nowhere: {place} is not the name of a run's record")
-    return found
+            misnamed.append(f"{path} counts nowhere: {place} is not the name of a run's record")
+    return runs, misnamed
 
 
 def assess(

@@ -178,6 +178,20 @@ def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, o
     assert says in cli(context, "show", RUN).stderr
 
 
+def test_what_was_trained_beside_the_tables_is_told_and_averaged_nowhere(context):
+    """A further seed, and an override."""
+    before = cli(context, "aggregate", *COLUMN[:2]).stdout
+    further, override = RUN.replace("seed0", "seed5"), OTHER.replace("/seed0", "+epochs=4/seed0")
+    assert train_here(context, further, override) == 0
+    lines = [f"{record_of(context, run).result.accuracy:.2f}" for run in (override, further)]
+    assert cli(context, "aggregate", *COLUMN[:2]).stdout == (
+        f"{before}\nTrained beside the tables, not averaged and in no verdict:\n\n"
+        f"- Cross-entropy Loss, epochs = 4 on ResNet-18, seed 0: {lines[0]}\n"
+        f"- Our Loss (m = 1) on ResNet-18, seed 5: {lines[1]}\n"
+    )
+    assert "Trained beside" not in cli(context, "aggregate", "--table", "2").stdout
+
+
 # File systems
 
 

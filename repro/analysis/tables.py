@@ -12,7 +12,7 @@ its runs diverged:
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -32,7 +32,7 @@ from repro.analysis.text import (
 from repro.analysis.verdicts import legend, mark
 from repro.config import Preset, Scalar
 from repro.experiments import Table, TableName
-from repro.record_state import RecordState
+from repro.record_state import RecordState, RunState
 from repro.registry import Cell, Registry
 
 BEYOND = "Not in the paper"  # is shown above the first row that extends a table
@@ -109,6 +109,20 @@ class TableText:
 def to_markdown(tables: Sequence[TableText]) -> str:
     """GitHub's markdown, padded so that it reads in a terminal as well."""
     return "\n\n".join(_markdown_table(table) for table in tables) + "\n"
+
+
+def list_beside(states: Iterable[RunState], registry: Registry) -> str:
+    """Runs that no table averages, as a Markdown list with their accuracies; empty without any."""
+    lines = []
+    for state in states:
+        cell, reached = state.run.cell, state.reason
+        table = registry.table(cell.table)
+        if state.counts and state.record:
+            reached = state.record.result.divergence or f"{state.record.result.accuracy:.2f}"
+        where = f"{loss_label(table, cell.row, cell.axes)} on {network_label(table, cell.network)}"
+        lines.append(f"- {where}, seed {state.run.seed}: {reached}")
+    title = "Trained beside the tables, not averaged and in no verdict:"
+    return "\n".join(["", title, "", *lines, ""]) if lines else ""
 
 
 def _markdown_table(table: TableText) -> str:

@@ -11,7 +11,7 @@ import click
 from repro.config import Preset, RunConfig
 from repro.data import fingerprints
 from repro.paths import Project
-from repro.record_state import RunState, assess, misnamed
+from repro.record_state import RunState, assess, recorded_runs
 from repro.registry import Registry, Run, Selection
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Context:
         """Names on stderr each file among the records that has no run's name, as `Seed0.json`."""
         if self.registry.broken:
             return  # names of a table that is left out are not known
-        found = misnamed(self.project, self.preset, self.registry)
+        _, found = recorded_runs(self.project, self.preset, self.registry)
         for line in found[:_SHOWN]:
             click.echo(f"repro: {line}", err=True)
         if len(found) > _SHOWN:

@@ -57,6 +57,8 @@ def aggregate(
         text, damaged = aggregate_studies(context, studies, form)
     else:
         text, damaged = aggregate_tables(context, tables, form, extended=extended)
+        if form == "markdown":
+            text = f"{text!s}{runs_beside(context, tables)}"
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -100,6 +102,28 @@ def aggregate_tables(
     results = [result for result in every if result.cell in cells]
     supplied = context.project.supplied_results
     return render_tables(results, registry, preset, form, rules=rules, supplied=supplied), damaged
+
+
+def runs_beside(context: "Context", tables: "Sequence[TableName]") -> str:
+    """A Markdown list of the runs that were trained beside the tables' own: further seeds, and overrides.
+
+    Empty where there are none. Those of a study are in its own table.
+    """
+    from repro.analysis.tables import list_beside
+    from repro.experiments import AMBIGUITIES
+    from repro.record_state import recorded_runs
+
+    registry, preset = context.registry, context.preset
+    shown = {run.cell.table for run in context.runs(tables=tuple(tables))}
+    studied = {each.cell for each in registry.variations(AMBIGUITIES)} if registry.ablations else set()
+    found, _ = recorded_runs(context.project, preset, registry)
+    beside = [
+        run
+        for run in found
+        if run.cell.table in shown
+        and (run.seed not in preset.seeds or (run.cell.axes and run.cell not in studied))
+    ]
+    return list_beside(context.states(beside, whole=False), registry)
 
 
 def extension_runs(context: "Context", table: "TableName", every: bool = False) -> "list[Run]":
