@@ -334,7 +334,8 @@ if [[ -n $plan_only ]]; then
   repro plan "${places[@]}" "${data_place[@]}" "${selected[@]}"
   exit
 fi
-repro plan "${places[@]}" "${data_place[@]}" "${selected[@]}" >&2
+# 4: it names a damaged record, which is trained again.
+repro plan "${places[@]}" "${data_place[@]}" "${selected[@]}" >&2 || { code=$?; ((code == 4)) || exit "$code"; }
 
 # --- train, table by table ----------------------------------------------------------------------------
 

@@ -197,7 +197,9 @@ finish() { # tables, figures and the report of what there is
 }
 
 fits() { # does a whole column's first seed fit what is left?
-  repro plan "${places[@]}" "${data_place[@]}" "${table[@]}" --per-gpu "$per_gpu" --budget "$(left)s" --json \
+  # 4: a damaged record, which is trained again.
+  { repro plan "${places[@]}" "${data_place[@]}" "${table[@]}" --per-gpu "$per_gpu" --budget "$(left)s" --json \
+    || (($? == 4)); } \
     | "$python" -c 'import json, sys; sys.exit(not json.load(sys.stdin)["budget"]["fits"])'
 }
 

@@ -106,7 +106,7 @@ def real_cifar100(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def real_tiny_imagenet(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny-imagenet-200/` with 100 training and 20 test images a class; read it, never write into it."""
+    """`tiny-imagenet-200/` with 100 training and 20 test images per class; read it, never write into it."""
     return unpacked(shared_data, tmp_path_factory, "tiny-imagenet") / "tiny-imagenet-200"
 
 

@@ -156,6 +156,14 @@ def test_what_fails_leaves_the_rest_to_be_trained_and_the_highest_exit_code_coun
     assert done.stdout == "| a table |\n"
 
 
+def test_a_damaged_record_that_the_plan_names_is_trained_again(machine: Machine) -> None:
+    machine.answers("4 plan*")
+    assert machine.run().returncode == 0
+    assert len(machine.log("repro run")) == 9
+    machine.answers("3 plan*")
+    assert machine.run().returncode == 3  # any other refusal ends the script
+
+
 def test_an_interrupted_run_ends_the_script_with_its_code_and_how_to_resume(machine: Machine) -> None:
     machine.answers("75 run*--network resnet18*")
     done = machine.run("--results", "my results")
