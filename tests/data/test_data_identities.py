@@ -1,4 +1,4 @@
-"""repro.data.identities: who counts and which images are held out, and sets of one's own made by that rule."""
+"""repro.data.identities: who counts and which images are held out, and sets of your own made by that rule."""
 
 import json
 import os

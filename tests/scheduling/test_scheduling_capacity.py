@@ -24,7 +24,7 @@ def recipe(bench) -> Recipe:
 
 
 def kept_by(network, size, width, pool) -> float:
-    """Bytes an image that autograd really keeps, without the weights, from a pass without numbers."""
+    """Bytes per image that autograd really keeps, without the weights, from a pass without numbers."""
     module = models.build(network, size, width, pool).to("meta").train()
     seen: dict[int, int] = {}
     kept = []
