@@ -131,7 +131,7 @@ class Table(Model):
             if column.code is not None and name in NETWORKS:
                 raise ValueError(f"networks.{name}: {name} is one of this package's; yours needs a new name")
         for number, row in enumerate(self.rows, 1):
-            missing = self.columns.keys() - row.reported.keys() if self.of_paper else ()
+            missing = self.columns.keys() - row.reported.keys() if row.reported and self.of_paper else ()
             if missing or row.reported.keys() - self.columns.keys():
                 expected, got = ", ".join(self.columns), ", ".join(row.reported) or "none"
                 raise ValueError(f"row {number} ({row.name}): reported: expected {expected}; got {got}")

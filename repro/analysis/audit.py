@@ -92,7 +92,7 @@ def audit_paper(registry: Registry, rules: Rules | None) -> PaperAudit:
     if paper.method is None or not can_audit(registry):
         raise RegistryError(
             f"{registry.folder}/{PAPER_FILE}: an audit needs [method], with the rows that the paper "
-            "proposes, and a table that has one of them beside a rival"
+            "proposes, and a table with printed numbers that has one of them beside a rival"
         )
     # Stds over a number of runs that the paper does not say, or only some of them, test nothing.
     stds = [cell.std for table in tables for row in table.rows for cell in row.reported.values()]

@@ -312,7 +312,8 @@ def _remarks(
             else f"made with another recipe than the preset {preset.name}: no difference is shown."
         )
     else:
-        measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
+        what = "No number of the paper is given here" if table.of_paper else "Not a table of the paper"
+        measured = f"{what}: there is nothing to compare with. A value: {measured}"
     remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
     if runs:
         remarks.append(f"Data: {_sizes(table, runs)}.")

@@ -292,10 +292,10 @@ def legend(rules: Rules) -> str:
 
 
 def cells_sentence(results: Sequence[CellResult]) -> str:
-    """`72 cells: 3 reproduced, 1 off, …`."""
+    """`72 cells: 3 reproduced, 1 off, …`; empty where none has a verdict."""
     words = [result.verdict.word for result in results if result.verdict]
     counts = ", ".join(f"{words.count(word)} {word}" for word in Verdict if word in words)
-    return f"{len(words)} cells: {counts}."
+    return f"{counted(len(words), 'cell')}: {counts}." if words else ""
 
 
 def seeds_sentences(results: Sequence[CellResult]) -> list[str]:

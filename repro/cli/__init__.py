@@ -26,6 +26,7 @@ _FILES = {
     "bench": ("bench",),
     "doctor": ("doctor",),
     "data": ("data",),
+    "init": ("init",),
 }
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 COMMANDS = {command: file for file, commands in _FILES.items() for command in commands}
