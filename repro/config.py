@@ -7,11 +7,14 @@ import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from repro.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Scalar = bool | int | float | str
 
@@ -40,6 +43,29 @@ class TomlModel(Model):
     @classmethod
     def _has_known_keys(cls, raw: object) -> object:
         return known_keys(raw, cls.model_fields) if isinstance(raw, dict) else raw
+
+
+def explain(error: ValidationError, content: object = None) -> str:
+    """The first mistake in one line; a table in a list of the TOML's `content` goes by number and name."""
+    return _explain(error.errors()[0], content)
+
+
+def _explain(mistake: "ErrorDetails", content: object = None) -> str:
+    place: list[str] = []
+    for key in mistake["loc"]:
+        if isinstance(content, list) and isinstance(key, int):
+            content = content[key]
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+        if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
+            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
+            place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
+        elif key != "[key]":  # pydantic's mark of a mistake in the key itself
+            place.append(str(key))
+    where = ".".join(place).replace(":.", ": ").removesuffix(":")
+    message = mistake["msg"].removeprefix("Value error, ")
+    got = "" if mistake["type"] in ("missing", "value_error") else f", got {mistake['input']!r}"
+    return f"{where}: {message}{got}".removeprefix(": ")
 
 
 class CrossEntropyParameters(Model):
@@ -138,6 +164,9 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
 """Each loss's parameters, checked here alone; a test compares them with `repro.losses`' constructors."""
 
 
+_OF_DATA = ("data", "classes", "images_per_class", "test_images_per_class")  # alike in all rows of a table
+
+
 class Recipe(TomlModel):
     """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
 
@@ -158,6 +187,7 @@ class Recipe(TomlModel):
     flip: bool
     crop_padding: int = Field(ge=0)
     rotation: float = Field(ge=0, le=180)
+    augmentation: str = "none"
     normalization: Literal["dataset", "cifar100"]
     width: float = Field(gt=0)
     stem_pool: Literal["auto", "never", "always"]
@@ -184,6 +214,18 @@ class Recipe(TomlModel):
         return self.lr * self.lr_factor ** sum(epoch >= drop for drop in self.lr_drops)
 
 
+def recipe_changes(raw: object) -> dict[str, Any]:
+    """A row's `recipe`: some keys of a Recipe, each checked by itself; ValueError names the first mistake."""
+    changes = known_keys(raw, (name for name in Recipe.model_fields if name not in _OF_DATA))
+    try:
+        Recipe.model_validate(changes)
+    except ValidationError as error:
+        for mistake in error.errors():
+            if mistake["type"] != "missing":
+                raise ValueError(_explain(mistake)) from None
+    return changes
+
+
 class Preset(Model):
     """A recipe with a name; every result made from another one than `paper` carries `title`."""
 
@@ -203,8 +245,8 @@ class Preset(Model):
 class RunConfig(Model):
     """Everything that decides a run's numbers but the data themselves; recorded whole.
 
-    `network` and `loss` name their code as `repro.plugins` reads it; `folder` is what a file of the
-    user's own is relative to, and neither recorded nor part of what the run is.
+    `network`, `loss` and the recipe's `augmentation` name their code as `repro.plugins` reads it; `folder` is
+    what a file of the user's own is relative to, and neither recorded nor part of what the run is.
     """
 
     dataset: str

@@ -71,7 +71,7 @@ class SelectionError(UsageError):
 
 
 class OwnCodeError(UsageError, ValueError):
-    """A loss or network of the user's own: no such file or name, an error at import, or a wrong answer.
+    """Code of the user's own: no such file or name, an error at import, or a wrong answer.
 
     A ValueError so that pydantic adds the key of the TOML that names the code.
     """

@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
+from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
 from repro.errors import RegistryError, SelectionError, printable
 from repro.paths import NAME, read_file
-from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
+from repro.plugins import (
+    NETWORKS,
+    ROW_KEYS,
+    check_augmentation,
+    check_network,
+    is_file,
+    loss_parameters,
+    names,
+)
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 
@@ -33,6 +41,12 @@ def _table_name(name: object) -> object:
     if isinstance(name, str) and name.isdigit():
         raise ValueError(f"write the number {name} without quotes")
     return name if type(name) is int else _name(name)
+
+
+def _recipe_changes(given: object, info: ValidationInfo) -> object:
+    changes = recipe_changes(given)
+    check_augmentation(changes.get("augmentation", "none"), info.context)
+    return changes
 
 
 Name = Annotated[str, BeforeValidator(_name)]
@@ -60,12 +74,13 @@ class ReportedData(TomlModel):
 
 
 class Row(Model):
-    """A loss with its parameters, which are further keys of the row in the TOML."""
+    """A loss, its parameters, which are further keys of the row in the TOML, and changes of the recipe."""
 
     name: Name
     label: str
     loss: str
     parameters: tuple[tuple[str, Scalar], ...] = ()
+    recipe: Annotated[dict[str, Any], BeforeValidator(_recipe_changes)] = Field(default_factory=dict)
     reported: dict[str, Reported] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -306,26 +321,6 @@ def validate(
         raise RegistryError(f"{where}: {error}") from None
 
 
-def explain(error: ValidationError, content: object = None) -> str:
-    """The first mistake in one line; a table in a list of the TOML's `content` goes by number and name."""
-    first = error.errors()[0]
-    place: list[str] = []
-    for key in first["loc"]:
-        if isinstance(content, list) and isinstance(key, int):
-            content = content[key]
-        else:
-            content = content.get(key) if isinstance(content, dict) else None
-        if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
-            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
-            place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
-        elif key != "[key]":  # pydantic's mark of a mistake in the key itself
-            place.append(str(key))
-    where = ".".join(place).replace(":.", ": ").removesuffix(":")
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{where}: {message}{got}".removeprefix(": ")
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
@@ -366,8 +361,8 @@ def _check_distinct(table: Table, other: Table) -> None:
             where = f"{table.file}: duplicate cell: {row.name!r} on {table.dataset}"
             if row.name == known.name:
                 raise RegistryError(f"{where} is already in {other.file}")
-            if (row.loss, row.parameters) == (known.loss, known.parameters):
-                same = f"is the same loss with the same parameters as {known.name!r}"
+            if (row.loss, row.parameters, row.recipe) == (known.loss, known.parameters, known.recipe):
+                same = f"is the same loss with the same recipe and the same parameters as {known.name!r}"
                 raise RegistryError(f"{where} {same} in {other.file}")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
+from repro.config import Preset, Recipe, RunConfig, Scalar, explain, format_axis, parse_axis
 from repro.errors import RegistryError, SelectionError, UsageError
 from repro.experiments import (
     AMBIGUITIES,
@@ -31,13 +31,12 @@ from repro.experiments import (
     Reported,
     Table,
     TableName,
-    explain,
     read_ablations,
     read_presets,
     read_tables,
 )
 from repro.paper import PAPER_FILE, Paper, read_paper
-from repro.plugins import loss_parameters, names
+from repro.plugins import check_augmentation, loss_parameters, names
 
 
 @dataclass(frozen=True)
@@ -326,13 +325,13 @@ class Registry:
         return min(with_row, key=lambda table: network not in table.networks)
 
     def config(self, run: Run, preset: Preset) -> RunConfig:
-        """The fully resolved configuration of `run` under `preset`.
+        """The fully resolved configuration of `run`: the preset's recipe, its row's changes, then its axes.
 
         Raises UsageError for an axis that is unknown, has a bad value, or departs from nothing.
         """
         row = self.table(run.cell.table).row(run.cell.row)
         schema = loss_parameters(row.loss, self.folder)
-        recipe = preset.recipe.model_dump()
+        recipe = {**preset.recipe.model_dump(), **row.recipe}
         parameters: dict[str, Any] = schema.model_validate(dict(row.parameters)).model_dump()
         for axis, value in run.cell.axes:
             target = recipe if axis in recipe else parameters
@@ -347,6 +346,7 @@ class Registry:
                     "remove it"
                 )
             target[axis] = value
+        check_augmentation(str(recipe["augmentation"]), self.folder)
         try:
             return RunConfig(
                 dataset=run.cell.dataset,

@@ -203,11 +203,14 @@ def test_the_exit_codes_that_are_explained_are_those_of_the_program():
 def test_the_table_that_is_written_out_can_be_planned(tmp_path):
     folder = Path(shutil.copytree(ROOT / "experiments", tmp_path / "experiments"))
     page = (ROOT / "docs" / "your-own.md").read_text()
-    ((name, body),) = re.findall(r"`experiments/(table-scales.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
+    ((name, body),) = re.findall(r"`experiments/(table-cutout.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
     (folder / name).write_text(body)
+    shutil.copy(ROOT / "examples" / "cutout" / "experiments" / "cutout.py", folder)
     registry = Registry.load(folder)
-    cells = registry.select_cells(Selection(tables=("scales",)))
-    assert [cell.id for cell in cells] == [f"cifar100/resnet18/scaled-bn-m{scale}" for scale in (2, 4)]
+    cells = registry.select_cells(Selection(tables=("cutout",)))
+    assert [cell.id for cell in cells] == [
+        f"cifar100/{name}/cutout" for name in ("vgg16", "resnet18", "resnet50")
+    ]
     for cell in cells:
         registry.config(registry.parse(f"{cell.id}/seed0"), registry.preset("quick"))
     for other in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):

@@ -245,7 +245,7 @@ def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tm
     results = summarise([done(make_record(mine, quick, run, 50.0), mine) for run in runs], mine, quick)
     text = render_tables(results, mine, quick)
     assert text.startswith("### QUICK Some faces, top-1 accuracy in percent\n")
-    assert "Not a table of the paper: nothing is reported to compare with." in text
+    assert "Not a table of the paper: there is nothing to compare with." in text
     assert "– paper" not in text
     assert "| Cross-entropy Loss | **50.00 ± 0.00** (n = 3) |" in text
     latex = render_tables(results, mine, quick, "latex")
