@@ -253,3 +253,7 @@ def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     assert "Data: 3 classes, 54 training and 6 test images." in done.stdout
     report = (tmp_path / "mine" / "results" / "quick" / "report.html").read_text()
     assert "flowers/tiny/focal-g0.5/seed0" in report
+    assert "### SMOKE Table 1: CIFAR-100, test error in percent" in done.stdout
+    second = (tmp_path / "cutout" / "results" / "smoke" / "report.html").read_text()
+    assert "DeVries and Taylor 2017, reproduced" in second
+    assert not re.search("zhu|scaled|scalable", second, re.IGNORECASE)

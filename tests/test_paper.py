@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+from click.testing import CliRunner
+
+from repro.cli import main
+
 ROOT = Path(__file__).parents[1]
 OF_THE_PAPER = re.compile(
     r"Zhu|2020\b|scaled[ -]?bn\b|scalable|our loss|three runs|\b3 runs|tables? [123]\b|figures? [123]\b|\bEq\. \d",
@@ -21,3 +25,19 @@ def test_nothing_outside_losses_and_networks_names_the_paper():
                 if OF_THE_PAPER.search(LISTED.sub("", line)):
                     found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not found, "\n".join(found)
+
+
+def test_init_makes_a_project_that_plans_at_once_and_overwrites_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("REPRO_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    made = runner.invoke(main, ["init", "my paper"])
+    assert (made.exit_code, "cd 'my paper' && repro run --preset smoke" in made.stderr) == (0, True)
+    monkeypatch.chdir(tmp_path / "my paper")
+    planned = runner.invoke(main, ["plan", "--preset", "smoke"])
+    assert (planned.exit_code, "2 cells, 2 runs" in planned.stdout) == (0, True), planned.output
+    assert "scaled" not in "".join(path.read_text() for path in Path().rglob("*.toml"))
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    again = runner.invoke(main, ["init", "."])
+    assert (again.exit_code, "exists already; name another folder" in again.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
