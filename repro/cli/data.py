@@ -47,7 +47,7 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @data.command()
 @data_places
-@click.option("--url", help="A mirror of the set's archive.")
+@click.option("--url", help="Another address of the set's archive, the only one to try.")
 @click.option("--lists", type=FOLDER, help="FaceScrub: folder of the lists that its publishers send.")
 @click.option("--retry-dead", is_flag=True, help="FaceScrub: ask once more where no picture came before.")
 @click.option("--allow-private-addresses", is_flag=True,
