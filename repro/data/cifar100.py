@@ -7,6 +7,7 @@ archive `cifar-100-python.tar.gz` in `<data>/cifar100/raw` or `<data>`, which is
 
 import hashlib
 import logging
+import os
 import pickle
 import tarfile
 import warnings
@@ -113,8 +114,10 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
             images = split["data"].reshape(-1, 3, 32, 32)
             writer.split(name, labels, membership(split["filenames"]), [images], 32)
             # Of what was written: a defect in unpickling, in the order of the axes or on disk shows here.
-            written = np.load(writer.folder / f"{name}-images.npy", mmap_mode="r")
-            if (actual := hashlib.sha256(written).hexdigest()) != published.pixels[name]:
+            with (writer.folder / f"{name}-images.npy").open("rb") as stream:
+                stream.seek(-images.nbytes, os.SEEK_END)  # behind the header
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
+            if actual != published.pixels[name]:
                 raise DataCorruptError(
                     f"the {name} images as prepared have sha256 {actual}, expected {published.pixels[name]}, "
                     f"though {found} is as published: run `repro data prepare {NAME}` again"
