@@ -7,7 +7,7 @@ A table of the paper has a number; any other has a name (`table = "lfw"`) and is
 names neither it nor its data set. One that extends another (`extends = 1`: further losses) is selected by its
 name alone.
 
-Ids are paths: `cifar100/resnet18/scaled-bn-m1/seed0`; a departure from the preset is `+axis=value`
+Ids are paths: `cifar100/resnet18/cross-entropy/seed0`; a departure from the preset is `+axis=value`
 behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
 """
 
@@ -35,6 +35,7 @@ from repro.experiments import (
     read_presets,
     read_tables,
 )
+from repro.paper import PAPER_FILE, Paper, read_paper
 from repro.plugins import loss_parameters, names
 
 
@@ -118,16 +119,18 @@ class Registry:
     folder: Path | None = None
     ablations: tuple[Ablation, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
+    paper: Paper = field(default_factory=Paper)
 
     @classmethod
     def load(cls, folder: Path, strict: bool = True) -> "Registry":
-        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError.
+        """Reads tables, presets, the paper and ambiguities from their files; raises RegistryError.
 
         Not `strict`, a table beside the paper's that is not valid is in `broken`, with the reason, instead.
         """
         broken: dict[str, str] = {}
         tables = read_tables(folder, None if strict else broken)
-        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken)
+        paper = read_paper(folder / PAPER_FILE, tables)
+        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken, paper=paper)
         path = folder / f"{AMBIGUITIES}.toml"
         return replace(registry, ablations=read_ablations(path, registry.tables, tuple(registry.networks)))
 
@@ -284,7 +287,7 @@ class Registry:
         if len(parts) != 4 or not re.fullmatch(r"seed(0|[1-9]\d*)", parts[3]):
             raise SelectionError(
                 f"{run_id!r} is not a run id; expected dataset/network/loss[+axis=value]/seedK, "
-                "as in cifar100/resnet18/scaled-bn-m1/seed0"
+                "as in cifar100/resnet18/cross-entropy/seed0"
             )
         dataset, network, loss, seed = parts
         row_name, *assignments = loss.split("+")

@@ -3,7 +3,7 @@ r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet
 A macro is a number of a table, so that a paper quotes the records and never copies them:
 
     \input{numbers}                    % repro aggregate --format macros --output numbers.tex
-    … reaches \reproCifarOneZeroZeroResnetOneEightScaledBnMOneMean{} \% …
+    … reaches \reproCifarOneZeroZeroResnetOneEightCrossEntropyMean{} \% …
 
 Its name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a
 capital and each digit spelled out, since TeX allows letters alone.
@@ -122,9 +122,7 @@ def to_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise SetupError(
-            "Parquet needs pyarrow, which is not installed: pip install 'scaled-bn-repro[parquet]'"
-        ) from None
+        raise SetupError("Parquet needs pyarrow, which is not installed: pip install pyarrow") from None
     frame = cells_frame(results, registry, preset)
     words = ("preset", "table", "dataset", "network", "loss", "label", "axes")
     types: dict[str, Any] = {

@@ -60,8 +60,9 @@ class RunResult(NamedTuple):
 class CellResult:
     """One number of a table, with everything that a reader may ask about it.
 
-    `mean` and `std` (ddof = 1, None at n = 1) are over the `n` averaged ones of `runs`, in percent;
-    `runs` has every seed that the cell should have, in order. `notes` qualify the runs that are averaged.
+    `mean` and `std` (ddof = 1, None at n = 1) are the paper's metric over the `n` averaged ones of `runs`, in
+    percent; `runs` has every seed that the cell should have, in order. `notes` qualify the runs that are
+    averaged.
     """
 
     cell: Cell
@@ -135,6 +136,7 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
     selected". The order is table, column, row; a network or an override beyond the paper's comes after the
     paper's own.
     """
+    metric = registry.paper.metric
     cells: dict[Cell, dict[int, RunResult]] = {}
     for state in states:
         # Curve and probes are let go here: what stays of a run is a few hundred bytes.
@@ -160,14 +162,14 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
                 for seed, run in runs.items()
             }
         counted = [run for _, run in sorted(runs.items()) if not run.short]
-        accuracies = [run.accuracy for run in counted if run.accuracy is not None]
+        values = [metric.of(run.accuracy) for run in counted if run.accuracy is not None]
         results.append(
             CellResult(
                 cell,
                 runs=tuple(run for _, run in sorted(runs.items())),
-                n=len(accuracies),
-                mean=mean(accuracies) if accuracies else None,
-                std=stdev(accuracies) if len(accuracies) > 1 else None,
+                n=len(values),
+                mean=mean(values) if values else None,
+                std=stdev(values) if len(values) > 1 else None,
                 notes=_notes(counted),
             )
         )
