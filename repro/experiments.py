@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
-from repro.errors import RegistryError, SelectionError, printable
-from repro.paths import NAME, read_file
+from repro.errors import RegistryError, SelectionError, did_you_mean, printable
+from repro.paths import NAME, PUBLISHED_SETS, read_file
 from repro.plugins import (
     NETWORKS,
     ROW_KEYS,
@@ -35,6 +35,14 @@ def _name(name: object) -> object:
         shown = f"{name!r:.50}…" if isinstance(name, str) and len(name) > 100 else repr(name)
         raise ValueError(f"{shown} cannot be a name; use {allowed}")
     return name
+
+
+def _dataset_name(name: object) -> object:
+    try:
+        return _name(name)
+    except ValueError as error:
+        known = f"data sets: {', '.join(PUBLISHED_SETS)}, and those you prepared"
+        raise ValueError(f"{error}; {known}{did_you_mean(str(name), PUBLISHED_SETS)}") from None
 
 
 def _table_name(name: object) -> object:
@@ -127,7 +135,7 @@ class Table(Model):
     """
 
     name: TableName = Field(alias="table")
-    dataset: Name
+    dataset: Annotated[str, BeforeValidator(_dataset_name)]
     title: str
     columns: dict[Name, Column] = Field(alias="networks", min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)

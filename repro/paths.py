@@ -21,7 +21,18 @@ from repro.errors import ProjectNotFoundError
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 """What data sets, losses and tables may be called: names become folders."""
 
+PUBLISHED_SETS = ("cifar100", "tiny-imagenet", "facescrub")  # what `repro data fetch` takes
+
 LARGEST_FILE = 256 << 20  # bytes; a record of 100,000 epochs has a tenth of it
+
+
+def known_sets(data: Path) -> list[str]:
+    """The data sets that are published, and all others that were prepared below the data folder."""
+    own = (folder.parent.name for folder in data.glob("*/prepared"))
+    return [
+        *PUBLISHED_SETS,
+        *sorted(name for name in own if name not in PUBLISHED_SETS and NAME.fullmatch(name)),
+    ]
 
 
 def read_file(path: Path) -> bytes:

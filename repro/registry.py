@@ -14,7 +14,6 @@ behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from repro.config import Preset, Recipe, RunConfig, Scalar, explain, format_axis, parse_axis
-from repro.errors import RegistryError, SelectionError, UsageError
+from repro.errors import RegistryError, SelectionError, UsageError, did_you_mean
 from repro.experiments import (
     AMBIGUITIES,
     Ablation,
@@ -226,11 +225,9 @@ class Registry:
                 known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
-                    close = get_close_matches(pattern, known, 1)
-                    hint = f". Did you mean {close[0]}?" if close else ""
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
                     there += self._elsewhere(tables, selection, attribute, pattern)
-                    raise SelectionError(there + hint)
+                    raise SelectionError(there + did_you_mean(pattern, known))
         cells = _matching(candidates, selection)
         if not cells:
             raise SelectionError("the options together select no cell; each alone matches some")

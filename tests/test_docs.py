@@ -23,7 +23,10 @@ from repro.registry import Registry, Selection
 from repro.scheduling.devices import Device
 from repro.scheduling.plan import make_plan
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
 ENDS = re.compile(r"&&|[|>]")
