@@ -180,7 +180,7 @@ def test_a_record_of_older_code_counts_until_it_is_to_be_redone_and_is_kept_then
     [
         ("plan --network resnet19", 2, "no network matches 'resnet19'; there are: vgg16"),
         ("plan --preset fast", 2, "there is no preset 'fast'; presets: paper, quick, smoke"),
-        ("plan --set rotate=15", 2, "unknown axis 'rotate'"),
+        ("plan --set rotate=15", 2, "unknown override 'rotate'"),
         ("train", 2, "repro train needs run ids, as in: repro train cifar100/resnet18/cross-entropy/seed0"),
         ("nonsense", 2, "No such command"),
         (f"train {RUN} --preset smoke --results FILE/results", 3, "Not a directory"),
