@@ -61,7 +61,8 @@ class CellResult:
     """One number of a table, with everything that a reader may ask about it.
 
     `mean` and `std` (ddof = 1, None at n = 1) are over the `n` averaged ones of `runs`, in percent;
-    `runs` has every seed that the cell should have, in order. `notes` qualify the runs that are averaged.
+    `runs` has every seed that the preset plans, in order; `extra` has those of other seeds that were trained,
+    which are shown but in no mean and no verdict. `notes` qualify the runs that are averaged.
     """
 
     cell: Cell
@@ -71,6 +72,7 @@ class CellResult:
     std: float | None
     notes: tuple[str, ...] = ()
     verdict: "CellVerdict | None" = None
+    extra: tuple[RunResult, ...] = ()
 
     @property
     def averaged(self) -> tuple[RunResult, ...]:
@@ -123,6 +125,12 @@ class CellResult:
         return ", ".join(filter(None, (self.divergence, *reasons)))
 
     @property
+    def beside(self) -> str:
+        """`trained beside the planned seeds, not averaged: 73.10 (seed 5)`; empty where there is none."""
+        seeds = ", ".join(f"{run.short or mean_text(run.accuracy)} (seed {run.seed})" for run in self.extra)
+        return seeds and f"trained beside the planned seeds, not averaged: {seeds}"
+
+    @property
     def divergence(self) -> str:
         """`1 of 3 diverged`; empty where none did."""
         return f"{self.diverged} of {self.expected} diverged" if self.diverged else ""
@@ -131,9 +139,9 @@ class CellResult:
 def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) -> tuple[CellResult, ...]:
     """One result for each cell that `states` touch, in the registry's order.
 
-    A cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
-    selected". The order is table, column, row; a network or an override beyond the paper's comes after the
-    paper's own.
+    A cell should have the preset's seeds; one that `states` lack is "not selected", and others among `states`
+    are the cell's `extra`. The order is table, column, row; a network or an override beyond the paper's comes
+    after the paper's own.
     """
     cells: dict[Cell, dict[int, RunResult]] = {}
     for state in states:
@@ -141,10 +149,13 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
         cells.setdefault(state.run.cell, {})[state.run.seed] = _run_result(state)
     results = []
     for cell in sorted(cells, key=lambda cell: place_in(registry, cell)):
-        runs = cells[cell]
-        for seed in preset.seeds:
-            absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
-            runs.setdefault(seed, absent)
+        found = cells[cell]
+        extra = tuple(run for seed, run in sorted(found.items()) if seed not in preset.seeds)
+        runs = {
+            seed: found.get(seed)
+            or RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
+            for seed in preset.seeds
+        }
         # With the data at hand the wrong ones would have been found out; without, none can be preferred.
         if len({run.data for run in runs.values() if not run.short}) > 1:
             runs = {
@@ -169,6 +180,7 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
                 mean=mean(accuracies) if accuracies else None,
                 std=stdev(accuracies) if len(accuracies) > 1 else None,
                 notes=_notes(counted),
+                extra=extra,
             )
         )
     return tuple(results)

@@ -80,6 +80,7 @@ def plan(
         budget=seconds,
         without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
         seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
+        grid=bool(selected.axes),
     )
     click.echo(made.to_json() if as_json else made.to_text())
     sys.exit(IntegrityError.exit_code if damage(survey.states) else 0)
