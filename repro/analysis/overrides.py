@@ -37,11 +37,12 @@ from repro.registry import Cell, Registry
 _PLACE = ("preset", "table", "dataset", "network", "loss", "label", "overrides")
 _SHARED = (*_PLACE, "n", "expected", "diverged", "mean", "std", "seeds", "accuracies")
 _REMARKS = ("extra_seeds", "extra_accuracies", "not_counted", "notes")
+_DIFFERENCES = ("pairs", "difference", "difference_std", "low", "high")
 HOW = (
     "Baseline: the preset's recipe without an override. Accuracy: mean ± sample standard deviation (ddof = "
-    "1) over n seeds, in percent. Difference: with the override − baseline, in points, the mean over the seeds "
-    f"that both have (pairs), with its {100 * LEVEL:g} % interval (none of one pair). Shown, not tested, and "
-    "not compared with the paper."
+    "1) over n seeds, in percent. Difference: with the override − baseline, in points, the mean over the "
+    f"seeds that both have (pairs), with its {100 * LEVEL:g} % interval (none of one pair). Shown, not "
+    "tested, and not compared with the paper."
 )
 
 
@@ -53,8 +54,9 @@ def overrides_frame(results: Sequence[CellResult], registry: Registry, preset: P
     """
     baselines = {_place(result.cell): result for result in results if not result.cell.axes}
     rows = [_differences(result, baselines[_place(result.cell)]) for result in results]
-    frame = cells_frame(results, registry, preset)[[*_SHARED, *_REMARKS]]
-    return frame.join(pd.DataFrame(rows, dtype="float64").astype({"pairs": "Int64"}))
+    frame = cells_frame(results, registry, preset).reindex(columns=[*_SHARED, *_REMARKS])
+    differences = pd.DataFrame(rows, columns=_DIFFERENCES, dtype="float64")
+    return frame.join(differences.astype({"pairs": "Int64"}))
 
 
 def _place(cell: Cell) -> tuple[str, str, str]:
@@ -62,7 +64,7 @@ def _place(cell: Cell) -> tuple[str, str, str]:
 
 
 def _differences(result: CellResult, baseline: CellResult) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("pairs", "difference", "difference_std", "low", "high"))
+    row: dict[str, Any] = dict.fromkeys(_DIFFERENCES)
     if result is baseline:
         return row
     base = {run.seed: run.accuracy or 0.0 for run in baseline.averaged}
