@@ -1,4 +1,4 @@
-"""Reproduces the tables and figures of Zhu et al. 2020 and says which of its claims hold.
+"""Re-runs a paper's tables and figures and says which of its numbers and claims hold.
 
 import repro
 

@@ -49,7 +49,7 @@ class CrossEntropyParameters(Model):
 
 
 class AMSoftmaxParameters(Model):
-    """AM-Softmax, Eq. 2: s·(cos θ − m at the target)."""
+    """AM-Softmax: s·(cos θ − m at the target)."""
 
     scale: float = Field(gt=0)
     margin: float = Field(ge=0)
@@ -74,7 +74,7 @@ class PEDCCParameters(Model):
 
 
 class ScaledBNParameters(Model):
-    """Batch norm with a fixed scale on the logits, Eq. 9."""
+    """Batch norm with a fixed scale on the logits."""
 
     scale: float = Field(gt=0)
     affine: bool = False
@@ -84,7 +84,7 @@ class ScaledBNParameters(Model):
 
 
 class LogitScaleParameters(Model):
-    """Linear → × scale → softmax cross-entropy: a control for scaled BN."""
+    """Linear → × scale → softmax cross-entropy: scaling without batch norm."""
 
     scale: float = Field(gt=0)
     bias: bool = False

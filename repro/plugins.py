@@ -2,7 +2,7 @@
 
 One is named in a TOML in one of three ways:
 
-    scaled-bn                  one of this package's
+    cross-entropy              one of this package's
     mylosses.py:FocalLoss      a class (for a network, or a function) in the user's own file beside the TOML
     focal                      an entry point of another package, group `repro.losses` or `repro.networks`
 

@@ -7,7 +7,7 @@ A table of the paper has a number; any other has a name (`table = "lfw"`) and is
 names neither it nor its data set. One that extends another (`extends = 1`: further losses) is selected by its
 name alone.
 
-Ids are paths: `cifar100/resnet18/scaled-bn-m1/seed0`; an override of the preset is `+name=value` behind the
+Ids are paths: `cifar100/resnet18/cross-entropy/seed0`; an override of the preset is `+name=value` behind the
 loss, sorted by name. Needs no torch, so that planning stays quick.
 """
 
@@ -37,6 +37,7 @@ from repro.experiments import (
     read_presets,
     read_tables,
 )
+from repro.paper import PAPER_FILE, Paper, read_paper
 from repro.plugins import loss_parameters, names
 
 _Axes = tuple[tuple[str, Scalar], ...]  # overrides: name and value
@@ -123,16 +124,18 @@ class Registry:
     folder: Path | None = None
     ablations: tuple[Ablation, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
+    paper: Paper = field(default_factory=Paper)
 
     @classmethod
     def load(cls, folder: Path, strict: bool = True) -> "Registry":
-        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError.
+        """Reads tables, presets, the paper and ambiguities from their files; raises RegistryError.
 
         Not `strict`, a table beside the paper's that is not valid is in `broken`, with the reason, instead.
         """
         broken: dict[str, str] = {}
         tables = read_tables(folder, None if strict else broken)
-        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken)
+        paper = read_paper(folder / PAPER_FILE, tables)
+        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken, paper=paper)
         path = folder / f"{AMBIGUITIES}.toml"
         return replace(registry, ablations=read_ablations(path, registry.tables, tuple(registry.networks)))
 
@@ -223,11 +226,10 @@ class Registry:
                 known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
-                    close = get_close_matches(pattern, known, 1)
-                    hint = f". Did you mean {close[0]}?" if close else ""
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
                     there += self._elsewhere(tables, selection, attribute, pattern)
-                    raise SelectionError(there + hint)
+                    hints = (f". Did you mean {name}?" for name in get_close_matches(pattern, known, 1))
+                    raise SelectionError(there + "".join(hints))
         cells = _matching(candidates, selection)
         if not cells:
             raise SelectionError("the options together select no cell; each alone matches some")
@@ -274,8 +276,7 @@ class Registry:
     def select_runs(self, selection: Selection, preset: Preset) -> tuple[Run, ...]:
         """The selected cells' runs: a column's losses for the first seed, then the second, then on.
 
-        So a sweep that is stopped anywhere leaves whole rows of comparable runs, never a loss with
-        two seeds beside one with none.
+        A sweep that is stopped anywhere leaves comparable runs: no loss has two seeds beside one with none.
         """
         seeds = tuple(dict.fromkeys(selection.seeds)) or preset.seeds
         columns: dict[tuple[TableName, str, str], list[Cell]] = {}
@@ -289,7 +290,7 @@ class Registry:
         if len(parts) != 4 or not re.fullmatch(r"seed(0|[1-9]\d*)", parts[3]):
             raise SelectionError(
                 f"{run_id!r} is not a run id; expected dataset/network/loss[+name=value]/seedK, "
-                "as in cifar100/resnet18/scaled-bn-m1/seed0"
+                "as in cifar100/resnet18/cross-entropy/seed0"
             )
         dataset, network, loss, seed = parts
         row_name, *assignments = loss.split("+")
@@ -328,8 +329,8 @@ class Registry:
     def defaults(self, cell: Cell, preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
         """What an override of `cell` may change: the preset's recipe, and its loss's parameters."""
         row = self.table(cell.table).row(cell.row)
-        schema = loss_parameters(row.loss, self.folder)
-        return preset.recipe.model_dump(), schema.model_validate(dict(row.parameters)).model_dump()
+        parameters = loss_parameters(row.loss, self.folder).model_validate(dict(row.parameters))
+        return preset.recipe.model_dump(), parameters.model_dump()
 
     def config(self, run: Run, preset: Preset) -> RunConfig:
         """The fully resolved configuration of `run` under `preset`.
@@ -391,9 +392,7 @@ def _plain(name: str) -> str:
 
 def _matching(cells: Iterable[Cell], selection: Selection) -> list[Cell]:
     patterns = _patterns(selection)
-    return [
-        cell for cell in cells if all(_matches(getattr(cell, name), given) for _, given, name in patterns)
-    ]
+    return [c for c in cells if all(_matches(getattr(c, name), given) for _, given, name in patterns)]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -227,7 +227,7 @@ def make_photos(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
-    (tmp_path / "scaled-bn-repro").symlink_to(ROOT)
+    (tmp_path / "repro").symlink_to(ROOT)
     make_photos(tmp_path / "photos")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "repro"

@@ -20,7 +20,7 @@ def uninstalled(tmp_path) -> dict[str, str]:
     site = tmp_path / "site"
     site.mkdir()
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not entry.name.startswith(("scaled_bn_repro", "__editable__", "distutils-precedence")):
+        if not entry.name.startswith(("repro-", "__editable__", "distutils-precedence")):
             (site / entry.name).symlink_to(entry)
     tree = tmp_path / "tree"  # without the egg-info that an editable installation leaves in the checkout
     for folder in ("repro", "experiments"):
@@ -43,7 +43,7 @@ def test_a_run_trains_and_leaves_a_record_and_doctor_knows_what_is_required(unin
     (path,) = (tmp_path / "results").rglob("seed0.json")
     record = read_record(path, RUN, "smoke")
     assert record is not None
-    assert record.provenance.packages.keys() >= {"scaled-bn-repro", "torch"}
+    assert record.provenance.packages.keys() >= {"repro", "torch"}
     checked = repro("doctor", "--quick", "--json")
     findings = {finding["matter"]: finding for finding in json.loads(checked.stdout)}
     assert findings["packages"]["level"] == "ok", checked.stdout + checked.stderr

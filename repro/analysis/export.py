@@ -3,7 +3,7 @@ r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet
 A macro is a number of a table, so that a paper quotes the records and never copies them:
 
     \input{numbers}                    % repro aggregate --format macros --output numbers.tex
-    … reaches \reproCifarOneZeroZeroResnetOneEightScaledBnMOneMean{} \% …
+    … reaches \reproCifarOneZeroZeroResnetOneEightCrossEntropyMean{} \% …
 
 Its name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a
 capital and each digit spelled out, since TeX allows letters alone.
@@ -162,9 +162,7 @@ def _to_parquet(frame: pd.DataFrame, rules: Rules | None) -> bytes:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise SetupError(
-            "Parquet needs pyarrow, which is not installed: pip install 'scaled-bn-repro[parquet]'"
-        ) from None
+        raise SetupError("Parquet needs pyarrow, which is not installed: pip install pyarrow") from None
     found = pa.Schema.from_pandas(frame, preserve_index=False)
     lists = {name: pa.list_(pa.int64() if of is int else pa.float64()) for name, of in _LISTS.items()}
     # The type of a column without any value is not seen in it.

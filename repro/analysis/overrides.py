@@ -2,7 +2,7 @@
 
     CellResult … → DataFrame → markdown, CSV, JSON, Parquet
 
-difference   d = the mean of d_k = accuracy with the override − the baseline's, over the seeds k of both
+difference   d = the mean of d_k = the metric with the override − the baseline's, over the seeds k of both
 interval     d ∓ t · s/√n, s the sample standard deviation of the n d_k, t with n − 1 degrees of freedom
 
 Shown, not tested: the intervals are each for itself.
@@ -23,7 +23,6 @@ from repro.analysis.tables import escape
 from repro.analysis.text import (
     counted,
     loss_label,
-    mean_text,
     network_label,
     preset_sentence,
     qualified_title,
@@ -32,6 +31,7 @@ from repro.analysis.text import (
 )
 from repro.config import Preset
 from repro.errors import UsageError
+from repro.paper import Metric
 from repro.registry import Cell, Registry
 
 _PLACE = ("preset", "table", "dataset", "network", "loss", "label", "overrides")
@@ -39,8 +39,8 @@ _SHARED = (*_PLACE, "n", "expected", "diverged", "mean", "std", "seeds", "accura
 _REMARKS = ("extra_seeds", "extra_accuracies", "not_counted", "notes")
 _DIFFERENCES = ("pairs", "difference", "difference_std", "low", "high")
 HOW = (
-    "Baseline: the preset's recipe without an override. Accuracy: mean ± sample standard deviation (ddof = "
-    "1) over n seeds, in percent. Difference: with the override − baseline, in points, the mean over the "
+    "Baseline: the preset's recipe without an override. A value: mean ± sample standard deviation (ddof = 1) "
+    "over n seeds, in percent. Difference: with the override − baseline, in points, the mean over the "
     f"seeds that both have (pairs), with its {100 * LEVEL:g} % interval (none of one pair). Shown, not "
     "tested, and not compared with the paper."
 )
@@ -53,7 +53,7 @@ def overrides_frame(results: Sequence[CellResult], registry: Registry, preset: P
     `difference_std` (ddof = 1), `low` and `high`, in points; NaN in a baseline's row and without a pair.
     """
     baselines = {_place(result.cell): result for result in results if not result.cell.axes}
-    rows = [_differences(result, baselines[_place(result.cell)]) for result in results]
+    rows = [_differences(result, baselines[_place(result.cell)], registry.paper.metric) for result in results]
     frame = cells_frame(results, registry, preset).reindex(columns=[*_SHARED, *_REMARKS])
     differences = pd.DataFrame(rows, columns=_DIFFERENCES, dtype="float64")
     return frame.join(differences.astype({"pairs": "Int64"}))
@@ -63,12 +63,15 @@ def _place(cell: Cell) -> tuple[str, str, str]:
     return cell.dataset, cell.network, cell.row
 
 
-def _differences(result: CellResult, baseline: CellResult) -> dict[str, Any]:
+def _differences(result: CellResult, baseline: CellResult, metric: Metric) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(_DIFFERENCES)
     if result is baseline:
         return row
-    base = {run.seed: run.accuracy or 0.0 for run in baseline.averaged}
-    found = [(run.accuracy or 0.0) - base[run.seed] for run in result.averaged if run.seed in base]
+    base, other = (
+        {run.seed: metric.of(run.accuracy) for run in each.averaged if run.accuracy is not None}
+        for each in (baseline, result)
+    )
+    found = [value - base[seed] for seed, value in other.items() if seed in base]
     row["pairs"] = len(found)
     if found:
         row["difference"] = fmean(found)
@@ -90,7 +93,7 @@ def render_overrides(
     if table_format != "markdown":
         raise UsageError(f"--set supports markdown, csv, json and parquet, not {table_format}")
     generated = any(run.generated for result in shown for run in result.averaged)
-    title = qualified_title("Overrides, top-1 accuracy in percent", preset, generated)
+    title = qualified_title(f"Overrides, {registry.paper.metric.title} in percent", preset, generated)
     words = [
         _words(result, row, registry) for result, row in zip(shown, frame.to_dict("records"), strict=True)
     ]
@@ -122,7 +125,7 @@ def _words(result: CellResult, row: dict[Any, Any], registry: Registry) -> dict[
     words = {
         "cell": f"{table.title}, {network_label(table, cell.network)}, {loss_label(table, cell.row)}",
         "override": row["overrides"].replace("+", ", ") or "none (baseline)",
-        "accuracy": f"{mean_text(result.mean, result.std)} ({result.count})"
+        registry.paper.metric.measure: f"{result.value} ({result.count})"
         if result.n
         else f"—: {result.count}",
         "difference": difference,

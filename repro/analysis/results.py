@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from repro.analysis.text import mean_text, n_text, seeds_text
 from repro.config import Preset, format_axis
 from repro.experiments import Reported
+from repro.paper import Metric
 from repro.record_state import RecordState, RunState
 from repro.registry import Cell, Registry
 
@@ -60,9 +61,9 @@ class RunResult(NamedTuple):
 class CellResult:
     """One number of a table, with everything that a reader may ask about it.
 
-    `mean` and `std` (ddof = 1, None at n = 1) are over the `n` averaged ones of `runs`, in percent;
-    `runs` has every seed that the preset plans, in order; `extra` has those of other seeds that were trained,
-    which are shown but in no mean and no verdict. `notes` qualify the runs that are averaged.
+    `mean` and `std` (ddof = 1, None at n = 1) are the paper's metric over the `n` averaged ones of `runs`, in
+    percent; `runs` has every seed that the preset plans, in order; `extra` has those of other seeds that were
+    trained, `beside` in words: they are in no mean and no verdict. `notes` qualify the runs averaged.
     """
 
     cell: Cell
@@ -73,6 +74,7 @@ class CellResult:
     notes: tuple[str, ...] = ()
     verdict: "CellVerdict | None" = None
     extra: tuple[RunResult, ...] = ()
+    beside: str = ""
 
     @property
     def averaged(self) -> tuple[RunResult, ...]:
@@ -125,12 +127,6 @@ class CellResult:
         return ", ".join(filter(None, (self.divergence, *reasons)))
 
     @property
-    def beside(self) -> str:
-        """`trained beside the planned seeds, not averaged: 73.10 (seed 5)`; empty where there is none."""
-        seeds = ", ".join(f"{run.short or mean_text(run.accuracy)} (seed {run.seed})" for run in self.extra)
-        return seeds and f"trained beside the planned seeds, not averaged: {seeds}"
-
-    @property
     def divergence(self) -> str:
         """`1 of 3 diverged`; empty where none did."""
         return f"{self.diverged} of {self.expected} diverged" if self.diverged else ""
@@ -143,6 +139,7 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
     are the cell's `extra`. The order is table, column, row; a network or an override beyond the paper's comes
     after the paper's own.
     """
+    metric = registry.paper.metric
     cells: dict[Cell, dict[int, RunResult]] = {}
     for state in states:
         # Curve and probes are let go here: what stays of a run is a few hundred bytes.
@@ -171,16 +168,17 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
                 for seed, run in runs.items()
             }
         counted = [run for _, run in sorted(runs.items()) if not run.short]
-        accuracies = [run.accuracy for run in counted if run.accuracy is not None]
+        values = [metric.of(run.accuracy) for run in counted if run.accuracy is not None]
         results.append(
             CellResult(
                 cell,
                 runs=tuple(run for _, run in sorted(runs.items())),
-                n=len(accuracies),
-                mean=mean(accuracies) if accuracies else None,
-                std=stdev(accuracies) if len(accuracies) > 1 else None,
+                n=len(values),
+                mean=mean(values) if values else None,
+                std=stdev(values) if len(values) > 1 else None,
                 notes=_notes(counted),
                 extra=extra,
+                beside=_beside(extra, metric),
             )
         )
     return tuple(results)
@@ -225,6 +223,13 @@ def _run_result(state: RunState) -> RunResult:
         data_unchecked=state.data_unchecked,
         reason="",
     )
+
+
+def _beside(extra: Sequence[RunResult], metric: Metric) -> str:
+    """`trained beside the planned seeds, not averaged: 73.10 (seed 5)`; empty where there is none."""
+    texts = [run.short if run.accuracy is None else mean_text(metric.of(run.accuracy)) for run in extra]
+    seeds = ", ".join(f"{text} (seed {run.seed})" for text, run in zip(texts, extra, strict=True))
+    return seeds and f"trained beside the planned seeds, not averaged: {seeds}"
 
 
 def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     @TABLES
     @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
     @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
-    @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
+    @click.option("--loss", "losses", multiple=True, help="As in `am-softmax-*`; globs, repeatable.")
     @click.option("--seed", "seeds", multiple=True, callback=_split, metavar="SEED[,…]",
                   help="[default: the preset's]")  # fmt: skip
     @SET

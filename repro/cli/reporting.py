@@ -215,7 +215,7 @@ def study_effects(
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(studies=tuple(studies))))
     results = {result.cell: result for result in summarise(states, registry, preset)}
-    effects = compute_effects(registry.variations(*studies), results)
+    effects = compute_effects(registry.variations(*studies), results, registry.paper.metric)
     return effects, damage(states)
 
 
@@ -249,7 +249,7 @@ def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[st
 @places
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
 def figures(context: "Context", output: Path | None) -> None:
-    """Draw Figures 2 and 3, training curves, gradient norms and ablations as PNG and PDF."""
+    """Draw the paper's figures, training curves, gradient norms and ablations as PNG and PDF."""
     from repro.analysis.figures import draw_figures
     from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
@@ -293,9 +293,9 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
-    rules = project_rules(context)
+    rules = optional_rules(context)
     shown = {state.run for state in states}
-    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown]
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown] if rules else []
     effects, damaged = study_effects(context, [AMBIGUITIES]) if registry.ablations else ((), [])
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
@@ -382,5 +382,5 @@ def audit(as_json: bool) -> None:
     from repro.cli.context import Context
 
     context = Context.open("paper")
-    found = audit_paper(context.registry, project_rules(context))
+    found = audit_paper(context.registry, optional_rules(context))
     click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

@@ -330,7 +330,7 @@ def train(
     """Train runs by id in this process.
 
     This is what every executor starts; pasting its line repeats a run. An id is
-    dataset/network/loss[+name=value]/seedK, as in cifar100/resnet18/scaled-bn-m1/seed0.
+    dataset/network/loss[+name=value]/seedK, as in cifar100/resnet18/cross-entropy/seed0.
     """
     from repro.sweep import RunQueue, Sweep
 

@@ -162,7 +162,7 @@ def _fetch_whole(
 def _request(url: str, part: Path, max_bytes: int, timeout: float) -> bool:
     """One request, after which `part` holds the whole body; whether it resumed an earlier part."""
     done = _size(part)
-    headers = {"User-Agent": "scaled-bn-repro", **({"Range": f"bytes={done}-"} if done else {})}
+    headers = {"User-Agent": "repro", **({"Range": f"bytes={done}-"} if done else {})}
     with open_url(url, headers, timeout) as response:
         if response.status == 416 and done:  # the part is whole, or longer than the file: the MD5 tells
             return True
