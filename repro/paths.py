@@ -3,7 +3,7 @@
 One `Project` is made by the command line and handed down; nothing below it looks at the environment.
 
     <root>/experiments/*.toml
-    <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record per run
+    <results>/<preset>/<dataset>/<network>/<loss>[+name=value…]/seed<k>.json   one record per run
     <results>/<preset>/.work/<run id>/…   its attempts, lock, superseded and quarantined records
     <figures>/<preset>/
     <data>/<data set>/raw/ and <data>/<data set>/prepared/

@@ -239,6 +239,7 @@ def test_what_a_record_says_reaches_no_terminal_raw(trained, tmp_path, monkeypat
         ["aggregate"],
         ["aggregate", "--format", "json"],
         ["aggregate", "--format", "csv"],
+        ["aggregate", "--format", "csv", "--by", "run"],
         ["claims"],
         ["logs", RUN],
     ):

@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import pandas as pd
 from tabulate import tabulate
 
-from repro.analysis.inference import Estimate, PooledSpread, pool
+from repro.analysis.inference import Estimate, PooledSpread, paired, pool
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape
 from repro.analysis.text import (
@@ -100,8 +100,8 @@ def _effect(
         best, gains = [best for best, _ in pairs], [best - last for best, last in pairs]
         n, reason = len(best), "one run has no interval"
         mean, std = fmean(best) if best else None, stdev(best) if n > 1 else None
-        if n > 1:
-            interval = Estimate(fmean(gains), stdev(gains) / math.sqrt(n), n - 1).interval(LEVEL)
+        estimate = paired(gains)
+        interval = estimate.interval(LEVEL) if estimate else None
     elif baseline.mean is not None and mean is not None and pooled.std is not None:
         error = pooled.std * math.sqrt(1 / baseline.n + 1 / n)
         interval = Estimate(mean - baseline.mean, error, pooled.degrees).interval(LEVEL)

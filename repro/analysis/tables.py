@@ -12,7 +12,7 @@ its runs diverged:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -34,7 +34,7 @@ from repro.analysis.verdicts import legend, mark
 from repro.config import Preset, Scalar
 from repro.experiments import Table, TableName
 from repro.paper import Metric, Paper
-from repro.record_state import RecordState, RunState
+from repro.record_state import RecordState
 from repro.registry import Cell, Registry
 
 BEYOND = "Not in the paper"  # is shown above the first row that extends a table
@@ -113,20 +113,6 @@ def to_markdown(tables: Sequence[TableText]) -> str:
     return "\n\n".join(_markdown_table(table) for table in tables) + "\n"
 
 
-def list_beside(states: Iterable[RunState], registry: Registry) -> str:
-    """Runs that no table averages, as a Markdown list with their accuracies; empty without any."""
-    lines = []
-    for state in states:
-        cell, reached = state.run.cell, state.reason
-        table = registry.table(cell.table)
-        if state.counts and state.record:
-            reached = state.record.result.divergence or f"{state.record.result.accuracy:.2f}"
-        where = f"{loss_label(table, cell.row, cell.axes)} on {network_label(table, cell.network)}"
-        lines.append(f"- {where}, seed {state.run.seed}: {reached}")
-    title = "Trained beside the tables, not averaged and in no verdict:"
-    return "\n".join(["", title, "", *lines, ""]) if lines else ""
-
-
 def _markdown_table(table: TableText) -> str:
     lines: list[list[str]] = []
     for index, row in enumerate(table.rows):
@@ -145,11 +131,11 @@ def _markdown_table(table: TableText) -> str:
 
 
 def _measured(cell: TableCell) -> str:
+    marks = "".join(f" {_superscript(number)}" for number in cell.marks)
     if not cell.value:
-        return f"—: {escape(cell.count)}"
+        return f"—: {escape(cell.count)}{marks}"
     value = f"**{cell.value}**" if cell.best else cell.value
-    marks = " ".join(map(_superscript, cell.marks))
-    return f"{value} ({escape(cell.count)}){marks and ' ' + marks}"
+    return f"{value} ({escape(cell.count)}){marks}"
 
 
 def _superscript(number: int) -> str:
@@ -202,13 +188,15 @@ def _table(
     measured = [result for result in every if result.n]
     seen = Counter(note for result in measured for note in result.notes)
     shared = [note for note, times in seen.items() if times == len(measured)]
-    notes = {note: number for number, note in enumerate((note for note in seen if note not in shared), 1)}
+    beside = (result.beside for result in every if result.beside)
+    marked = dict.fromkeys([*(note for note in seen if note not in shared), *beside])
+    notes = {note: number for number, note in enumerate(marked, 1)}
 
     def cell(network: str, owner: Table, key: _Key) -> TableCell:
         result = at.get((network, *key))
         if result is None:
             return TableCell(None, "", "not selected", False, (), "—" if owner.reports else "")
-        marks = tuple(number for text, number in notes.items() if text in result.notes)
+        marks = tuple(n for text, n in notes.items() if text in (*result.notes, result.beside))
         # Means that print alike tie: a difference nobody can see makes no winner.
         ties = result.mean is not None and mean_text(result.mean) == best[network]
         printed = _printed(result, compared, mark(result) if rules else "") if owner.reports else ""

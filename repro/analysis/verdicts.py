@@ -90,12 +90,14 @@ class CellVerdict:
     seeds: Seeds | None = None
 
     @property
+    def deciding(self) -> Reading | None:
+        """The reading with the wider interval, which decides; None where there is no interval."""
+        return max(self.readings, key=lambda reading: reading.high - reading.low, default=None)
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """The wider reading's interval of the difference, which decides."""
-        if not self.readings:
-            return None
-        widest = max(self.readings, key=lambda reading: reading.high - reading.low)
-        return widest.low, widest.high
+        """The deciding reading's interval of the difference."""
+        return (self.deciding.low, self.deciding.high) if self.deciding else None
 
 
 def judge_cells(

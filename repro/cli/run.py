@@ -82,6 +82,7 @@ def plan(
         budget=seconds,
         without_data=list(missing),
         seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
+        grid=bool(selected.axes),
     )
     click.echo(made.to_json() if as_json else made.to_text())
     # A published set has a size before it is here; any other name may be mistyped.

@@ -121,14 +121,14 @@ def test_what_latex_would_read_as_markup_is_escaped():
 
 
 JSON = """{
- "schema_version": 1,
+ "schema_version": 2,
  "preset": {"name": "quick", "title": "QUICK", "description": "few images: it proves nothing about the paper",
             "seeds": [0, 1, 2]},
  "supplied": false, "std_ddof": 1, "rules": null,
  "tables": [{"table": 1, "title": "QUICK Table 1: CIFAR-100", "dataset": "cifar100", "counted": 1, "expected": 3,
   "cells": [{
    "id": "cifar100/vgg16/cross-entropy", "network": "vgg16", "network_label": "VGG", "loss": "cross-entropy",
-   "label": "Cross-entropy Loss", "axes": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
+   "label": "Cross-entropy Loss", "overrides": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
    "reported": {"mean": 71.86, "std": 0.14}, "difference": -0.1599999999999966, "verdict": null,
    "runs": [{"id": "cifar100/vgg16/cross-entropy/seed0", "seed": 0, "accuracy": 71.7, "best_accuracy": 71.7,
              "best_epoch": 7, "record_state": "done", "data_unchecked": false, "data": "DATA", "classes": 100,
@@ -139,7 +139,7 @@ JSON = """{
      "diverged": false},
     {"id": "cifar100/vgg16/cross-entropy/seed2", "seed": 2, "short": "not selected", "reason": "not selected",
      "diverged": false}],
-   "notes": []}]}]}"""
+   "extra": [], "notes": []}]}]}"""
 
 
 def test_json_holds_everything_of_a_cell(registry, quick):
