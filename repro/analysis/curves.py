@@ -172,11 +172,11 @@ def draw_cell(records: Sequence[RunRecord], reported: float | None, metric: Metr
 
 def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
     """A value by epochs trained, a column per record; NaN in epochs that have none."""
-    curves = {
-        place: {epoch.epoch + 1: value(epoch) for epoch in record.curve}
-        for place, record in enumerate(records)
-    }
-    return pd.DataFrame(curves, dtype=float)
+    epochs = max((len(record.curve) for record in records), default=0)
+    values = np.full((epochs, len(records)), np.nan)
+    for place, record in enumerate(records):
+        values[: len(record.curve), place] = [value(epoch) for epoch in record.curve]
+    return pd.DataFrame(values, index=range(1, epochs + 1))
 
 
 def _on_test(metric: Metric) -> Value:

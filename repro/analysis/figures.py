@@ -1,6 +1,7 @@
 """`repro figures`: the figures of the paper that records can redraw, and all others that they allow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,33 +50,34 @@ def draw_figures(
     if not columns:
         notices.append("no record counts yet, so there is no training curve and no gradient figure")
 
-    def figures() -> Iterator[tuple[str, style.Drawing]]:
-        for of_paper, _, figure in redraw(states, registry, preset, look):
-            yield of_paper.file, figure
-        for column in columns:
-            yield f"curves-{column.name}", draw_curves(column, preset, look)
-            yield f"gradients-{column.name}", draw_gradients(column, preset, look)
-        if rules is not None:
-            results = [result for result in summarise(states, registry, preset) if result.reported]
-            judged = judge_cells(results, registry, preset, rules)
-            for table in registry.tables:
-                of_table = [result for result in judged if result.cell.table == table.name]
-                if any(result.n for result in of_table):
-                    yield (
-                        f"table{table.name}",
-                        draw_dots(table, of_table, registry.paper.metric, rules, preset, look),
-                    )
-        if any(effect.difference is not None for effect in effects):
-            yield "ambiguities", draw_ablations(effects, registry, preset, look)
+    drawings: list[tuple[str, Callable[[], style.Drawing]]] = []
+    for of_paper, pair, draw in _of_paper(states, registry):
+        drawings.append((of_paper.file, partial(draw, of_paper, pair, preset, look)))
+    for column in columns:
+        drawings.append((f"curves-{column.name}", partial(draw_curves, column, preset, look)))
+        drawings.append((f"gradients-{column.name}", partial(draw_gradients, column, preset, look)))
+    if rules is not None:
+        results = [result for result in summarise(states, registry, preset) if result.reported]
+        judged = judge_cells(results, registry, preset, rules)
+        for table in registry.tables:
+            of_table = [result for result in judged if result.cell.table == table.name]
+            if any(result.n for result in of_table):
+                dots = partial(draw_dots, table, of_table, registry.paper.metric, rules, preset, look)
+                drawings.append((f"table{table.name}", dots))
+    if any(effect.difference is not None for effect in effects):
+        drawings.append(("ambiguities", partial(draw_ablations, effects, registry, preset, look)))
 
-    files, captions = [], []
-    with style.figure_style():
-        for name, figure in figures():
-            files += style.save(figure, folder, name)
-            captions.append(f"{name}: {figure.title}. {figure.caption}\n")
-    if captions:
+    def write(place: int) -> tuple[list[Path], str]:
+        name, draw = drawings[place]
+        with style.figure_style():
+            figure = draw()
+            return style.save(figure, folder, name), f"{name}: {figure.title}. {figure.caption}\n"
+
+    written = style.in_processes(write, len(drawings))
+    files = [path for paths, _ in written for path in paths]
+    if files:
         files.append(folder / "captions.txt")
-        write_whole(files[-1], "\n".join(captions).encode())
+        write_whole(files[-1], "\n".join(caption for _, caption in written).encode())
     return files, notices
 
 
@@ -83,10 +85,17 @@ def redraw(
     states: Sequence[RunState], registry: Registry, preset: Preset, look: style.Look = style.DEFAULT_LOOK
 ) -> Iterator[tuple[PaperFigure, Column, style.Drawing]]:
     """Each figure of the paper whose two cells have a record: what it is, what it compares, and drawn."""
+    for of_paper, pair, draw in _of_paper(states, registry):
+        yield of_paper, pair, draw(of_paper, pair, preset, look)
+
+
+def _of_paper(
+    states: Sequence[RunState], registry: Registry
+) -> Iterator[tuple[PaperFigure, Column, Callable[[PaperFigure, Column, Preset, style.Look], style.Drawing]]]:
     figures = registry.paper.figures
     for of_paper, draw in ((figures.logits, draw_logits), (figures.weight_norms, draw_weight_norms)):
         if of_paper and (pair := find_comparison(of_paper, states, registry)):
-            yield of_paper, pair, draw(of_paper, pair, preset, look)
+            yield of_paper, pair, draw
 
 
 def find_comparison(figure: PaperFigure, states: Sequence[RunState], registry: Registry) -> Column | None:
