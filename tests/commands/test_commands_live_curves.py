@@ -16,17 +16,20 @@ from repro.training.loop import Progress
 OWN = """
 class MyLogger:
     def __init__(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = (folder / "lines.txt").open("a")
+        self.path = folder.with_suffix(".txt")
+
+    def say(self, *words):
+        with self.path.open("a") as file:
+            print(*words, file=file)
 
     def start(self, run_id, epoch):
-        print("start", run_id, epoch, file=self.file)
+        self.say("start", run_id, epoch)
 
     def epoch(self, run_id, epoch, values):
-        print("epoch", epoch, *values, file=self.file)
+        self.say("epoch", epoch, *values)
 
     def close(self):
-        self.file.close()
+        self.say("closed")
 """
 
 
@@ -122,9 +125,10 @@ def test_an_epoch_is_there_as_soon_as_the_next_begins(context):
 def test_the_users_own_logger_gets_each_value_once_and_is_closed(own):
     context = own(OWN)
     assert train_here(context, RUN, log="mylog.py:MyLogger") == 0
-    lines = (context.project.live_curves("smoke", "MyLogger") / "lines.txt").read_text().splitlines()
-    assert lines[0] == f"start {RUN} 1"
-    told = [(line.split()[1], name) for line in lines[1:] for name in line.split()[2:]]
+    text = context.project.live_curves("smoke", "MyLogger").with_suffix(".txt").read_text()
+    first, *lines, last = text.splitlines()
+    assert (first, last) == (f"start {RUN} 1", "closed")
+    told = [(line.split()[1], name) for line in lines for name in line.split()[2:]]
     assert len(set(told)) == len(told)
     assert {name for epoch, name in told if epoch == "1"} >= {"train_loss", "train_accuracy", "lr"}
 
