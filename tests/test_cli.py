@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, edit, record_of, repro, smoke_context
+from smoke_project import OTHER, PROJECT, ROOT, RUN, edit, record_of, repro, smoke_context
 
 from repro.cli import main
 from repro.scheduling.devices import find_devices
@@ -80,7 +80,7 @@ def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tr
 
 def here(*words: object) -> str:
     """Standard output of the command in this process, where pandas is imported once."""
-    done = CliRunner(env={"REPRO_ROOT": str(ROOT)}).invoke(main, [*map(str, words)])
+    done = CliRunner(env={"REPRO_ROOT": str(PROJECT)}).invoke(main, [*map(str, words)])
     assert done.exit_code == 0, done.output
     return done.stdout
 

@@ -106,7 +106,7 @@ def make_page(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of panels, each (width, height) in inches, with the title above and the caption below.
 
-    `of` is the preset that the records are of, and whether any was trained on generated data: both say so.
+    `of` is the preset that the records are of, and whether any was trained on digits: both say so.
     Sizes are in inches rather than shares of the page, so a longer caption makes the page longer and
     leaves the panels as they are.
     """

@@ -60,11 +60,11 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(texts)}"
 
 
-def qualified_title(title: str, preset: Preset, generated: bool) -> str:
-    """`title` behind the preset's own; SMOKE is added wherever generated data came under another preset."""
+def qualified_title(title: str, preset: Preset, digits: bool) -> str:
+    """`title` behind the preset's own; SMOKE is added wherever digits came under another preset."""
     words = [preset.title] if preset.title else []
-    if generated and preset.recipe.data != "generated":
-        words.append("SMOKE (generated data)")
+    if digits and preset.recipe.data != "digits":
+        words.append("SMOKE (handwritten digits)")
     return " ".join([*words, title])
 
 

@@ -5,23 +5,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from smoke_project import ROOT
+from smoke_project import PROJECT
 
 from repro.cli import main
 from repro.cli.data import make_contact_sheet
+from repro.data import digits
 from repro.data.loader import BatchStream, Normalisation, draw_epoch, to_device
-from repro.data.synthetic import generate
 from repro.errors import UsageError
 from repro.registry import Registry
 from repro.training.seeding import generator
 
-RECIPE = Registry.load(ROOT / "experiments").preset("smoke").recipe
+RECIPE = Registry.load(PROJECT / "experiments").preset("smoke").recipe
 
 
 def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on():
-    data = generate("cifar100", 32, 10, 16, 8)
+    data = digits.load(32, 10, 16, 8)
     sheet, shown = make_contact_sheet(data, RECIPE, 4, 3, seed=5)
-    assert shown == ["pattern 0", "pattern 3", "pattern 6", "pattern 9"]
+    assert shown == ["0", "3", "6", "9"]
     cells = (
         (sheet[:, 2:, 2:] * 255)
         .round()
@@ -47,13 +47,13 @@ def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on(
 
 
 def test_the_command_writes_a_picture_and_says_where_and_what_is_on_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     path = tmp_path / "new" / "sheet.png"
     argv = ["data", "show", "cifar100", "--preset", "smoke", "--output", str(path), "--classes", "3"]
     result = CliRunner().invoke(main, argv)
     assert (result.exit_code, result.stdout) == (0, f"{path}\n")
-    assert "generated data in the shape of CIFAR-100: 1" in result.stderr
-    assert "Rows: pattern 0; pattern " in result.stderr
+    assert "handwritten digits (scikit-learn), resized to 32 px: 1" in result.stderr
+    assert "Rows: 0; " in result.stderr
     with Image.open(path) as picture:
         assert (picture.format, min(picture.size) > 100) == ("PNG", True)
 
@@ -67,7 +67,7 @@ def test_the_command_writes_a_picture_and_says_where_and_what_is_on_it(tmp_path,
     ],
 )
 def test_what_cannot_be_shown_says_why(arguments, code, says, tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["data", "show", *arguments])
     assert (result.exit_code, says in result.stderr) == (code, True), result.stderr
