@@ -166,8 +166,7 @@ def render_effects(
         return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
     if table_format != "markdown":
         raise UsageError(f"--study supports markdown, csv and json, not {table_format}")
-    digits = any(run.digits for effect in effects for run in effect.baseline.averaged)
-    title = qualified_title("What the paper leaves open, top-1 accuracy in percent", preset, digits)
+    title = qualified_title("What the paper leaves open, top-1 accuracy in percent", preset)
     words = [{name: escape(text) for name, text in effect_words(e, registry).items()} for e in effects]
     parts = [
         f"### {escape(title)}",

@@ -163,7 +163,7 @@ def to_json(
                                 "verdict": `verdict_fields`, null where nothing is reported,
                                 "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",
                                           "record_state", "data_unchecked", "data": sha256, "classes",
-                                          "train_images", "test_images", "digits", "partial",
+                                          "train_images", "test_images", "partial",
                                           "device", "precision"}],
                                 "not_counted": [{"id", "seed", "short", "reason", "diverged"}],
                                 "notes": […]}]}]}
@@ -174,13 +174,12 @@ def to_json(
     tables: dict[TableName, dict[str, Any]] = {}
     for result, row in rows:
         table = registry.table(result.cell.table)
-        of_table = tables.setdefault(table.name, {"digits": False, "counted": 0, "expected": 0, "cells": []})
-        of_table["digits"] |= any(run.digits for run in result.averaged)
+        of_table = tables.setdefault(table.name, {"counted": 0, "expected": 0, "cells": []})
         of_table["counted"] += result.n
         of_table["expected"] += result.expected
         of_table["cells"].append(_cell_fields(result, row, network_label(table, result.cell.network)))
     for name, of_table in tables.items():
-        title = qualified_title(registry.table(name).heading, preset, of_table.pop("digits"))
+        title = qualified_title(registry.table(name).heading, preset)
         of_table |= {"table": name, "title": title, "dataset": registry.table(name).dataset}
     return json_text(
         {

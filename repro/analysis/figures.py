@@ -139,7 +139,7 @@ def draw_figure2(pair: Column, preset: Preset) -> Figure:
         f"{unseen if beyond else ''}.",
         panels=((6.2, 1.7), (6.2, 1.7)),
         margins=style.Margins(between=0.42, panel_title=0.22),
-        of=(preset, pair.digits),
+        preset=preset,
     )
     ends = []
     for panel, letter, series, histogram, (edges, density, total) in zip(
@@ -193,7 +193,7 @@ def draw_figure3(pair: Column, preset: Preset) -> Figure:
         f"{norms[0].shape[1]} classes.",
         panels=((4.9, 2.6),),
         margins=style.Margins(right=1.7),
-        of=(preset, pair.digits),
+        preset=preset,
     )
     entries = []
     for series, norm, shift in zip(pair.series, norms, (-_BAR / 2, _BAR / 2), strict=True):

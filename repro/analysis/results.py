@@ -42,7 +42,6 @@ class RunResult(NamedTuple):
     classes: int = 0
     train_images: int = 0
     test_images: int = 0
-    digits: bool = False
     partial: str | None = None
     device: str = ""
     precision: str = ""
@@ -208,7 +207,6 @@ def _run_result(state: RunState) -> RunResult:
         **{name: getattr(made, name) for name in ("device", "precision")},
         data=state.record.signature.data,
         data_unchecked=state.data_unchecked,
-        digits=state.record.config.recipe.data == "digits",
         reason="",
     )
 
@@ -220,7 +218,6 @@ def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:
         for text, holds in (
             ("older code (the training code has changed since)", run.record_state is older),
             ("data unchecked (not prepared here)", run.data_unchecked),
-            ("handwritten digits", run.digits),
             (f"partial data ({run.partial})", run.partial),
         ):
             if holds:

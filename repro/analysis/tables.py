@@ -223,7 +223,6 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         older = run.record_state is RecordState.OLDER_CODE and not run.short
         return "made by older code" if older else ""
 
-    digits = any(run.digits for result in results for run in result.averaged)
     unit = "top-1 accuracy in percent"
     title = f"{table.heading}, {unit}"
     caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
@@ -240,8 +239,8 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         name=name if preset.name == "paper" else f"{preset.name}-{name}",
         table=table.name,
         corner=table.title,
-        title=qualified_title(title, preset, digits),
-        caption=qualified_title(caption, preset, digits),
+        title=qualified_title(title, preset),
+        caption=qualified_title(caption, preset),
         remarks=(*remarks, *([legend(rules)] if rules and any(map(mark, results)) else [])),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(

@@ -187,11 +187,11 @@ def fingerprints(
     return found
 
 
-def _digits(config: "RunConfig") -> tuple[int, int, int, int]:
+def _digits(config: "RunConfig") -> tuple[str, int, int, int]:
     recipe = config.recipe
     sizes = (recipe.classes, recipe.images_per_class, recipe.test_images_per_class)
     classes, train, test = (size for size in sizes if size is not None)
-    return dataset_info(config.dataset).image_size, classes, train, test
+    return config.dataset, classes, train, test
 
 
 def listing(data_dir: Path) -> list[DataSetState]:

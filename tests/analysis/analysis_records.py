@@ -106,15 +106,11 @@ def make_record(
     precision: str = "float32",
     code: str = CODE,
     fingerprint: str = FINGERPRINT,
-    digits: bool = False,
     partial: str | None = None,
     test_images: int | None = None,
 ) -> RunRecord:
     """A record of `run`; its accuracy defaults to one near the paper's, its data to those of the paper."""
     config = registry.config(run, preset)
-    if digits:
-        recipe = config.recipe.model_copy(update={"data": "digits"})
-        config = config.model_copy(update={"recipe": recipe})
     random = np.random.default_rng(int(hashlib.sha256(run.id.encode()).hexdigest()[:8], 16))
     if accuracy is None:
         mean = run.cell.reported.mean if run.cell.reported else 70.0

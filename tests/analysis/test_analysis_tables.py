@@ -131,7 +131,7 @@ JSON = """{
    "reported": {"mean": 71.86, "std": 0.14}, "difference": -0.1599999999999966, "verdict": null,
    "runs": [{"id": "cifar100/vgg16/cross-entropy/seed0", "seed": 0, "accuracy": 71.7, "best_accuracy": 71.7,
              "best_epoch": 7, "record_state": "done", "data_unchecked": false, "data": "DATA", "classes": 100,
-             "train_images": 50000, "test_images": 10000, "digits": false, "partial": null,
+             "train_images": 50000, "test_images": 10000, "partial": null,
              "device": "NVIDIA GeForce GTX 1080 Ti", "precision": "float32"}],
    "not_counted": [
     {"id": "cifar100/vgg16/cross-entropy/seed1", "seed": 1, "short": "not run yet", "reason": "not run yet",
@@ -210,17 +210,12 @@ def test_a_cell_that_only_diverged_says_so(table_of):
     assert "- diverged in epoch 3 — Cross-entropy Loss on VGG (seeds 0, 1, 2)" in text
 
 
-def test_the_papers_preset_has_no_title_of_its_own_and_digits_never_go_without_smoke(
-    registry, paper, table_of
-):
+def test_the_papers_preset_has_no_title_of_its_own(registry, paper):
     states = missing(registry.select_runs(Selection(), paper))
     text = render_tables(summarise(states, registry, paper), registry, paper)
     assert text.startswith("### Table 1: CIFAR-100, top-1 accuracy in percent\n\nFirst line")
     assert "Runs counted: 0 of 12." in text
     assert "- not run yet — every loss on VGG, ResNet-18 (seeds 0, 1, 2)" in text
-    text = table_of({"cross-entropy/seed0": {"accuracy": 71.0, "digits": True}}, preset=paper)
-    assert text.startswith("### SMOKE (handwritten digits) Table 1")
-    assert "Every value: handwritten digits." in text
 
 
 def test_the_caption_tells_what_was_found_beside_what_the_paper_says_of_its_data(registry, table_of):

@@ -19,7 +19,7 @@ RECIPE = Registry.load(PROJECT / "experiments").preset("smoke").recipe
 
 
 def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on():
-    data = digits.load(32, 10, 16, 8)
+    data = digits.load("cifar100", 10, 16, 8)
     sheet, shown = make_contact_sheet(data, RECIPE, 4, 3, seed=5)
     assert shown == ["0", "3", "6", "9"]
     cells = (

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 from smoke_project import RUN, repro
 
-from repro.data import digits
+from repro.data import DATA_SETS, digits
 from repro.data.digits import fingerprint, load
 from repro.errors import DataCorruptError, DataMissingError, UsageError
 
-REQUEST = (32, 10, 16, 8)
+REQUEST = ("cifar100", 10, 16, 8)
 
 
 def test_both_splits_hold_the_same_number_of_each_digit_and_share_no_image():
-    data = load(64, 10, 131, 43)
-    for part, per_class in ((data.train, 131), (data.test, 43)):
-        assert part.images.shape == (10 * per_class, 3, 64, 64)
+    data = load("facescrub", 10, 130, 43)
+    for part, per_class in ((data.train, 130), (data.test, 43)):
+        assert part.images.shape == (10 * per_class, 3, 32, 32)
         assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int64)
         assert np.bincount(part.labels).tolist() == [per_class] * 10
-    assert len({image.tobytes() for image in [*data.train.images, *data.test.images]}) == 1740
+    assert len({image.tobytes() for image in [*data.train.images, *data.test.images]}) == 1730
     manifest = data.manifest
     assert (manifest.name, manifest.generated, manifest.class_names[9]) == ("digits", False, "9")
-    assert manifest.title == "handwritten digits (scikit-learn), resized to 64 px"
+    assert manifest.title == "handwritten digits (scikit-learn), resized to 32 px"
 
 
 def test_a_pixel_is_the_exact_bilinear_interpolation_of_the_file_rounded():
@@ -32,7 +32,7 @@ def test_a_pixel_is_the_exact_bilinear_interpolation_of_the_file_rounded():
     lines = gzip.decompress(digits.read()).decode().splitlines()
     first = np.array(lines[0].split(","), dtype=int)  # the first image of the file is a 0
     assert first[-1] == 0
-    source, resized = first[:-1].reshape(8, 8), load(*REQUEST).train.images[0]
+    source, resized = first[:-1].reshape(8, 8), load("lfw", 10, 1, 1).train.images[0]
 
     def weights(position: int) -> list[Fraction]:
         at = min(max(Fraction(2 * position + 1, 8) - Fraction(1, 2), Fraction(0)), Fraction(7))
@@ -49,27 +49,36 @@ def test_a_pixel_is_the_exact_bilinear_interpolation_of_the_file_rounded():
 
 def test_the_pixels_are_the_same_everywhere():
     # A change here voids the smoke records: PREPARATION_VERSION or the membership must change with it.
-    manifest = load(32, 2, 2, 1).manifest
-    assert manifest.train.images.sha256 == "8d670b33336f8dff367b5e1f1b63f52547ceb64900f921462544378da50af776"
+    manifest = load("cifar100", 2, 2, 1).manifest
+    assert manifest.train.images.sha256 == "2e961a82d275df41e71e71f5c4675c6a759e2701393dc5dcfdf25d8060310e59"
 
 
-@pytest.mark.parametrize("request_", [REQUEST, (64, 3, 2, 1), (8, 1, 1, 1), (33, 5, 1, 2)])
+@pytest.mark.parametrize("request_", [REQUEST, ("facescrub", 3, 2, 1), ("lfw", 1, 1, 1)])
 def test_the_fingerprint_is_known_before_a_pixel_is_made(request_):
     assert fingerprint(*request_) == load(*request_).manifest.fingerprint()
 
 
 def test_every_part_of_the_request_changes_the_fingerprint():
-    others = [(64, 10, 16, 8), (32, 9, 16, 8), (32, 10, 17, 8), (32, 10, 16, 9)]
+    others = [
+        ("facescrub", 10, 16, 8),
+        ("cifar100", 9, 16, 8),
+        ("cifar100", 10, 17, 8),
+        ("cifar100", 10, 16, 9),
+    ]
     assert len({fingerprint(*request) for request in [REQUEST, *others]}) == 5
+
+
+def test_no_two_of_the_papers_data_sets_have_the_same_images():
+    first = {load(name, 1, 3, 1).manifest.train.images.sha256 for name in DATA_SETS}
+    assert len(first) == len(DATA_SETS)
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ((4, 10, 1, 1), "an image size of at least 8 px, got 4"),
-        ((32, 11, 1, 1), "1 to 10 classes, got 11"),
-        ((32, 10, 132, 1), "1 to 131 training images per class, got 132"),
-        ((32, 10, 1, 0), "1 to 43 test images per class, got 0"),
+        (("cifar100", 11, 1, 1), "1 to 10 classes, got 11"),
+        (("cifar100", 10, 131, 1), "1 to 130 training images per class, got 131"),
+        (("cifar100", 10, 1, 0), "1 to 43 test images per class, got 0"),
     ],
 )
 def test_a_request_beyond_what_there_is_is_a_usage_error(request_, message):

@@ -26,7 +26,7 @@ RECIPE = Registry.load(PROJECT / "experiments").preset("smoke").recipe
 
 @pytest.fixture(scope="module")
 def data():
-    return digits.load(32, 10, 16, 8)
+    return digits.load("cifar100", 10, 16, 8)
 
 
 def draws_of(count, recipe=RECIPE, epoch=0):
