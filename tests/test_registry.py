@@ -275,7 +275,7 @@ def test_a_missing_presets_file_is_named(folder):
 
 
 def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
-    labels = {"networks": ("ResNet-18",), "losses": ("Our Loss (m = 1)",), "datasets": ("CIFAR-100",)}
+    labels = {"networks": ("ResNet-18",), "losses": ("Scaled BN (m = 1)",), "datasets": ("CIFAR-100",)}
     assert ids(registry, **labels) == ["cifar100/resnet18/scaled-bn-m1"]
     labels = [row.label for row in registry.table(1).rows]
     assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72

@@ -175,7 +175,7 @@ def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, o
     (paths.attempts / "1" / "record.json").unlink()
     table = cli(context, "aggregate", *COLUMN[:2]).stdout
     assert f"—: {says.partition(':')[0]}" in table
-    assert f"- {says} — Our Loss (m = 1) on ResNet-18" in table
+    assert f"- {says} — Scaled BN (m = 1) on ResNet-18" in table
     assert f"{says.partition(':')[0]}: {RUN}" in cli(context, "status").stdout
     assert says in cli(context, "show", RUN).stderr
 

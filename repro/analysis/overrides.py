@@ -29,6 +29,7 @@ from repro.analysis.text import (
     seeds_text,
     signed,
 )
+from repro.attempts import NOT_RUN_YET
 from repro.config import Preset
 from repro.errors import UsageError
 from repro.paper import Metric
@@ -106,7 +107,7 @@ def render_overrides(
 
 
 def _was_run(result: CellResult) -> bool:
-    return bool(result.extra) or any(run.short != "not run yet" for run in result.runs)
+    return bool(result.extra) or any(run.short != NOT_RUN_YET for run in result.runs)
 
 
 def _words(result: CellResult, row: dict[Any, Any], registry: Registry) -> dict[str, str]:
