@@ -5,7 +5,7 @@ Plain validated data without torch; `repro.registry` reads them from TOML.
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,7 +75,7 @@ class CrossEntropyParameters(Model):
 
 
 class AMSoftmaxParameters(Model):
-    """AM-Softmax, Eq. 2: s·(cos θ − m at the target)."""
+    """AM-Softmax: s·(cos θ − m at the target)."""
 
     scale: float = Field(gt=0)
     margin: float = Field(ge=0)
@@ -100,7 +100,7 @@ class PEDCCParameters(Model):
 
 
 class ScaledBNParameters(Model):
-    """Batch norm with a fixed scale on the logits, Eq. 9."""
+    """Batch norm with a fixed scale on the logits."""
 
     scale: float = Field(gt=0)
     affine: bool = False
@@ -110,7 +110,7 @@ class ScaledBNParameters(Model):
 
 
 class LogitScaleParameters(Model):
-    """Linear → × scale → softmax cross-entropy: a control for scaled BN."""
+    """Linear → × scale → softmax cross-entropy: scaling without batch norm."""
 
     scale: float = Field(gt=0)
     bias: bool = False
@@ -259,26 +259,46 @@ class RunConfig(Model):
 
 
 def format_axis(value: Scalar) -> str:
-    """An axis's value as a run id spells it: `true`, `15`, `0.5`, `never`."""
+    """An override's value as a run id spells it: `true`, `15`, `0.5`, `never`."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, float):
         return str(value)
     short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next axis
+    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next override
 
 
 def parse_axis(text: str) -> tuple[str, Scalar]:
-    """`axis=value` as (axis, value); raises UsageError."""
-    axis, equals, value = text.partition("=")
-    if not equals or not axis or not value or "/" in value or "+" in value:
-        raise UsageError(f"{text!r} is not an axis; expected axis=value, as in rotation=15")
+    """`name=value` as (name, value); raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value or "/" in value or "+" in value:
+        raise UsageError(f"{text!r} is not an override; expected name=value, as in rotation=15")
     if value in ("true", "false"):
-        return axis, value == "true"
+        return name, value == "true"
     for convert in (int, float):
         try:
             number = convert(value)
         except ValueError:
             continue
-        return axis, number
-    return axis, value
+        return name, number
+    return name, value
+
+
+def parse_grid(texts: Iterable[str]) -> tuple[tuple[str, Scalar], ...]:
+    """`name=value,…` each, as a (name, value) per distinct value; UsageError for a name given twice."""
+    grid: dict[str, dict[str, Scalar]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        parsed = [parse_axis(f"{name}{equals}{value}") for value in listed.split(",")]
+        values = {format_axis(value): value for _, value in parsed}  # 0.1 and 0.10 are one
+        if name in grid:
+            both = ",".join(dict.fromkeys([*grid[name], *values]))
+            raise UsageError(f"--set {name} is given twice; for a grid write --set {name}={both}")
+        grid[name] = values
+    return tuple((name, value) for name, values in grid.items() for value in values.values())
+
+
+def grid_points(axes: Sequence[tuple[str, Scalar]]) -> tuple[tuple[tuple[str, Scalar], ...], ...]:
+    """Every combination of one value per name, each sorted by name; of no overrides the empty one."""
+    names = sorted({name for name, _ in axes})
+    return tuple(itertools.product(*([pair for pair in axes if pair[0] == name] for name in names)))

@@ -24,6 +24,8 @@ A message says what was expected, what came instead, and what to do.
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 # Control characters but tabs and line feeds, what else breaks or reorders lines, and halves of characters.
@@ -40,6 +42,12 @@ def printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(key): printable(each) for key, each in value.items()}
     return [printable(each) for each in value] if isinstance(value, list) else value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`. Did you mean NAME?` with the known name that is closest to `word`; nothing where none is close."""
+    close = get_close_matches(word.lower(), known, 1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 class ReproError(Exception):

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
-from repro.errors import RegistryError, SelectionError, printable
-from repro.paths import NAME, read_file
+from repro.errors import RegistryError, SelectionError, did_you_mean, printable
+from repro.paths import NAME, PUBLISHED_SETS, read_file
 from repro.plugins import (
     NETWORKS,
     ROW_KEYS,
@@ -31,10 +31,18 @@ AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and 
 
 def _name(name: object) -> object:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        allowed = "at most 100 small letters, digits, dots and dashes, as in scaled-bn-m1"
+        allowed = "at most 100 small letters, digits, dots and dashes, as in cross-entropy"
         shown = f"{name!r:.50}…" if isinstance(name, str) and len(name) > 100 else repr(name)
         raise ValueError(f"{shown} cannot be a name; use {allowed}")
     return name
+
+
+def _dataset_name(name: object) -> object:
+    try:
+        return _name(name)
+    except ValueError as error:
+        known = f"data sets: {', '.join(PUBLISHED_SETS)}, and those you prepared"
+        raise ValueError(f"{error}; {known}{did_you_mean(str(name), PUBLISHED_SETS)}") from None
 
 
 def _table_name(name: object) -> object:
@@ -50,14 +58,14 @@ def _recipe_changes(given: object, info: ValidationInfo) -> object:
 
 
 Name = Annotated[str, BeforeValidator(_name)]
-TableName = Annotated[int | str, BeforeValidator(_table_name)]  # 1, 2, 3: the paper's; all others have names
+TableName = Annotated[int | str, BeforeValidator(_table_name)]  # a number: the paper's; all others have names
 
 
 class Reported(TomlModel):
-    """What the paper prints for a cell: percent top-1."""
+    """What the paper prints for a cell, in percent; `std` is None where it prints none."""
 
     mean: float = Field(ge=0, le=100)
-    std: float = Field(ge=0)
+    std: float | None = Field(default=None, ge=0)
 
 
 class ReportedData(TomlModel):
@@ -127,7 +135,7 @@ class Table(Model):
     """
 
     name: TableName = Field(alias="table")
-    dataset: Name
+    dataset: Annotated[str, BeforeValidator(_dataset_name)]
     title: str
     columns: dict[Name, Column] = Field(alias="networks", min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
@@ -146,7 +154,7 @@ class Table(Model):
             if column.code is not None and name in NETWORKS:
                 raise ValueError(f"networks.{name}: {name} is one of this package's; yours needs a new name")
         for number, row in enumerate(self.rows, 1):
-            missing = self.columns.keys() - row.reported.keys() if self.of_paper else ()
+            missing = self.columns.keys() - row.reported.keys() if row.reported and self.of_paper else ()
             if missing or row.reported.keys() - self.columns.keys():
                 expected, got = ", ".join(self.columns), ", ".join(row.reported) or "none"
                 raise ValueError(f"row {number} ({row.name}): reported: expected {expected}; got {got}")
@@ -169,7 +177,7 @@ class Table(Model):
 
     @property
     def heading(self) -> str:
-        """`Table 1: CIFAR-100`; outside the paper the title alone."""
+        """`Table 4: CIFAR-100`; outside the paper the title alone."""
         return f"Table {self.name}: {self.title}" if self.of_paper else self.title
 
     def row(self, name: str) -> Row:

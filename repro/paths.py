@@ -3,7 +3,7 @@
 One `Project` is made by the command line and handed down; nothing below it looks at the environment.
 
     <root>/experiments/*.toml, or else the paper's, which come with the package
-    <results>/<preset>/<dataset>/<network>/<loss>[+axis=value…]/seed<k>.json   one record per run
+    <results>/<preset>/<dataset>/<network>/<loss>[+name=value…]/seed<k>.json   one record per run
     <results>/<preset>/.work/<run id>/…   its attempts, lock, superseded and quarantined records
     <figures>/<preset>/
     <data>/<data set>/raw/ and <data>/<data set>/prepared/
@@ -21,11 +21,22 @@ from repro.errors import ProjectNotFoundError
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 """What data sets, losses and tables may be called: names become folders."""
 
-# A wheel has the checkout's folder as `repro/paper`; see setup.cfg.
-_IN_WHEEL = Path(__file__).parent / "paper"
+# A wheel has the checkout's folder below this name; see setup.cfg.
+_IN_WHEEL = Path(__file__).parent / "paper_experiments"
 PAPER_EXPERIMENTS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[1] / "experiments"
 
+PUBLISHED_SETS = ("cifar100", "tiny-imagenet", "facescrub")  # what `repro data fetch` takes
+
 LARGEST_FILE = 256 << 20  # bytes; a record of 100,000 epochs has a tenth of it
+
+
+def known_sets(data: Path) -> list[str]:
+    """The data sets that are published, and all others that were prepared below the data folder."""
+    own = (folder.parent.name for folder in data.glob("*/prepared"))
+    return [
+        *PUBLISHED_SETS,
+        *sorted(name for name in own if name not in PUBLISHED_SETS and NAME.fullmatch(name)),
+    ]
 
 
 def read_file(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 One is named in a TOML in one of three ways:
 
-    scaled-bn                  one of this package's
+    cross-entropy              one of this package's
     mylosses.py:FocalLoss      a class (or a function, but for a loss) in the user's own file beside the TOML
     focal                      an entry point of another package: group `repro.losses`, `.networks`, …
 

@@ -23,7 +23,10 @@ from repro.registry import Registry, Selection
 from repro.scheduling.devices import Device
 from repro.scheduling.plan import make_plan
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
 ENDS = re.compile(r"&&|[|>]")
@@ -230,7 +233,7 @@ def make_photos(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
-    (tmp_path / "scaled-bn-repro").symlink_to(ROOT)
+    (tmp_path / "repro").symlink_to(ROOT)
     make_photos(tmp_path / "photos")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "repro"
@@ -253,3 +256,7 @@ def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     assert "Data: 3 classes, 54 training and 6 test images." in done.stdout
     report = (tmp_path / "mine" / "results" / "quick" / "report.html").read_text()
     assert "flowers/tiny/focal-g0.5/seed0" in report
+    assert "### SMOKE Table 1: CIFAR-100, test error in percent" in done.stdout
+    second = (tmp_path / "cutout" / "results" / "smoke" / "report.html").read_text()
+    assert "DeVries and Taylor 2017, reproduced" in second
+    assert not re.search("zhu|scaled|scalable", second, re.IGNORECASE)

@@ -20,7 +20,7 @@ def packages(tmp_path) -> Path:
     site = tmp_path / "site"
     site.mkdir()
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        if not entry.name.startswith(("scaled_bn_repro", "__editable__", "distutils-precedence")):
+        if not entry.name.startswith(("repro-", "__editable__", "distutils-precedence")):
             (site / entry.name).symlink_to(entry)
     return site
 
@@ -56,7 +56,7 @@ def test_a_run_trains_and_leaves_a_record_and_doctor_knows_what_is_required(unin
     (path,) = (tmp_path / "results").rglob("seed0.json")
     record = read_record(path, RUN, "smoke")
     assert record is not None
-    assert record.provenance.packages.keys() >= {"scaled-bn-repro", "torch"}
+    assert record.provenance.packages.keys() >= {"repro", "torch"}
     checked = repro("doctor", "--quick", "--json")
     findings = {finding["matter"]: finding for finding in json.loads(checked.stdout)}
     assert findings["packages"]["level"] == "ok", checked.stdout + checked.stderr
@@ -84,7 +84,10 @@ def test_an_installed_wheel_trains_the_paper_in_an_empty_folder(packages, tree, 
 
     plan = repro("plan")
     assert (plan.returncode, "72 cells, 72 runs: 0 done" in plan.stdout) == (0, True), plan.stderr
-    assert f"using the paper's in {installed}/repro/paper; results go to {empty}/results" in plan.stderr
+    assert (
+        f"using the paper's in {installed}/repro/paper_experiments; results go to {empty}/results"
+        in plan.stderr
+    )
     done = repro("train", RUN, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     record = read_record(empty / "results" / "smoke" / f"{RUN}.json", RUN, "smoke")

@@ -47,7 +47,7 @@ def render_report(
     further: Sequence[RunState],
     registry: Registry,
     preset: Preset,
-    rules: Rules,
+    rules: Rules | None,
     origin: Origin,
     effects: Sequence[ablations.AblationEffect] = (),
 ) -> str:
@@ -56,14 +56,14 @@ def render_report(
     `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`); `effects` are
     of every alternative of the ablations, run or not.
     """
-    results = judge_cells(summarise(states, registry, preset), registry, preset, rules)
+    results = summarise(states, registry, preset)
+    if rules is not None:
+        results = judge_cells(results, registry, preset, rules)
     tables = build_tables(results, registry, preset, origin.supplied)
     states_of: dict[str, list[RunState]] = {}
     for state in sorted(states, key=lambda state: state.run.seed):
         states_of.setdefault(state.run.cell.id, []).append(state)
     words = [result.verdict.word for result in results if result.verdict]
-    # The audit is of the paper's three tables, so a project with tables of its own alone has none.
-    audited = {table.name for table in registry.tables} >= {1, 2, 3}
     # The template calls what draws, so that a figure is described where it stands in the page.
     with style.figure_style():
         return _template("report.html").render(
@@ -77,20 +77,21 @@ def render_report(
             preset=preset,
             origin=origin,
             registry=registry,
+            paper=registry.paper,
             rules=rules,
             # Another preset is never held against the paper: the page says so once, above everything.
-            comparable=preset.name == "paper",
+            comparable=preset.name == "paper" and rules is not None,
             verdict_counts=[(word, words.count(word)) for word in Verdict if word in words],
             tables=tables,
             seeds_sentences=seeds_sentences,
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
             states_of=states_of,
-            audit=audit.audit_paper(registry, rules) if audited else None,
-            claims=judge_claims([*states, *further], registry, preset, rules),
+            audit=audit.audit_paper(registry, rules) if audit.can_audit(registry) else None,
+            claims=judge_claims([*states, *further], registry, preset, rules) if rules else (),
             effects=effects,
             ablation_groups=_ablation_groups(effects),
-            missing_figures=figures.missing_for_figures(states, preset),
-            comparison=figures.find_comparison(states, registry),
+            missing_figures=figures.missing_for_figures(states, registry, preset),
+            redrawn=list(figures.redraw(states, registry, preset)),
             columns=curves.columns_of(states, registry),
             costs=_costs(_records(states)),
             style=_asset("report.css"),

@@ -47,7 +47,7 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @data.command()
 @data_places
-@click.option("--url", help="A mirror of the set's archive.")
+@click.option("--url", help="Another address of the set's archive, the only one to try.")
 @click.option("--lists", type=FOLDER, help="FaceScrub: folder of the lists that its publishers send.")
 @click.option("--retry-dead", is_flag=True, help="FaceScrub: ask once more where no picture came before.")
 @click.option("--allow-private-addresses", is_flag=True,
@@ -70,11 +70,15 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 @click.option("--min-images", type=click.IntRange(min=2), help="Leave out people with fewer.  [default: 70]")
 @click.option("--crop", type=click.FloatRange(min=0, max=1, min_open=True),
               help="Keep a central square, its side this fraction of the shorter side.")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(min=8, max=1024), metavar="PIXELS",
+              help="Side of the images of a set of your own; VGG needs a multiple of 32, ResNets one of 8.  "
+              "[default: 64]")  # fmt: skip
 def prepare(name: str, folder: Path, **options: Any) -> None:
     """Turn SET's files into memory-mapped arrays with a manifest.
 
     Any other name than a known set's is one of your own: --from a folder with a folder of images per class,
-    or with train/ and test/ (or val/), each with a folder of images per class.
+    or with train/ and test/ (or val/), each with a folder of images per class. Of test/ and val/, test/ is
+    used if it has classes.
     """
     from repro.data import prepare as prepare_set
     from repro.manifest import prepared_folder

@@ -219,7 +219,7 @@ def _packages() -> dict[str, str]:
             if each.name and each.version:
                 found[each.name.lower()] = each.version
     # From the source: a tree that was never installed has no metadata, and an editable one may have old ones.
-    found["scaled-bn-repro"] = __version__
+    found["repro"] = __version__
     return dict(sorted(found.items()))
 
 
