@@ -324,7 +324,7 @@ class Registry:
         return min(with_row, key=lambda table: network not in table.networks)
 
     def defaults(self, cell: Cell, preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What an override of `cell` may change: the recipe (of preset and row) and the loss's parameters."""
+        """What an override of `cell` may change: the recipe of its row, and its loss's parameters."""
         row = self.table(cell.table).row(cell.row)
         parameters = loss_parameters(row.loss, self.folder).model_validate(dict(row.parameters))
         return {**preset.recipe.model_dump(), **row.recipe}, parameters.model_dump()

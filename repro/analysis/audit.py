@@ -267,7 +267,7 @@ def audit_text(audit: PaperAudit) -> str:
 
 
 def wins_headers(audit: PaperAudit) -> tuple[str, ...]:
-    """What stands above the columns of `wins_rows`."""
+    """The headers of the columns of `wins_rows`."""
     tests = ("pooled p", "after Holm", "Welch's p", "") if audit.readings else ()
     return ("column", audit.method, "best other", "Δ", *tests)
 
