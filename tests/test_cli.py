@@ -219,9 +219,10 @@ def test_numbers_may_be_given_together():
         assert "expected a number" in repro("plan", "--seed", wrong, check=2).stderr
 
 
-def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_line(tmp_path):
-    done = repro("plan", cwd=tmp_path, check=3)
-    assert "run the command inside a checkout of the project, or set REPRO_ROOT" in done.stderr
+def test_a_root_without_experiments_and_a_wrong_toml_key_are_reported_in_one_line(tmp_path):
+    done = repro("plan", environment={"REPRO_ROOT": str(tmp_path)}, check=3)
+    assert f"REPRO_ROOT is {tmp_path}, which has no experiments/presets.toml" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     edit(tmp_path / "experiments" / "table2.toml", "margin = 0.35", "margn = 0.35")
     done = repro("plan", cwd=tmp_path, check=2)
