@@ -1,4 +1,4 @@
-"""Reproduces the tables and figures of Zhu et al. 2020 and says which of its claims hold.
+"""Re-runs a paper's tables and figures and says which of its numbers and claims hold.
 
 import repro
 
@@ -22,5 +22,9 @@ def load(preset: str = "paper", results: Path | str | None = None) -> "Results":
     directory, or REPRO_ROOT. Raises ProjectNotFoundError, RegistryError, or UsageError for an unknown preset.
     """
     from repro.analysis.frames import Results  # pandas takes half a second: only where it is asked for
+    from repro.paths import Project
+    from repro.registry import Registry
 
-    return Results(preset, results)
+    project = Project.find(results=None if results is None else Path(results).expanduser())
+    registry = Registry.load(project.experiments, strict=False)
+    return Results(project, registry, registry.preset(preset))

@@ -5,13 +5,16 @@ Plain validated data without torch; `repro.registry` reads them from TOML.
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from repro.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Scalar = bool | int | float | str
 
@@ -42,6 +45,29 @@ class TomlModel(Model):
         return known_keys(raw, cls.model_fields) if isinstance(raw, dict) else raw
 
 
+def explain(error: ValidationError, content: object = None) -> str:
+    """The first mistake in one line; a table in a list of the TOML's `content` goes by number and name."""
+    return _explain(error.errors()[0], content)
+
+
+def _explain(mistake: "ErrorDetails", content: object = None) -> str:
+    place: list[str] = []
+    for key in mistake["loc"]:
+        if isinstance(content, list) and isinstance(key, int):
+            content = content[key]
+        else:
+            content = content.get(key) if isinstance(content, dict) else None
+        if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
+            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
+            place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
+        elif key != "[key]":  # pydantic's mark of a mistake in the key itself
+            place.append(str(key))
+    where = ".".join(place).replace(":.", ": ").removesuffix(":")
+    message = mistake["msg"].removeprefix("Value error, ")
+    got = "" if mistake["type"] in ("missing", "value_error") else f", got {mistake['input']!r}"
+    return f"{where}: {message}{got}".removeprefix(": ")
+
+
 class CrossEntropyParameters(Model):
     """Linear → softmax cross-entropy."""
 
@@ -49,7 +75,7 @@ class CrossEntropyParameters(Model):
 
 
 class AMSoftmaxParameters(Model):
-    """AM-Softmax, Eq. 2: s·(cos θ − m at the target)."""
+    """AM-Softmax: s·(cos θ − m at the target)."""
 
     scale: float = Field(gt=0)
     margin: float = Field(ge=0)
@@ -74,7 +100,7 @@ class PEDCCParameters(Model):
 
 
 class ScaledBNParameters(Model):
-    """Batch norm with a fixed scale on the logits, Eq. 9."""
+    """Batch norm with a fixed scale on the logits."""
 
     scale: float = Field(gt=0)
     affine: bool = False
@@ -84,7 +110,7 @@ class ScaledBNParameters(Model):
 
 
 class LogitScaleParameters(Model):
-    """Linear → × scale → softmax cross-entropy: a control for scaled BN."""
+    """Linear → × scale → softmax cross-entropy: scaling without batch norm."""
 
     scale: float = Field(gt=0)
     bias: bool = False
@@ -138,6 +164,9 @@ LOSS_PARAMETERS: dict[str, type[Model]] = {
 """Each loss's parameters, checked here alone; a test compares them with `repro.losses`' constructors."""
 
 
+_OF_DATA = ("data", "classes", "images_per_class", "test_images_per_class")  # alike in all rows of a table
+
+
 class Recipe(TomlModel):
     """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
 
@@ -158,6 +187,7 @@ class Recipe(TomlModel):
     flip: bool
     crop_padding: int = Field(ge=0)
     rotation: float = Field(ge=0, le=180)
+    augmentation: str = "none"
     normalization: Literal["dataset", "cifar100"]
     width: float = Field(gt=0)
     stem_pool: Literal["auto", "never", "always"]
@@ -184,6 +214,18 @@ class Recipe(TomlModel):
         return self.lr * self.lr_factor ** sum(epoch >= drop for drop in self.lr_drops)
 
 
+def recipe_changes(raw: object) -> dict[str, Any]:
+    """A row's `recipe`: some keys of a Recipe, each checked by itself; ValueError names the first mistake."""
+    changes = known_keys(raw, (name for name in Recipe.model_fields if name not in _OF_DATA))
+    try:
+        Recipe.model_validate(changes)
+    except ValidationError as error:
+        for mistake in error.errors():
+            if mistake["type"] != "missing":
+                raise ValueError(_explain(mistake)) from None
+    return changes
+
+
 class Preset(Model):
     """A recipe with a name; every result made from another one than `paper` carries `title`."""
 
@@ -203,8 +245,8 @@ class Preset(Model):
 class RunConfig(Model):
     """Everything that decides a run's numbers but the data themselves; recorded whole.
 
-    `network` and `loss` name their code as `repro.plugins` reads it; `folder` is what a file of the
-    user's own is relative to, and neither recorded nor part of what the run is.
+    `network`, `loss` and the recipe's `augmentation` name their code as `repro.plugins` reads it; `folder` is
+    what a file of the user's own is relative to, and neither recorded nor part of what the run is.
     """
 
     dataset: str
@@ -217,26 +259,46 @@ class RunConfig(Model):
 
 
 def format_axis(value: Scalar) -> str:
-    """An axis's value as a run id spells it: `true`, `15`, `0.5`, `never`."""
+    """An override's value as a run id spells it: `true`, `15`, `0.5`, `never`."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, float):
         return str(value)
     short = f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next axis
+    return re.sub(r"e\+0*", "e", short)  # 1e38: a plus would begin the next override
 
 
 def parse_axis(text: str) -> tuple[str, Scalar]:
-    """`axis=value` as (axis, value); raises UsageError."""
-    axis, equals, value = text.partition("=")
-    if not equals or not axis or not value or "/" in value or "+" in value:
-        raise UsageError(f"{text!r} is not an axis; expected axis=value, as in rotation=15")
+    """`name=value` as (name, value); raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value or "/" in value or "+" in value:
+        raise UsageError(f"{text!r} is not an override; expected name=value, as in rotation=15")
     if value in ("true", "false"):
-        return axis, value == "true"
+        return name, value == "true"
     for convert in (int, float):
         try:
             number = convert(value)
         except ValueError:
             continue
-        return axis, number
-    return axis, value
+        return name, number
+    return name, value
+
+
+def parse_grid(texts: Iterable[str]) -> tuple[tuple[str, Scalar], ...]:
+    """`name=value,…` each, as a (name, value) per distinct value; UsageError for a name given twice."""
+    grid: dict[str, dict[str, Scalar]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        parsed = [parse_axis(f"{name}{equals}{value}") for value in listed.split(",")]
+        values = {format_axis(value): value for _, value in parsed}  # 0.1 and 0.10 are one
+        if name in grid:
+            both = ",".join(dict.fromkeys([*grid[name], *values]))
+            raise UsageError(f"--set {name} is given twice; for a grid write --set {name}={both}")
+        grid[name] = values
+    return tuple((name, value) for name, values in grid.items() for value in values.values())
+
+
+def grid_points(axes: Sequence[tuple[str, Scalar]]) -> tuple[tuple[tuple[str, Scalar], ...], ...]:
+    """Every combination of one value per name, each sorted by name; of no overrides the empty one."""
+    names = sorted({name for name, _ in axes})
+    return tuple(itertools.product(*([pair for pair in axes if pair[0] == name] for name in names)))

@@ -7,7 +7,7 @@ ReproError                     1  something failed
 │   ├── SelectionError            a selection matches nothing
 │   └── OwnCodeError              a loss or network of the user's own cannot be found, read or used
 ├── SetupError                 3  the environment or the data are not in place
-│   ├── ProjectNotFoundError      no experiments/ folder above the working directory
+│   ├── ProjectNotFoundError      REPRO_ROOT is a folder without experiments
 │   ├── DataMissingError          a data set has not been fetched or prepared
 │   ├── DataCorruptError          a file or array is not what its checksum says
 │   ├── FetchError                a download failed
@@ -24,6 +24,8 @@ A message says what was expected, what came instead, and what to do.
 """
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 # Control characters but tabs and line feeds, what else breaks or reorders lines, and halves of characters.
@@ -40,6 +42,12 @@ def printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(key): printable(each) for key, each in value.items()}
     return [printable(each) for each in value] if isinstance(value, list) else value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`. Did you mean NAME?` with the known name that is closest to `word`; nothing where none is close."""
+    close = get_close_matches(word.lower(), known, 1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 class ReproError(Exception):
@@ -71,7 +79,7 @@ class SelectionError(UsageError):
 
 
 class OwnCodeError(UsageError, ValueError):
-    """A loss or network of the user's own: no such file or name, an error at import, or a wrong answer.
+    """Code of the user's own: no such file or name, an error at import, or a wrong answer.
 
     A ValueError so that pydantic adds the key of the TOML that names the code.
     """
@@ -84,7 +92,7 @@ class SetupError(ReproError):
 
 
 class ProjectNotFoundError(SetupError):
-    """No folder with `experiments/` was found; see `repro.paths.Project.find`."""
+    """REPRO_ROOT names a folder without `experiments/presets.toml`; see `repro.paths.Project.find`."""
 
 
 class DataMissingError(SetupError):

@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from repro.config import Model, Preset, Recipe, Scalar, TomlModel, known_keys
-from repro.errors import RegistryError, SelectionError, printable
-from repro.paths import NAME, read_file
-from repro.plugins import NETWORKS, ROW_KEYS, check_network, is_file, loss_parameters, names
+from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
+from repro.errors import RegistryError, SelectionError, did_you_mean, printable
+from repro.paths import NAME, PUBLISHED_SETS, read_file
+from repro.plugins import (
+    NETWORKS,
+    ROW_KEYS,
+    check_augmentation,
+    check_network,
+    is_file,
+    loss_parameters,
+    names,
+)
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 
@@ -23,10 +31,18 @@ AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and 
 
 def _name(name: object) -> object:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        allowed = "at most 100 small letters, digits, dots and dashes, as in scaled-bn-m1"
+        allowed = "at most 100 small letters, digits, dots and dashes, as in cross-entropy"
         shown = f"{name!r:.50}…" if isinstance(name, str) and len(name) > 100 else repr(name)
         raise ValueError(f"{shown} cannot be a name; use {allowed}")
     return name
+
+
+def _dataset_name(name: object) -> object:
+    try:
+        return _name(name)
+    except ValueError as error:
+        known = f"data sets: {', '.join(PUBLISHED_SETS)}, and those you prepared"
+        raise ValueError(f"{error}; {known}{did_you_mean(str(name), PUBLISHED_SETS)}") from None
 
 
 def _table_name(name: object) -> object:
@@ -35,15 +51,21 @@ def _table_name(name: object) -> object:
     return name if type(name) is int else _name(name)
 
 
+def _recipe_changes(given: object, info: ValidationInfo) -> object:
+    changes = recipe_changes(given)
+    check_augmentation(changes.get("augmentation", "none"), info.context)
+    return changes
+
+
 Name = Annotated[str, BeforeValidator(_name)]
-TableName = Annotated[int | str, BeforeValidator(_table_name)]  # 1, 2, 3: the paper's; all others have names
+TableName = Annotated[int | str, BeforeValidator(_table_name)]  # a number: the paper's; all others have names
 
 
 class Reported(TomlModel):
-    """What the paper prints for a cell: percent top-1."""
+    """What the paper prints for a cell, in percent; `std` is None where it prints none."""
 
     mean: float = Field(ge=0, le=100)
-    std: float = Field(ge=0)
+    std: float | None = Field(default=None, ge=0)
 
 
 class ReportedData(TomlModel):
@@ -60,12 +82,13 @@ class ReportedData(TomlModel):
 
 
 class Row(Model):
-    """A loss with its parameters, which are further keys of the row in the TOML."""
+    """A loss, its parameters, which are further keys of the row in the TOML, and changes of the recipe."""
 
     name: Name
     label: str
     loss: str
     parameters: tuple[tuple[str, Scalar], ...] = ()
+    recipe: Annotated[dict[str, Any], BeforeValidator(_recipe_changes)] = Field(default_factory=dict)
     reported: dict[str, Reported] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -112,7 +135,7 @@ class Table(Model):
     """
 
     name: TableName = Field(alias="table")
-    dataset: Name
+    dataset: Annotated[str, BeforeValidator(_dataset_name)]
     title: str
     columns: dict[Name, Column] = Field(alias="networks", min_length=1)
     rows: tuple[Row, ...] = Field(min_length=1)
@@ -131,7 +154,7 @@ class Table(Model):
             if column.code is not None and name in NETWORKS:
                 raise ValueError(f"networks.{name}: {name} is one of this package's; yours needs a new name")
         for number, row in enumerate(self.rows, 1):
-            missing = self.columns.keys() - row.reported.keys() if self.of_paper else ()
+            missing = self.columns.keys() - row.reported.keys() if row.reported and self.of_paper else ()
             if missing or row.reported.keys() - self.columns.keys():
                 expected, got = ", ".join(self.columns), ", ".join(row.reported) or "none"
                 raise ValueError(f"row {number} ({row.name}): reported: expected {expected}; got {got}")
@@ -154,7 +177,7 @@ class Table(Model):
 
     @property
     def heading(self) -> str:
-        """`Table 1: CIFAR-100`; outside the paper the title alone."""
+        """`Table 4: CIFAR-100`; outside the paper the title alone."""
         return f"Table {self.name}: {self.title}" if self.of_paper else self.title
 
     def row(self, name: str) -> Row:
@@ -306,26 +329,6 @@ def validate(
         raise RegistryError(f"{where}: {error}") from None
 
 
-def explain(error: ValidationError, content: object = None) -> str:
-    """The first mistake in one line; a table in a list of the TOML's `content` goes by number and name."""
-    first = error.errors()[0]
-    place: list[str] = []
-    for key in first["loc"]:
-        if isinstance(content, list) and isinstance(key, int):
-            content = content[key]
-        else:
-            content = content.get(key) if isinstance(content, dict) else None
-        if isinstance(key, int) and isinstance(content, dict):  # rows.1 → row 2 (am-softmax):
-            name = f" ({content['name']:.50})" if isinstance(content.get("name"), str) else ""
-            place[-1] = f"{place[-1].removesuffix('s')} {key + 1}{name}:"
-        elif key != "[key]":  # pydantic's mark of a mistake in the key itself
-            place.append(str(key))
-    where = ".".join(place).replace(":.", ": ").removesuffix(":")
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{where}: {message}{got}".removeprefix(": ")
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's content; RegistryError where it is missing or not TOML."""
     try:
@@ -366,8 +369,8 @@ def _check_distinct(table: Table, other: Table) -> None:
             where = f"{table.file}: duplicate cell: {row.name!r} on {table.dataset}"
             if row.name == known.name:
                 raise RegistryError(f"{where} is already in {other.file}")
-            if (row.loss, row.parameters) == (known.loss, known.parameters):
-                same = f"is the same loss with the same parameters as {known.name!r}"
+            if (row.loss, row.parameters, row.recipe) == (known.loss, known.parameters, known.recipe):
+                same = f"is the same loss with the same recipe and the same parameters as {known.name!r}"
                 raise RegistryError(f"{where} {same} in {other.file}")
 
 

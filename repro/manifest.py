@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repro.errors import DataCorruptError, DataMissingError, SetupError, printable
+from repro.errors import DataCorruptError, DataMissingError, SetupError, did_you_mean, printable
+from repro.paths import PUBLISHED_SETS, known_sets
 
 PREPARATION_VERSION = 1
 """Raised when preparing the same source would give other pixels, labels or order."""
@@ -134,6 +135,13 @@ def read_manifest(data: Path, name: str) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
+        if name not in PUBLISHED_SETS:
+            known = known_sets(data)
+            raise DataMissingError(
+                f"the data set {name} is neither published nor prepared in {data}; there are: "
+                f"{', '.join(known)}; for a set of your own run `repro data prepare {name} --from FOLDER`"
+                f"{did_you_mean(name, known)}"
+            ) from None
         raise DataMissingError(
             f"the data set {name} is not prepared ({path} does not exist): run `repro data prepare {name}`, "
             "or point --data-dir or REPRO_DATA at a folder where it is"

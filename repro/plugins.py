@@ -1,10 +1,10 @@
-"""Losses and networks by name: this package's, another package's, or the user's own.
+"""Losses, networks and augmentations by name: this package's, another package's, or the user's own.
 
 One is named in a TOML in one of three ways:
 
-    scaled-bn                  one of this package's
-    mylosses.py:FocalLoss      a class (for a network, or a function) in the user's own file beside the TOML
-    focal                      an entry point of another package, group `repro.losses` or `repro.networks`
+    cross-entropy              one of this package's
+    mylosses.py:FocalLoss      a class (or a function, but for a loss) in the user's own file beside the TOML
+    focal                      an entry point of another package: group `repro.losses`, `.networks`, …
 
 This package's are not imported to plan, and torch isn't either. Anybody else's is: its constructor says which
 parameters it takes. From
@@ -13,33 +13,29 @@ parameters it takes. From
         def __init__(self, feature_dim, classes, *, gamma: float = 2.0, bias: bool = True):
 
 come `gamma` and `bias`, each a key of the loss's row in a TOML and an axis of `--set`. What is built of it is
-tried on a tiny batch before it trains, on a copy, so that trying changes neither it nor any random number.
+tried before it trains: `repro.trial`.
 """
 
-import copy
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
 from repro.config import LOSS_PARAMETERS, Model
-from repro.errors import OwnCodeError, ReproError
+from repro.errors import OwnCodeError
 from repro.network_facts import NETWORK_FACTS
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Kind = Literal["losses", "networks"]
+Kind = Literal["losses", "networks", "augmentations"]
 
 LOSSES: Mapping[str, str] = {
     "cross-entropy": "repro.losses.cross_entropy:CrossEntropy",
@@ -58,16 +54,20 @@ LOSSES: Mapping[str, str] = {
 NETWORKS: Mapping[str, str] = {name: facts.builder for name, facts in NETWORK_FACTS.items()}
 """This package's networks: name → `module:builder`."""
 
-ROW_KEYS = ("name", "label", "loss", "reported")  # keys of a row that are not the loss's parameters
+ROW_KEYS = ("name", "label", "loss", "reported", "recipe")  # keys of a row that are not the loss's parameters
 NETWORK_OPTIONS = ("width", "stem_pool")  # what a network's builder may take beside the image size
-TRIAL_BATCH = 4
 
 _FINITE = ConfigDict(allow_inf_nan=False)  # as in the schema itself, which does not check its defaults
 
-_OF_PACKAGE: Mapping[Kind, Mapping[str, str]] = {"losses": LOSSES, "networks": NETWORKS}
+_OF_PACKAGE: Mapping[Kind, Mapping[str, str]] = {
+    "losses": LOSSES,
+    "networks": NETWORKS,
+    "augmentations": {},  # crop, flip and rotation are fields of the recipe
+}
 _WORDS: Mapping[Kind, tuple[str, str]] = {
     "losses": ("loss", "mylosses.py:FocalLoss"),
     "networks": ("network", "mynetworks.py:TinyNet"),
+    "augmentations": ("augmentation", "cutout.py:Cutout"),
 }
 
 
@@ -122,7 +122,7 @@ def find(kind: Kind, name: str, folder: Path | None) -> Implementation:
     reference = _OF_PACKAGE[kind].get(name) or _installed(kind).get(name)
     if reference is None:
         one, example = _WORDS[kind]
-        known = ", ".join(names(kind))
+        known = ", ".join(names(kind)) or "none"
         raise OwnCodeError(f"unknown {one} {name!r}; there are: {known}, or your own file: {example}")
     module, _, attribute = reference.partition(":")
     found = module_file(module)
@@ -186,21 +186,29 @@ def loss_parameters(loss: str, folder: Path | None) -> type[Model]:
 
 def check_network(network: str, folder: Path | None) -> None:
     """Raises OwnCodeError unless `network` can be called with an image size and what else it may be given."""
-    found = find("networks", network, folder)
+    _check_takes_image_size(find("networks", network, folder), NETWORK_OPTIONS)
+
+
+@cache  # every run that is planned asks
+def check_augmentation(augmentation: str, folder: Path | None) -> None:
+    """Raises OwnCodeError unless `augmentation` is "none" or can be called with an image size."""
+    if augmentation != "none":
+        _check_takes_image_size(find("augmentations", augmentation, folder), ())
+
+
+def _check_takes_image_size(found: Implementation, options: tuple[str, ...]) -> None:
     if found.of_package:
         return
     taken = _arguments(found)
     needed = [
         name
         for name, argument in list(taken.items())[1:]
-        if argument.default is argument.empty and name not in NETWORK_OPTIONS
+        if argument.default is argument.empty and name not in options
     ]
     if not taken or next(iter(taken.values())).kind is inspect.Parameter.KEYWORD_ONLY or needed:
+        where = f", with {' and '.join(options)} where it has them" if options else ""
         more = f"; nothing gives it {', '.join(needed)}" if needed else ""
-        raise OwnCodeError(
-            f"{network}: expected to call it as {found.attribute}(image_size), "
-            f"with width and stem_pool where it has them{more}"
-        )
+        raise OwnCodeError(f"{found.name}: expected to call it as {found.attribute}(image_size){where}{more}")
 
 
 @cache
@@ -251,90 +259,6 @@ def _arguments(implementation: Implementation) -> Mapping[str, inspect.Parameter
                 "name each parameter"
             )
     return taken
-
-
-def try_loss(name: str, make: Callable[[], Any]) -> Any:
-    """The loss that `make` builds, a `ClassificationLoss`.
-
-    Raises OwnCodeError with the user's line where building or calling it fails, and where what it gives is
-    not a scalar to minimise and logits (B, C).
-    """
-    return _tried(name, make, _call_loss)
-
-
-def try_network(name: str, make: Callable[[], Any], image_size: int) -> "nn.Module":
-    """The network that `make` builds.
-
-    Raises OwnCodeError with the user's line where building or calling it fails, and where it is no module
-    with a `feature_dim` that gives features (B, feature_dim).
-    """
-
-    def call(network: Any) -> None:
-        import torch
-
-        _expect(isinstance(network, torch.nn.Module), "a torch.nn.Module", network)
-        width: Any = getattr(network, "feature_dim", None)
-        _expect(type(width) is int, "an attribute feature_dim, a whole number", width)
-        features = network(torch.zeros(TRIAL_BATCH, 3, image_size, image_size))
-        _expect_shape("features", features, (TRIAL_BATCH, width))
-
-    network: nn.Module = _tried(name, make, call)
-    return network
-
-
-def _tried(name: str, make: Callable[[], Any], call: Callable[[Any], None]) -> Any:
-    import torch
-
-    try:
-        made = make()
-        with torch.random.fork_rng(devices=[]):
-            call(copy.deepcopy(made))
-    except OwnCodeError as error:
-        raise OwnCodeError(f"{name}: {error}") from None
-    except ReproError:
-        raise
-    except Exception as error:
-        missing = traceback.extract_tb(error.__traceback__)[-1].name
-        if isinstance(error, NotImplementedError) and missing in ("classify", "class_weights"):
-            raise OwnCodeError(f"{name}: it must define {missing}; see ClassificationLoss") from None
-        raise OwnCodeError(f"{name}: trying it failed: {explain(error)}") from error
-    return made
-
-
-def _call_loss(loss: Any) -> None:
-    import torch
-
-    features = torch.linspace(-1.0, 1.0, TRIAL_BATCH * loss.feature_dim).reshape(TRIAL_BATCH, -1)
-    labels = torch.arange(TRIAL_BATCH) % loss.classes
-    for training in (True, False):
-        answer = loss.train(training)(features.requires_grad_(training), labels)
-        _expect(isinstance(answer, tuple) and len(answer) == 2, "(loss, logits)", answer)
-        value, logits = answer
-        _expect_shape("logits", logits, (TRIAL_BATCH, loss.classes))
-        _expect_shape("the loss as a scalar", value, ())
-        if training:
-            if not value.requires_grad:
-                raise OwnCodeError("its loss does not depend on the features: no gradient flows back")
-            value.backward()
-            loss.softmax_gradient(logits.detach(), labels)
-    _expect_shape("a row of class_weights for each class", loss.class_weight_norms(), (loss.classes,))
-
-
-def _expect_shape(what: str, value: Any, shape: tuple[int, ...]) -> None:
-    import torch
-
-    fits = isinstance(value, torch.Tensor) and value.shape == shape and value.is_floating_point()
-    _expect(fits, f"{what}, a floating-point tensor of shape {shape}", value)
-
-
-def _expect(fits: bool, what: str, value: Any) -> None:
-    import torch
-
-    if not fits:
-        got = f"{type(value).__name__} {value!r:.50}"
-        if isinstance(value, torch.Tensor):
-            got = f"{value.dtype} of shape {tuple(value.shape)}"
-        raise OwnCodeError(f"expected {what}; got {got}")
 
 
 def explain(error: BaseException) -> str:

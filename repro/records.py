@@ -68,7 +68,7 @@ class DataSummary(Model):
 class Epoch(Model):
     """One epoch of training; means are over every training image of the epoch, as trained on.
 
-    `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included (Eq. 8);
+    `gradient_at_logits` is the mean of ‖p − y‖₂ at the softmax's input, margin included;
     `gradient_at_features` the mean of ‖∂ΣL/∂f_i‖₂, f_i an image's pooled feature, L summed over the batch;
     `feature_norm` the mean of ‖f_i‖₂; `gradient_times_feature` the mean of the product ‖∂ΣL/∂f_i‖₂ · ‖f_i‖₂,
     which the two means do not determine. Accuracies in percent. Test figures are None in epochs that were
@@ -162,7 +162,7 @@ class LogitHistogram(Model):
 
 
 class Probes(Model):
-    """What Figures 2 and 3 are drawn from, taken after the last epoch; None in a diverged run."""
+    """The distribution of the logits and the class weights' norms, after the last epoch; None if diverged."""
 
     logits: LogitHistogram | None
     weight_norms: tuple[Amount, ...] | None = Field(description="‖w_k‖₂ of every class, in class order")

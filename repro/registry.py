@@ -7,14 +7,14 @@ A table of the paper has a number; any other has a name (`table = "lfw"`) and is
 names neither it nor its data set. One that extends another (`extends = 1`: further losses) is selected by its
 name alone.
 
-Ids are paths: `cifar100/resnet18/scaled-bn-m1/seed0`; a departure from the preset is `+axis=value`
-behind the loss, sorted by axis. Needs no torch, so that planning stays quick.
+Ids are paths: `cifar100/resnet18/cross-entropy/seed0`; an override of the preset is `+name=value` behind the
+loss, sorted by name. Needs no torch, so that planning stays quick.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from repro.config import Preset, Recipe, RunConfig, Scalar, format_axis, parse_axis
-from repro.errors import RegistryError, SelectionError, UsageError
+from repro.config import Preset, Recipe, RunConfig, Scalar, explain, format_axis, grid_points, parse_axis
+from repro.errors import RegistryError, SelectionError, UsageError, did_you_mean
 from repro.experiments import (
     AMBIGUITIES,
     Ablation,
@@ -31,12 +31,14 @@ from repro.experiments import (
     Reported,
     Table,
     TableName,
-    explain,
     read_ablations,
     read_presets,
     read_tables,
 )
-from repro.plugins import loss_parameters, names
+from repro.paper import PAPER_FILE, Paper, read_paper
+from repro.plugins import check_augmentation, loss_parameters, names
+
+_Axes = tuple[tuple[str, Scalar], ...]  # overrides: name and value
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Cell:
     dataset: str
     network: str
     row: str
-    axes: tuple[tuple[str, Scalar], ...] = ()
+    axes: _Axes = ()
     reported: Reported | None = None
 
     @property
     def id(self) -> str:
-        """`dataset/network/loss[+axis=value…]`."""
+        """`dataset/network/loss[+name=value…]`."""
         suffix = "".join(f"+{axis}={format_axis(value)}" for axis, value in self.axes)
         return f"{self.dataset}/{self.network}/{self.row}{suffix}"
 
@@ -88,7 +90,8 @@ class Selection:
 
     An empty field means all, but where neither tables nor data sets are named only the paper's tables are, if
     there are any; tables that extend another must be named. `studies` takes the cells of ablations instead,
-    baseline and alternatives, of which the names may leave some out.
+    baseline and alternatives, of which the names may leave some out. `axes` are overrides, put on every
+    cell; a name with several values is a grid.
     """
 
     tables: tuple[TableName, ...] = ()
@@ -96,7 +99,7 @@ class Selection:
     networks: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
-    axes: tuple[tuple[str, Scalar], ...] = ()
+    axes: _Axes = ()
     studies: tuple[str, ...] = ()
 
 
@@ -119,16 +122,18 @@ class Registry:
     folder: Path | None = None
     ablations: tuple[Ablation, ...] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
+    paper: Paper = field(default_factory=Paper)
 
     @classmethod
     def load(cls, folder: Path, strict: bool = True) -> "Registry":
-        """Reads every `table*.toml`, `presets.toml` and `ambiguities.toml`; raises RegistryError.
+        """Reads tables, presets, the paper and ambiguities from their files; raises RegistryError.
 
         Not `strict`, a table beside the paper's that is not valid is in `broken`, with the reason, instead.
         """
         broken: dict[str, str] = {}
         tables = read_tables(folder, None if strict else broken)
-        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken)
+        paper = read_paper(folder / PAPER_FILE, tables)
+        registry = cls(tables, read_presets(folder / "presets.toml"), folder, broken=broken, paper=paper)
         path = folder / f"{AMBIGUITIES}.toml"
         return replace(registry, ablations=read_ablations(path, registry.tables, tuple(registry.networks)))
 
@@ -187,20 +192,19 @@ class Registry:
 
     def _study_cells(self, selection: Selection) -> tuple[Cell, ...]:
         if selection.axes:
-            raise UsageError("--set and --study exclude one another: a study has axes of its own")
+            raise UsageError("--set and --study exclude one another: a study has overrides of its own")
         varied = self.variations(*selection.studies)
         cells = dict.fromkeys(cell for each in varied for cell in (each.baseline, each.cell))
-        tables = selection.tables
-        chosen = [cell for cell in _matching(cells, selection) if not tables or cell.table in tables]
+        chosen = [c for c in _matching(cells, selection) if c.table in (selection.tables or (c.table,))]
         if not chosen:
             raise SelectionError(f"no cell of {', '.join(selection.studies)} matches the other options")
         return tuple(chosen)
 
-    def select_cells(self, selection: Selection) -> tuple[Cell, ...]:
+    def select_cells(self, selection: Selection, preset: Preset | None = None) -> tuple[Cell, ...]:
         """The cells that match; a pattern that matches nothing is a SelectionError that lists what exists.
 
         A network named exactly that is known but not in the tables (`vgg13`) gives cells without a
-        reported value; `selection.axes` are put on every cell.
+        reported value. In a grid the value that `preset` has anyway gives the cell itself.
         """
         selection = self._by_name(selection)
         if selection.studies:
@@ -213,30 +217,30 @@ class Registry:
         candidates = _cells(tables)
         for network in selection.networks:
             if network in self.networks and all(network not in table.networks for table in self.tables):
-                candidates += [
-                    Cell(table.name, table.dataset, network, row.name)
-                    for table in tables
-                    for row in table.rows
-                ]
+                candidates += (Cell(t.name, t.dataset, network, row.name) for t in tables for row in t.rows)
         for what, patterns, attribute in _patterns(selection):
             known = list(dict.fromkeys(getattr(cell, attribute) for cell in candidates))
             if attribute == "network":
                 known = list(dict.fromkeys([*known, *self.networks]))
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in known):
-                    close = get_close_matches(pattern, known, 1)
-                    hint = f". Did you mean {close[0]}?" if close else ""
                     there = f"no {what} matches {pattern!r}; there are: {', '.join(known)}"
                     there += self._elsewhere(tables, selection, attribute, pattern)
-                    raise SelectionError(there + hint)
+                    raise SelectionError(there + did_you_mean(pattern, known))
         cells = _matching(candidates, selection)
         if not cells:
             raise SelectionError("the options together select no cell; each alone matches some")
-        if selection.axes:
-            axes = tuple(sorted(selection.axes))
-            cells = [replace(cell, axes=axes, reported=None) for cell in cells]
-            _check_length(max(cells, key=lambda cell: len(cell.id)))
+        cells = [each for cell in cells for each in self._on_grid(cell, selection.axes, preset)]
+        _check_length(max(cells, key=lambda cell: len(cell.id)))
         return tuple(cells)
+
+    def _on_grid(self, cell: Cell, axes: _Axes, preset: Preset | None) -> Iterable[Cell]:
+        several = {name for name, times in Counter(name for name, _ in axes).items() if times > 1}
+        recipe, parameters = self.defaults(cell, preset) if preset and several else ({}, {})
+        usual = {name: {**parameters, **recipe}.get(name) for name in several}
+        for point in grid_points(axes):
+            changed = tuple((name, value) for name, value in point if usual.get(name) != value)
+            yield replace(cell, axes=changed, reported=None) if changed else cell
 
     def _by_name(self, selection: Selection) -> Selection:
         """The selection with every label of a table, as `ResNet-18`, replaced by the name that ids have."""
@@ -247,16 +251,13 @@ class Registry:
                 names["networks"] |= {_plain(label): network, _plain(network): network}
             for row in table.rows:
                 names["losses"] |= {_plain(row.label): row.name, _plain(row.name): row.name}
-        return replace(
-            selection,
-            **{
-                kind: tuple(
-                    given if "*" in given else of.get(_plain(given), given)
-                    for given in getattr(selection, kind)
-                )
-                for kind, of in names.items()
-            },
-        )
+        meant = {
+            kind: tuple(
+                name if "*" in name else of.get(_plain(name), name) for name in getattr(selection, kind)
+            )
+            for kind, of in names.items()
+        }
+        return replace(selection, **meant)
 
     def _elsewhere(self, tables: Sequence[Table], selection: Selection, attribute: str, pattern: str) -> str:
         """Which tables outside the selection, but of its data sets, have what was not found in it."""
@@ -272,12 +273,11 @@ class Registry:
     def select_runs(self, selection: Selection, preset: Preset) -> tuple[Run, ...]:
         """The selected cells' runs: a column's losses for the first seed, then the second, then on.
 
-        So a sweep that is stopped anywhere leaves whole rows of comparable runs, never a loss with
-        two seeds beside one with none.
+        A sweep that is stopped anywhere leaves comparable runs: no loss has two seeds beside one with none.
         """
         seeds = tuple(dict.fromkeys(selection.seeds)) or preset.seeds
         columns: dict[tuple[TableName, str, str], list[Cell]] = {}
-        for cell in self.select_cells(selection):
+        for cell in self.select_cells(selection, preset):
             columns.setdefault((cell.table, cell.dataset, cell.network), []).append(cell)
         return tuple(Run(cell, seed) for cells in columns.values() for seed in seeds for cell in cells)
 
@@ -286,21 +286,22 @@ class Registry:
         parts = run_id.split("/")
         if len(parts) != 4 or not re.fullmatch(r"seed(0|[1-9]\d*)", parts[3]):
             raise SelectionError(
-                f"{run_id!r} is not a run id; expected dataset/network/loss[+axis=value]/seedK, "
-                "as in cifar100/resnet18/scaled-bn-m1/seed0"
+                f"{run_id!r} is not a run id; expected dataset/network/loss[+name=value]/seedK, "
+                "as in cifar100/resnet18/cross-entropy/seed0"
             )
         dataset, network, loss, seed = parts
         row_name, *assignments = loss.split("+")
         table = self._table_of(run_id, dataset, network, row_name)
         row = table.row(row_name)
         if network not in self.networks:
-            known = ", ".join(self.networks)
-            raise SelectionError(f"{run_id}: unknown network {network!r}; there are: {known}")
+            raise SelectionError(
+                f"{run_id}: unknown network {network!r}; there are: {', '.join(self.networks)}"
+            )
         axes = tuple(parse_axis(text) for text in assignments)
         cell = Cell(table.name, dataset, network, row.name, axes, None if axes else row.reported.get(network))
         _check_length(cell)
         run = Run(cell, int(seed[4:]))
-        canonical = Run(replace(cell, axes=tuple(sorted(axes))), run.seed).id
+        canonical = Run(replace(cell, axes=tuple(sorted(dict(axes).items()))), run.seed).id
         if run_id != canonical:
             raise SelectionError(f"{run_id!r} is not in canonical form; write {canonical!r}")
         return run
@@ -322,20 +323,25 @@ class Registry:
             raise SelectionError(f"{files} has no row {row!r}; it has: {rows}")
         return min(with_row, key=lambda table: network not in table.networks)
 
-    def config(self, run: Run, preset: Preset) -> RunConfig:
-        """The fully resolved configuration of `run` under `preset`.
+    def defaults(self, cell: Cell, preset: Preset) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What an override of `cell` may change: the recipe of its row, and its loss's parameters."""
+        row = self.table(cell.table).row(cell.row)
+        parameters = loss_parameters(row.loss, self.folder).model_validate(dict(row.parameters))
+        return {**preset.recipe.model_dump(), **row.recipe}, parameters.model_dump()
 
-        Raises UsageError for an axis that is unknown, has a bad value, or departs from nothing.
+    def config(self, run: Run, preset: Preset) -> RunConfig:
+        """The fully resolved configuration of `run`: the preset's recipe, its row's changes, then its axes.
+
+        Raises UsageError for an override that is unknown, has a bad value, or departs from nothing.
         """
         row = self.table(run.cell.table).row(run.cell.row)
         schema = loss_parameters(row.loss, self.folder)
-        recipe = preset.recipe.model_dump()
-        parameters: dict[str, Any] = schema.model_validate(dict(row.parameters)).model_dump()
+        recipe, parameters = self.defaults(run.cell, preset)
         for axis, value in run.cell.axes:
             target = recipe if axis in recipe else parameters
             if axis not in target:
                 raise UsageError(
-                    f"{run.id}: unknown axis {axis!r}; the recipe has: {', '.join(recipe)}; "
+                    f"{run.id}: unknown override {axis!r}; the recipe has: {', '.join(recipe)}; "
                     f"{row.loss} has: {', '.join(parameters)}"
                 )
             if target[axis] == value:
@@ -344,6 +350,7 @@ class Registry:
                     "remove it"
                 )
             target[axis] = value
+        check_augmentation(str(recipe["augmentation"]), self.folder)
         try:
             return RunConfig(
                 dataset=run.cell.dataset,
@@ -383,9 +390,7 @@ def _plain(name: str) -> str:
 
 def _matching(cells: Iterable[Cell], selection: Selection) -> list[Cell]:
     patterns = _patterns(selection)
-    return [
-        cell for cell in cells if all(_matches(getattr(cell, name), given) for _, given, name in patterns)
-    ]
+    return [c for c in cells if all(_matches(getattr(c, name), given) for _, given, name in patterns)]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -28,6 +28,7 @@ LATER_FIELDS: dict[str, Scalar] = {
     "statistics": "running",
     "momentum_reset": False,
     "embedding": "linear",
+    "augmentation": "none",
 }
 
 _ENTRY = "repro.training.loop"
@@ -37,7 +38,7 @@ _TRAINING_CODE = ("repro.losses", "repro.models", "repro.data", "repro.training"
 def config_hash(config: RunConfig) -> str:
     """sha256 of the fully resolved configuration, seed included, and RECIPE_VERSION.
 
-    A loss or network of the user's own counts with its code: its name alone does not say what is trained.
+    Code of the user's own counts too: its name alone does not say what is trained.
     """
     content = config_content(config)
     if own := own_code(config):
@@ -62,45 +63,46 @@ def data_hash(fingerprint: str, config: RunConfig) -> str:
 
 
 def code_hash(config: RunConfig) -> str:
-    """sha256 of the syntax trees of every module that training this run imports: loop, loss and network.
+    """sha256 of the syntax trees of every module that training this run imports: loop, loss, network, ….
 
     A file of the user's own counts with what it imports from its folder. Read once a process.
     """
-    return _code_hash(config.loss, config.network, config.folder)
-
-
-def speed_hash(network: str, folder: Path | None) -> str:
-    """sha256 of the loop and the network alone: what a run's speed depends on, whichever its loss."""
-    return _code_hash(None, network, folder)
+    return _code_hash(*_named_code(config))
 
 
 def own_code(config: RunConfig) -> dict[str, Path]:
     """Name → file of the modules behind a run that are not this package's; empty for a loss of the paper."""
-    modules = _training_code(config.loss, config.network, config.folder)
+    modules = _training_code(*_named_code(config))
     return {name: path for name, path in modules.items() if not name.startswith("repro.")}
 
 
 def training_modules(config: RunConfig) -> tuple[str, ...]:
     """The modules and files behind `code_hash`, by name."""
-    return tuple(_training_code(config.loss, config.network, config.folder))
+    return tuple(_training_code(*_named_code(config)))
+
+
+def _named_code(config: RunConfig) -> tuple[str, str, str, Path | None]:
+    return config.loss, config.network, config.recipe.augmentation, config.folder
 
 
 @cache
-def _code_hash(loss: str | None, network: str, folder: Path | None) -> str:
+def _code_hash(loss: str, network: str, augmentation: str, folder: Path | None) -> str:
     digest = hashlib.sha256()
-    for name, path in _training_code(loss, network, folder).items():
+    for name, path in _training_code(loss, network, augmentation, folder).items():
         digest.update(name.encode())
         digest.update(_normalised(path).encode())
     return digest.hexdigest()
 
 
 @cache
-def _training_code(loss: str | None, network: str, folder: Path | None) -> dict[str, Path]:
+def _training_code(loss: str, network: str, augmentation: str, folder: Path | None) -> dict[str, Path]:
     """Name → file, sorted by name, of all that a run imports of the training's packages or the user's own."""
     entry = module_file(_ENTRY)
     assert entry is not None
     queue = [(_ENTRY, entry)]
-    used = [find("networks", network, folder), *([] if loss is None else [find("losses", loss, folder)])]
+    used = [find("networks", network, folder), find("losses", loss, folder)]
+    if augmentation != "none":
+        used.append(find("augmentations", augmentation, folder))
     for implementation in used:
         queue.append((implementation.module or implementation.file, implementation.path))
     found: dict[str, Path] = {}

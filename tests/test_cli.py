@@ -61,6 +61,21 @@ def test_the_plan_counts_72_cells_and_216_runs():
     assert plan["done"] + plan["older_code"] + plan["to_do"] == 216
 
 
+def test_the_plan_of_a_grid_counts_and_names_the_runs_of_each_combination():
+    words = ("plan", "--table", "1", "--network", "resnet18", "--loss", "cross-entropy", "--seed", "0,1")
+    cell = "cifar100/resnet18/cross-entropy"
+    text = here(*words, "--set", "lr=0.05,0.1")
+    assert (
+        f"overrides:\n  lr=0.05: 2 runs, {cell}+lr=0.05/seed0 to {cell}+lr=0.05/seed1\n"
+        f"  none (baseline): 2 runs, {cell}/seed0 to {cell}/seed1\n2 cells, 4 runs: "
+    ) in text
+    listed = json.loads(here(*words, "--set", "lr=0.05,0.1", "--json"))["overrides"]
+    assert listed == {
+        part.strip("+"): [f"{cell}{part}/seed{seed}" for seed in (0, 1)] for part in ("+lr=0.05", "")
+    }
+    assert "override" not in here(*words)
+
+
 def test_a_finished_sweep_is_skipped_before_anything_is_loaded(swept):
     words = ("--preset", "smoke", "--results", swept)
     again = repro("run", *words, *RESNET18, check=0, environment={"PYTHONPROFILEIMPORTTIME": "1"})
@@ -181,7 +196,7 @@ def test_a_record_of_older_code_counts_until_it_is_to_be_redone_and_is_kept_then
     [
         ("plan --network resnet19", 2, "no network matches 'resnet19'; there are: vgg16"),
         ("plan --preset fast", 2, "there is no preset 'fast'; presets: paper, quick, smoke"),
-        ("plan --set rotate=15", 2, "unknown axis 'rotate'"),
+        ("plan --set rotate=15", 2, "unknown override 'rotate'"),
         ("train", 2, "repro train needs run ids, as in: repro train cifar100/resnet18/cross-entropy/seed0"),
         ("nonsense", 2, "No such command"),
         (f"train {RUN} --preset smoke --results FILE/results", 3, "Not a directory"),
@@ -205,9 +220,10 @@ def test_numbers_may_be_given_together():
         assert "expected a number" in repro("plan", "--seed", wrong, check=2).stderr
 
 
-def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_line(tmp_path):
-    done = repro("plan", cwd=tmp_path, check=3)
-    assert "run the command inside a checkout of the project, or set REPRO_ROOT" in done.stderr
+def test_a_root_without_experiments_and_a_wrong_toml_key_are_reported_in_one_line(tmp_path):
+    done = repro("plan", environment={"REPRO_ROOT": str(tmp_path)}, check=3)
+    assert f"REPRO_ROOT is {tmp_path}, which has no experiments/presets.toml" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     edit(tmp_path / "experiments" / "table2.toml", "margin = 0.35", "margn = 0.35")
     done = repro("plan", cwd=tmp_path, check=2)

@@ -23,7 +23,10 @@ from repro.registry import Registry, Selection
 from repro.scheduling.devices import Device
 from repro.scheduling.plan import make_plan
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "AGENTS")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"(?<!`)`(repro [^`\n]+)`(?!`)")
 ENDS = re.compile(r"&&|[|>]")
@@ -203,11 +206,14 @@ def test_the_exit_codes_that_are_explained_are_those_of_the_program():
 def test_the_table_that_is_written_out_can_be_planned(tmp_path):
     folder = Path(shutil.copytree(ROOT / "experiments", tmp_path / "experiments"))
     page = (ROOT / "docs" / "your-own.md").read_text()
-    ((name, body),) = re.findall(r"`experiments/(table-scales.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
+    ((name, body),) = re.findall(r"`experiments/(table-cutout.toml)`:\n\n```toml\n(.*?)```", page, re.DOTALL)
     (folder / name).write_text(body)
+    shutil.copy(ROOT / "examples" / "cutout" / "experiments" / "cutout.py", folder)
     registry = Registry.load(folder)
-    cells = registry.select_cells(Selection(tables=("scales",)))
-    assert [cell.id for cell in cells] == [f"cifar100/resnet18/scaled-bn-m{scale}" for scale in (2, 4)]
+    cells = registry.select_cells(Selection(tables=("cutout",)))
+    assert [cell.id for cell in cells] == [
+        f"cifar100/{name}/cutout" for name in ("vgg16", "resnet18", "resnet50")
+    ]
     for cell in cells:
         registry.config(registry.parse(f"{cell.id}/seed0"), registry.preset("quick"))
     for other in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
@@ -227,7 +233,7 @@ def make_photos(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
-    (tmp_path / "scaled-bn-repro").symlink_to(ROOT)
+    (tmp_path / "repro").symlink_to(ROOT)
     make_photos(tmp_path / "photos")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "repro"
@@ -250,3 +256,7 @@ def test_your_own_works_line_by_line_in_a_fresh_folder(tmp_path):
     assert "Data: 3 classes, 54 training and 6 test images." in done.stdout
     report = (tmp_path / "mine" / "results" / "quick" / "report.html").read_text()
     assert "flowers/tiny/focal-g0.5/seed0" in report
+    assert "### SMOKE Table 1: CIFAR-100, test error in percent" in done.stdout
+    second = (tmp_path / "cutout" / "results" / "smoke" / "report.html").read_text()
+    assert "DeVries and Taylor 2017, reproduced" in second
+    assert not re.search("zhu|scaled|scalable", second, re.IGNORECASE)

@@ -67,7 +67,7 @@ def test_a_record_says_on_what_and_with_what_it_was_made(trained):
     record = record_of(trained, RUN)
     made = record.provenance
     assert made.packages["torch"] == torch.__version__.partition("+")[0]
-    assert made.packages["scaled-bn-repro"] == repro.__version__
+    assert made.packages["repro"] == repro.__version__
     assert made.kernel == f"Linux {platform.release()}"
     assert made.device == made.processor == processor_name()
     assert made.device_memory_bytes == memory_bytes()
@@ -240,6 +240,7 @@ def test_what_a_record_says_reaches_no_terminal_raw(trained, tmp_path, monkeypat
         ["aggregate"],
         ["aggregate", "--format", "json"],
         ["aggregate", "--format", "csv"],
+        ["aggregate", "--format", "csv", "--by", "run"],
         ["claims"],
         ["logs", RUN],
     ):

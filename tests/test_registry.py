@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from smoke_project import ROOT, edit
 
-from repro.config import format_axis
+from repro.config import format_axis, parse_grid
 from repro.errors import RegistryError, SelectionError, UsageError
 from repro.registry import Registry, Selection
 
@@ -126,8 +126,9 @@ def test_an_id_names_its_run_and_back(registry, run_id, table):
         ("cifar100/resnet/scaled-bn-m1/seed0", "unknown network 'resnet'"),
         ("cifar100/resnet18/cross-entropy+rotation=15+bias=false/seed0", "write .*bias=false.rotation=15/seed0"),
         ("cifar100/resnet18/cross-entropy+rotation=15.0/seed0", "write .*rotation=15/seed0"),
-        ("cifar100/resnet18/cross-entropy+rotation/seed0", "expected axis=value"),
-        ("cifar100/resnet18/cross-entropy+rotate=15/seed0", "unknown axis 'rotate'; the recipe has: data"),
+        ("cifar100/resnet18/cross-entropy+lr=1+lr=x/seed0", "not in canonical form"),
+        ("cifar100/resnet18/cross-entropy+rotation/seed0", "expected name=value"),
+        ("cifar100/resnet18/cross-entropy+rotate=15/seed0", "unknown override 'rotate'; the recipe has: data"),
         ("cifar100/resnet18/cross-entropy+rotation=0/seed0", "is already the default in preset paper"),
         ("cifar100/resnet18/cross-entropy+rotation=-3/seed0", "rotation: Input should be greater"),
         ("cifar100/resnet18/cross-entropy+stem_pool=no/seed0", "stem_pool: Input should be 'auto', 'never'"),
@@ -136,6 +137,43 @@ def test_an_id_names_its_run_and_back(registry, run_id, table):
 def test_a_wrong_id_says_what_is_wrong(registry, run_id, says):
     with pytest.raises(UsageError, match=says):
         registry.config(registry.parse(run_id), registry.preset("paper"))
+
+
+def test_a_grid_is_every_combination_and_the_value_of_the_preset_is_the_cell_itself(registry):
+    cell = "cifar100/vgg16/cross-entropy"
+    grid = parse_grid(["rotation=15,0", "lr=0.05,0.10,0.1"])
+    selection = Selection(tables=(1,), networks=("vgg16",), losses=("cross-entropy",), seeds=(0,), axes=grid)
+    paper = registry.preset("paper")
+    runs = registry.select_runs(selection, paper)
+    found = {run.cell.id: run.cell.reported for run in runs}
+    assert len(found) == len(runs)
+    assert found == {
+        f"{cell}+lr=0.05+rotation=15": None,
+        f"{cell}+rotation=15": None,
+        f"{cell}+lr=0.05": None,
+        cell: registry.table(1).row("cross-entropy").reported["vgg16"],
+    }
+    # A parameter of the loss: each row has its own default.
+    margins = Selection(tables=(1,), networks=("vgg16",), losses=("am-*",), axes=parse_grid(["scale=7.5,10"]))
+    found = {run.cell.row + run.cell.id.partition("+")[2] for run in registry.select_runs(margins, paper)}
+    rows = ("am-softmax-s7.5-m0.35", "am-softmax-s10-m0.5")
+    assert found == {*rows, f"{rows[0]}scale=10", f"{rows[1]}scale=7.5"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            ["lr=0.1", "bias=true", "lr=0.2,0.10"],
+            "--set lr is given twice; for a grid write --set lr=0.1,0.2$",
+        ),
+        (["lr=0.1,"], "'lr=' is not an override; expected name=value"),
+        (["rotation"], "'rotation' is not an override"),
+    ],
+)
+def test_a_wrong_grid_says_what_is_expected(given, says):
+    with pytest.raises(UsageError, match=says):
+        parse_grid(given)
 
 
 @pytest.mark.parametrize("value", [1e38, 1e6, 1e-7, 0.12345678, 15.0, 1 / 3])
@@ -237,7 +275,7 @@ def test_a_missing_presets_file_is_named(folder):
 
 
 def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
-    labels = {"networks": ("ResNet-18",), "losses": ("Our Loss (m = 1)",), "datasets": ("CIFAR-100",)}
+    labels = {"networks": ("ResNet-18",), "losses": ("Scaled BN (m = 1)",), "datasets": ("CIFAR-100",)}
     assert ids(registry, **labels) == ["cifar100/resnet18/scaled-bn-m1"]
     labels = [row.label for row in registry.table(1).rows]
     assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from smoke_project import OTHER, PROJECT, ROOT, RUN, record_of, repro, smoke_context, train_here
 
+from repro.analysis.text import signed
 from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.cli import main
 from repro.signals import Stop
@@ -173,23 +175,34 @@ def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, o
     (paths.attempts / "1" / "record.json").unlink()
     table = cli(context, "aggregate", *COLUMN[:2]).stdout
     assert f"—: {says.partition(':')[0]}" in table
-    assert f"- {says} — Our Loss (m = 1) on ResNet-18" in table
+    assert f"- {says} — Scaled BN (m = 1) on ResNet-18" in table
     assert f"{says.partition(':')[0]}: {RUN}" in cli(context, "status").stdout
     assert says in cli(context, "show", RUN).stderr
 
 
 def test_what_was_trained_beside_the_tables_is_told_and_averaged_nowhere(context):
-    """A further seed, and an override."""
+    """A further seed marks its cell; an override has a table of its own, named with its command."""
     before = cli(context, "aggregate", *COLUMN[:2]).stdout
     further, override = RUN.replace("seed0", "seed5"), OTHER.replace("/seed0", "+epochs=4/seed0")
     assert train_here(context, further, override) == 0
-    lines = [f"{record_of(context, run).result.accuracy:.2f}" for run in (override, further)]
-    assert cli(context, "aggregate", *COLUMN[:2]).stdout == (
-        f"{before}\nTrained beside the tables, not averaged and in no verdict:\n\n"
-        f"- Cross-entropy Loss, epochs = 4 on ResNet-18, seed 0: {lines[0]}\n"
-        f"- Our Loss (m = 1) on ResNet-18, seed 5: {lines[1]}\n"
+    reached = [record_of(context, run).result.accuracy for run in (further, RUN, override, OTHER)]
+    table, _, beside = cli(context, "aggregate", *COLUMN[:2]).stdout.partition("\nTrained with overrides")
+    note = f"\n\n- ¹ trained beside the planned seeds, not averaged: {reached[0]:.2f} (seed 5)"
+    cell = f"{reached[1]:.2f} (n = 1)"
+    # The mark may widen its column.
+    assert re.sub(" +|-+", " ", table.replace(note, "").replace(f"{cell} ¹", cell)) == re.sub(
+        " +|-+", " ", before
     )
-    assert "Trained beside" not in cli(context, "aggregate", "--table", "2").stdout
+    assert note in table
+    options = f"--preset smoke --results {context.project.results}"
+    assert beside == f", in no table above:\n\n- 1 run: `repro aggregate --set epochs=4 {options}`\n"
+    (line,) = [
+        line for line in cli(context, "aggregate", "--set", "epochs=4").stdout.splitlines() if "=4" in line
+    ]
+    assert f"| {signed(reached[2] - reached[3])}, 1 pair " in line
+    elsewhere = cli(context, "aggregate", "--table", "2").stdout
+    assert "Trained with" not in elsewhere
+    assert "¹" not in elsewhere
 
 
 # File systems

@@ -22,7 +22,7 @@ from repro.analysis.inference import (
     signed_rank_ps,
 )
 from repro.analysis.rules import Claim, read_rules
-from repro.analysis.seeds import PAPER_RUNS, cell_seeds, reported_spread
+from repro.analysis.seeds import cell_seeds, reported_spread
 from repro.analysis.text import counted, points
 from repro.registry import Registry
 
@@ -33,6 +33,7 @@ PRIMARY, SECONDARY = (
     [claim for claim in RULES.claims if claim.family == family] for family in ("primary", "secondary")
 )
 COLUMNS = verdict_columns(REGISTRY, RULES.tests)
+PAPER = REGISTRY.paper
 REPORTED = [reported_means(*column) for column in COLUMNS]
 
 REPEATS = 20_000
@@ -148,9 +149,9 @@ def called(truth: np.ndarray, seeds: int, repeats: int = 1500) -> dict[str, np.n
     """
     tables = [table for table in REGISTRY.tables if table.of_paper]
     sizes = [len(table.rows) * len(table.networks) for table in tables]
-    std = np.repeat([reported_spread(table, 0).std or 0.0 for table in tables], sizes)
+    std = np.repeat([reported_spread(table, PAPER, 0).std or 0.0 for table in tables], sizes)
     means, variances, degrees = [], [], []
-    for n in (seeds, PAPER_RUNS):
+    for n in (seeds, PAPER.reported.runs or 1):
         runs = std[:, None] * random.standard_normal((repeats, len(std), n))
         of_table = np.split(runs.var(axis=2, ddof=1), np.cumsum(sizes)[:-1], axis=1)
         pooled = [
@@ -191,7 +192,7 @@ def _cells() -> None:
     for n in (3, 4, 5):
         same, far = called(np.zeros(72), n)["reproduced"], called(np.full(72, 2.0), n)["off"]
         for place, table in enumerate(table for table in REGISTRY.tables if table.of_paper):
-            advice = cell_seeds(table, PooledSpread(None, 0), RULES.cells, n).power
+            advice = cell_seeds(table, PAPER, PooledSpread(None, 0), RULES.cells, n).power
             of_table = slice(24 * place, 24 * place + 24)
             _say(f"{table.heading}, {n} seeds: planned {100 * advice['reproduced']:.1f} % and "
                 f"{100 * advice['off']:.1f} %; simulated", ("reproduced at 0", same[:, of_table]),

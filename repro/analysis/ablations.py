@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import pandas as pd
 from tabulate import tabulate
 
-from repro.analysis.inference import Estimate, PooledSpread, pool
+from repro.analysis.inference import Estimate, PooledSpread, paired, pool
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape
 from repro.analysis.text import (
@@ -34,6 +34,7 @@ from repro.analysis.text import (
 )
 from repro.config import Preset
 from repro.errors import UsageError
+from repro.paper import Metric
 from repro.registry import Cell, Registry, Variation
 
 LEVEL = 0.95  # of the intervals
@@ -77,26 +78,30 @@ class AblationEffect:
 
 
 def compute_effects(
-    variations: Sequence[Variation], results: Mapping[Cell, CellResult]
+    variations: Sequence[Variation], results: Mapping[Cell, CellResult], metric: Metric
 ) -> tuple[AblationEffect, ...]:
     """One effect for each variation, in order; `results` hold every cell of theirs."""
     cells = dict.fromkeys(cell for each in variations for cell in (each.baseline, each.cell))
     pooled = pool([(results[cell].std, results[cell].n) for cell in cells])
-    return tuple(_effect(each, results[each.baseline], results[each.cell], pooled) for each in variations)
+    return tuple(
+        _effect(each, results[each.baseline], results[each.cell], pooled, metric) for each in variations
+    )
 
 
 def _effect(
-    variation: Variation, baseline: CellResult, varied: CellResult, pooled: PooledSpread
+    variation: Variation, baseline: CellResult, varied: CellResult, pooled: PooledSpread, metric: Metric
 ) -> AblationEffect:
     mean, std, n, interval = varied.mean, varied.std, varied.n, None
     reason = "no cell of the study has two runs, so there is no interval"
     if not variation.alternative.trains:
-        best = [run.best_accuracy for run in varied.averaged if run.best_accuracy is not None]
-        gains = [(run.best_accuracy or 0.0) - (run.accuracy or 0.0) for run in varied.averaged]
+        pairs = [
+            (metric.of(run.best_accuracy or 0.0), metric.of(run.accuracy or 0.0)) for run in varied.averaged
+        ]
+        best, gains = [best for best, _ in pairs], [best - last for best, last in pairs]
         n, reason = len(best), "one run has no interval"
         mean, std = fmean(best) if best else None, stdev(best) if n > 1 else None
-        if n > 1:
-            interval = Estimate(fmean(gains), stdev(gains) / math.sqrt(n), n - 1).interval(LEVEL)
+        estimate = paired(gains)
+        interval = estimate.interval(LEVEL) if estimate else None
     elif baseline.mean is not None and mean is not None and pooled.std is not None:
         error = pooled.std * math.sqrt(1 / baseline.n + 1 / n)
         interval = Estimate(mean - baseline.mean, error, pooled.degrees).interval(LEVEL)
@@ -166,7 +171,8 @@ def render_effects(
         return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
     if table_format != "markdown":
         raise UsageError(f"--study supports markdown, csv and json, not {table_format}")
-    title = qualified_title("What the paper leaves open, top-1 accuracy in percent", preset)
+    unit = f"{registry.paper.metric.title} in percent"
+    title = qualified_title(f"What the paper leaves open, {unit}", preset)
     words = [{name: escape(text) for name, text in effect_words(e, registry).items()} for e in effects]
     parts = [
         f"### {escape(title)}",

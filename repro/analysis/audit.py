@@ -1,13 +1,14 @@
 """An audit of the paper by its own printed numbers: what they show, and what they cannot.
 
-Everything is computed from `experiments/table*.toml` and the printed sentences in `experiments/claims.toml`.
-Each ± is read twice, as a std with ddof = 1 and with ddof = 0, since the paper does not say. A difference is
-tested with the spread pooled over its table (48 degrees of freedom in the paper's); Welch's test on the two
-stds of a comparison is given beside it, and with three runs on each side it is weak.
+Everything is computed from `experiments/table*.toml`, `paper.toml` and the printed sentences in
+`claims.toml`. Where the paper does not say which std it prints, each is read twice, with ddof = 1 and with
+ddof = 0. A difference is tested with the spread pooled over its table; Welch's test on the two stds of a
+comparison is given beside it, and with a few runs on each side it is weak. Without printed stds nothing can
+be tested.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,75 +19,122 @@ from tabulate import tabulate
 
 from repro.analysis.effects import reported_effects
 from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
-from repro.analysis.rules import Rules, WorkedExample
-from repro.analysis.seeds import PAPER_RUNS, reported_spread, sample_std
-from repro.analysis.text import json_text, signed
+from repro.analysis.rules import Claim, Printed, PrintedSplit, Rules, TestRules, WorkedExample
+from repro.analysis.seeds import reported_spread, sample_std
+from repro.analysis.text import counted, json_text, signed
 from repro.errors import RegistryError
 from repro.experiments import Row, Table
+from repro.paper import PAPER_FILE, Method, Metric, Paper
 from repro.registry import Registry
-
-METHOD = "scaled-bn"  # the loss that the paper proposes
-WINS_HEADERS = ("column", "scaled BN", "best other", "Δ", "pooled p", "after Holm", "Welch's p", "")
 
 
 @dataclass(frozen=True)
 class PaperAudit:
     """Everything the audit found, in percent and points; `alpha` is the level of its tests.
 
-    `wins` has one row per scaled-BN cell against the best other loss of its column: its place, `mean`,
-    `rival`, `rival_mean`, `difference`, and for each reading of the ± (…_ddof1, …_ddof0) the two-sided
-    `p_pooled` and `p_pooled_holm` (over all wins), Welch's `t`, `degrees`, `p_welch`, `p_welch_holm`, and
-    whether the difference is `shown`: p_pooled ≤ alpha. `scales` is the same of the best m of each column
-    against its worst.
+    `method` is what the paper proposes. `wins` has one row per proposed cell against the best rival of its
+    column: its place, `mean`, `rival`, `rival_mean`, `difference` and whether that is `ahead`, and for each
+    of the `readings` of the ± (…_ddof1, …_ddof0) the two-sided `p_pooled` and `p_pooled_holm` (over all
+    wins), Welch's `t`, `degrees`, `p_welch`, `p_welch_holm`, and whether the difference is `shown`: p_pooled
+    ≤ alpha. Without printed stds there are no readings. `scales` is the same of the best proposed row of each
+    column against the worst.
 
     `spreads`, one row per table: its `cells` stds from `smallest` to `largest`, and their pooled value. `p`
     is Bartlett's: a small one finds unequal spreads, a large one proves nothing.
 
     `claims`, one row per claim of accuracy: its mean effect, in how many `columns` the paper's means are
-    `ahead`, and the exact one-sided p of its own test alone. `depth`, one row per table: in how many `rows`
-    the `first` network is ahead of all `others`, and by how much. `example` is the worked example recomputed,
-    `split` the printed split against the smallest class that is kept.
+    `ahead`, and the exact one-sided p of its own test alone. `depth`, one row per table of several networks:
+    in how many `rows` the `first` network is ahead of all `others`, and by how much. `example` is the worked
+    example recomputed, `split` the printed split against the smallest class that is kept; None where nothing
+    is printed.
     """
 
     alpha: float
+    method: str
+    runs: int | None
+    readings: tuple[int, ...]
     wins: pd.DataFrame
     scales: pd.DataFrame
     spreads: pd.DataFrame
     claims: pd.DataFrame
     depth: pd.DataFrame
-    example: dict[str, Any]
-    split: dict[str, Any]
-    rules_sha256: str
+    example: dict[str, Any] | None
+    split: dict[str, Any] | None
+    rules_sha256: str | None
 
 
-def audit_paper(registry: Registry, rules: Rules) -> PaperAudit:
-    """The audit of every table of the paper that reports numbers."""
-    tables = [table for table in registry.tables if table.of_paper and table.reports]
+def can_audit(registry: Registry) -> bool:
+    """Whether the project says what its paper proposes, and a table of the paper has it beside a rival."""
+    return any(_contestants(table, registry.paper.method) for table in _audited(registry))
+
+
+def _audited(registry: Registry) -> list[Table]:
+    return [table for table in registry.tables if table.of_paper and table.reports]
+
+
+def _contestants(table: Table, method: Method | None) -> tuple[list[Row], list[Row]] | None:
+    """The proposed rows of a table and their rivals; None where it lacks either."""
+    if method is None:
+        return None
+    own = [row for row in table.rows if row.name in method.rows]
+    rivals = [
+        row for row in table.rows if row not in own and (row.name in method.rivals or not method.rivals)
+    ]
+    return (own, rivals) if own and rivals else None
+
+
+def audit_paper(registry: Registry, rules: Rules | None) -> PaperAudit:
+    """The audit of every table of the paper that reports numbers.
+
+    Raises RegistryError where the project does not say what its paper proposes.
+    """
+    paper, tables = registry.paper, _audited(registry)
+    if paper.method is None or not can_audit(registry):
+        raise RegistryError(
+            f"{registry.folder}/{PAPER_FILE}: an audit needs [method], with the rows that the paper "
+            "proposes, and a table with printed numbers that has one of them beside a rival"
+        )
+    # Stds over a number of runs that the paper does not say, or only some of them, test nothing.
+    stds = [cell.std for table in tables for row in table.rows for cell in row.reported.values()]
+    readings = paper.reported.readings if (paper.reported.runs or 1) > 1 and None not in stds else ()
     wins, scales = [], []
     for table in tables:
-        for network in table.networks:
-            rows = sorted(table.rows, key=lambda row: row.reported[network].mean)
-            rival = [row for row in rows if row.loss != METHOD][-1]
-            own = [row for row in rows if row.loss == METHOD]
-            wins += [_compared(table, network, row, rival) for row in table.rows if row.loss == METHOD]
-            scales.append(_compared(table, network, own[-1], own[0]))
-    alpha = rules.tests.alpha
+        found = _contestants(table, paper.method)
+        for network in table.networks if found else ():
+            own, rivals = (
+                sorted(rows, key=lambda row: paper.metric.of(row.reported[network].mean))
+                for rows in found or ()
+            )
+            wins += [
+                _compared(table, network, row, rivals[-1], paper, readings)
+                for row in table.rows
+                if row in own
+            ]
+            if len(own) > 1:
+                scales.append(_compared(table, network, own[-1], own[0], paper, readings))
+    alpha = rules.tests.alpha if rules else TestRules().alpha
+    printed = rules.printed if rules else Printed()
     return PaperAudit(
         alpha=alpha,
-        wins=_tested(wins, alpha),
-        scales=_tested(scales, alpha),
-        spreads=pd.DataFrame([_spread(table) for table in tables]),
-        claims=_claims(registry, rules),
-        depth=pd.DataFrame([_depth(table) for table in tables]),
-        example=_example(rules.printed.worked_example),
-        split=_split(registry, rules),
-        rules_sha256=rules.sha256,
+        method=paper.method.name,
+        runs=paper.reported.runs,
+        readings=readings,
+        wins=_tested(wins, readings, alpha),
+        scales=_tested(scales, readings, alpha),
+        spreads=pd.DataFrame([_spread(table, paper) for table in tables if readings]),
+        claims=_claims(registry, rules.claims if rules else ()),
+        depth=pd.DataFrame([_depth(table, paper.metric) for table in tables if len(table.networks) > 1]),
+        example=_example(printed.worked_example) if printed.worked_example else None,
+        split=_split(registry, printed.split) if printed.split else None,
+        rules_sha256=rules.sha256 if rules else None,
     )
 
 
-def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any]:
-    """Two rows of a column with the tests of their difference, under both readings of the ±."""
-    ours, theirs = row.reported[network], rival.reported[network]
+def _compared(
+    table: Table, network: str, row: Row, rival: Row, paper: Paper, readings: Sequence[int]
+) -> dict[str, Any]:
+    """Two rows of a column with the tests of their difference, under each reading of the ±."""
+    ours, theirs, runs = row.reported[network], rival.reported[network], paper.reported.runs or 1
     difference = ours.mean - theirs.mean
     found = {
         "dataset": table.dataset,
@@ -97,12 +145,13 @@ def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any
         "rival": rival.name,
         "rival_mean": theirs.mean,
         "difference": difference,
+        "ahead": paper.metric.is_worse(theirs.mean, ours.mean),
     }
-    for ddof in (1, 0):
-        spread = reported_spread(table, ddof)
+    for ddof in readings:
+        spread = reported_spread(table, paper, ddof)
         # One pooled std on both sides is one estimate: its degrees of freedom count once.
-        pooled = Estimate(difference, (spread.std or 0.0) * math.sqrt(2 / PAPER_RUNS), spread.degrees)
-        first, second = ((sample_std(side.std, ddof), PAPER_RUNS, PAPER_RUNS - 1) for side in (ours, theirs))
+        pooled = Estimate(difference, (spread.std or 0.0) * math.sqrt(2 / runs), spread.degrees)
+        first, second = ((sample_std(side.std, ddof, runs) or 0.0, runs, runs - 1) for side in (ours, theirs))
         own = welch(difference, first, second)
         found[f"p_pooled_ddof{ddof}"] = pooled.p_beyond(0)
         found[f"t_ddof{ddof}"] = difference / own.standard_error
@@ -111,33 +160,34 @@ def _compared(table: Table, network: str, row: Row, rival: Row) -> dict[str, Any
     return found
 
 
-def _tested(rows: Sequence[dict[str, Any]], alpha: float) -> pd.DataFrame:
+def _tested(rows: Sequence[dict[str, Any]], readings: Sequence[int], alpha: float) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
-    for ddof in (1, 0):
+    for ddof in readings if rows else ():
         for p in ("p_pooled", "p_welch"):
             frame[f"{p}_holm_ddof{ddof}"] = holm(frame[f"{p}_ddof{ddof}"])
         frame[f"shown_ddof{ddof}"] = frame[f"p_pooled_ddof{ddof}"] <= alpha
     return frame
 
 
-def _spread(table: Table) -> dict[str, Any]:
-    stds = [reported.std for row in table.rows for reported in row.reported.values()]
-    statistic, p = bartlett(stds, PAPER_RUNS)
+def _spread(table: Table, paper: Paper) -> dict[str, Any]:
+    stds = [cell.std for row in table.rows for cell in row.reported.values() if cell.std is not None]
+    statistic, p = bartlett(stds, paper.reported.runs or 1)
+    spreads = {ddof: reported_spread(table, paper, ddof) for ddof in paper.reported.readings}
     return {
         "title": table.title,
         "cells": len(stds),
         "smallest": min(stds),
         "largest": max(stds),
-        **{f"pooled_ddof{ddof}": reported_spread(table, ddof).std for ddof in (1, 0)},
-        "degrees": reported_spread(table, 1).degrees,
+        **{f"pooled_ddof{ddof}": spread.std for ddof, spread in spreads.items()},
+        "degrees": next(iter(spreads.values())).degrees,
         "bartlett": statistic,
         "p": p,
     }
 
 
-def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
+def _claims(registry: Registry, claims: Sequence[Claim]) -> pd.DataFrame:
     """The claims whose rows the paper all reports."""
-    effects = {claim.name: np.array(reported_effects(claim, registry)) for claim in rules.claims}
+    effects = {claim.name: np.array(reported_effects(claim, registry)) for claim in claims}
     return pd.DataFrame(
         {
             "name": claim.name,
@@ -147,13 +197,15 @@ def _claims(registry: Registry, rules: Rules) -> pd.DataFrame:
             "columns": len(effects[claim.name]),
             "p": signed_rank_p(claim.beyond(effects[claim.name])),
         }
-        for claim in rules.claims
+        for claim in claims
         if len(effects[claim.name])
     )
 
 
-def _depth(table: Table) -> dict[str, Any]:
-    means = pd.DataFrame([{name: row.reported[name].mean for name in table.networks} for row in table.rows])
+def _depth(table: Table, metric: Metric) -> dict[str, Any]:
+    means = pd.DataFrame(
+        [{name: metric.of(row.reported[name].mean) for name in table.networks} for row in table.rows]
+    )
     first, *others = table.networks
     leads = means[others].rsub(means[first], axis=0)
     return {
@@ -179,12 +231,11 @@ def _example(printed: WorkedExample) -> dict[str, Any]:
     }
 
 
-def _split(registry: Registry, rules: Rules) -> dict[str, Any]:
+def _split(registry: Registry, printed: PrintedSplit) -> dict[str, Any]:
     """A split is not literal where the smallest class that is kept has too few images for it."""
-    printed = rules.printed.split
     table = registry.table(printed.table)
     if table.reported_data is None:
-        raise RegistryError(f"{table.file}: [reported_data] is missing; {rules.file} has its [printed.split]")
+        raise RegistryError(f"{table.file}: [reported_data] is missing; claims.toml has its [printed.split]")
     data, test = table.reported_data, round(printed.test_share * printed.fewest_images)
     return {
         "title": table.title,
@@ -204,28 +255,41 @@ def audit_json(audit: PaperAudit) -> str:
 
 def audit_text(audit: PaperAudit) -> str:
     """The audit on one page: what the wins show, their table, and a line per further finding."""
+    both = " Each pair is for ± read with ddof = 1 / ddof = 0." if len(audit.readings) > 1 else ""
     parts = [
-        "The paper by its own printed numbers. Each pair is for ± read with ddof = 1 / ddof = 0.",
+        f"The paper by its own printed numbers.{both}",
         wins_sentence(audit),
-        tabulate(wins_rows(audit), headers=WINS_HEADERS, tablefmt="plain", disable_numparse=True),
+        tabulate(wins_rows(audit), headers=wins_headers(audit), tablefmt="plain", disable_numparse=True),
         "\n".join(f"- {sentence}" for sentence in finding_sentences(audit)),
-        f"Rules: sha256 {audit.rules_sha256}.",
+        f"Rules: sha256 {audit.rules_sha256}." if audit.rules_sha256 else "",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def wins_headers(audit: PaperAudit) -> tuple[str, ...]:
+    """The headers of the columns of `wins_rows`."""
+    tests = ("pooled p", "after Holm", "Welch's p", "") if audit.readings else ()
+    return ("column", audit.method, "best other", "Δ", *tests)
 
 
 def wins_rows(audit: PaperAudit) -> list[tuple[str, ...]]:
-    """The table of the wins under WINS_HEADERS; the last column names those that are not shown."""
-    marks = {(True, True): "", (False, False): "not shown", (True, False): "not shown if ddof = 0"}
-    fields = ("p_pooled", "p_pooled_holm", "p_welch")
+    """The table of the wins; the last column names those that are not shown."""
+    fields = ("p_pooled", "p_pooled_holm", "p_welch") if audit.readings else ()
+
+    def mark(win: dict[str, Any]) -> str:
+        not_shown = [ddof for ddof in audit.readings if not win[f"shown_ddof{ddof}"]]
+        if len(not_shown) == len(audit.readings):
+            return "not shown"
+        return f"not shown if ddof = {not_shown[0]}" if not_shown else ""
+
     return [
         (
             win["column"],
             f"{win['row']} {win['mean']:.2f}",
             f"{win['rival']} {win['rival_mean']:.2f}",
             signed(win["difference"]),
-            *(f"{_p(win[f'{field}_ddof1'])} / {_p(win[f'{field}_ddof0'])}" for field in fields),
-            marks[win["shown_ddof1"], win["shown_ddof0"]],
+            *(" / ".join(_p(win[f"{field}_ddof{ddof}"]) for ddof in audit.readings) for field in fields),
+            *([mark(win)] if audit.readings else []),
         )
         for win in _rows(audit.wins)
     ]
@@ -233,65 +297,87 @@ def wins_rows(audit: PaperAudit) -> list[tuple[str, ...]]:
 
 def wins_sentence(audit: PaperAudit) -> str:
     """How many wins there are and how many are shown, by the pooled test first."""
-    wins, alpha = audit.wins, audit.alpha
+    wins, alpha, count = audit.wins, audit.alpha, len(audit.wins)
+    ahead = f"{audit.method}'s mean is ahead of the best other loss in {int(wins['ahead'].sum())} of "
+    ahead += f"{counted(count, 'comparison')}."
+    if not audit.readings:
+        return f"{ahead} The paper prints no spread over a number of runs, so no difference can be tested."
 
     def pair(field: str, unlike: str = "") -> str:
-        small = [wins[f"{field}_ddof{ddof}"] <= alpha for ddof in (1, 0)]
+        small = {ddof: wins[f"{field}_ddof{ddof}"] <= alpha for ddof in audit.readings}
         if unlike:
-            small = [s != (wins[f"{unlike}_ddof{d}"] <= alpha) for s, d in zip(small, (1, 0), strict=True)]
-        return " / ".join(str(int(each.sum())) for each in small)
+            small = {ddof: each != (wins[f"{unlike}_ddof{ddof}"] <= alpha) for ddof, each in small.items()}
+        return " / ".join(str(int(each.sum())) for each in small.values())
 
     unequal = ", ".join(audit.spreads["title"][audit.spreads["p"] <= alpha])
     found = f"unequal spreads in {unequal}" if unequal else "no unequal spreads within a table"
     return (
-        f"Scaled BN's mean is ahead of the best other loss in {int((wins['difference'] > 0).sum())} of "
-        f"{len(wins)} comparisons. With the spread pooled over a table, {pair('p_pooled')} of the "
-        f"{len(wins)} are shown (p ≤ {alpha:g}), after Holm {pair('p_pooled_holm')}; the others are not "
+        f"{ahead} With the spread pooled over a table, {pair('p_pooled')} of the "
+        f"{count} are shown (p ≤ {alpha:g}), after Holm {pair('p_pooled_holm')}; the others are not "
         f"shown, which is not the same as no difference. Bartlett's test finds {found}. Welch's t, which is "
-        f"weak with three runs on each side, shows {pair('p_welch')} and decides "
+        f"weak with {audit.runs} runs on each side, shows {pair('p_welch')} and decides "
         f"{pair('p_welch', 'p_pooled')} differently. The best of the other losses is picked after the fact, "
-        "which leans against scaled BN."
+        f"which leans against {audit.method}."
     )
 
 
 def finding_sentences(audit: PaperAudit) -> tuple[str, ...]:
     """What the printed numbers say besides the wins, a sentence per finding."""
-    example, scales = audit.example, audit.scales
-    best = ", ".join(f"{row} in {count}" for row, count in scales["row"].value_counts().sort_index().items())
-    examples = "; ".join(
-        f"softmax of [{', '.join(map('{:g}'.format, logits))}] gives {computed:.4f}, printed {printed:.4f}"
-        for logits, computed, printed in zip(
-            example["logits"], example["computed"], example["printed"], strict=True
-        )
+    claims = (
+        f"{row['statement']}, by the printed means: {signed(row['mean'])} points, in {row['ahead']} of "
+        f"{row['columns']} columns; Wilcoxon's exact one-sided p = {_p(row['p'])}."
+        for row in _rows(audit.claims)
     )
     ahead = "{title}: {first} is ahead of {others} in {rows_ahead} of {rows} rows"
-    return (
-        *(
-            f"{row['statement']}, by the printed means: {signed(row['mean'])} points, in {row['ahead']} of "
-            f"{row['columns']} columns; Wilcoxon's exact one-sided p = {_p(row['p'])}."
-            for row in _rows(audit.claims)
-        ),
-        f"The best m: {best} of {len(scales)} columns; shown to be ahead of the column's worst in "
-        f"{scales['shown_ddof1'].sum()} / {scales['shown_ddof0'].sum()}.",
-        *(
-            f"{ahead}, by {{smallest_lead:.2f}} to {{largest_lead:.2f}} points.".format(**order)
-            if order["rows_ahead"] == order["rows"]
-            else f"{ahead}.".format(**order)
-            for order in _rows(audit.depth)
-        ),
-        f"The worked example of Section 3: {examples}. The gain is {example['computed_gain']:.2f} points of "
-        f"the true class's probability, printed as {example['printed_gain']:.2f} % of accuracy.",
-        "{title}'s split {can} be literal: {classes} classes with {train_per_class} training and "
-        "{test_per_class} test images each, but classes are kept from {fewest_images} images on, which gives "
-        "{train_of_smallest} and {test_of_smallest}.".format(
-            **audit.split, can="can" if audit.split["literal"] else "cannot"
-        ),
-        *(
-            "{title}: {cells} stds from {smallest:.2f} to {largest:.2f}, pooled {pooled_ddof1:.3f} / "
-            "{pooled_ddof0:.3f} ({degrees} degrees of freedom); Bartlett's p = {p:.4f}.".format(**spread)
-            for spread in _rows(audit.spreads)
-        ),
+    depth = (
+        f"{ahead}, by {{smallest_lead:.2f}} to {{largest_lead:.2f}} points.".format(**order)
+        if order["rows_ahead"] == order["rows"]
+        else f"{ahead}.".format(**order)
+        for order in _rows(audit.depth)
     )
+    pooled = " / ".join(f"{{pooled_ddof{ddof}:.3f}}" for ddof in audit.readings)
+    spreads = (
+        f"{{title}}: {{cells}} stds from {{smallest:.2f}} to {{largest:.2f}}, pooled {pooled} "
+        "({degrees} degrees of freedom); Bartlett's p = {p:.4f}.".format(**spread)
+        for spread in _rows(audit.spreads)
+    )
+    return (*claims, *_scale_sentences(audit), *depth, *_printed_sentences(audit), *spreads)
+
+
+def _scale_sentences(audit: PaperAudit) -> Iterator[str]:
+    """Which of several proposed rows is the best."""
+    scales = audit.scales
+    if len(scales):
+        best = ", ".join(
+            f"{row} in {count}" for row, count in scales["row"].value_counts().sort_index().items()
+        )
+        shown = " / ".join(str(scales[f"shown_ddof{ddof}"].sum()) for ddof in audit.readings)
+        ahead = f"; shown to be ahead of the column's worst in {shown}" if shown else ""
+        yield f"The best proposed row: {best} of {len(scales)} columns{ahead}."
+
+
+def _printed_sentences(audit: PaperAudit) -> Iterator[str]:
+    """What the paper prints outside its tables, recomputed."""
+    if example := audit.example:
+        examples = "; ".join(
+            f"softmax of [{', '.join(map('{:g}'.format, logits))}] gives {computed:.4f}, "
+            f"printed {printed:.4f}"
+            for logits, computed, printed in zip(
+                example["logits"], example["computed"], example["printed"], strict=True
+            )
+        )
+        yield (
+            f"The worked example: {examples}. The gain is {example['computed_gain']:.2f} points of the true "
+            f"class's probability, printed as {example['printed_gain']:.2f} % of accuracy."
+        )
+    if split := audit.split:
+        yield (
+            "{title}'s split {can} be literal: {classes} classes with {train_per_class} training and "
+            "{test_per_class} test images each, but classes are kept from {fewest_images} images on, which "
+            "gives {train_of_smallest} and {test_of_smallest}.".format(
+                **split, can="can" if split["literal"] else "cannot"
+            )
+        )
 
 
 def _p(value: float) -> str:

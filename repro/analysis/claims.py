@@ -151,7 +151,7 @@ def _measured(claim: Claim, evidence: Evidence) -> ClaimVerdict:
         title=qualified_title(claim.statement, evidence.preset),
         effect=effect,
         mirror=mirror,
-        needed=len(evidence.rules.tests.verdict_columns),
+        needed=len(evidence.rules.tests.verdict_columns or evidence.columns),
         complete=len(whole[0] & whole[1]),
         minimum=evidence.rules.minimum_columns(claim),
         diverged=sum(column.diverged for column in effect.columns),
@@ -228,7 +228,7 @@ def _without_diverged(
 
 
 def _spreads(states: Iterable[RunState]) -> dict[TableName, PooledSpread]:
-    """Our within-cell spread of accuracy by table."""
+    """Our within-cell spread by table, in points."""
     cells: dict[TableName, dict[str, list[float]]] = {}
     for state in states:
         accuracy = state.record.result.accuracy if state.counts and state.record else None

@@ -1,4 +1,4 @@
-"""A column's training told by epoch: test accuracy, and the gradients that the paper argues from."""
+"""A column's training told by epoch: the test metric, and gradient norms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from repro.analysis.results import place_in
 from repro.analysis.text import loss_label, network_label
 from repro.config import Preset, format_axis
 from repro.experiments import TableName
+from repro.paper import Metric
 from repro.record_state import RunState
 from repro.records import Epoch, RunRecord
 from repro.registry import Registry
@@ -43,6 +44,7 @@ class Column:
     name: str
     title: str
     series: tuple[Series, ...]
+    metric: Metric
 
     @property
     def records(self) -> tuple[RunRecord, ...]:
@@ -76,29 +78,31 @@ def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, 
         title = ", ".join([f"{network_label(table, network)} on {table.title}", *changed.split("+")[1:]])
         # Tables outside the paper may share a data set and network with one of its: no file is drawn twice.
         owner = table.dataset if table.of_paper else table.name
-        columns.append(Column(f"{owner}-{network}{changed}", title, tuple(series)))
+        name = f"{owner}-{network}{changed}"
+        columns.append(Column(name, title, tuple(series), registry.paper.metric))
     return tuple(columns)
 
 
 def draw_curves(column: Column, preset: Preset) -> Figure:
-    """Test accuracy by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
+    """The test metric by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
+    metric, value = column.metric, _on_test(column.metric)
     height = max(2.7, 0.16 * len(column.series))
     figure, (whole, end) = style.make_page(
-        f"Test accuracy by epoch: {column.title}",
-        "Top-1 accuracy on the test images in percent; the right panel enlarges the box in the left one. "
-        f"{_how_drawn(column)} Beside a label: the accuracy after the last epoch.",
+        f"Test {metric.measure} by epoch: {column.title}",
+        f"{metric.title[:1].upper()}{metric.title[1:]} on the test images in percent; the right panel "
+        f"enlarges the box in the left one. {_how_drawn(column)} Beside a label: after the last epoch.",
         panels=((2.75, height), (2.35, height)),
         margins=style.Margins(right=2.8, between=0.55),
         side_by_side=True,
         preset=preset,
     )
-    _draw_column(whole, column, _test_accuracy)
-    places = _draw_column(end, column, _test_accuracy)
+    _draw_column(whole, column, value)
+    places = _draw_column(end, column, value)
     whole.set_ylim(0, None)
-    whole.set_ylabel("test accuracy (%)")
+    whole.set_ylabel(f"test {metric.measure} (%)")
     start = _end_starts(column)
     end.set_xlim(start, column.epochs)
-    shown = _frame(column.records, _test_accuracy).loc[start:].to_numpy()
+    shown = _frame(column.records, value).loc[start:].to_numpy()
     if np.isfinite(shown).any():
         room = 0.05 * float(np.nanmax(shown) - np.nanmin(shown)) or 1.0
         low, high = float(np.nanmin(shown)) - room, float(np.nanmax(shown)) + room
@@ -115,7 +119,7 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     figure, panels = style.make_page(
         f"Gradient norms by epoch: {column.title}",
         "Means over the training images of each epoch, as trained on. Top: ‖p − y‖₂, the gradient at the "
-        "softmax's input, margin included (Eq. 8). Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
+        "softmax's input, margin included. Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
         f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch.",
         panels=((4.4, height), (4.4, height)),
         margins=style.Margins(right=2.8, between=0.22, left=0.72),
@@ -138,11 +142,11 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
     return figure
 
 
-def draw_cell(records: Sequence[RunRecord], reported: float | None) -> Figure:
-    """Test accuracy by epoch of one cell's runs, a line per seed, the paper's mean dashed: small."""
+def draw_cell(records: Sequence[RunRecord], reported: float | None, metric: Metric) -> Figure:
+    """The test metric by epoch of one cell's runs, a line per seed, the paper's mean dashed: small."""
     figure = Figure(figsize=(5, 2))
     panel = figure.add_axes((0.09, 0.14, 0.8, 0.8))
-    for index, column in _frame(records, _test_accuracy).items():
+    for index, column in _frame(records, _on_test(metric)).items():
         curve, colour = column.dropna(), SEED_COLOURS[int(str(index)) % len(SEED_COLOURS)]
         panel.plot(curve.index, curve, color=colour, lw=1.2, marker="." if len(curve) == 1 else "")
     if reported is not None:
@@ -162,8 +166,8 @@ def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
     return pd.DataFrame({place: pd.Series(curve, dtype=float) for place, curve in enumerate(curves)})
 
 
-def _test_accuracy(epoch: Epoch) -> float | None:
-    return epoch.test_accuracy
+def _on_test(metric: Metric) -> Value:
+    return lambda epoch: None if epoch.test_accuracy is None else metric.of(epoch.test_accuracy)
 
 
 def _draw_column(panel: Axes, column: Column, value: Value) -> list[float | None]:

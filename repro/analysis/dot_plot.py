@@ -21,6 +21,7 @@ from repro.analysis.text import loss_label, network_label, points
 from repro.analysis.verdicts import Verdict, cells_sentence
 from repro.config import Preset
 from repro.experiments import Table
+from repro.paper import Metric
 from repro.registry import Registry
 
 # Told apart by shape as well as by colour.
@@ -40,7 +41,9 @@ _ROW = 0.25  # inches
 _BAND = "#DDDDDD"
 
 
-def draw_dots(table: Table, results: Sequence[CellResult], rules: Rules, preset: Preset) -> Figure:
+def draw_dots(
+    table: Table, results: Sequence[CellResult], metric: Metric, rules: Rules, preset: Preset
+) -> Figure:
     """A panel per network and a line per loss: the paper's mean with the tolerance around it, and ours.
 
     The whisker is the interval of ours − paper's put around our mean, so it lies within the bar exactly where
@@ -67,7 +70,7 @@ def draw_dots(table: Table, results: Sequence[CellResult], rules: Rules, preset:
         for result in column:
             _draw_cell(panel, rows.index(result.cell.row), result, tolerance)
         panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    panels[len(panels) // 2].set_xlabel("top-1 accuracy (%)")
+    panels[len(panels) // 2].set_xlabel(f"{metric.title} (%)")
     words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
     band = Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}")
     _draw_key(panels[0], words, [band], 1 + 0.25 / height)
@@ -227,7 +230,8 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
         _name_rows(panel, labels if alike else list(map("\n".join, zip(labels, cells, strict=True))))
         heading = f"{name}: {cells[0]}" if alike else name
         panel.set_title(heading, loc="left", size=style.LABEL_SIZE, weight="bold", pad=3, parse_math=False)
-        _effect_axis(panel, "moves the accuracy by (points; 0: as resolved here)")
+        measure = registry.paper.metric.measure
+        _effect_axis(panel, f"moves the {measure} by (points; 0: as resolved here)")
     for panel in panels[:-1]:
         panel.spines["bottom"].set_visible(False)
         panel.tick_params(axis="x", labelbottom=False, length=0)

@@ -4,14 +4,14 @@ A column is a data set with a network of the paper's tables, among those at whic
 it the sides are compared at the seeds that all their rows share: seed k gives every loss the same initial
 weights, order and augmentation. A diverged run has a value only where the claim counts it at chance accuracy.
 
-    accuracy:            x = of − over             in points
+    accuracy, error:     x = of − over             in points
     every other measure: x = ln(of) − ln(over)     shown as the factor of / over
 """
 
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +102,8 @@ def paper_columns(registry: Registry) -> list[tuple[Table, str]]:
 
 def verdict_columns(registry: Registry, tests: TestRules) -> list[tuple[Table, str]]:
     """Those at which the verdict is given."""
-    wanted = tests.verdict_columns
-    return [(table, name) for table, name in paper_columns(registry) if f"{table.dataset}/{name}" in wanted]
+    wanted, columns = tests.verdict_columns, paper_columns(registry)
+    return [place for place in columns if not wanted or f"{place[0].dataset}/{place[1]}" in wanted]
 
 
 def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
@@ -131,12 +131,14 @@ def measure_effect(contrast: Claim, evidence: Evidence) -> Effect:
 def measured(record: RunRecord, measure: Measure, late: str) -> float | None:
     """A record's value of a measure; None in a run that diverged or did not record it.
 
-    accuracy in percent; logit-bulk: half the width of the central 95 % of the logits; weight-norm: the mean
-    of ‖w_k‖₂ over all classes; late-…: the mean of that number of an epoch over the late epochs (`late`: from
-    the recipe's last drop of the learning rate on, or the last epoch alone).
+    accuracy and error in percent; logit-bulk: half the width of the central 95 % of the logits; weight-norm:
+    the mean of ‖w_k‖₂ over all classes; late-…: the mean of that number of an epoch over the late epochs
+    (`late`: from the recipe's last drop of the learning rate on, or the last epoch alone).
     """
     if record.result.accuracy is None or measure == "accuracy":
         return record.result.accuracy
+    if measure == "error":
+        return 100 - record.result.accuracy
     if measure == "logit-bulk":
         logits = record.probes.logits
         return None if logits is None else (logits.quantiles["97.5"] - logits.quantiles["2.5"]) / 2
@@ -163,7 +165,8 @@ def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> 
             if state.record.result.accuracy is None:
                 diverged[row] += 1
                 if contrast.diverged == "chance-accuracy":
-                    value = 100 / state.record.data.classes
+                    chance = 100 / state.record.data.classes
+                    value = chance if contrast.measure == "accuracy" else 100 - chance
             # A factor of nothing has no logarithm: a norm of exactly 0 cannot be compared so.
             if value is not None and (value > 0 or contrast.unit == "points"):
                 values[row][state.run.seed] = value
@@ -182,13 +185,14 @@ def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> 
         "runs": len(recorded),
         "diverged": diverged.total(),
         "over_diverged": sum(diverged[row] for row in contrast.over),
-        "reported": _reported_in(contrast, reported),
+        "reported": _reported_in(contrast, reported, evidence.registry),
     }
     if not seeds:
         return ColumnEffect(**column, of_rows=contrast.of, over_rows=contrast.over)
     shared = {row: np.array([of_row[seed] for seed in seeds]) for row, of_row in values.items()}
     ours = {row: float(of_row.mean()) for row, of_row in shared.items()}
-    chosen = [_chosen(rows, how, ours, reported) for rows, how in contrast.sides]
+    best = min if contrast.measure == "error" else max
+    chosen = [_chosen(rows, how, ours, reported, best) for rows, how in contrast.sides]
     of, over = (np.mean([shared[row] for row in rows], axis=0) for rows in chosen)
     points = contrast.unit == "points"
     by_seed = of - over if points else of / over
@@ -204,7 +208,11 @@ def _column(contrast: Claim, table: Table, network: str, evidence: Evidence) -> 
 
 
 def _chosen(
-    rows: tuple[str, ...], how: Combination, ours: Mapping[str, float], reported: Mapping[str, float]
+    rows: tuple[str, ...],
+    how: Combination,
+    ours: Mapping[str, float],
+    reported: Mapping[str, float],
+    best: Callable[..., str],
 ) -> tuple[str, ...]:
     """The rows that a side's value is the mean of: all, or the best one by our means or by the paper's."""
     if how == "mean":
@@ -212,7 +220,7 @@ def _chosen(
     means = ours if how == "best" else reported
     if unknown := [row for row in rows if row not in means]:
         raise RegistryError(f"the paper reports no mean of {', '.join(unknown)}, which best-reported needs")
-    return (max(rows, key=means.__getitem__),)
+    return (best(rows, key=means.__getitem__),)
 
 
 def reported_means(table: Table, network: str) -> dict[str, float]:
@@ -222,13 +230,14 @@ def reported_means(table: Table, network: str) -> dict[str, float]:
 
 def reported_effects(contrast: Claim, registry: Registry) -> tuple[float, ...]:
     """The same contrast of the paper's means in each of its columns; empty where it lacks one of the rows."""
-    columns = [_reported_in(contrast, reported_means(*place)) for place in paper_columns(registry)]
+    columns = [_reported_in(contrast, reported_means(*place), registry) for place in paper_columns(registry)]
     known = tuple(value for value in columns if value is not None)
     return known if len(known) == len(columns) else ()
 
 
-def _reported_in(contrast: Claim, reported: Mapping[str, float]) -> float | None:
-    if contrast.measure != "accuracy" or any(row not in reported for row in contrast.rows):
+def _reported_in(contrast: Claim, reported: Mapping[str, float], registry: Registry) -> float | None:
+    measure = registry.paper.metric.measure
+    if contrast.measure != measure or any(row not in reported for row in contrast.rows):
         return None
     of, over = combined_means(contrast, reported, reported)
     return float(of - over)
@@ -242,7 +251,11 @@ def combined_means(
     for rows, how in contrast.sides:
         values, papers = (np.array([of[row] for row in rows]) for of in (means, reported))
         best = {"best": values, "best-reported": papers}.get(how)
-        sides.append(values.mean(axis=0) if best is None else np.choose(best.argmax(axis=0), values))
+        if best is None:
+            sides.append(values.mean(axis=0))
+        else:
+            place = best.argmin(axis=0) if contrast.measure == "error" else best.argmax(axis=0)
+            sides.append(np.choose(place, values))
     return tuple(sides)
 
 

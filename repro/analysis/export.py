@@ -3,7 +3,7 @@ r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet
 A macro is a number of a table, so that a paper quotes the records and never copies them:
 
     \input{numbers}                    % repro aggregate --format macros --output numbers.tex
-    … reaches \reproCifarOneZeroZeroResnetOneEightScaledBnMOneMean{} \% …
+    … reaches \reproCifarOneZeroZeroResnetOneEightCrossEntropyMean{} \% …
 
 Its name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a
 capital and each digit spelled out, since TeX allows letters alone.
@@ -12,24 +12,35 @@ capital and each digit spelled out, since TeX allows letters alone.
 import io
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import pandas as pd
 
-from repro.analysis.results import CellResult
+from repro.analysis.results import CellResult, RunResult
 from repro.analysis.rules import Rules
 from repro.analysis.tables import TableCell, TableText, build_tables, to_markdown
 from repro.analysis.text import csv_cell, json_text, loss_label, network_label, qualified_title, signed
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
-from repro.experiments import TableName
+from repro.experiments import Table, TableName
 from repro.registry import Registry
 
 TableFormat = Literal["markdown", "latex", "macros", "csv", "json", "parquet"]
+Readings = Literal["deciding", "all"]
 READING_FIELDS = ("low", "high", "p_beyond", "p_beyond_adjusted", "p_equivalence", "p_equivalence_adjusted")
 _DIFFERENCE = ("difference", "difference-low", "difference-high")  # in points, with the ends of its interval
 MACRO_FIELDS = ("mean", "std", "n", "reported-mean", "reported-std", *_DIFFERENCE)
+_NAMES = ("preset", "table", "dataset", "network", "loss", "label", "overrides")
+_TEXTS = (*_NAMES, "not_counted", "notes", "verdict", "so_far")
+_LISTS = {
+    "seeds": int,
+    "accuracies": float,
+    "best_accuracies": float,
+    "extra_seeds": int,
+    "extra_accuracies": float,
+}
 
 
 def render_tables(
@@ -40,36 +51,41 @@ def render_tables(
     *,
     rules: Rules | None = None,
     supplied: bool = False,
+    readings: Readings = "deciding",
 ) -> str | bytes:
     """Every table that the results touch in a format: text that ends in a line feed, or Parquet's bytes.
 
     `rules`: those that the results' verdicts rest on, None without verdicts. `supplied`: the records lie in
     the project's own results folder, which is then said. CSV, JSON and Parquet hold every number at full
-    precision.
+    precision, and with "all" `readings` both readings of the paper's ±.
     """
     if table_format in ("markdown", "latex"):
         tables = build_tables(results, registry, preset, supplied, rules)
         return to_markdown(tables) if table_format == "markdown" else to_latex(tables)
     if table_format == "macros":
         return to_macros(results, preset)
-    if table_format == "csv":
-        return to_csv(results, registry, preset)
     if table_format == "json":
-        return to_json(results, registry, preset, supplied, rules)
-    return to_parquet(results, registry, preset, rules)
+        return to_json(results, registry, preset, supplied, rules, readings)
+    return render_frame(cells_frame(results, registry, preset, readings), table_format, rules)
 
 
-def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Preset) -> pd.DataFrame:
-    """One row per cell: the columns of the CSV. Accuracies in percent, None for a number there is not.
+def cells_frame(
+    results: Sequence[CellResult], registry: Registry, preset: Preset, readings: Readings = "deciding"
+) -> pd.DataFrame:
+    """One row per cell: the columns of the CSV. Accuracies in percent, NaN for a number there is not.
 
-    `seeds`, `accuracies` and `best_accuracies` are lists in one order. `not_counted` is
-    `seed 1: reason; …`, `notes` are joined by `; `. Verdict and interval are None for a cell that the paper
-    does not report on; `low_ddof0` is the lower end of the interval with the paper's std read as ddof = 0.
+    `seeds`, `accuracies` and `best_accuracies` are lists in one order, of the planned seeds averaged;
+    `extra_seeds` and `extra_accuracies` (None for a run without one) of the others. `not_counted` is
+    `seed 1: reason; …`, `notes` are joined by `; `. Verdict and interval are None or NaN for a cell that the
+    paper does not report on. `low`, `high` and the p are those of the reading that decides; of "all"
+    `readings`, `low_ddof0` is the lower end with the paper's std read as ddof = 0.
     """
     rows = []
     for result in results:
         cell, reported, verdict = result.cell, result.reported, result.verdict
-        readings = {reading.ddof: reading for reading in verdict.readings} if verdict else {}
+        shown = {"": verdict.deciding} if verdict else {}
+        if verdict and readings == "all":
+            shown |= {f"_ddof{reading.ddof}": reading for reading in verdict.readings}
         rows.append(
             {
                 "preset": preset.name,
@@ -78,7 +94,7 @@ def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Prese
                 "network": cell.network,
                 "loss": cell.row,
                 "label": loss_label(registry.table(cell.table), cell.row, cell.axes),
-                "axes": cell.id.partition("+")[2],
+                "overrides": cell.id.partition("+")[2],
                 **{name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "std")},
                 "reported_mean": reported.mean if reported else None,
                 "reported_std": reported.std if reported else None,
@@ -86,58 +102,75 @@ def cells_frame(results: Sequence[CellResult], registry: Registry, preset: Prese
                 "seeds": [run.seed for run in result.averaged],
                 "accuracies": [run.accuracy for run in result.averaged],
                 "best_accuracies": [run.best_accuracy for run in result.averaged],
-                "not_counted": "; ".join(f"seed {run.seed}: {run.reason}" for run in result.blanks),
+                "extra_seeds": [run.seed for run in result.extra],
+                "extra_accuracies": [run.accuracy for run in result.extra],
+                "not_counted": not_counted(result),
                 "notes": "; ".join(result.notes),
                 "verdict": str(verdict.word) if verdict else None,
                 "so_far": str(verdict.so_far) if verdict and verdict.so_far else None,
                 **{
-                    f"{field}_ddof{ddof}": getattr(readings.get(ddof), field, None)
-                    for ddof in (1, 0)
+                    f"{field}{suffix}": getattr(shown.get(suffix), field, None)
+                    for suffix in ("", *(("_ddof1", "_ddof0") if readings == "all" else ()))
                     for field in READING_FIELDS
                 },
             }
         )
-    return pd.DataFrame(rows, dtype=object)
+    return typed(pd.DataFrame(rows, dtype=object))
 
 
-def to_csv(results: Sequence[CellResult], registry: Registry, preset: Preset) -> str:
-    """One line per cell: `cells_frame`, lists joined by spaces, numbers as short as they read back."""
-
-    def joined(value: object) -> object:
-        if not isinstance(value, list):
-            return csv_cell(value)
-        return " ".join("" if number is None else repr(number) for number in value)
-
-    return cells_frame(results, registry, preset).map(joined).to_csv(index=False, lineterminator="\n")
+def not_counted(result: CellResult) -> str:
+    """`seed 1: reason; …`: the planned runs that are not averaged."""
+    return "; ".join(f"seed {run.seed}: {run.reason}" for run in result.blanks)
 
 
-def to_parquet(
-    results: Sequence[CellResult], registry: Registry, preset: Preset, rules: Rules | None = None
-) -> bytes:
-    """One row per cell with the columns of the CSV, typed; seeds and accuracies are lists, no number is null.
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of objects with its numbers as int64 or float64."""
+    numbers = [name for name in map(str, frame) if name not in (*_TEXTS, *_LISTS)]
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in numbers})
 
-    The rules' file and sha256 are in the schema's metadata. Raises SetupError without pyarrow.
+
+def render_frame(frame: pd.DataFrame, table_format: TableFormat, rules: Rules | None = None) -> str | bytes:
+    """A frame as CSV, JSON (a list of one object per row) or Parquet, every number at full precision.
+
+    CSV has lists joined by spaces. The sha256 of `rules` is in the metadata of Parquet, which needs pyarrow:
+    else SetupError.
     """
+    if table_format == "parquet":
+        return _to_parquet(frame, rules)
+    if table_format == "json":
+        rows = frame.to_dict("records")
+        return json_text([{name: _json_value(value) for name, value in row.items()} for row in rows])
+    return frame.map(_csv_value).to_csv(index=False, lineterminator="\n")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return value
+    if pd.isna(value):
+        return None
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _csv_value(value: object) -> object:
+    if not isinstance(value, list):
+        return csv_cell(value)
+    return " ".join("" if number is None else repr(number) for number in value)
+
+
+def _to_parquet(frame: pd.DataFrame, rules: Rules | None) -> bytes:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise SetupError(
-            "Parquet needs pyarrow, which is not installed: pip install 'scaled-bn-repro[parquet]'"
-        ) from None
-    frame = cells_frame(results, registry, preset)
-    words = ("preset", "table", "dataset", "network", "loss", "label", "axes")
-    types: dict[str, Any] = {
-        **dict.fromkeys((*words, "not_counted", "notes", "verdict", "so_far"), pa.string()),
-        **dict.fromkeys(("n", "expected", "diverged"), pa.int64()),
-        "seeds": pa.list_(pa.int64()),
-        "accuracies": pa.list_(pa.float64()),
-        "best_accuracies": pa.list_(pa.float64()),
-    }
-    metadata = {"rules": rules.place, "rules_sha256": rules.sha256} if rules else None
-    schema = pa.schema([(name, types.get(name, pa.float64())) for name in map(str, frame)], metadata=metadata)
+        raise SetupError("Parquet needs pyarrow, which is not installed: pip install pyarrow") from None
+    found = pa.Schema.from_pandas(frame, preserve_index=False)
+    lists = {name: pa.list_(pa.int64() if of is int else pa.float64()) for name, of in _LISTS.items()}
+    # The type of a column without any value is not seen in it.
+    types = [lists.get(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in found]
+    named = {"rules": rules.place, "rules_sha256": rules.sha256} if rules else {}
+    schema = pa.schema(zip(found.names, types, strict=True), metadata={**found.metadata, **named})
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(frame.to_dict("records"), schema=schema), file)
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), file)
     return file.getvalue()
 
 
@@ -147,43 +180,45 @@ def to_json(
     preset: Preset,
     supplied: bool = False,
     rules: Rules | None = None,
+    readings: Readings = "deciding",
 ) -> str:
     """Everything that is known of the tables. Accuracies, means and stds are in percent.
 
-        {"schema_version": 1,
+        {"schema_version": 2,
          "preset": {"name", "title", "description", "seeds": […]},
          "supplied": true where the records lie in the project's own results folder,
          "std_ddof": 1,
          "rules": {"file", "sha256"} of what the verdicts rest on, or null,
          "tables": [{"table": its number or name, "title", "dataset",
                      "counted": runs averaged, "expected": runs in all,
-                     "cells": [{"id", "network", "network_label", "loss", "label", "axes": {name: value},
+                     "cells": [{"id", "network", "network_label", "loss", "label", "overrides": {name: value},
                                 "n", "expected", "diverged", "mean", "std",
                                 "reported": {"mean", "std"} or null, "difference": mean − reported mean,
-                                "verdict": `verdict_fields`, null where nothing is reported,
+                                "verdict": `verdict_fields` with the reading that decides, of "all" `readings`
+                                           with each; null where nothing is reported,
                                 "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",
                                           "record_state", "data_unchecked", "data": sha256, "classes",
                                           "train_images", "test_images", "partial",
                                           "device", "precision"}],
                                 "not_counted": [{"id", "seed", "short", "reason", "diverged"}],
+                                "extra": [{"id", "seed", "accuracy", "reason"}] beside the planned seeds,
                                 "notes": […]}]}]}
 
     A number that there is not is null.
     """
-    rows = zip(results, cells_frame(results, registry, preset).to_dict("records"), strict=True)
     tables: dict[TableName, dict[str, Any]] = {}
-    for result, row in rows:
+    for result in results:
         table = registry.table(result.cell.table)
         of_table = tables.setdefault(table.name, {"counted": 0, "expected": 0, "cells": []})
         of_table["counted"] += result.n
         of_table["expected"] += result.expected
-        of_table["cells"].append(_cell_fields(result, row, network_label(table, result.cell.network)))
+        of_table["cells"].append(_cell_fields(result, table, readings))
     for name, of_table in tables.items():
         title = qualified_title(registry.table(name).heading, preset)
         of_table |= {"table": name, "title": title, "dataset": registry.table(name).dataset}
     return json_text(
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "preset": preset.model_dump(mode="json", include={"name", "title", "description", "seeds"}),
             "supplied": supplied,
             "std_ddof": 1,
@@ -193,23 +228,35 @@ def to_json(
     )
 
 
-def _cell_fields(result: CellResult, row: dict[Any, Any], label: str) -> dict[str, object]:
-    shared = ("network", "loss", "label", "n", "expected", "diverged", "mean", "std", "difference")
+def _cell_fields(result: CellResult, table: Table, readings: Readings) -> dict[str, object]:
+    cell, verdict = result.cell, verdict_fields(result)
     blank = ("short", "reason", "diverged")
     runs = [run._asdict() for run in result.averaged]
+    if verdict and result.verdict:
+        every = verdict.pop("readings")
+        verdict |= {field: getattr(result.verdict.deciding, field, None) for field in READING_FIELDS}
+        verdict |= {"readings": every} if readings == "all" else {}
     return {
-        "id": result.cell.id,
-        **{name: row[name] for name in shared},
-        "network_label": label,
-        "axes": dict(result.cell.axes),
+        "id": cell.id,
+        "network": cell.network,
+        "network_label": network_label(table, cell.network),
+        "loss": cell.row,
+        "label": loss_label(table, cell.row, cell.axes),
+        "overrides": dict(cell.axes),
+        **{
+            name: getattr(result, name) for name in ("n", "expected", "diverged", "mean", "std", "difference")
+        },
         "reported": result.reported and result.reported.model_dump(),
-        "verdict": verdict_fields(result),
+        "verdict": verdict,
         "runs": [{name: run[name] for name in run if name not in blank} for run in runs],
-        "not_counted": [
-            {name: getattr(run, name) for name in ("id", "seed", *blank)} for run in result.blanks
-        ],
+        "not_counted": [_fields(run, "id", "seed", *blank) for run in result.blanks],
+        "extra": [_fields(run, "id", "seed", "accuracy", "reason") for run in result.extra],
         "notes": list(result.notes),
     }
+
+
+def _fields(run: RunResult, *names: str) -> dict[str, object]:
+    return {name: getattr(run, name) for name in names}
 
 
 def to_macros(results: Sequence[CellResult], preset: Preset) -> str:
@@ -310,8 +357,8 @@ def _line(label: str, texts: Iterable[str]) -> str:
 
 
 def _measured(cell: TableCell) -> str:
-    if not cell.value:
-        return escape_latex(f"—: {cell.count}")
-    value = rf"\textbf{{{escape_latex(cell.value)}}}" if cell.best else escape_latex(cell.value)
     marks = f"$^{{{','.join(map(str, cell.marks))}}}$" if cell.marks else ""
+    if not cell.value:
+        return escape_latex(f"—: {cell.count}") + marks
+    value = rf"\textbf{{{escape_latex(cell.value)}}}" if cell.best else escape_latex(cell.value)
     return f"{value} ({escape_latex(cell.count)}){marks}"

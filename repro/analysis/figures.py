@@ -1,4 +1,4 @@
-"""`repro figures`: the paper's Figures 2 and 3 (ResNet-18 on CIFAR-100), and all that records allow."""
+"""`repro figures`: the figures of the paper that records can redraw, and all others that they allow."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +16,12 @@ from repro.analysis.rules import Rules
 from repro.analysis.text import plain
 from repro.analysis.verdicts import judge_cells
 from repro.config import Preset
+from repro.paper import PaperFigure
 from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
 from repro.registry import Registry
 
-FIGURE_CELLS = ("cifar100/resnet18/cross-entropy", "cifar100/resnet18/scaled-bn-m1")
-
-_CLASSES = 10  # in Figure 3, as many as the paper shows
+_CLASSES = 10  # whose weight norms are drawn as bars
 _BAR = 0.38
 
 
@@ -36,21 +35,20 @@ def draw_figures(
 ) -> tuple[list[Path], list[str]]:
     """Draws what the records allow into `folder`, each as PNG (200 dpi) and PDF: the files, and notices.
 
-    `figure2`, `figure3`: ResNet-18 on CIFAR-100, as in the paper. `curves-…` and `gradients-…`: one of each
+    `figure2`, …: the paper's own, as `paper.toml` names them. `curves-…` and `gradients-…`: one of each
     for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
     `ambiguities`: the `effects` of ablations that can be computed. Only records that count are drawn, and the
     same records give the same bytes. A figure whose run is missing is left out and named in a notice; raises
     SetupError where the folder can't be written.
     """
-    notices = missing_for_figures(states, preset)
+    notices = missing_for_figures(states, registry, preset)
     columns = columns_of(states, registry)
     if not columns:
         notices.append("no record counts yet, so there is no training curve and no gradient figure")
 
     def figures() -> Iterator[tuple[str, Figure]]:
-        if comparison := find_comparison(states, registry):
-            yield "figure2", draw_figure2(comparison, preset)
-            yield "figure3", draw_figure3(comparison, preset)
+        for of_paper, _, figure in redraw(states, registry, preset):
+            yield of_paper.file, figure
         for column in columns:
             yield f"curves-{column.name}", draw_curves(column, preset)
             yield f"gradients-{column.name}", draw_gradients(column, preset)
@@ -60,7 +58,10 @@ def draw_figures(
             for table in registry.tables:
                 of_table = [result for result in judged if result.cell.table == table.name]
                 if any(result.n for result in of_table):
-                    yield f"table{table.name}", draw_dots(table, of_table, rules, preset)
+                    yield (
+                        f"table{table.name}",
+                        draw_dots(table, of_table, registry.paper.metric, rules, preset),
+                    )
         if any(effect.difference is not None for effect in effects):
             yield "ambiguities", draw_ablations(effects, registry, preset)
 
@@ -69,14 +70,24 @@ def draw_figures(
     return files, notices
 
 
-def find_comparison(states: Sequence[RunState], registry: Registry) -> Column | None:
-    """The column of FIGURE_CELLS with their records that have probes, by seed; None where either has none."""
+def redraw(
+    states: Sequence[RunState], registry: Registry, preset: Preset
+) -> Iterator[tuple[PaperFigure, Column, Figure]]:
+    """Each figure of the paper whose two cells have a record: what it is, what it compares, and drawn."""
+    figures = registry.paper.figures
+    for of_paper, draw in ((figures.logits, draw_logits), (figures.weight_norms, draw_weight_norms)):
+        if of_paper and (pair := find_comparison(of_paper, states, registry)):
+            yield of_paper, pair, draw(of_paper, pair, preset)
+
+
+def find_comparison(figure: PaperFigure, states: Sequence[RunState], registry: Registry) -> Column | None:
+    """The column of a figure's cells with those records that have probes; None if either cell has none."""
     found = sorted(
-        (state for state in states if state.run.cell.id in FIGURE_CELLS and _has_probes(state)),
+        (state for state in states if state.run.cell.id in figure.cells and _has_probes(state)),
         key=lambda state: state.run.seed,
     )
     columns = columns_of(found, registry)
-    return columns[0] if columns and len(columns[0].series) == len(FIGURE_CELLS) else None
+    return columns[0] if columns and len(columns[0].series) == len(figure.cells) else None
 
 
 def one_seed(pair: Column) -> tuple[RunRecord, ...]:
@@ -96,10 +107,10 @@ def _has_probes(state: RunState) -> bool:
     return probes is not None and probes.logits is not None and probes.weight_norms is not None
 
 
-def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]:
-    """For each cell that Figures 2 and 3 wait for: what became of its runs, and what makes one."""
-    sentences = []
-    for cell in FIGURE_CELLS:
+def missing_for_figures(states: Sequence[RunState], registry: Registry, preset: Preset) -> list[str]:
+    """For each cell that figures of the paper wait for: what became of its runs, and what makes one."""
+    sentences, waiting = [], registry.paper.figures.all
+    for cell in dict.fromkeys(cell for figure in waiting for cell in figure.cells):
         of_cell = [state for state in states if state.run.cell.id == cell]
         if any(map(_has_probes, of_cell)):
             continue
@@ -107,16 +118,18 @@ def missing_for_figures(states: Sequence[RunState], preset: Preset) -> list[str]
             f"seed {state.run.seed} diverged" if state.counts else f"seed {state.run.seed}: {state.reason}"
             for state in of_cell
         )
+        names = " and ".join(figure.name for figure in waiting if cell in figure.cells)
         dataset, network, loss = cell.split("/")
         sentences.append(
-            f"Figures 2 and 3 need a run of {cell} ({reasons or 'none was selected'}): "
+            f"{names} {'need' if ' and ' in names else 'needs'} a run of {cell} "
+            f"({reasons or 'none was selected'}): "
             f"repro run --preset {preset.name} --dataset {dataset} --network {network} "
             f"--loss {loss} --seed {preset.seeds[0]}"
         )
     return sentences
 
 
-def draw_figure2(pair: Column, preset: Preset) -> Figure:
+def draw_logits(of_paper: PaperFigure, pair: Column, preset: Preset) -> Figure:
     """The density of the logits of all test images and classes in evaluation mode, after the last epoch.
 
     One seed is drawn (`one_seed`), (a) the first loss above (b) the second, the central 95 % of each marked
@@ -132,7 +145,7 @@ def draw_figure2(pair: Column, preset: Preset) -> Figure:
     beyond = sum(histogram.underflow + histogram.overflow for histogram in histograms)
     unseen = f", {beyond:,} of them beyond the recorded range {plain(low, 0)} … {plain(high, 0)}"
     figure, panels = style.make_page(
-        f"Figure 2: logits of {pair.title}, evaluation mode",
+        f"{of_paper.name}: logits of {pair.title}, evaluation mode",
         f"Density of the logits after the last epoch: {data.test_images:,} test images × {data.classes} "
         f"classes, {drawn}. Shaded: the central 95 % of the logits. One logit in {data.classes} is that of "
         "the image's own class. The axis leaves out the outermost 0.02 % on either side"
@@ -177,7 +190,7 @@ def _density(histogram: LogitHistogram) -> tuple[np.ndarray, np.ndarray, int]:
     return edges, np.array(histogram.counts) / (total * np.diff(edges)), total
 
 
-def draw_figure3(pair: Column, preset: Preset) -> Figure:
+def draw_weight_norms(of_paper: PaperFigure, pair: Column, preset: Preset) -> Figure:
     """‖w_k‖₂ of the classifier's rows of classes 0–9 after the last epoch: bars of means, a dot per seed.
 
     A dashed line is the mean over all classes.
@@ -186,7 +199,7 @@ def draw_figure3(pair: Column, preset: Preset) -> Figure:
     classes = min(_CLASSES, *(norm.shape[1] for norm in norms))
     counts = [len(norm) for norm in norms]
     figure, (panel,) = style.make_page(
-        f"Figure 3: norms of the class weights, {pair.title}",
+        f"{of_paper.name}: norms of the class weights, {pair.title}",
         "The ℓ₂ norm of each class's row of the last linear layer, after the last epoch; "
         f"{'the mean over seeds, with a dot for each' if max(counts) > 1 else 'one seed'} "
         f"({style.sample_size(counts)}). Dashed, and beside the labels: the mean over all "

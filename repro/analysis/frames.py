@@ -1,8 +1,7 @@
 """Records, tables and verdicts as pandas DataFrames: what `repro.load()` returns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,31 +12,50 @@ from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import RULES_FILE, Rules, read_rules
 from repro.analysis.tables import loss_label
 from repro.analysis.verdicts import judge_cells, verdict_fields
+from repro.config import Preset
 from repro.data import fingerprints
+from repro.experiments import TableName
 from repro.paths import Project
-from repro.record_state import RunState, assess
+from repro.record_state import RunState, assess, recorded_runs
+from repro.records import Epoch
 from repro.registry import Registry, Run, Selection
 
 _RESULT = ("accuracy", "correct", "total", "test_loss", "best_accuracy")
 _PROVENANCE = ("device", "precision", "images_per_second", "energy_joules", "started", "ended")
+_PLACE = ("run", "dataset", "network", "loss", "seed")
+# Whatever values there are, so that no frame's types depend on how far a sweep is.
+_RUN_TYPES = {
+    **dict.fromkeys(("correct", "total", "best_epoch", "diverged_in"), "Int64"),
+    **dict.fromkeys(("accuracy", "test_loss", "best_accuracy"), "float64"),
+    **dict.fromkeys(("images_per_second", "energy_joules"), "float64"),
+    **dict.fromkeys(("started", "ended"), "datetime64[us, UTC]"),
+}
 
 
 class Results:
-    """The results of one preset; each frame is read once, when it is first asked for.
+    """The results of one preset; each frame is read from the records when it is first asked for.
 
     Accuracies are in percent, differences in percentage points, epochs counted from 1, times UTC. A number
-    that there is not is NaN or None.
+    that there is not is NaN, NA or None. Runs and cells are those of `tables`, by default the paper's, and of
+    the losses that extend them and have a record; `extended`, of every such loss.
     """
 
-    def __init__(self, preset: str = "paper", results: Path | str | None = None) -> None:
-        """Raises ProjectNotFoundError, RegistryError, or UsageError for an unknown preset."""
-        self.project = Project.find(results=None if results is None else Path(results).expanduser())
-        self.registry = Registry.load(self.project.experiments, strict=False)
-        self.preset = self.registry.preset(preset)
+    def __init__(
+        self,
+        project: Project,
+        registry: Registry,
+        preset: Preset,
+        tables: Sequence[TableName] = (),
+        extended: bool = False,
+    ) -> None:
+        """Reads nothing yet."""
+        self.project, self.registry, self.preset = project, registry, preset
+        self._tables, self._extended = tuple(tables), extended
+        self._damaged: dict[str, None] = {}
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row per run of the paper's tables, whether it has a record or not.
+        """One row per planned run, whether it has a record or not.
 
         `run` (its id), `dataset`, `network`, `loss`, `seed`, `table`, `label`; `state` (done, older code,
         other recipe, corrupt, misplaced, missing), `reason` (why it does not count), `counts`; `accuracy` of
@@ -45,34 +63,52 @@ class Results:
         `diverged_in` (an epoch); `device`, `precision`, `images_per_second`, `energy_joules`, `started`,
         `ended`.
         """
-        return pd.DataFrame([self._run(state) for state in self._states])
+        rows = [self._run(state) for state in self._assess(self._planned, whole=False)]
+        return pd.DataFrame(rows).astype(_RUN_TYPES)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
-        """One row per epoch of each run whose record counts.
+        """One row per epoch of each planned run whose record counts.
 
         `run`, `dataset`, `network`, `loss`, `seed`, then the fields of `records.Epoch`.
         """
         rows = [
             {**_place(state.run), **epoch.model_dump(), "epoch": epoch.epoch + 1}
-            for state in self._states
+            for state in self._assess(self._planned)
             if state.counts
             for epoch in (state.record.curve if state.record else ())
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=[*_PLACE, *Epoch.model_fields])
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per cell, as `repro aggregate --format csv` writes it; lists stay lists."""
-        frame = cells_frame(self._cells, self.registry, self.preset)
-        texts = frame.map(lambda value: isinstance(value, str | list)).any()
-        numbers = {str(name): pd.to_numeric(frame[name]) for name in frame.columns[~texts]}
-        return frame.assign(**numbers)
+        return cells_frame(self.cell_results, self.registry, self.preset)
+
+    @cached_property
+    def cell_results(self) -> tuple[CellResult, ...]:
+        """The cells with their verdicts, in the tables' order.
+
+        Verdicts are corrected over all the paper's cells, so its runs are read whichever tables are named.
+        """
+        cells = {run.cell for run in self._planned}
+        recorded, _ = recorded_runs(self.project, self.preset, self.registry)
+        beside = [run for run in recorded if run.cell in cells and run.seed not in self.preset.seeds]
+        every = dict.fromkeys([*self._planned, *beside, *self._papers])
+        results = summarise(self._assess(every, whole=False), self.registry, self.preset)
+        if self.rules:
+            results = judge_cells(results, self.registry, self.preset, self.rules)
+        return tuple(result for result in results if result.cell in cells)
+
+    @property
+    def damaged(self) -> list[str]:
+        """A sentence for each record, of those read so far for the tables named, that is not valid."""
+        return list(self._damaged)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """One row per cell that the paper reports on: `id` and the fields of `repro claims --json`."""
-        found = ((result, verdict_fields(result)) for result in self._cells)
+        found = ((result, verdict_fields(result)) for result in self.cell_results)
         return pd.DataFrame([{"id": result.cell.id, **fields} for result, fields in found if fields])
 
     @cached_property
@@ -85,9 +121,8 @@ class Results:
         """
         if self.rules is None:
             return pd.DataFrame()
-        known = {state.run for state in self._states}
-        needed = [run for run in claim_runs(self.rules, self.registry, self.preset) if run not in known]
-        claims = judge_claims([*self._states, *self._assess(needed)], self.registry, self.preset, self.rules)
+        runs = dict.fromkeys([*self._papers, *claim_runs(self.rules, self.registry, self.preset)])
+        claims = judge_claims(list(self._assess(runs)), self.registry, self.preset, self.rules)
         return pd.DataFrame(
             [
                 {
@@ -115,17 +150,27 @@ class Results:
         return read_rules(path) if path.exists() else None
 
     @cached_property
-    def _states(self) -> list[RunState]:
-        return list(self._assess(self.registry.select_runs(Selection(), self.preset)))
-
-    def _assess(self, runs: Sequence[Run]) -> Iterator[RunState]:
-        known = fingerprints(runs, self.registry, self.preset, self.project.data)
-        return assess(runs, self.registry, self.preset, self.project, known)
+    def _papers(self) -> tuple[Run, ...]:
+        return self.registry.select_runs(Selection(), self.preset)
 
     @cached_property
-    def _cells(self) -> tuple[CellResult, ...]:
-        results = summarise(self._states, self.registry, self.preset)
-        return judge_cells(results, self.registry, self.preset, self.rules) if self.rules else results
+    def _planned(self) -> tuple[Run, ...]:
+        runs = self.registry.select_runs(Selection(tables=self._tables), self.preset)
+        found = dict.fromkeys(runs)
+        for table in dict.fromkeys(run.cell.table for run in runs):
+            found |= dict.fromkeys(
+                extension_runs(self.project, self.registry, self.preset, table, self._extended)
+            )
+        return tuple(found)
+
+    def _assess(self, runs: Collection[Run], whole: bool = True) -> Iterator[RunState]:
+        """The states one at a time; not `whole`, without curves and probes, so that many fit into memory."""
+        known = fingerprints(runs, self.registry, self.preset, self.project.data)
+        shown = {run.cell for run in self._planned}
+        for state in assess(runs, self.registry, self.preset, self.project, known, whole):
+            if state.is_damaged and state.run.cell in shown:
+                self._damaged[state.reason] = None
+            yield state
 
     def _run(self, state: RunState) -> dict[str, Any]:
         cell, record = state.run.cell, state.record if state.counts else None
@@ -144,10 +189,19 @@ class Results:
         }
 
 
+def extension_runs(
+    project: Project, registry: Registry, preset: Preset, table: TableName, every: bool = False
+) -> list[Run]:
+    """The runs of the losses that extend a table and have a record, of `every` such loss if asked."""
+    names = tuple(extension.name for extension in registry.extensions(table))
+    runs = registry.select_runs(Selection(tables=names), preset) if names else ()
+    have = {run.cell.row for run in runs if project.run(preset.name, run.id).record.exists()}
+    return [run for run in runs if every or run.cell.row in have]
+
+
 def _place(run: Run) -> dict[str, Any]:
     cell = run.cell
-    names = {"dataset": cell.dataset, "network": cell.network, "loss": cell.row}
-    return {"run": run.id, **names, "seed": run.seed}
+    return dict(zip(_PLACE, (run.id, cell.dataset, cell.network, cell.row, run.seed), strict=True))
 
 
 def _from_1(epoch: int | None) -> int | None:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,6 +58,12 @@ class Estimate:
         if self.standard_error == 0:
             return 0.0 if distance > 0 else 0.5
         return float(special.stdtr(self.degrees, -distance / self.standard_error))
+
+
+def paired(differences: Sequence[float]) -> Estimate | None:
+    """The mean of paired differences with its standard error, s/√n; None of fewer than two."""
+    n = len(differences)
+    return Estimate(fmean(differences), stdev(differences) / math.sqrt(n), n - 1) if n > 1 else None
 
 
 def pool(spreads: Sequence[tuple[float | None, int]]) -> PooledSpread:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from repro.analysis.text import mean_text, n_text, seeds_text
 from repro.config import Preset, format_axis
 from repro.experiments import Reported
+from repro.paper import Metric
 from repro.record_state import RecordState, RunState
 from repro.registry import Cell, Registry
 
@@ -59,8 +60,9 @@ class RunResult(NamedTuple):
 class CellResult:
     """One number of a table, with everything that a reader may ask about it.
 
-    `mean` and `std` (ddof = 1, None at n = 1) are over the `n` averaged ones of `runs`, in percent;
-    `runs` has every seed that the cell should have, in order. `notes` qualify the runs that are averaged.
+    `mean` and `std` (ddof = 1, None at n = 1) are the paper's metric over the `n` averaged ones of `runs`, in
+    percent; `runs` has every seed that the preset plans, in order; `extra` has those of other seeds that were
+    trained, `beside` in words: they are in no mean and no verdict. `notes` qualify the runs averaged.
     """
 
     cell: Cell
@@ -70,6 +72,8 @@ class CellResult:
     std: float | None
     notes: tuple[str, ...] = ()
     verdict: "CellVerdict | None" = None
+    extra: tuple[RunResult, ...] = ()
+    beside: str = ""
 
     @property
     def averaged(self) -> tuple[RunResult, ...]:
@@ -130,20 +134,24 @@ class CellResult:
 def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) -> tuple[CellResult, ...]:
     """One result for each cell that `states` touch, in the registry's order.
 
-    A cell should have the preset's seeds and any others among `states`; one that `states` lack is "not
-    selected". The order is table, column, row; a network or an override beyond the paper's comes after the
-    paper's own.
+    A cell should have the preset's seeds; one that `states` lack is "not selected", and others among `states`
+    are the cell's `extra`. The order is table, column, row; a network or an override beyond the paper's comes
+    after the paper's own.
     """
+    metric = registry.paper.metric
     cells: dict[Cell, dict[int, RunResult]] = {}
     for state in states:
         # Curve and probes are let go here: what stays of a run is a few hundred bytes.
         cells.setdefault(state.run.cell, {})[state.run.seed] = _run_result(state)
     results = []
     for cell in sorted(cells, key=lambda cell: place_in(registry, cell)):
-        runs = cells[cell]
-        for seed in preset.seeds:
-            absent = RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
-            runs.setdefault(seed, absent)
+        found = cells[cell]
+        extra = tuple(run for seed, run in sorted(found.items()) if seed not in preset.seeds)
+        runs = {
+            seed: found.get(seed)
+            or RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
+            for seed in preset.seeds
+        }
         # With the data at hand the wrong ones would have been found out; without, none can be preferred.
         if len({run.data for run in runs.values() if not run.short}) > 1:
             runs = {
@@ -159,15 +167,17 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
                 for seed, run in runs.items()
             }
         counted = [run for _, run in sorted(runs.items()) if not run.short]
-        accuracies = [run.accuracy for run in counted if run.accuracy is not None]
+        values = [metric.of(run.accuracy) for run in counted if run.accuracy is not None]
         results.append(
             CellResult(
                 cell,
                 runs=tuple(run for _, run in sorted(runs.items())),
-                n=len(accuracies),
-                mean=mean(accuracies) if accuracies else None,
-                std=stdev(accuracies) if len(accuracies) > 1 else None,
+                n=len(values),
+                mean=mean(values) if values else None,
+                std=stdev(values) if len(values) > 1 else None,
                 notes=_notes(counted),
+                extra=extra,
+                beside=_beside(extra, metric),
             )
         )
     return tuple(results)
@@ -209,6 +219,13 @@ def _run_result(state: RunState) -> RunResult:
         data_unchecked=state.data_unchecked,
         reason="",
     )
+
+
+def _beside(extra: Sequence[RunResult], metric: Metric) -> str:
+    """`trained beside the planned seeds, not averaged: 73.10 (seed 5)`; empty where there is none."""
+    texts = [run.short if run.accuracy is None else mean_text(metric.of(run.accuracy)) for run in extra]
+    seeds = ", ".join(f"{text} (seed {run.seed})" for text, run in zip(texts, extra, strict=True))
+    return seeds and f"trained beside the planned seeds, not averaged: {seeds}"
 
 
 def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:

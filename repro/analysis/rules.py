@@ -21,6 +21,7 @@ RULES_FILE = "claims.toml"
 
 Measure = Literal[
     "accuracy",
+    "error",
     "logit-bulk",
     "weight-norm",
     "late-gradient-times-feature",
@@ -58,18 +59,18 @@ class TestRules(TomlModel):
     `alpha`: familywise, by Holm, for each family of claims and each of "supported" and "contradicted".
     `level`, `resamples`, `seed`: of the bootstrap intervals. `late`: which epochs are late in training.
     `columns`: sets of columns (`cifar100/vgg16`) by name, and `verdict_at` the set whose completion gives the
-    one verdict.
+    one verdict; without sets it is given when every column of the paper's tables is complete.
     """
 
     __test__ = False  # not a test class, whatever its name
 
-    alpha: float = Field(gt=0, lt=0.5)
-    level: float = Field(gt=0.5, lt=1)
-    resamples: int = Field(ge=100)
-    seed: int = Field(ge=0)
-    late: Literal["last-lr-drop", "last-epoch"]
-    verdict_at: str
-    columns: dict[str, tuple[str, ...]]
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    resamples: int = Field(default=10_000, ge=100)
+    seed: int = Field(default=0, ge=0)
+    late: Literal["last-lr-drop", "last-epoch"] = "last-lr-drop"
+    verdict_at: str = ""
+    columns: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _columns_are_named(self) -> Self:
@@ -79,15 +80,15 @@ class TestRules(TomlModel):
             for column in columns:
                 if not re.fullmatch(r"[^/\s]+/[^/\s]+", column):
                     raise ValueError(f"columns.{name}: expected dataset/network, got {column!r}")
-        if self.verdict_at not in self.columns:
+        if (self.columns or self.verdict_at) and self.verdict_at not in self.columns:
             known = ", ".join(self.columns)
             raise ValueError(f"verdict_at: there are no columns {self.verdict_at!r}; there are: {known}")
         return self
 
     @property
     def verdict_columns(self) -> tuple[str, ...]:
-        """The columns at which the verdict is given, as `dataset/network`."""
-        return self.columns[self.verdict_at]
+        """The columns at which the verdict is given, as `dataset/network`; none means every one."""
+        return self.columns.get(self.verdict_at, ())
 
 
 class Mirror(TomlModel):
@@ -134,7 +135,7 @@ class Claim(TomlModel):
     @property
     def unit(self) -> Unit:
         """How the effect is expressed."""
-        return "points" if self.measure == "accuracy" else "factor"
+        return "points" if self.measure in ("accuracy", "error") else "factor"
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -174,7 +175,7 @@ class Claim(TomlModel):
 
 
 class WorkedExample(TomlModel):
-    """The paper's example of Section 3: logits, and what it prints as softmax's last probability."""
+    """A worked example of the paper's: logits, and what it prints as softmax's last probability."""
 
     logits: tuple[tuple[float, ...], ...] = Field(min_length=2, max_length=2)
     probabilities: tuple[float, float]
@@ -192,17 +193,17 @@ class PrintedSplit(TomlModel):
 class Printed(TomlModel):
     """What the paper prints outside its tables."""
 
-    worked_example: WorkedExample
-    split: PrintedSplit
+    worked_example: WorkedExample | None = None
+    split: PrintedSplit | None = None
 
 
 class Rules(TomlModel):
     """All of `claims.toml`; `sha256` is of the file's bytes."""
 
     cells: CellRules
-    tests: TestRules
-    claims: tuple[Claim, ...] = Field(min_length=1)
-    printed: Printed
+    tests: TestRules = TestRules()
+    claims: tuple[Claim, ...] = ()
+    printed: Printed = Printed()
     file: str
     sha256: str
 

@@ -6,8 +6,8 @@ reproduced  the true difference is 0
 off         the true difference is OFF points
 supported   the paper's own means are the true ones
 
-The spread is ours pooled over the table, the paper's where we have none; the paper's own mean is of
-PAPER_RUNS runs, and no number of our seeds makes it more precise. Needs neither pandas nor records.
+The spread is ours pooled over the table, the paper's where we have none; the paper's own mean is of the runs
+that it says, and no number of our seeds makes it more precise. Needs neither pandas nor records.
 """
 
 import math
@@ -18,14 +18,14 @@ import numpy as np
 from scipy import special
 
 from repro.analysis.effects import combined_means, reported_means, verdict_columns
-from repro.analysis.inference import PooledSpread, pool, signed_rank_ps, welch
+from repro.analysis.inference import Estimate, PooledSpread, pool, signed_rank_ps, welch
 from repro.analysis.rules import CellRules, Claim, Rules
 from repro.analysis.text import counted, points
 from repro.config import Preset
 from repro.experiments import Table, TableName
+from repro.paper import Paper
 from repro.registry import Registry
 
-PAPER_RUNS = 3  # behind each of the paper's means
 POWER = 0.8  # that seeds are planned for
 OFF = 2.0  # points, the true difference at which "off" should be found
 MOST_SEEDS = 100  # that advice is given for
@@ -46,36 +46,48 @@ class Seeds:
     sentence: str
 
 
-def sample_std(std: float, ddof: int) -> float:
-    """A printed std of three runs as a sample std (ddof = 1): √(3/2) times it where it has ddof = 0."""
-    return std * math.sqrt((PAPER_RUNS - ddof) / (PAPER_RUNS - 1))
+def sample_std(std: float | None, ddof: int, runs: int) -> float | None:
+    """A printed std of `runs` runs as a sample std (ddof = 1): √(runs / (runs − 1)) times one with ddof = 0.
+
+    None where there is none.
+    """
+    return None if std is None or runs < 2 else std * math.sqrt((runs - ddof) / (runs - 1))
 
 
-def reported_spread(table: Table, ddof: int) -> PooledSpread:
-    """The paper's within-cell spread, pooled over a table, under one reading of its stds."""
-    reported = [value for row in table.rows for value in row.reported.values()]
-    return pool([(sample_std(value.std, ddof), PAPER_RUNS) for value in reported])
+def reported_spread(table: Table, paper: Paper, ddof: int) -> PooledSpread:
+    """The paper's within-cell spread, pooled over a table, under one reading of its stds.
+
+    Its `std` is None where the paper prints none, or does not say over how many runs.
+    """
+    reported, runs = (
+        [value for row in table.rows for value in row.reported.values()],
+        paper.reported.runs or 1,
+    )
+    return pool([(sample_std(value.std, ddof, runs), runs) for value in reported])
 
 
-def cell_seeds(table: Table, ours: PooledSpread, rules: CellRules, planned: int) -> Seeds:
+def cell_seeds(table: Table, paper: Paper, ours: PooledSpread, rules: CellRules, planned: int) -> Seeds:
     """Advice for a cell of `table` that is not decided. `ours` is our spread of the table so far.
 
-    With SE² = s²/n + s_paper²/3 and the noncentral t, for a margin of 1 point:
+    With SE² = s²/n + s_paper²/n_paper and the noncentral t, for a margin of 1 point:
 
         off         P(T > t),  T with noncentrality (OFF − 1)/SE
         reproduced  2 P(T > t) − 1,  T with noncentrality 1/SE       (a lower bound, close where it is high)
 
-    The paper's ± is read as ddof = 0, the wider of the two readings that a verdict must hold under. t is at
-    POWER times the false discovery rate: the threshold of Benjamini and Hochberg where all cells are as
+    The paper's ± is read the wider way that a verdict must hold under; where it prints none, ours is taken. t
+    is at POWER times the false discovery rate: the threshold of Benjamini and Hochberg where all cells are as
     assumed and POWER of them are found.
     """
-    paper = reported_spread(table, 0)
-    assert paper.std is not None, "a cell without a reported std is not judged"
-    std = paper.std if ours.std is None else ours.std
+    theirs, runs = reported_spread(table, paper, paper.reported.readings[-1]), paper.reported.runs or 1
+    std = theirs.std if ours.std is None else ours.std
+    if std is None:
+        return Seeds(
+            planned, {}, {}, "The paper prints no spread, and there is none of ours to plan with yet."
+        )
     whole = max(1, ours.degrees, len(table.rows) * len(table.networks) * (planned - 1))
 
     def chance(n: float, distance: float) -> float:
-        estimate = welch(0.0, (std, n, whole + n - planned), (paper.std or 0.0, PAPER_RUNS, paper.degrees))
+        estimate = compare(0.0, (std, n, whole + n - planned), theirs, runs)
         if estimate.standard_error == 0:
             return 1.0
         t = special.stdtrit(estimate.degrees, 1 - POWER * rules.false_discovery_rate / 2)
@@ -86,7 +98,19 @@ def cell_seeds(table: Table, ours: PooledSpread, rules: CellRules, planned: int)
         "off": lambda n: chance(n, OFF - rules.tolerance),
     }
     truths = {"reproduced": "if the true difference is 0", "off": f"if it is {points(OFF)}"}
-    return _advice(powers, truths, planned, f"the paper's own ± over {PAPER_RUNS} runs is the limit")
+    return _advice(powers, truths, planned, f"the paper's own mean of {counted(runs, 'run')} is the limit")
+
+
+def compare(difference: float, ours: tuple[float, float, float], paper: PooledSpread, runs: int) -> Estimate:
+    """Our mean against the paper's: ours is (std, runs in the mean, degrees of freedom), the paper's is of
+    `runs`.
+
+    Where the paper prints no spread, ours stands for both: one estimate, whose degrees count once.
+    """
+    if paper.std is not None:
+        return welch(difference, ours, (paper.std, runs, paper.degrees))
+    std, n, degrees = ours
+    return Estimate(difference, std * math.sqrt(1 / n + 1 / runs), degrees)
 
 
 def claim_seeds(
@@ -99,9 +123,15 @@ def claim_seeds(
     """
     columns = verdict_columns(registry, rules.tests)
     reported = [reported_means(table, network) for table, network in columns]
-    if claim.measure != "accuracy" or any(row not in means for means in reported for row in claim.rows):
+    metric = registry.paper.metric.measure
+    if claim.measure != metric or any(row not in means for means in reported for row in claim.rows):
         return Seeds(planned, {}, {}, "The paper reports no effect to plan seeds with.")
-    stds = np.array([_planning_std(table, spreads) for table, _ in columns])
+    known = [_planning_std(table, registry.paper, spreads) for table, _ in columns]
+    if None in known:
+        return Seeds(
+            planned, {}, {}, "The paper prints no spread, and there is none of ours to plan with yet."
+        )
+    stds = np.array(known)
     means = {row: np.array([of_column[row] for of_column in reported]) for row in claim.rows}
     alpha = rules.tests.alpha / rules.family_size(claim)
 
@@ -118,9 +148,9 @@ def claim_seeds(
     return _advice({"supported": chance}, {"supported": "if the paper's means are true"}, planned, why)
 
 
-def _planning_std(table: Table, spreads: Mapping[TableName, PooledSpread]) -> float:
+def _planning_std(table: Table, paper: Paper, spreads: Mapping[TableName, PooledSpread]) -> float | None:
     ours = spreads.get(table.name, PooledSpread(None, 0)).std
-    return ours if ours is not None else reported_spread(table, 0).std or 0.0
+    return ours if ours is not None else reported_spread(table, paper, paper.reported.readings[-1]).std
 
 
 def _advice(
@@ -154,5 +184,8 @@ def planned_seeds(
     """Advice before the first record, for each of `tables` that reports numbers, and for each claim."""
     planned, unknown = len(preset.seeds), PooledSpread(None, 0)
     reporting = [table for table in registry.tables if table.reports and table.name in tables]
-    cells = {f"Table {t.name}": cell_seeds(t, unknown, rules.cells, planned) for t in reporting}
+    cells = {
+        f"Table {table.name}": cell_seeds(table, registry.paper, unknown, rules.cells, planned)
+        for table in reporting
+    }
     return cells | {claim.name: claim_seeds(claim, registry, rules, {}, planned) for claim in rules.claims}

@@ -29,8 +29,7 @@ GRID = "#999999"
 
 # Okabe and Ito's palette, told apart with any colour vision; a loss keeps its colour in every figure.
 BLACK, ORANGE, GREEN, BLUE = "#000000", "#D55E00", "#009E73", "#0072B2"
-_COLOURS = {"cross-entropy": BLACK, "am-softmax": ORANGE, "pedcc": GREEN, "scaled-bn": BLUE}
-_FURTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = (BLACK, ORANGE, GREEN, BLUE, "#CC79A7", "#E69F00", "#56B4E9")
 
 # Settings of one loss share its colour and differ in the dash.
 _DASHES = ("-", (0, (5, 1.6)), (0, (1.3, 1.3)), (0, (5, 1.3, 1.3, 1.3)))
@@ -73,12 +72,11 @@ def figure_style() -> Iterator[None]:
 
 def line_styles(table: Table) -> dict[str, dict[str, Any]]:
     """How each row's line is drawn: in its loss's colour, dashed by its place among that loss's rows."""
-    further = list(dict.fromkeys(row.loss for row in table.rows if row.loss not in _COLOURS))
-    many = len(_FURTHER_COLOURS)
-    colours = {loss: _FURTHER_COLOURS[index % many] for index, loss in enumerate(further)} | _COLOURS
+    places = {loss: place for place, loss in enumerate(dict.fromkeys(row.loss for row in table.rows))}
+    colours = {loss: _COLOURS[place % len(_COLOURS)] for loss, place in places.items()}
     styles = {}
     # Once the colours are used up, the next losses begin at the next dash.
-    seen = Counter({loss: index // many for index, loss in enumerate(further)})
+    seen = Counter({loss: place // len(_COLOURS) for loss, place in places.items()})
     for row in table.rows:
         styles[row.name] = {"color": colours[row.loss], "linestyle": _DASHES[seen[row.loss] % len(_DASHES)]}
         seen[row.loss] += 1
@@ -190,10 +188,12 @@ def _rendered(figure: Figure, form: str, **options: Any) -> bytes:
 # Verdana has DejaVu Sans's widths where that font is not installed.
 _FONTS = "'DejaVu Sans', Verdana, sans-serif"
 # A figure's colour → the page's; a page without a dark variant of a colour shows the colour itself.
-_INKS = {
-    colour.lower(): f"var(--{colour[1:].lower()}, {colour})"
-    for colour in (*_COLOURS.values(), *_FURTHER_COLOURS)
-} | {BLACK: "var(--ink)", "#ffffff": "var(--paper)", QUIET: "var(--quiet)", GRID: "var(--line)"}
+_INKS = {colour.lower(): f"var(--{colour[1:].lower()}, {colour})" for colour in _COLOURS} | {
+    BLACK: "var(--ink)",
+    "#ffffff": "var(--paper)",
+    QUIET: "var(--quiet)",
+    GRID: "var(--line)",
+}
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:

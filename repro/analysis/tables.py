@@ -12,7 +12,7 @@ its runs diverged:
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,6 +21,7 @@ from tabulate import tabulate
 from repro.analysis.results import CellResult, RunResult
 from repro.analysis.rules import Rules
 from repro.analysis.text import (
+    counted,
     loss_label,
     mean_text,
     network_label,
@@ -32,7 +33,8 @@ from repro.analysis.text import (
 from repro.analysis.verdicts import legend, mark
 from repro.config import Preset, Scalar
 from repro.experiments import Table, TableName
-from repro.record_state import RecordState, RunState
+from repro.paper import Metric, Paper
+from repro.record_state import RecordState
 from repro.registry import Cell, Registry
 
 BEYOND = "Not in the paper"  # is shown above the first row that extends a table
@@ -111,20 +113,6 @@ def to_markdown(tables: Sequence[TableText]) -> str:
     return "\n\n".join(_markdown_table(table) for table in tables) + "\n"
 
 
-def list_beside(states: Iterable[RunState], registry: Registry) -> str:
-    """Runs that no table averages, as a Markdown list with their accuracies; empty without any."""
-    lines = []
-    for state in states:
-        cell, reached = state.run.cell, state.reason
-        table = registry.table(cell.table)
-        if state.counts and state.record:
-            reached = state.record.result.divergence or f"{state.record.result.accuracy:.2f}"
-        where = f"{loss_label(table, cell.row, cell.axes)} on {network_label(table, cell.network)}"
-        lines.append(f"- {where}, seed {state.run.seed}: {reached}")
-    title = "Trained beside the tables, not averaged and in no verdict:"
-    return "\n".join(["", title, "", *lines, ""]) if lines else ""
-
-
 def _markdown_table(table: TableText) -> str:
     lines: list[list[str]] = []
     for index, row in enumerate(table.rows):
@@ -143,11 +131,11 @@ def _markdown_table(table: TableText) -> str:
 
 
 def _measured(cell: TableCell) -> str:
+    marks = "".join(f" {_superscript(number)}" for number in cell.marks)
     if not cell.value:
-        return f"—: {escape(cell.count)}"
+        return f"—: {escape(cell.count)}{marks}"
     value = f"**{cell.value}**" if cell.best else cell.value
-    marks = " ".join(map(_superscript, cell.marks))
-    return f"{value} ({escape(cell.count)}){marks and ' ' + marks}"
+    return f"{value} ({escape(cell.count)}){marks}"
 
 
 def _superscript(number: int) -> str:
@@ -180,10 +168,13 @@ def build_tables(
         owner = table.extends if table.extends in of_table else table.name
         assert owner is not None
         parts.setdefault(owner, []).append((table, of_table[table.name]))
-    return tuple(_table(parts[name], preset, supplied, rules) for name in of_table if name in parts)
+    paper = registry.paper
+    return tuple(_table(parts[name], paper, preset, supplied, rules) for name in of_table if name in parts)
 
 
-def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules | None) -> TableText:
+def _table(
+    parts: Sequence[_Part], paper: Paper, preset: Preset, supplied: bool, rules: Rules | None
+) -> TableText:
     """A table from its own results and those of the tables that extend it, which come after it."""
     (table, results), *beyond = parts
     every = [result for _, part in parts for result in part]
@@ -192,21 +183,24 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
     compared = preset.name == "paper"
     at = {(result.cell.network, result.cell.row, result.cell.axes): result for result in every}
     # The best of the paper's losses: others, of which some may not have run, take no bold from them.
-    best = {network: _best([at.get((network, *key)) for key in _keys(*parts[0])]) for network in networks}
+    own = _keys(*parts[0])
+    best = {network: _best([at.get((network, *key)) for key in own], paper.metric) for network in networks}
     measured = [result for result in every if result.n]
     seen = Counter(note for result in measured for note in result.notes)
     shared = [note for note, times in seen.items() if times == len(measured)]
-    notes = {note: number for number, note in enumerate((note for note in seen if note not in shared), 1)}
+    beside = (result.beside for result in every if result.beside)
+    marked = dict.fromkeys([*(note for note in seen if note not in shared), *beside])
+    notes = {note: number for number, note in enumerate(marked, 1)}
 
     def cell(network: str, owner: Table, key: _Key) -> TableCell:
         result = at.get((network, *key))
         if result is None:
             return TableCell(None, "", "not selected", False, (), "—" if owner.reports else "")
-        marks = tuple(number for text, number in notes.items() if text in result.notes)
+        marks = tuple(n for text, n in notes.items() if text in (*result.notes, result.beside))
         # Means that print alike tie: a difference nobody can see makes no winner.
         ties = result.mean is not None and mean_text(result.mean) == best[network]
-        paper = _paper(result, compared, mark(result) if rules else "") if owner.reports else ""
-        return TableCell(result, result.value, result.count, ties and owner is table, marks, paper)
+        printed = _printed(result, compared, mark(result) if rules else "") if owner.reports else ""
+        return TableCell(result, result.value, result.count, ties and owner is table, marks, printed)
 
     def sentences(reason: Callable[[RunResult], str]) -> tuple[str, ...]:
         """What `reason` says of the runs that it says anything of."""
@@ -223,11 +217,11 @@ def _table(parts: Sequence[_Part], preset: Preset, supplied: bool, rules: Rules 
         older = run.record_state is RecordState.OLDER_CODE and not run.short
         return "made by older code" if older else ""
 
-    unit = "top-1 accuracy in percent"
+    unit = f"{paper.metric.title} in percent"
     title = f"{table.heading}, {unit}"
     caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
     name = f"table{table.name}" if table.of_paper else str(table.name)
-    remarks = _remarks(table, results, preset, shared, supplied)
+    remarks = _remarks(table, results, paper, preset, shared, supplied)
     further = [result for _, part in beyond for result in part]
     if further:
         runs, expected = sum(result.n for result in further), sum(result.expected for result in further)
@@ -267,7 +261,7 @@ def _keys(table: Table, results: Sequence[CellResult]) -> list[_Key]:
     return keys
 
 
-def _paper(result: CellResult, compared: bool, verdict_mark: str) -> str:
+def _printed(result: CellResult, compared: bool, verdict_mark: str) -> str:
     if result.reported is None:
         return "—"
     text = mean_text(result.reported.mean, result.reported.std)
@@ -276,28 +270,37 @@ def _paper(result: CellResult, compared: bool, verdict_mark: str) -> str:
     return f"{text} ({signed(result.difference)}{verdict_mark and ' ' + verdict_mark})"
 
 
-def _best(column: Sequence[CellResult | None]) -> str | None:
+def _best(column: Sequence[CellResult | None], metric: Metric) -> str | None:
     """The column's best mean as printed; None unless every row has all its runs: no winner of unequal n."""
     means = [each.mean for each in column if each and each.mean is not None and each.n == each.expected]
-    return mean_text(max(means)) if 2 <= len(means) == len(column) else None
+    return mean_text(metric.best(means)) if 2 <= len(means) == len(column) else None
 
 
 def _remarks(
-    table: Table, results: Sequence[CellResult], preset: Preset, shared: Sequence[str], supplied: bool
+    table: Table,
+    results: Sequence[CellResult],
+    paper: Paper,
+    preset: Preset,
+    shared: Sequence[str],
+    supplied: bool,
 ) -> list[str]:
     runs = [run for result in results for run in result.averaged]
     remarks = [preset_sentence(preset)] if preset.heading else []
     measured = "mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, "
     measured += "percentage points."
     if table.reports:
-        measured = f"First line of a loss: {measured} Second line: the paper's mean ± std over three runs, "
+        printed = any(cell.std is not None for row in table.rows for cell in row.reported.values())
+        over = f" over {counted(runs_behind, 'run')}" if (runs_behind := paper.reported.runs) else ""
+        shown = f"mean ± std{over}" if printed else f"mean{over}, printed without a spread"
+        measured = f"First line of a row: {measured} Second line: the paper's {shown}, "
         measured += (
             "and Δ = first line − paper."
             if preset.name == "paper"
             else f"made with another recipe than the preset {preset.name}: no difference is shown."
         )
     else:
-        measured = f"Not a table of the paper: nothing is reported to compare with. A value: {measured}"
+        what = "No number of the paper is given here" if table.of_paper else "Not a table of the paper"
+        measured = f"{what}: there is nothing to compare with. A value: {measured}"
     remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
     if runs:
         remarks.append(f"Data: {_sizes(table, runs)}.")
@@ -329,7 +332,7 @@ def _sizes(table: Table, runs: Sequence[RunResult]) -> str:
 
 
 def _listed(table: Table, runs: Sequence[tuple[Cell, int, str]], every: str, losses: int) -> list[str]:
-    """A sentence per reason: `not run yet — every loss on VGG (seeds 0, 1); Our Loss (m = 1) on … (seed 2)`.
+    """A sentence per reason: `not run yet — every loss on VGG (seeds 0, 1); AM-Softmax on … (seed 2)`.
 
     `runs` are (cell, seed, reason); `every` is said where all `losses` of the table share a phrase.
     """

@@ -8,9 +8,10 @@ undecided       neither: a wide interval is never a pass; also where some runs d
 incomplete      seeds are still to come; `so_far` has what the interval says of those that are there
 not comparable  another preset, other classes or another split than the paper's
 
-The spread of a cell is pooled over its table, the paper's and ours apart. The first two must hold whichever
-way the paper computed its std (ddof = 1 or 0), and after Benjamini and Hochberg's correction over all the
-paper's cells. docs/statistics.md has the formulas and the reasons.
+The spread of a cell is pooled over its table, the paper's and ours apart; where the paper prints none, ours
+stands for both. The first two must hold whichever way the paper may have computed its std (ddof = 1 or 0),
+and after Benjamini and Hochberg's correction over all the paper's cells. docs/statistics.md has the formulas
+and the reasons.
 """
 
 import dataclasses
@@ -21,13 +22,14 @@ from enum import StrEnum
 
 import numpy as np
 
-from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool, welch
+from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool
 from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
-from repro.analysis.seeds import PAPER_RUNS, Seeds, cell_seeds, reported_spread, sample_std
+from repro.analysis.seeds import Seeds, cell_seeds, compare, reported_spread, sample_std
 from repro.analysis.text import counted, points, signed
 from repro.config import Preset
 from repro.experiments import Table
+from repro.paper import Paper
 from repro.registry import Registry
 
 
@@ -49,14 +51,14 @@ class Reading:
     """The comparison under one reading of the paper's ±: a std with ddof = 1 (as ours is) or ddof = 0.
 
     Points throughout. `reported_std` and `paper_std` are sample stds (ddof = 1) under this reading, the
-    cell's and the one pooled over the table; `low` and `high` bound the difference at the rules' level.
-    `p_beyond` is of a difference beyond the tolerance, `p_equivalence` of one within it; both adjusted p are
-    None where the cell is not among those judged.
+    cell's and the one pooled over the table, None where the paper prints none; `low` and `high` bound the
+    difference at the rules' level. `p_beyond` is of a difference beyond the tolerance, `p_equivalence` of one
+    within it; both adjusted p are None where the cell is not among those judged.
     """
 
     ddof: int
-    reported_std: float
-    paper_std: float
+    reported_std: float | None
+    paper_std: float | None
     standard_error: float
     degrees: float
     low: float
@@ -88,12 +90,14 @@ class CellVerdict:
     seeds: Seeds | None = None
 
     @property
+    def deciding(self) -> Reading | None:
+        """The reading with the wider interval, which decides; None where there is no interval."""
+        return max(self.readings, key=lambda reading: reading.high - reading.low, default=None)
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """The wider reading's interval of the difference, which decides."""
-        if not self.readings:
-            return None
-        widest = max(self.readings, key=lambda reading: reading.high - reading.low)
-        return widest.low, widest.high
+        """The deciding reading's interval of the difference."""
+        return (self.deciding.low, self.deciding.high) if self.deciding else None
 
 
 def judge_cells(
@@ -130,7 +134,7 @@ def judge_cells(
             verdict = replace(
                 verdict, so_far=Verdict(rules.cells.partly_diverged) if result.diverged else common
             )
-        sentence = _sentence(result, verdict, rules.cells)
+        sentence = _sentence(result, verdict, registry.paper, rules.cells)
         seeds = _seeds(result, verdict, registry, rules.cells)
         verdicts[result.cell] = replace(verdict, sentence=sentence, seeds=seeds)
     return tuple(replace(result, verdict=verdicts.get(result.cell)) for result in results)
@@ -156,7 +160,12 @@ def _measured(
         reason = f"{result.diverged} of {result.expected} runs diverged and are not in the mean"
     readings: tuple[Reading, ...] = ()
     if result.difference is not None and ours.std is not None:
-        readings = tuple(_reading(result, ours, table, ddof, rules) for ddof in (1, 0))
+        paper = registry.paper
+        spreads = [(ddof, reported_spread(table, paper, ddof)) for ddof in paper.reported.readings]
+        if spreads[0][1].std is None:
+            spreads = spreads[:1]  # nothing to read in two ways
+        runs = paper.reported.runs or 1
+        readings = tuple(_reading(result, ours, spread, ddof, runs, rules) for ddof, spread in spreads)
     elif not reason:
         reason = "no cell of the table has two runs, so our own spread is not known"
     return CellVerdict(word, None, ours.std, ours.degrees, readings, reason)
@@ -176,17 +185,15 @@ def _not_comparable(result: CellResult, table: Table, preset: Preset) -> str:
     return ""
 
 
-def _reading(result: CellResult, ours: PooledSpread, table: Table, ddof: int, rules: CellRules) -> Reading:
-    paper = reported_spread(table, ddof)
-    assert result.reported is not None and result.difference is not None  # noqa: PT018
-    assert ours.std is not None and paper.std is not None  # noqa: PT018
-    estimate = welch(
-        result.difference, (ours.std, result.n, ours.degrees), (paper.std, PAPER_RUNS, paper.degrees)
-    )
+def _reading(
+    result: CellResult, ours: PooledSpread, paper: PooledSpread, ddof: int, runs: int, rules: CellRules
+) -> Reading:
+    assert result.reported is not None and result.difference is not None and ours.std is not None  # noqa: PT018
+    estimate = compare(result.difference, (ours.std, result.n, ours.degrees), paper, runs)
     low, high = estimate.interval(rules.level)
     return Reading(
         ddof=ddof,
-        reported_std=sample_std(result.reported.std, ddof),
+        reported_std=sample_std(result.reported.std, ddof, runs),
         paper_std=paper.std,
         standard_error=estimate.standard_error,
         degrees=estimate.degrees,
@@ -208,14 +215,15 @@ def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> 
     """The verdicts with adjusted p and the words that these leave to each reading."""
     corrected = list(judged)
     # Cells that are not judged yet keep their place in the family: looking early gains nothing.
-    p = np.ones((2, 2, family))  # of (beyond, equivalence), by reading and cell
+    # Of (beyond, equivalence), by reading and cell; a single reading stands for both.
+    p = np.ones((2, 2, family))
     for place, verdict in enumerate(judged):
         p[..., place] = [[r.p_beyond, r.p_equivalence] for r in verdict.readings]
     adjusted = benjamini_hochberg(p)
     for place, verdict in enumerate(judged):
         readings = []
         for reading, (beyond, equivalence) in zip(
-            verdict.readings, adjusted[..., place].tolist(), strict=True
+            verdict.readings, adjusted[..., place].tolist(), strict=False
         ):
             needed = {Verdict.REPRODUCED: equivalence, Verdict.OFF: beyond}.get(reading.word, 0.0)
             word = reading.word if needed <= rules.false_discovery_rate else Verdict.UNDECIDED
@@ -238,7 +246,7 @@ def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> 
     return f"not after the correction over {family} cells"
 
 
-def _sentence(result: CellResult, verdict: CellVerdict, rules: CellRules) -> str:
+def _sentence(result: CellResult, verdict: CellVerdict, paper: Paper, rules: CellRules) -> str:
     """The verdict in words, with the numbers behind it."""
     head = verdict.word.capitalize() + (f", so far {verdict.so_far}" if verdict.so_far else "")
     if verdict.reason:
@@ -250,6 +258,12 @@ def _sentence(result: CellResult, verdict: CellVerdict, rules: CellRules) -> str
     if verdict.interval is not None:
         low, high = verdict.interval
         text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
+        if verdict.readings[0].paper_std is None:
+            runs = paper.reported.runs
+            over = (
+                f"a mean of {counted(runs, 'run')}" if runs else "counted as one run, for it says no number"
+            )
+            text += f". The paper prints no spread: ours is taken for its mean too, {over}"
     return f"{head}. {text}."
 
 
@@ -260,7 +274,7 @@ def _seeds(result: CellResult, verdict: CellVerdict, registry: Registry, rules: 
         sentence = "More seeds cannot decide: a run diverged, and such a cell is never reproduced."
         return Seeds(result.expected, {}, {}, sentence)
     ours = PooledSpread(verdict.our_std, verdict.our_degrees)
-    return cell_seeds(registry.table(result.cell.table), ours, rules, result.expected)
+    return cell_seeds(registry.table(result.cell.table), registry.paper, ours, rules, result.expected)
 
 
 def mark(result: CellResult) -> str:
@@ -278,10 +292,10 @@ def legend(rules: Rules) -> str:
 
 
 def cells_sentence(results: Sequence[CellResult]) -> str:
-    """`72 cells: 3 reproduced, 1 off, …`."""
+    """`72 cells: 3 reproduced, 1 off, …`; empty where none has a verdict."""
     words = [result.verdict.word for result in results if result.verdict]
     counts = ", ".join(f"{words.count(word)} {word}" for word in Verdict if word in words)
-    return f"{len(words)} cells: {counts}."
+    return f"{counted(len(words), 'cell')}: {counts}." if words else ""
 
 
 def seeds_sentences(results: Sequence[CellResult]) -> list[str]:

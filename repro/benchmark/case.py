@@ -28,7 +28,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As in `resnet18, 32 px, scaled-bn`."""
+        """As in `resnet18, 32 px, cross-entropy`."""
         return f"{self.config.network}, {self.data.manifest.image_size} px, {self.config.loss}"
 
     def build(self) -> tuple[nn.Module, ClassificationLoss]:

@@ -26,6 +26,7 @@ _FILES = {
     "bench": ("bench",),
     "doctor": ("doctor",),
     "data": ("data",),
+    "init": ("init",),
 }
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 COMMANDS = {command: file for file, commands in _FILES.items() for command in commands}
@@ -63,10 +64,11 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="repro")
 def main() -> None:
-    """Reproduces the tables and figures of Zhu et al. 2020 (batch norm with a fixed scale on the logits).
+    """Re-runs a paper's tables and says which of its numbers and claims hold.
 
-    72 cells (3 data sets × 3 networks × 8 losses), 3 seeds each: `repro plan` shows them, `repro run` trains
-    what is missing, `repro aggregate` and `repro figures` show the outcome beside the paper's.
+    `repro plan` shows the paper's cells and what is missing, `repro run` trains it, `repro aggregate`,
+    `repro figures` and `repro report` show the outcome beside the paper's. The paper is described in
+    experiments/; `repro init` makes a project for another one.
 
     Exit codes: 0 done, 1 some runs failed, 2 usage, 3 environment or data missing, 4 a damaged record,
     75 interrupted and resumable, 130 Ctrl-C.

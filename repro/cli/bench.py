@@ -30,8 +30,9 @@ _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others
               help="Repeatable.")  # fmt: skip
 @click.option("--size", "sizes", multiple=True, type=int, default=(32,), show_default=True,
               help="Pixels, 32 or 64; repeatable.")  # fmt: skip
-@click.option("--loss", "losses", multiple=True, default=("scaled-bn-m1",), show_default=True,
-              help="A table's row; repeatable.")  # fmt: skip
+@click.option(
+    "--loss", "losses", multiple=True, help="A table's row; repeatable.  [default: the proposed one]"
+)
 @click.option("--against", multiple=True, type=click.Choice(["plain", "tuned"]), default=("plain", "tuned"),
               show_default=True, help="Other loops beside ours; repeatable.")  # fmt: skip
 @click.option("--packed", multiple=True, type=click.IntRange(min=2),
@@ -94,6 +95,8 @@ def bench(
     on = choose_device(device)
     used_precision = choose_precision(on, precision)
     used = choose_accelerations(on, COMPILING_PAYS_FROM, switch_on, switch_off, deterministic)
+    method = context.registry.paper.method
+    losses = losses or (method.rows[-1] if method else context.registry.tables[0].rows[0].name,)
     cases = [_case(context, network, size, loss) for network in networks for size in sizes for loss in losses]
     made_on = describe_environment(context.project.root, on)
     _say(f"measuring {made_on.device}")

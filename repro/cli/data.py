@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from repro.cli.context import Context
     from repro.config import Recipe
-    from repro.data.prepared import Arrays, PreparedData
+    from repro.data.prepared import PreparedData
     from repro.manifest import Manifest
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @data.command()
 @data_places
-@click.option("--url", help="A mirror of the set's archive.")
+@click.option("--url", help="Another address of the set's archive, the only one to try.")
 @click.option("--lists", type=FOLDER, help="FaceScrub: folder of the lists that its publishers send.")
 @click.option("--retry-dead", is_flag=True, help="FaceScrub: ask once more where no picture came before.")
 @click.option("--allow-private-addresses", is_flag=True,
@@ -70,11 +70,15 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 @click.option("--min-images", type=click.IntRange(min=2), help="Leave out people with fewer.  [default: 70]")
 @click.option("--crop", type=click.FloatRange(min=0, max=1, min_open=True),
               help="Keep a central square, its side this fraction of the shorter side.")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(min=8, max=1024), metavar="PIXELS",
+              help="Side of the images of a set of your own; VGG needs a multiple of 32, ResNets one of 8.  "
+              "[default: 64]")  # fmt: skip
 def prepare(name: str, folder: Path, **options: Any) -> None:
     """Turn SET's files into memory-mapped arrays with a manifest.
 
     Any other name than a known set's is one of your own: --from a folder with a folder of images per class,
-    or with train/ and test/ (or val/), each with a folder of images per class.
+    or with train/ and test/ (or val/), each with a folder of images per class. Of test/ and val/, test/ is
+    used if it has classes.
     """
     from repro.data import prepare as prepare_set
     from repro.manifest import prepared_folder
@@ -150,7 +154,7 @@ def show(context: "Context", name: str, classes: int, images: int, seed: int, ou
 
     config = context.config_for(name, seed)
     prepared = open_for_training(config, context.project.data)
-    sheet, shown = make_contact_sheet(prepared, config.recipe, classes, images, seed)
+    sheet, shown = make_contact_sheet(prepared, config.recipe, classes, images, seed, config.folder)
     path = output or context.project.data / name / f"contact-sheet-{context.preset.name}.png"
     if path.suffix not in (".png", ".pdf"):
         raise UsageError(f"--output {path}: expected a name that ends in .png or .pdf")
@@ -168,12 +172,13 @@ def show(context: "Context", name: str, classes: int, images: int, seed: int, ou
 
 
 def make_contact_sheet(
-    data: "PreparedData", recipe: "Recipe", classes: int, images: int, seed: int
+    data: "PreparedData", recipe: "Recipe", classes: int, images: int, seed: int, folder: Path | None = None
 ) -> "tuple[Tensor, list[str]]":
     """A picture (3, H, W) in 0..1 with a row for each of `classes` classes, and the names of these.
 
     The classes are spread evenly over the set. On the left are `images` of each as prepared, on the right as
-    a run with this seed sees them in its first epoch. Raises UsageError where a class has no training image.
+    a run with this seed sees them in its first epoch; an augmentation in a file is relative to `folder`.
+    Raises UsageError where a class has no training image.
     """
     import numpy as np
     import torch
@@ -189,7 +194,8 @@ def make_contact_sheet(
         chosen = np.flatnonzero(train.labels == label)[:images]
         if not len(chosen):
             raise UsageError(f"{manifest.title}: a class without a training image; prepare the set again")
-        for shown in (torch.from_numpy(train.images[chosen]), _augmented(train, recipe, chosen, seed)):
+        augmented = _augmented(data, recipe, chosen, seed, folder)
+        for shown in (torch.from_numpy(train.images[chosen]), augmented):
             # A class that the reduced preset leaves with fewer images has blanks at its end.
             blanks = torch.full((images + 1 - len(chosen), *shown.shape[1:]), 255, dtype=torch.uint8)
             cells += [shown, blanks]
@@ -197,22 +203,27 @@ def make_contact_sheet(
     return sheet, [manifest.class_names[label] for label in labels]
 
 
-def _augmented(train: "Arrays", recipe: "Recipe", chosen: "np.ndarray", seed: int) -> "Tensor":
+def _augmented(
+    data: "PreparedData", recipe: "Recipe", chosen: "np.ndarray", seed: int, folder: Path | None
+) -> "Tensor":
     """The chosen images (k, 3, S, S) as the first epoch of the run shows them, uint8."""
     import torch
 
-    from repro.data.loader import BatchStream, EpochRandomness, Normalisation, draw_epoch, to_device
+    from repro.data import loader
     from repro.data.prepared import Arrays
     from repro.training.seeding import generator
 
-    draws = draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0))
+    device = torch.device("cpu")
+    train, _ = loader.subset(data, recipe)
+    own = loader.build_augmentation(recipe.augmentation, data.manifest.image_size, device, folder)
+    draws = loader.draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0), own)
     # What is drawn belongs to a place in the epoch's order, not to an image.
     at = torch.argsort(draws.order)[torch.from_numpy(chosen)]
-    degrees = None if draws.degrees is None else draws.degrees[at]
-    drawn = EpochRandomness(torch.arange(len(chosen)), draws.offsets[at], draws.flips[at], degrees)
-    split = to_device(Arrays(train.images[chosen], train.labels[chosen]), torch.device("cpu"))
-    plain = Normalisation(torch.zeros(3), torch.ones(3), torch.contiguous_format)
-    stream = BatchStream(split, recipe.crop_padding, plain)
-    stream.begin(drawn)
+    drawn: dict[str, Any] = {name: each if each is None else each[at] for name, each in vars(draws).items()}
+    split = loader.to_device(Arrays(train.images[chosen], train.labels[chosen]), device)
+    normalised = loader.normalisation(data, recipe, device, torch.contiguous_format)
+    stream = loader.BatchStream(split, recipe.crop_padding, normalised, own)
+    stream.begin(loader.EpochRandomness(**{**drawn, "order": torch.arange(len(chosen))}))
     images, _ = stream.next_batch(len(chosen))
-    return (images * 255).round().to(torch.uint8)
+    images = images * normalised.std.view(3, 1, 1) + normalised.mean.view(3, 1, 1)
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -96,7 +96,7 @@ def check_python() -> Iterator[Finding]:
     configuration.read(_SOURCE / "setup.cfg")
     # Without a source tree, what the installed package says; its extras are behind a semicolon.
     required = configuration.get("options", "install_requires", fallback="") or "\n".join(
-        metadata.requires("scaled-bn-repro") or []
+        metadata.requires("repro") or []
     )
     unmet = []
     for name, least in re.findall(r"^([\w-]+)\s*>=\s*([\d.]+)$", required, re.MULTILINE):

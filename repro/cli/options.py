@@ -127,7 +127,21 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "studies")
+def _grid(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    from repro.config import parse_grid
+
+    return parse_grid(values)
+
+
+SET = click.option(
+    "--set",
+    "axes",
+    multiple=True,
+    callback=_grid,
+    metavar="NAME=VALUE[,…]",
+    help="Override the recipe; several values are a grid. Repeatable.",
+)
+SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "axes", "studies")
 
 
 def selection(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,22 +150,18 @@ def selection(command: Callable[..., Any]) -> Callable[..., Any]:
     @TABLES
     @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
     @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
-    @click.option("--loss", "losses", multiple=True, help="As in `scaled-bn-*`; globs, repeatable.")
+    @click.option("--loss", "losses", multiple=True, help="As in `am-softmax-*`; globs, repeatable.")
     @click.option("--seed", "seeds", multiple=True, callback=_split, metavar="SEED[,…]",
                   help="[default: the preset's]")  # fmt: skip
-    @click.option(
-        "--set", "axes", multiple=True, metavar="AXIS=VALUE", help="Override the recipe; repeatable."
-    )
+    @SET
     @click.option("--study", "studies", multiple=True, metavar="NAME",
                   help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.config import parse_axis
         from repro.registry import Selection
 
-        axes = tuple(parse_axis(text) for text in options.pop("axes"))
         fields = {name: options.pop(name) for name in SELECTED}
-        return command(*args, selected=Selection(**fields, axes=axes), **options)
+        return command(*args, selected=Selection(**fields), **options)
 
     return wrapped
 

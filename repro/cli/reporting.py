@@ -1,23 +1,24 @@
 """What the records say: aggregate, figures, report, claims, audit."""
 
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, JSON, TABLES, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, JSON, SET, TABLES, end_if_damaged, places, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
     from repro.analysis.ablations import AblationEffect
     from repro.analysis.claims import ClaimVerdict
-    from repro.analysis.export import TableFormat
+    from repro.analysis.export import Readings, TableFormat
     from repro.analysis.results import CellResult
     from repro.analysis.rules import Rules
     from repro.cli.context import Context
+    from repro.config import Scalar
     from repro.experiments import TableName
     from repro.record_state import RunState
     from repro.registry import Run
@@ -27,38 +28,62 @@ if TYPE_CHECKING:
 @places
 @click.option("--format", "form", default="markdown", show_default=True,
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
+@click.option("--by", type=click.Choice(["run", "epoch", "cell"]),
+              help="One row per run, epoch or cell, as csv, json or parquet.")  # fmt: skip
+@click.option("--readings", type=click.Choice(["deciding", "all"]), default="deciding", show_default=True,
+              help="Of the paper's ± in csv, json and parquet: the one that decides, or each.")  # fmt: skip
 @TABLES
 @click.option("--extended", is_flag=True,
               help="Include losses beyond the paper that have no record yet.")  # fmt: skip
+@SET
 @click.option("--study", "studies", multiple=True, metavar="NAME",
               help="Show ablations instead: `ambiguities`, or one by name.")  # fmt: skip
 @click.option("--output", type=FILE, help="Write to this file instead of stdout.")
 def aggregate(
     context: "Context",
     form: "TableFormat",
+    by: str | None,
+    readings: "Readings",
     tables: "tuple[TableName, ...]",
-    studies: tuple[str, ...],
     extended: bool,
+    axes: "tuple[tuple[str, Scalar], ...]",
+    studies: tuple[str, ...],
     output: Path | None,
 ) -> None:
     """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
-    macros: one LaTeX macro per number, for a paper that \\input's them. parquet needs --output.
+    --set shows overrides beside their baseline instead, with paired differences. macros: one LaTeX macro per
+    number, for a paper that \\input's them. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
     if form == "parquet" and output is None:
         raise UsageError("Parquet cannot be printed: name a file with --output")
+    modes = [name for name, value in {"--by": by, "--set": axes, "--study": studies}.items() if value]
+    if len(modes) > 1:
+        raise UsageError(f"{modes[0]} and {modes[1]} exclude one another")
     if tables and studies:
         raise UsageError("--table and --study exclude one another")
+    if readings == "all":
+        if modes and by != "cell":
+            raise UsageError(f"--readings all is for cells, and {modes[0]} shows others")
+        modes = [*modes, "--readings all"]
+    if (by or readings == "all") and form not in ("csv", "json", "parquet"):
+        raise UsageError(
+            f"{modes[0]} needs --format csv, json or parquet; {form} is always the paper's table"
+        )
     context.point_out_misnamed()
     text: str | bytes
     if studies:
         text, damaged = aggregate_studies(context, studies, form)
+    elif axes:
+        text, damaged = aggregate_overrides(context, axes, tables, form)
+    elif by:
+        text, damaged = aggregate_rows(context, tables, form, by, readings, extended)
     else:
-        text, damaged = aggregate_tables(context, tables, form, extended=extended)
+        text, damaged = aggregate_tables(context, tables, form, extended, readings)
         if form == "markdown":
-            text = f"{text!s}{runs_beside(context, tables)}"
+            text = f"{text!s}{overrides_beside(context, tables)}"
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -68,71 +93,102 @@ def aggregate(
 
 
 def aggregate_tables(
-    context: "Context", tables: "Sequence[TableName]", form: "TableFormat", extended: bool = False
+    context: "Context",
+    tables: "Sequence[TableName]",
+    form: "TableFormat",
+    extended: bool = False,
+    readings: "Readings" = "deciding",
 ) -> tuple[str | bytes, list[str]]:
     """The tables' text (Parquet: bytes), and a sentence for each record that is not valid.
 
     Losses that extend a table are in it once one of their runs has a record, with `extended` before that too.
-    Verdicts are corrected over all the paper's cells, so its tables are read whichever are asked for.
     """
     from repro.analysis.export import render_tables
+    from repro.analysis.frames import Results
+
+    registry, preset, supplied = context.registry, context.preset, context.project.supplied_results
+    found = Results(context.project, registry, preset, tables, extended)
+    text = render_tables(
+        found.cell_results, registry, preset, form, rules=found.rules, supplied=supplied, readings=readings
+    )
+    return text, found.damaged
+
+
+def aggregate_rows(
+    context: "Context",
+    tables: "Sequence[TableName]",
+    form: "TableFormat",
+    by: str,
+    readings: "Readings",
+    extended: bool,
+) -> tuple[str | bytes, list[str]]:
+    """The frames of `repro.load()` as text (Parquet: bytes), and a sentence for each record not valid."""
+    from repro.analysis.export import cells_frame, render_frame
+    from repro.analysis.frames import Results
+
+    found = Results(context.project, context.registry, context.preset, tables, extended)
+    if by == "cell":
+        frame = cells_frame(found.cell_results, context.registry, context.preset, readings)
+        return render_frame(frame, form, found.rules), found.damaged
+    return render_frame(found.runs if by == "run" else found.epochs, form), found.damaged
+
+
+def aggregate_overrides(
+    context: "Context",
+    axes: "tuple[tuple[str, Scalar], ...]",
+    tables: "tuple[TableName, ...]",
+    form: "TableFormat",
+) -> tuple[str | bytes, list[str]]:
+    """The table of overrides beside their baselines, and a sentence for each record that is not valid.
+
+    Losses without a parameter of that name are left out; UsageError where none has it.
+    """
+    from repro.analysis.overrides import render_overrides
     from repro.analysis.results import summarise
-    from repro.analysis.verdicts import judge_cells
-    from repro.record_state import damage
+    from repro.record_state import damage, recorded_runs
 
     registry, preset = context.registry, context.preset
-    asked = dict.fromkeys(context.runs(tables=tuple(tables)))
-    shown = dict.fromkeys(run.cell.table for run in asked)
-    beyond = [run for name in shown for run in extension_runs(context, name, extended) if run not in asked]
-    asked |= dict.fromkeys(beyond)
-    further = [run for run in context.runs() if run not in asked]
-    damaged: list[str] = []
-
-    def noting(states: "Iterable[RunState]") -> "Iterator[RunState]":
-        for state in states:
-            if state.run in asked:
-                damaged.extend(damage([state]))
-            yield state
-
-    every = summarise(noting(context.states([*asked, *further], whole=False)), registry, preset)
-    rules = optional_rules(context)
-    if rules is not None:
-        every = judge_cells(every, registry, preset, rules)
-    cells = {run.cell for run in asked}
-    results = [result for result in every if result.cell in cells]
-    supplied = context.project.supplied_results
-    return render_tables(results, registry, preset, form, rules=rules, supplied=supplied), damaged
+    baselines = context.runs(tables=tables)
+    runs = context.runs(tables=tables, axes=axes)
+    known = {run.cell: {key for keys in registry.defaults(run.cell, preset) for key in keys} for run in runs}
+    runs = tuple(run for run in runs if known[run.cell] >= dict(run.cell.axes).keys()) or runs
+    cells = {run.cell for run in (*baselines, *runs)}
+    recorded, _ = recorded_runs(context.project, preset, registry)
+    beside = [run for run in recorded if run.cell in cells and run.seed not in preset.seeds]
+    states = list(context.states(dict.fromkeys([*baselines, *runs, *beside]), whole=False))
+    return render_overrides(summarise(states, registry, preset), registry, preset, form), damage(states)
 
 
-def runs_beside(context: "Context", tables: "Sequence[TableName]") -> str:
-    """A Markdown list of the runs that were trained beside the tables' own: further seeds, and overrides.
+def overrides_beside(context: "Context", tables: "tuple[TableName, ...]") -> str:
+    """A Markdown list of the commands that show the runs with overrides; empty where there are none.
 
-    Empty where there are none. Those of a study are in its own table.
+    Those of a study are in its own table.
     """
-    from repro.analysis.tables import list_beside
+    from repro.analysis.text import counted
+    from repro.cli.context import suggest
+    from repro.config import format_axis
     from repro.experiments import AMBIGUITIES
     from repro.record_state import recorded_runs
 
     registry, preset = context.registry, context.preset
-    shown = {run.cell.table for run in context.runs(tables=tuple(tables))}
+    shown = {run.cell.table for run in context.runs(tables=tables)}
+    shown |= {table.name for name in shown for table in registry.extensions(name)}
     studied = {each.cell for each in registry.variations(AMBIGUITIES)} if registry.ablations else set()
-    found, _ = recorded_runs(context.project, preset, registry)
-    beside = [
-        run
-        for run in found
-        if run.cell.table in shown
-        and (run.seed not in preset.seeds or (run.cell.axes and run.cell not in studied))
-    ]
-    return list_beside(context.states(beside, whole=False), registry)
-
-
-def extension_runs(context: "Context", table: "TableName", every: bool = False) -> "list[Run]":
-    """The runs of the losses that extend a table and have a record, of `every` such loss if asked."""
-    registry, preset = context.registry, context.preset
-    names = tuple(extension.name for extension in registry.extensions(table))
-    runs = context.runs(tables=names) if names else ()
-    have = {run.cell.row for run in runs if context.project.run(preset.name, run.id).record.exists()}
-    return [run for run in runs if every or run.cell.row in have]
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
+    for run in recorded_runs(context.project, preset, registry)[0]:
+        cell = run.cell
+        if cell.axes and cell.table in shown and cell not in studied:
+            other = not registry.table(cell.table).of_paper
+            table = ("--table", str(cell.table)) if other else ()
+            groups.setdefault((table, tuple(name for name, _ in cell.axes)), []).append(run)
+    lines = []
+    for (where, names), runs in groups.items():
+        words = list(where)
+        for name in names:
+            values = dict.fromkeys(format_axis(dict(run.cell.axes)[name]) for run in runs)
+            words += ["--set", f"{name}={','.join(values)}"]
+        lines.append(f"- {counted(len(runs), 'run')}: {suggest(context, 'aggregate', *words)}")
+    return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
 
 
 def aggregate_studies(
@@ -159,7 +215,7 @@ def study_effects(
     registry, preset = context.registry, context.preset
     states = list(context.states(context.runs(studies=tuple(studies))))
     results = {result.cell: result for result in summarise(states, registry, preset)}
-    effects = compute_effects(registry.variations(*studies), results)
+    effects = compute_effects(registry.variations(*studies), results, registry.paper.metric)
     return effects, damage(states)
 
 
@@ -193,7 +249,7 @@ def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[st
 @places
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
 def figures(context: "Context", output: Path | None) -> None:
-    """Draw Figures 2 and 3, training curves, gradient norms and ablations as PNG and PDF."""
+    """Draw the paper's figures, training curves, gradient norms and ablations as PNG and PDF."""
     from repro.analysis.figures import draw_figures
     from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
@@ -237,9 +293,9 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
-    rules = project_rules(context)
+    rules = optional_rules(context)
     shown = {state.run for state in states}
-    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown]
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown] if rules else []
     effects, damaged = study_effects(context, [AMBIGUITIES]) if registry.ablations else ((), [])
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
@@ -257,6 +313,7 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
 
 
 def _reported_states(context: "Context") -> "list[RunState]":
+    from repro.analysis.frames import extension_runs
     from repro.record_state import RecordState
 
     states: list[RunState] = []
@@ -264,7 +321,11 @@ def _reported_states(context: "Context") -> "list[RunState]":
         if table.extends is not None:
             continue
         runs = context.runs(tables=(table.name,))
-        found = list(context.states([*runs, *extension_runs(context, table.name)]))
+        found = list(
+            context.states(
+                [*runs, *extension_runs(context.project, context.registry, context.preset, table.name)]
+            )
+        )
         if table.of_paper or any(state.record_state is not RecordState.MISSING for state in found):
             states += found
     return states
@@ -321,5 +382,5 @@ def audit(as_json: bool) -> None:
     from repro.cli.context import Context
 
     context = Context.open("paper")
-    found = audit_paper(context.registry, project_rules(context))
+    found = audit_paper(context.registry, optional_rules(context))
     click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

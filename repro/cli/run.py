@@ -69,6 +69,8 @@ def plan(
     here = find_devices(context.preset.threads, gpus=parse_gpus(gpus), per_gpu=per_gpu)
     survey = context.survey(context.registry.select_runs(selected, context.preset))
     to_do = survey.to_do(stale)
+    fingerprints = context.fingerprints(to_do)
+    missing = _missing_data(context, to_do, fingerprints)
     made = make_plan(
         survey,
         context.registry,
@@ -78,11 +80,18 @@ def plan(
         stale=stale,
         begun=context.begun(to_do),
         budget=seconds,
-        without_data=[name for name, known in context.fingerprints(to_do).items() if known is None],
+        without_data=list(missing),
         seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
+        grid=bool(selected.axes),
     )
     click.echo(made.to_json() if as_json else made.to_text())
-    sys.exit(IntegrityError.exit_code if damage(survey.states) else 0)
+    # A published set has a size before it is here; any other name may be mistyped.
+    unknown = [name for name in missing if name not in survey.sizes]
+    for name in unknown:
+        _say(f"repro: {missing[name]}")
+    if damage(survey.states):
+        sys.exit(IntegrityError.exit_code)
+    sys.exit(SetupError.exit_code if to_do and all(run.cell.dataset in unknown for run in to_do) else 0)
 
 
 @dataclass(frozen=True)
@@ -329,7 +338,7 @@ def train(
     """Train runs by id in this process.
 
     This is what every executor starts; pasting its line repeats a run. An id is
-    dataset/network/loss[+name=value]/seedK, as in cifar100/resnet18/scaled-bn-m1/seed0.
+    dataset/network/loss[+name=value]/seedK, as in cifar100/resnet18/cross-entropy/seed0.
     """
     from repro.sweep import RunQueue, Sweep
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from repro.errors import DataCorruptError, DataMissingError, UsageError
-from repro.paths import NAME
+from repro.errors import DataCorruptError, DataMissingError, UsageError, did_you_mean
+from repro.paths import NAME, known_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,7 +96,7 @@ def fetch(name: str, data_dir: Path, **options: Any) -> Path:
     beforehand.
     """
     if name not in DATA_SETS:
-        raise UsageError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}")
+        raise UsageError(_unknown(name, DATA_SETS))
     place: Path = _call("fetch", DATA_SETS[name], data_dir, options)
     return place
 
@@ -112,8 +112,9 @@ def prepare(name: str, data_dir: Path, **options: Any) -> "Manifest":
     chosen, title, save_as = dataset_info(name), options.get("title") or "", options.get("save_as") or name
     if name not in DATA_SETS and options.get("source") is None:
         raise UsageError(
-            f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}; for a set of your own add "
-            "--from FOLDER with a folder of images per class"
+            _unknown(
+                name, DATA_SETS, "; for a set of your own add --from FOLDER with a folder of images per class"
+            )
         )
     if name not in DATA_SETS and save_as != name:
         raise UsageError(f"repro data prepare {name}: --as means nothing for this set")
@@ -136,8 +137,8 @@ def verify(name: str, data_dir: Path) -> "Manifest":
     """
     from repro.data.prepared import verify_prepared
 
-    if name not in (known := [*DATA_SETS, *_own_sets(data_dir)]):
-        raise UsageError(f"unknown data set {name!r}; known: {', '.join(known)}")
+    if name not in (known := known_sets(data_dir)):
+        raise UsageError(_unknown(name, known))
     return verify_prepared(data_dir, name)
 
 
@@ -199,16 +200,11 @@ def listing(data_dir: Path) -> list[DataSetState]:
 
     Shapes and file sizes are checked, bytes are not hashed: that is `verify`.
     """
-    return [_state(dataset_info(name), data_dir) for name in (*DATA_SETS, *_own_sets(data_dir))]
+    return [_state(dataset_info(name), data_dir) for name in known_sets(data_dir)]
 
 
-def _own_sets(data_dir: Path) -> list[str]:
-    """The names under which sets beside the known ones were prepared below `data_dir`."""
-    return sorted(
-        folder.parent.name
-        for folder in data_dir.glob("*/prepared")
-        if folder.parent.name not in DATA_SETS and NAME.fullmatch(folder.parent.name)
-    )
+def _unknown(name: str, known: "Iterable[str]", advice: str = "") -> str:
+    return f"unknown data set {name!r}; known: {', '.join(known)}{advice}{did_you_mean(name, known)}"
 
 
 def _state(chosen: DataSet, data_dir: Path) -> DataSetState:

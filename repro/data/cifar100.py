@@ -7,6 +7,7 @@ archive `cifar-100-python.tar.gz` in `<data>/cifar100/raw` or `<data>`, which is
 
 import hashlib
 import logging
+import os
 import pickle
 import tarfile
 import warnings
@@ -35,15 +36,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Published(downloading.Published):
-    """The archive, and the MD5 of each file in it, in the order in which the manifest lists them."""
+    """The archive, the MD5 of each file in it, in the order in which the manifest lists them, and its pixels.
+
+    `pixels` has the sha256 of the bytes of each split's images (N, 3, 32, 32) uint8.
+    """
 
     files: Mapping[str, str]
+    pixels: Mapping[str, str]
 
 
 PUBLISHED = Published(
     name=NAME,
     title=TITLE,
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    mirrors=("https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",),
     mirror_variable="REPRO_CIFAR100_URL",
     archive="cifar-100-python.tar.gz",
     archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
@@ -54,6 +60,12 @@ PUBLISHED = Published(
             "meta": "7973b15100ade9c7d40fb424638fde48",
             "train": "16019d7e3df5f24257cddd939b257f8d",
             "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        }
+    ),
+    pixels=MappingProxyType(
+        {
+            "train": "de64658905c6b161606e3649ddafce7cf86c7634a0cf9116d518e64ef46a33c5",
+            "test": "83c56492b2c11211ad1bb2dbd4f2eef4170a0441e41a41f3039c3144b1f5a511",
         }
     ),
 )
@@ -80,10 +92,11 @@ def fetch(data_dir: Path, *, url: str | None = None, published: Published = PUBL
 def prepare(data_dir: Path, *, source: Path | None = None, published: Published = PUBLISHED) -> Manifest:
     """Write `<data_dir>/cifar100/prepared` from files already on disk; whole arrays that are there stay.
 
-    `source` is the folder of the files, one above it, or the archive, instead of the usual places.
+    `source` is the folder of the files, one above it, or the archive, instead of the usual places. An archive
+    that is named may be packed otherwise than the published one: each file in it must be the published file.
 
     Raises DataMissingError where no source is found, DataCorruptError naming a file that is not what was
-    published, SetupError where a file cannot be read or the folder not be written.
+    published or pixels that are not, SetupError where a file cannot be read or the folder not be written.
     """
 
     def make(writer: PreparedWriter) -> Manifest:
@@ -92,7 +105,7 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
             folders = [path for path in published.places(data_dir, published.folder, source) if path.is_dir()]
             lacking = [f"{path} lacks {', '.join(_absent(path, published))}; " for path in folders]
             raise published.not_found(data_dir, source, "".join(lacking))
-        if found.is_file() and (wrong := published.wrong_md5(found)):
+        if source is None and found.is_file() and (wrong := published.wrong_md5(found)):
             raise published.corrupt(wrong)
         contents = _read(found, published)
         for name in ("train", "test"):
@@ -100,6 +113,15 @@ def prepare(data_dir: Path, *, source: Path | None = None, published: Published 
             labels = np.array(split["fine_labels"], dtype=np.int64)
             images = split["data"].reshape(-1, 3, 32, 32)
             writer.split(name, labels, membership(split["filenames"]), [images], 32)
+            # Of what was written: a defect in unpickling, in the order of the axes or on disk shows here.
+            with (writer.folder / f"{name}-images.npy").open("rb") as stream:
+                stream.seek(-images.nbytes, os.SEEK_END)  # behind the header
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
+            if actual != published.pixels[name]:
+                raise DataCorruptError(
+                    f"the {name} images as prepared have sha256 {actual}, expected {published.pixels[name]}, "
+                    f"though {found} is as published: run `repro data prepare {NAME}` again"
+                )
         sources = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         return writer.finish(_unpickle(contents["meta"])["fine_label_names"], sources)
 

@@ -1,15 +1,18 @@
 """Published archives: where one may be on disk, and its download, resumable and checked against its MD5.
 
-The bytes go to `<name>.part`, which a later attempt or process resumes where the server honours a Range
-request; only a part with the right MD5 gets the file's own name. Temporary faults (5xx, reset, timeout, a
-body that ends early) are retried with growing pauses; anything else is a FetchError of one line at once.
+The bytes go to `<name>.part`, which a later attempt, source or process resumes where the server honours a
+Range request; only a part with the right MD5 gets the file's own name. Temporary faults (5xx, reset, timeout,
+a body that ends early) are retried with growing pauses. A source that fails for good, or is slow, is left for
+the next; a slow one is waited for where every other one fails.
 """
 
 import itertools
 import logging
+import math
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repro.data.files import BLOCK, explain_write_failure, file_hash, one_at_a_time, progress
@@ -18,11 +21,13 @@ from repro.errors import DataCorruptError, DataMissingError, FetchError
 
 MAX_REDIRECTS = 10
 LONGEST_PAUSE = 60.0  # seconds
+# At this speed CIFAR-100 takes 14 minutes. Its publisher's server has been seen to take an hour (73 kB/s).
+MIN_SPEED = 200_000  # bytes per second
 _ADVICE = {
     "certificate": "check this machine's clock and certificates (SSL_CERT_FILE)",
-    "no-connection": "try again later, or use another mirror",
-    "no-such-host": "is there a network? Without one, put the file into the data folder by hand (see README)",
-    "page": "open the address in a browser, or use another mirror",
+    "no-connection": "try again later, or name a mirror with --url",
+    "no-such-host": "is there a network? Without one, put the file into the data folder by hand",
+    "page": "open the address in a browser, or name a mirror with --url",
 }
 
 _log = logging.getLogger(__name__)
@@ -38,7 +43,8 @@ class Published:
     name: str
     title: str
     url: str
-    mirror_variable: str  # of the environment: names another address of the same archive
+    mirrors: tuple[str, ...] = ()  # further addresses of the same bytes, tried in this order
+    mirror_variable: str  # of the environment: names another address of the same archive, the only one tried
     archive: str
     archive_md5: str
     folder: str
@@ -62,10 +68,11 @@ class Published:
         return None if same else f"{archive} has MD5 {actual}, expected {self.archive_md5}"
 
     def download(self, data_dir: Path, url: str | None) -> Path:
-        """The archive, from `url`, from where the environment says, or from its publisher."""
-        address = url or os.environ.get(self.mirror_variable) or self.url
+        """The archive, from `url` or where the environment says, else from its publisher or a mirror."""
+        named = url or os.environ.get(self.mirror_variable)
+        urls = (named,) if named else (self.url, *self.mirrors)
         target = self.places(data_dir, self.archive)[0]
-        return download(address, target, md5=self.archive_md5, max_bytes=self.max_bytes)
+        return download(urls, target, md5=self.archive_md5, max_bytes=self.max_bytes)
 
     def corrupt(self, problem: str) -> DataCorruptError:
         """The error for a file that is not as published, with what to do."""
@@ -81,25 +88,36 @@ class Published:
         )
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long a source is waited for; times in seconds."""
+
+    timeout: float = 30.0  # without a byte
+    attempts: int = 5  # in a row that bring less than 1 MiB each
+    back_off: float = 1.0  # the first pause between two attempts; it doubles each time
+    window: float = 20.0  # over which a source is slow that brings less than MIN_SPEED, pauses included
+
+
+class _SourceError(Exception):
+    """Why a source was left."""
+
+    def __init__(self, reason: str, advice: str, slow: bool = False) -> None:
+        super().__init__(reason)
+        self.advice, self.slow = advice, slow
+
+
 def download(
-    url: str,
-    target: Path,
-    *,
-    md5: str,
-    max_bytes: int,
-    timeout: float = 30.0,
-    attempts: int = 5,
-    back_off: float = 1.0,
+    urls: Sequence[str], target: Path, *, md5: str, max_bytes: int, patience: Patience = Patience()
 ) -> Path:
-    """Download `url` to `target`, whose folder is created, and return `target`; a whole file is left alone.
+    """Download the file at all of `urls` to `target`, whose folder is created; a whole file is left alone.
 
-    `timeout` is in seconds without a byte; `attempts` in a row may bring less than 1 MiB each; `back_off` is
-    the first pause in seconds, which doubles each time.
+    The addresses are tried in order; the last one is never left for being slow. Returns `target`.
 
-    Raises FetchError; what arrived stays in `<target>.part` unless its MD5 is wrong.
+    Raises FetchError with the reason of each; what arrived stays in `<target>.part` unless its MD5 is wrong.
     """
-    if not url.startswith(("http://", "https://")):
-        raise FetchError(f"cannot fetch {url}: expected a URL that begins with http:// or https://")
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise FetchError(f"cannot fetch {url}: expected a URL that begins with http:// or https://")
     part = target.with_name(f"{target.name}.part")
     try:
         with one_at_a_time(target.with_name(f".{target.name}.lock"), f"downloading {target.name}"):
@@ -108,61 +126,106 @@ def download(
                     return target
                 _log.info("%s does not match its checksum and is fetched again", target)
                 target.unlink()
-            resumed = _fetch_whole(url, part, max_bytes, timeout, attempts, back_off)
-            if resumed and file_hash(part, "md5") != md5:
-                # The earlier part may be of another version of the file: only a download in one go decides.
-                _log.info("the parts of %s do not fit together; starting over", target.name)
-                part.unlink()
-                _fetch_whole(url, part, max_bytes, timeout, attempts, back_off)
-            if (actual := file_hash(part, "md5")) != md5:
-                size = _size(part)
-                part.unlink()
-                raise FetchError(
-                    f"the {size:,} bytes that came have MD5 {actual}, expected {md5}; they were removed: "
-                    "try again later, or use another mirror"
-                )
+            _fetch_from_any(urls, part, md5, max_bytes, patience)
             part.replace(target)
     except OSError as error:  # of the network they are dealt with where they occur
         raise FetchError(explain_write_failure(Path(error.filename or target), error)) from error
     return target
 
 
-def _fetch_whole(
-    url: str, part: Path, max_bytes: int, timeout: float, attempts: int, back_off: float
-) -> bool:
+def _fetch_from_any(urls: Sequence[str], part: Path, md5: str, max_bytes: int, patience: Patience) -> None:
+    """Requests until `part` holds the file with the right MD5; FetchError where no source has it."""
+    waiting, waited_for = list(urls), {urls[-1]}
+    problems: dict[str, _SourceError] = {}
+    while waiting:
+        url = waiting.pop(0)
+        window = math.inf if url in waited_for else patience.window
+        try:
+            return _fetch_checked(url, part, md5, max_bytes, replace(patience, window=window))
+        except _SourceError as problem:
+            problems[url] = problem
+            if problem.slow:
+                waiting.append(url)
+                waited_for.add(url)
+            if waiting:
+                _log.info("%s; trying %s", problem, waiting[0])
+    advice = problems[urls[0]].advice
+    reasons = "; ".join(map(str, problems.values()))
+    if len(urls) > 1:
+        reasons = f"none of {len(urls)} sources has {part.stem}: {reasons}"
+        advice = f"try again later, name a mirror with --url, or put the file into {part.parent} by hand"
+    if done := _size(part):
+        advice += f". {done:,} bytes are kept: the next attempt resumes from there"
+    raise FetchError(f"{reasons}; {advice}")
+
+
+def _fetch_checked(url: str, part: Path, md5: str, max_bytes: int, patience: Patience) -> None:
+    """Requests until `part` holds a whole body with the right MD5; _SourceError where that cannot be."""
+    resumed = _fetch_whole(url, part, max_bytes, patience)
+    if resumed and file_hash(part, "md5") != md5:
+        # The earlier part may be of another version of the file: only a download in one go decides.
+        _log.info("the parts of %s do not fit together; starting over", part.stem)
+        part.unlink()
+        _fetch_whole(url, part, max_bytes, patience)
+    if (actual := file_hash(part, "md5")) != md5:
+        size = _size(part)
+        part.unlink()
+        raise _SourceError(
+            f"{url}: the {size:,} bytes that came have MD5 {actual}, expected {md5}; they were removed",
+            "try again later, or name a mirror with --url",
+        )
+
+
+def _fetch_whole(url: str, part: Path, max_bytes: int, patience: Patience) -> bool:
     """Requests until `part` holds a whole body; whether that began with bytes of an earlier call."""
     failures, hops, furthest, address = 0, 0, _size(part), url
-    resumed = furthest > 0
+    resumed, speed = furthest > 0, _Speedometer(patience.window)
     while True:
         try:
-            return _request(address, part, max_bytes, timeout) and resumed
+            return _request(address, part, max_bytes, patience.timeout, speed) and resumed
         except FaultError as caught:
             fault = caught.result
         if fault.location and hops < MAX_REDIRECTS:
             address, hops = fault.location, hops + 1
             continue
-        if not (fault.retry and fault.contact):
-            advice = _ADVICE.get(fault.cause, "check the address, or use another mirror")
-            raise FetchError(f"{address}: {fault.detail}; {advice}")
+        reason = f"{url}: {fault.detail}" + (f" (from {address})" if address != url else "")
+        advice = _ADVICE.get(fault.cause, "check the address, or name a mirror with --url")
+        if fault.cause == "slow" or not (fault.retry and fault.contact):
+            raise _SourceError(reason, advice, slow=fault.cause == "slow")
         reached = _size(part)
         # A slow line that is cut now and then still gets there: only attempts without progress count.
         failures = 1 if reached >= furthest + BLOCK else failures + 1
         furthest = max(furthest, reached)
-        if failures >= attempts:
-            raise FetchError(
-                f"{address}: {fault.detail}; gave up after {failures} attempts in a row. {reached:,} bytes "
-                "are kept: the same command resumes from there"
-            )
-        pause = min(fault.pause or back_off * 2 ** (failures - 1), LONGEST_PAUSE)
-        _log.info("%s: %s; trying again in %g s", address, fault.detail, pause)
+        if failures >= patience.attempts:
+            raise _SourceError(f"{reason}; gave up after {failures} attempts in a row", advice)
+        if slow := speed.problem():
+            raise _SourceError(f"{reason}; {slow}", advice, slow=True)
+        pause = min(fault.pause or patience.back_off * 2 ** (failures - 1), LONGEST_PAUSE)
+        _log.info("%s; trying again in %g s", reason, pause)
         time.sleep(pause)
         address, hops = url, 0
 
 
-def _request(url: str, part: Path, max_bytes: int, timeout: float) -> bool:
+class _Speedometer:
+    """Whether a source brings MIN_SPEED, looked at every `window` seconds."""
+
+    def __init__(self, window: float) -> None:
+        self._window, self._began, self._bytes = window, time.monotonic(), 0
+
+    def problem(self, count: int = 0) -> str | None:
+        """Counts further bytes; what is wrong with the speed once a window is over."""
+        self._bytes += count
+        if (seconds := time.monotonic() - self._began) < self._window:
+            return None
+        speed, self._began, self._bytes = self._bytes / seconds, time.monotonic(), 0
+        slow = f"{speed / 1000:,.0f} kB/s in {seconds:.0f} s, expected {MIN_SPEED / 1000:,.0f} kB/s or more"
+        return slow if speed < MIN_SPEED else None
+
+
+def _request(url: str, part: Path, max_bytes: int, timeout: float, speed: _Speedometer) -> bool:
     """One request, after which `part` holds the whole body; whether it resumed an earlier part."""
     done = _size(part)
-    headers = {"User-Agent": "scaled-bn-repro", **({"Range": f"bytes={done}-"} if done else {})}
+    headers = {"User-Agent": "repro", **({"Range": f"bytes={done}-"} if done else {})}
     with open_url(url, headers, timeout) as response:
         if response.status == 416 and done:  # the part is whole, or longer than the file: the MD5 tells
             return True
@@ -183,6 +246,8 @@ def _request(url: str, part: Path, max_bytes: int, timeout: float) -> bool:
                 for block in itertools.chain([first], blocks):
                     stream.write(block)
                     advance(len(block))
+                    if slow := speed.problem(len(block)):
+                        raise FaultError("slow", slow)
             finally:
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -29,7 +29,7 @@ from typing import Any
 from repro.data.files import BLOCK
 from repro.errors import SetupError, printable
 
-HEADERS = {"User-Agent": "scaled-bn-repro", "Accept": "image/*,*/*;q=0.5"}
+HEADERS = {"User-Agent": "repro", "Accept": "image/*,*/*;q=0.5"}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # say nothing of a host
 MAX_ADDRESSES = 4  # of one name, tried one after another

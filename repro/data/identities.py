@@ -29,7 +29,7 @@ from repro.data.writer import PreparedWriter, prepare_once
 from repro.errors import DataMissingError, SetupError, printable
 from repro.manifest import Manifest
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that is there, beside `train`
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first with classes of `train` beside it
 MIN_IMAGES = 70  # of a person, in the paper's FaceScrub
 
 
@@ -136,6 +136,9 @@ def prepare_identities(
     the set not written.
     """
     settings = {"crop": crop, **rule.settings}
+    # A set of the usual size keeps the fingerprint that it had before there were others.
+    if rules.size != OWN_IMAGE_SIZE:
+        settings["image_size"] = str(rules.size)
 
     def wanted(there: Manifest) -> bool:
         same = (there.title, there.settings, there.listing) == (title, settings, listing)
@@ -189,11 +192,12 @@ def prepare(
     title: str | None = None,
     min_images: int = MIN_IMAGES,
     crop: float = 1.0,
+    image_size: int = OWN_IMAGE_SIZE,
 ) -> Manifest:
     """Write `<data_dir>/<save_as>/prepared`, a set of the user's own, from the folders in `source`.
 
     Classes with fewer than `min_images` are left out; of each image the central square is kept, its side
-    `crop` of the shorter side.
+    `crop` of the shorter side, and resized to `image_size` pixels per side.
 
     Raises DataMissingError where there are too few images, SetupError where a folder cannot be read or
     written.
@@ -205,7 +209,7 @@ def prepare(
         save_as,
         title or save_as,
         SplitRule(min_images, test_folder=test_folder),
-        DecodeRules(OWN_IMAGE_SIZE, crop=crop),
+        DecodeRules(image_size, crop=crop),
         crop=f"central square, {crop:g} of the shorter side",
         listing=decode.listing_digest(file for _, file in files),
         sources={},
@@ -216,7 +220,7 @@ def prepare(
 def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str, str]]:
     """The folder of test images if they are split already, each image with its class, what is passed over."""
     tops, left_out = _folders(root, "")
-    test = next((name for name in TEST_FOLDERS if name in tops), "") if "train" in tops else ""
+    test = _test_folder(root, tops) if "train" in tops else ""
     classes = [(name, name) for name in tops]
     if test:
         left_out |= {
@@ -246,6 +250,25 @@ def _find_images(root: Path) -> tuple[str, list[tuple[str, ImageFile]], dict[str
             f"classes, name it with --from {shlex.quote(str(root / classes[0][0]))}"
         )
     return test, found, left_out
+
+
+def _test_folder(root: Path, tops: list[str]) -> str:
+    """Which folder beside `train` holds the test images, by class; "" where nothing there is called so.
+
+    Published sets often have a `test` without classes, whose labels nobody has, beside `val`.
+    """
+    there = [name for name in TEST_FOLDERS if name in tops]
+    classes = set(_folders(root, "train/")[0])
+    for name in there:
+        if classes.intersection(_folders(root, f"{name}/")[0]):
+            return name
+    if there:
+        named = " and ".join(f"{name}/" for name in there)
+        raise DataMissingError(
+            f"{root}: no class has a folder in train/ and one in {named}; expected a folder of images per "
+            f"class in both, as train/cat/ and {there[0]}/cat/"
+        )
+    return ""
 
 
 def _folders(root: Path, below: str) -> tuple[list[str], dict[str, str]]:

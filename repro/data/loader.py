@@ -1,12 +1,13 @@
 """Batches from data that live on the device: no worker processes, no copies inside an epoch.
 
-The order, crops, flips and rotations of an epoch are drawn in advance on the CPU, each from a generator of
-its own, and moved to the device together.
+The random numbers of an epoch (order, crops, flips, rotations, and those of the user's own augmentation) are
+drawn in advance on the CPU, each kind from a generator of its own, and moved to the device together.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from repro.config import Recipe
 from repro.data.prepared import Arrays, PreparedData, first_of_each_class
+from repro.plugins import find, load
+from repro.trial import try_augmentation
 
 CIFAR100_MEAN = (0.507, 0.487, 0.441)
 CIFAR100_STD = (0.267, 0.256, 0.276)
@@ -52,14 +55,15 @@ class Normalisation:
 class EpochRandomness:
     """The random numbers of one epoch over N images; row i belongs to the i-th image of the epoch.
 
-    `order` (N,) int64 are image indices, `offsets` (N, 2) int64 crop corners, `flips` (N,) bool, and
-    `degrees` (N,) float32 angles, None without rotation.
+    `order` (N,) int64 are image indices, `offsets` (N, 2) int64 crop corners, `flips` (N,) bool, `degrees`
+    (N,) float32 angles, None without rotation, and `own` (N, …) what an augmentation of the user's own drew.
     """
 
     order: Tensor
     offsets: Tensor
     flips: Tensor
     degrees: Tensor | None
+    own: Tensor | None = None
 
     def to(self, device: torch.device) -> "EpochRandomness":
         """A copy on another device."""
@@ -74,6 +78,39 @@ class EpochRandomness:
         for name, tensor in vars(self).items():
             if tensor is not None:
                 tensor.copy_(getattr(other, name), non_blocking=True)
+
+
+class Augmentation(Protocol):
+    """An augmentation of the user's own: it gets images after crop, flip, rotation and normalisation.
+
+    `draw` alone is random, and ahead of the epoch: so a resumed run sees the same images, every loss too, and
+    `apply` can be captured in a CUDA graph.
+    """
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """The random numbers of an epoch of `count` images: (count, …) of any dtype on the CPU."""
+        ...
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """(B, 3, S, S) float32 images → as many augmented ones, given their (B, …) rows of what was drawn.
+
+        Both are on the device that trains.
+        """
+        ...
+
+
+def build_augmentation(
+    name: str, image_size: int, device: torch.device, folder: Path | None
+) -> Augmentation | None:
+    """The augmentation that a recipe calls `name`, None for "none".
+
+    `folder` is what a file is relative to. OwnCodeError if it does not do what an augmentation must.
+    """
+    if name == "none":
+        return None
+    made = load(find("augmentations", name, folder))
+    augmentation: Augmentation = try_augmentation(name, lambda: made(image_size), image_size, device)
+    return augmentation
 
 
 def subset(data: PreparedData, recipe: Recipe) -> tuple[Arrays, Arrays]:
@@ -120,7 +157,9 @@ def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
-def draw_epoch(count: int, recipe: Recipe, make: MakeGenerator) -> EpochRandomness:
+def draw_epoch(
+    count: int, recipe: Recipe, make: MakeGenerator, augmentation: Augmentation | None = None
+) -> EpochRandomness:
     """Draws the randomness of an epoch over `count` images on the CPU; `make(purpose)` makes its generators.
 
     Each purpose has a generator of its own, so switching flips off does not change order and crops.
@@ -137,6 +176,7 @@ def draw_epoch(count: int, recipe: Recipe, make: MakeGenerator) -> EpochRandomne
         offsets=torch.randint(0, span, (count, 2), generator=make("crop")),
         flips=flips,
         degrees=degrees,
+        own=augmentation.draw(count, make("augmentation")) if augmentation else None,
     )
 
 
@@ -147,10 +187,17 @@ class BatchStream:
     step thus needs nothing from the host, so that it can be captured once and replayed.
     """
 
-    def __init__(self, split: DeviceSplit, padding: int, normalised: Normalisation) -> None:
+    def __init__(
+        self,
+        split: DeviceSplit,
+        padding: int,
+        normalised: Normalisation,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         device = split.labels.device
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self._split, self._padding, self._normalised = split, padding, normalised
+        self._augmentation = augmentation
         self._randomness: EpochRandomness | None = None
         self._steps = torch.arange(split.count, device=device)
 
@@ -164,9 +211,8 @@ class BatchStream:
 
     def in_format(self, memory_format: torch.memory_format) -> "BatchStream":
         """A stream of the same epoch, from its first image, in another memory format."""
-        other = BatchStream(
-            self._split, self._padding, replace(self._normalised, memory_format=memory_format)
-        )
+        normalised = replace(self._normalised, memory_format=memory_format)
+        other = BatchStream(self._split, self._padding, normalised, self._augmentation)
         assert self._randomness is not None
         other.begin(self._randomness)
         return other
@@ -180,8 +226,13 @@ class BatchStream:
         images = crop_and_flip(split.images, index, drawn.offsets[part], drawn.flips[part], self._padding)
         if drawn.degrees is not None:
             images = rotate(images.to(torch.float32) / 255.0, drawn.degrees[part])
+        images = self._normalised(images)
+        if self._augmentation is not None:
+            assert drawn.own is not None
+            images = self._augmentation.apply(images, drawn.own[part])
+            images = images.contiguous(memory_format=self._normalised.memory_format)
         self.position += size
-        return self._normalised(images), split.labels[index]
+        return images, split.labels[index]
 
 
 def evaluation_batches(

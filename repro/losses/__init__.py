@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from repro.config import known_keys
 from repro.errors import OwnCodeError, UsageError
 from repro.losses.base import ClassificationLoss
-from repro.plugins import LOSSES, find, load, loss_parameters, try_loss
+from repro.plugins import LOSSES, find, load, loss_parameters
+from repro.trial import try_loss
 
 
 def build(

@@ -8,7 +8,8 @@ from torch import nn
 
 from repro.errors import OwnCodeError, UsageError
 from repro.models.network import Network
-from repro.plugins import NETWORKS, find, load, try_network
+from repro.plugins import NETWORKS, find, load
+from repro.trial import try_network
 
 STEM_POOLS = (
     "auto",

@@ -150,6 +150,7 @@ class Plan:
     `reasons` counts why records do not count; `duration` and `busy`, in seconds of a `busy_unit` ("GPU" or
     "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets
     `without_data` have no part in the budget. `seeds`: what the planned seeds can decide, by table and claim.
+    `overrides`: of a grid the ids of the runs with each, `""` for the baseline.
     """
 
     preset: str
@@ -167,6 +168,7 @@ class Plan:
     budget: Budget | None
     without_data: tuple[str, ...] = ()
     seeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
@@ -199,6 +201,12 @@ class Plan:
             for column in self.columns
         ]
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
+        if self.overrides:
+            lines.append("overrides:")
+            lines += (
+                f"  {given.replace('+', ', ') or 'none (baseline)'}: {_ids(ids)}"
+                for given, ids in self.overrides.items()
+            )
         total = self.total
         lines.append(
             f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done "
@@ -237,6 +245,7 @@ class Plan:
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
             "seeds": dict(self.seeds),
+            "overrides": dict(self.overrides),
             "columns": [asdict(column) for column in self.columns],
         }
         return json.dumps(content, indent=1, ensure_ascii=False)
@@ -272,11 +281,13 @@ def make_plan(
     budget: float | None = None,
     without_data: Sequence[str] = (),
     seeds: Mapping[str, Mapping[str, Any]] | None = None,
+    grid: bool = False,
 ) -> Plan:
     """The plan for the runs of `survey` on `devices`.
 
     `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
-    `without_data` get nothing of them. `seeds` is shown as it is (`repro.analysis.seeds.planned_seeds`).
+    `without_data` get nothing of them. `seeds` is shown as it is (`repro.analysis.seeds.planned_seeds`). With
+    `grid` the runs are also listed by their overrides.
     """
     estimator = Estimator(
         registry, preset, devices, survey.sizes, survey.measured, survey.recorded, begun or {}
@@ -311,7 +322,19 @@ def make_plan(
         budget=spent,
         without_data=tuple(without_data) if spent else (),
         seeds=seeds or {},
+        overrides=_by_overrides(state.run for state in survey.states) if grid else {},
     )
+
+
+def _by_overrides(runs: Iterable[Run]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(run.cell.id.partition("+")[2], []).append(run.id)
+    return found
+
+
+def _ids(ids: Sequence[str]) -> str:
+    return f"1 run, {ids[0]}" if len(ids) == 1 else f"{len(ids)} runs, {ids[0]} to {ids[-1]}"
 
 
 def _column(

@@ -23,6 +23,7 @@ from repro.data.loader import (
     BatchStream,
     EpochRandomness,
     batch_bounds,
+    build_augmentation,
     draw_epoch,
     normalisation,
     subset,
@@ -139,11 +140,6 @@ class Trainer:
         self.epoch_seconds = 0.0  # spent on them
         self.curve: list[Epoch] = []
 
-    @property
-    def batch_size(self) -> int:
-        """Images per step, except for the last step of an epoch."""
-        return self.config.recipe.batch_size
-
     def steps(self) -> Generator[None, None, TrainedRun]:
         """Trains to the end, yielding after each step; call it once. All GPU work goes to the current stream.
 
@@ -198,12 +194,13 @@ class Trainer:
     def _build(self) -> None:
         """Data, network, loss and optimizer on the device, as they are at `start`."""
         recipe, device = self.config.recipe, self.precision.device
-        train, self._test = (to_device(arrays, device) for arrays in subset(self.data, recipe))
-        manifest = self.data.manifest
+        self._train, self._test = (to_device(arrays, device) for arrays in subset(self.data, recipe))
+        manifest, folder = self.data.manifest, self.config.folder
+        self._augmentation = build_augmentation(recipe.augmentation, manifest.image_size, device, folder)
         self.network, self.loss = build(self.config, manifest.image_size, manifest.classes)
         self.precision = self.accelerations.layout(self.precision.for_network(self.network))
         self._normalised = normalisation(self.data, recipe, device, self.precision.memory_format)
-        self.loss.check_labels(torch.cat([train.labels, self._test.labels]))
+        self.loss.check_labels(torch.cat([self._train.labels, self._test.labels]))
         self.network.to(device).to(memory_format=self.precision.memory_format).train()
         self.loss.to(device).train()
         # A graph has to read the lr from the device; as a number on the host it would be a constant in it.
@@ -213,9 +210,8 @@ class Trainer:
         self._scaler = self.precision.scaler()
         self._clock = TrainingClock(device)
         self.sums = EpochSums(device)
-        self._train = train
-        self._batches = BatchStream(train, recipe.crop_padding, self._normalised)
-        self._sizes = [end - begin for begin, end in batch_bounds(train.count, recipe.batch_size)]
+        self._batches = BatchStream(self._train, recipe.crop_padding, self._normalised, self._augmentation)
+        self._sizes = [end - begin for begin, end in batch_bounds(self._train.count, recipe.batch_size)]
         self._saves = _SaveTimer(self.checkpoint_interval)
         if self.start:
             self._restore(self.start)
@@ -238,8 +234,8 @@ class Trainer:
         return take_step
 
     def _draw(self, epoch: int) -> EpochRandomness:
-        recipe, seed = self.config.recipe, self.config.seed
-        return draw_epoch(self._train.count, recipe, lambda purpose: generator(seed, purpose, epoch))
+        count, recipe, seed = self._train.count, self.config.recipe, self.config.seed
+        return draw_epoch(count, recipe, lambda purpose: generator(seed, purpose, epoch), self._augmentation)
 
     @contextmanager
     def _dropout_seed(self) -> Generator[None, None, None]:

@@ -72,7 +72,7 @@ class EpochSums:
     ) -> None:
         """Adds a batch of `images` (B, 3, H, W) with its mean `loss` and its `logits` (B, C).
 
-        `softmax_gradient` (B, C) is the gradient at the softmax's input: p − y (Eq. 8) under cross-entropy.
+        `softmax_gradient` (B, C) is the gradient at the softmax's input: p − y under cross-entropy.
         `feature_gradient` (B, D) is ∂`loss`/∂`features`. Both are summed as gradients of the loss summed over
         the batch, hence the factor B for the second.
         """
@@ -216,7 +216,7 @@ def evaluate(
 
 
 def logit_and_weight_statistics(logits: Tensor, loss: ClassificationLoss) -> Probes:
-    """What Figures 2 and 3 show: the distribution of the logits and the norms of the class weights.
+    """The distribution of the logits and the norms of the class weights.
 
     `logits` (N, C) are those of the test split in evaluation mode, on the CPU. There is no histogram if one
     of them is not finite, and there are no norms if one weight is not.

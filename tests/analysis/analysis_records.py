@@ -54,6 +54,20 @@ scale = 1.0
 reported = { vgg16 = { mean = 73.24, std = 0.06 }, resnet18 = { mean = 76.08, std = 0.30 } }
 """
 
+SMALL_PAPER = """
+title = "Batch Norm on Logits"
+authors = ["Ada Lovelace", "Bo Diddley", "Cy Twombly"]
+year = 2021
+reported = { runs = 3 }
+method = { name = "Our Loss", rows = ["scaled-bn-m1"] }
+[figures.logits]
+name = "Figure 2"
+cells = ["cifar100/resnet18/cross-entropy", "cifar100/resnet18/scaled-bn-m1"]
+[figures.weight_norms]
+name = "Figure 3"
+cells = ["cifar100/resnet18/cross-entropy", "cifar100/resnet18/scaled-bn-m1"]
+"""
+
 SMALL_PRESETS = """
 [recipe]
 data = "real"
@@ -89,6 +103,7 @@ def write_experiments(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "table1.toml").write_text(SMALL_TABLE)
     (folder / "presets.toml").write_text(SMALL_PRESETS)
+    (folder / "paper.toml").write_text(SMALL_PAPER)
     return folder
 
 

@@ -41,7 +41,7 @@ def effects_of(registry: Registry, study: str, accuracies, preset="paper", **val
         else:
             states += missing([run])
     results = {result.cell: result for result in summarise(states, registry, chosen)}
-    return compute_effects(registry.variations(study), results)
+    return compute_effects(registry.variations(study), results, registry.paper.metric)
 
 
 def the_effect(registry: Registry, base, varied, **values) -> AblationEffect:

@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from repro.analysis.claims import ClaimWord, claim_runs, claims_text, judge_clai
 from repro.analysis.effects import measured
 from repro.cli import main
 from repro.errors import RegistryError
-from repro.registry import Registry
 
 NAMES = (
     "beats-cross-entropy",
@@ -331,7 +331,7 @@ def test_runs_on_other_data_are_not_compared(case):
 
 
 def test_without_any_record_everything_missing_is_named(case):
-    lacking = Registry([table for table in case.registry.tables if table.of_paper], case.registry.presets)
+    lacking = replace(case.registry, tables=[table for table in case.registry.tables if table.of_paper])
     states = missing(claim_runs(case.rules, lacking, case.paper))
     verdicts = judge_claims(states, lacking, case.paper, case.rules)
     assert {verdict.word for verdict in verdicts} == {ClaimWord.INTERIM}

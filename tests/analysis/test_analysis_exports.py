@@ -63,7 +63,7 @@ def results(records, registry, paper, rules):
 @pytest.fixture
 def exported(results, registry, paper, rules):
     """The text of a format."""
-    return lambda form: render_tables(results, registry, paper, form, rules=rules)
+    return lambda form, **values: render_tables(results, registry, paper, form, rules=rules, **values)
 
 
 def truths(result, records) -> list[float]:
@@ -88,28 +88,36 @@ def test_no_text_of_the_csv_is_a_formula_or_moves_a_terminal(tmp_path):
     assert [csv_cell(each) for each in (-1.5, "a=b", "–", None)] == [-1.5, "a=b", "–", None]
 
 
-def test_csv_json_and_parquet_equal_the_records_and_one_another(exported, results, records, rules, tmp_path):
+@pytest.mark.parametrize("readings", ["deciding", "all"])
+def test_csv_json_and_parquet_equal_the_records_and_one_another(
+    exported, results, records, rules, tmp_path, readings
+):
     pq = pytest.importorskip("pyarrow.parquet", reason="Parquet is an extra")
     path = tmp_path / "tables.parquet"
-    path.write_bytes(exported("parquet"))
+    path.write_bytes(exported("parquet", readings=readings))
     from_parquet = pq.read_table(path).to_pylist()
-    from_csv = list(csv.DictReader(io.StringIO(exported("csv"))))
-    content = json.loads(exported("json"))
+    from_csv = list(csv.DictReader(io.StringIO(exported("csv", readings=readings))))
+    content = json.loads(exported("json", readings=readings))
     (table,) = content["tables"]
     assert len(results) == 24
     named = (
-        "preset table dataset network loss label axes n expected diverged mean std reported_mean reported_std"
+        "preset table dataset network loss label overrides n expected diverged mean std reported_mean"
+        " reported_std difference seeds accuracies best_accuracies extra_seeds extra_accuracies not_counted"
+        " notes verdict so_far"
     )
-    named += " difference seeds accuracies best_accuracies not_counted notes verdict so_far"
-    readings = [f"{field}_ddof{ddof}" for ddof in (1, 0) for field in READING_FIELDS]
-    assert list(from_csv[0]) == [*named.split(), *readings]
+    every = [f"{field}_ddof{ddof}" for ddof in (1, 0) for field in READING_FIELDS]
+    assert list(from_csv[0]) == [*named.split(), *READING_FIELDS, *(every if readings == "all" else [])]
     for result, row, line, cell in zip(results, from_parquet, from_csv, table["cells"], strict=True):
         accuracies = truths(result, records)
         assert row["accuracies"] == [run["accuracy"] for run in cell["runs"]] == accuracies
         mean = math.fsum(accuracies) / len(accuracies) if accuracies else None
         assert row["mean"] == cell["mean"] == (None if mean is None else pytest.approx(mean, abs=1e-12))
         assert row["verdict"] == cell["verdict"]["word"]
-        for reading in cell["verdict"]["readings"]:
+        widest = max(result.verdict.readings, key=lambda each: each.high - each.low, default=None)
+        for field in READING_FIELDS:
+            assert row[field] == cell["verdict"][field] == getattr(widest, field, None)
+        assert ("readings" in cell["verdict"]) == (readings == "all")
+        for reading in cell["verdict"].get("readings", []):
             for field in READING_FIELDS:
                 assert row[f"{field}_ddof{reading['ddof']}"] == reading[field]
         assert list(row) == list(line)

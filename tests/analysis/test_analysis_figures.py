@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +15,7 @@ from matplotlib import image
 from repro.analysis.ablations import compute_effects
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
 from repro.analysis.dot_plot import draw_ablations, draw_dots
-from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
+from repro.analysis.figures import draw_figures, draw_logits, draw_weight_norms, find_comparison
 from repro.analysis.results import summarise
 from repro.analysis.rules import read_rules
 from repro.analysis.style import figure_style, line_styles, to_svg
@@ -23,6 +24,7 @@ from repro.config import Preset
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Selection
 
+CELLS = ("cifar100/resnet18/cross-entropy", "cifar100/resnet18/scaled-bn-m1")
 NAMES = ("figure2", "figure3", "curves-cifar100-resnet18", "gradients-cifar100-resnet18")
 
 
@@ -30,7 +32,7 @@ def states_of(registry: Registry, preset: Preset, **options) -> list[RunState]:
     """The ResNet-18 column with every seed of the preset."""
     return [
         done(make_record(registry, preset, registry.parse(f"{cell}/seed{seed}"), **options), registry)
-        for cell in FIGURE_CELLS
+        for cell in CELLS
         for seed in preset.seeds
     ]
 
@@ -81,7 +83,7 @@ from matplotlib import rcParams
 experiments, tests, folder = map(pathlib.Path, sys.argv[1:])
 sys.path[:0] = [str(tests), str(tests.parent)]
 before = rcParams.copy()
-from repro.analysis.figures import FIGURE_CELLS, draw_figure2, draw_figure3, draw_figures, find_comparison
+from repro.analysis.figures import draw_figures
 from repro.registry import Registry
 from test_analysis_figures import states_of
 registry = Registry.load(experiments)
@@ -116,11 +118,11 @@ def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_to
 
 
 def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(names, registry, paper):
-    lacking = [registry.parse(f"{FIGURE_CELLS[1]}/seed{seed}") for seed in paper.seeds]
+    lacking = [registry.parse(f"{CELLS[1]}/seed{seed}") for seed in paper.seeds]
     drawn, notices = names(states_of(registry, paper)[:3] + missing(lacking))
     assert drawn == list(NAMES[2:])
     assert notices == [
-        "Figures 2 and 3 need a run of cifar100/resnet18/scaled-bn-m1 "
+        "Figure 2 and Figure 3 need a run of cifar100/resnet18/scaled-bn-m1 "
         "(seed 0: not run yet; seed 1: not run yet; seed 2: not run yet): "
         "repro run --preset paper --dataset cifar100 --network resnet18 --loss scaled-bn-m1 --seed 0",
     ]
@@ -142,8 +144,8 @@ def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_c
 
 
 def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(registry, paper):
-    pair = find_comparison(states_of(registry, paper), registry)
-    figure = draw_figure2(pair, paper)
+    pair = find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry)
+    figure = draw_logits(registry.paper.figures.logits, pair, paper)
     for letter, side in zip("ab", pair.series, strict=True):
         quantiles = side.ended[0].probes.logits.quantiles
         low, high = (f"{quantiles[percent]:.2f}".replace("-", "−") for percent in ("2.5", "97.5"))
@@ -159,14 +161,20 @@ def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(
 def test_figure_2_mentions_logits_beyond_the_histogram_and_both_seeds_where_none_is_shared(registry, paper):
     states = states_of(registry, paper)
     odd = with_probes(states[1], registry, underflow=30, overflow=12)
-    written = texts(draw_figure2(find_comparison([odd, states[5]], registry), paper))
+    written = texts(
+        draw_logits(
+            registry.paper.figures.logits,
+            find_comparison(registry.paper.figures.logits, [odd, states[5]], registry),
+            paper,
+        )
+    )
     assert "42 of them beyond the recorded range −40 … 40" in written
     assert "seed 1 (a), seed 2 (b)" in written
 
 
 def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
-    pair = find_comparison(states_of(registry, paper), registry)
-    figure = draw_figure3(pair, paper)
+    pair = find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry)
+    figure = draw_weight_norms(registry.paper.figures.weight_norms, pair, paper)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     for index, side in enumerate(pair.series):
         norms = np.array([record.probes.weight_norms for record in side.ended])
@@ -177,9 +185,14 @@ def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
 
 def test_a_figure_of_another_preset_says_so_in_its_title_and_caption(registry):
     smoke = registry.preset("smoke")
-    made = find_comparison(states_of(registry, smoke, accuracy=30.0, test_images=80), registry)
-    for draw in (draw_figure2, draw_figure3):
-        written = texts(draw(made, smoke))
+    made = find_comparison(
+        registry.paper.figures.logits, states_of(registry, smoke, accuracy=30.0, test_images=80), registry
+    )
+    for draw, figure in (
+        (draw_logits, registry.paper.figures.logits),
+        (draw_weight_norms, registry.paper.figures.weight_norms),
+    ):
+        written = texts(draw(figure, made, smoke))
         assert "SMOKE Figure" in written
         assert "SMOKE: handwritten digits." in written
 
@@ -199,7 +212,7 @@ def test_a_gradient_of_zero_is_left_out_of_the_log_scale_and_an_empty_curve_has_
 def test_the_legend_has_each_losses_last_accuracy_in_order_and_what_diverged(registry, paper):
     table = registry.table(1)
     rows = (table.rows[0].model_copy(update={"label": "5 $ and $ x_1"}), table.rows[1])
-    odd = Registry([table.model_copy(update={"rows": rows})], registry.presets)
+    odd = replace(registry, tables=[table.model_copy(update={"rows": rows})])
     states = states_of(odd, paper, accuracy=75.0)
     states[0] = done(make_record(odd, paper, states[0].run, diverged_in=4), odd)
     (column,) = columns_of(states, odd)
@@ -231,7 +244,11 @@ def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
 
 
 def test_an_svg_in_a_page_keeps_its_words_and_has_ids_of_its_own(registry, paper):
-    figure = draw_figure3(find_comparison(states_of(registry, paper), registry), paper)
+    figure = draw_weight_norms(
+        registry.paper.figures.weight_norms,
+        find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry),
+        paper,
+    )
     first, again, other = (to_svg(figure, name, "a < b") for name in ("one", "one", "two"))
     assert first == again
     assert "Cross-entropy Loss" in first
@@ -257,7 +274,7 @@ def dots():
             else:
                 states += missing([run])
         results = judge_cells(summarise(states, registry, preset), registry, preset, rules)
-        return draw_dots(registry.table(1), results, rules, preset), results
+        return draw_dots(registry.table(1), results, registry.paper.metric, rules, preset), results
 
     return draw
 
@@ -309,7 +326,9 @@ def test_ambiguities_are_a_panel_each_with_alternatives_sorted_and_their_interva
         accuracy = 71 + {"vgg13": -1.0, "vgg-lsoftmax": 2.0}.get(run.cell.network, 0.0) + 0.1 * run.seed
         states.append(done(make_record(registry, paper, run, accuracy), registry))
     results = {result.cell: result for result in summarise(states, registry, paper)}
-    effects = compute_effects(registry.variations("vgg") + registry.variations("rotation"), results)
+    effects = compute_effects(
+        registry.variations("vgg") + registry.variations("rotation"), results, registry.paper.metric
+    )
     figure = draw_ablations(effects, registry, paper)
     first, second = figure.axes
     drawn = sorted(effects[:3], key=lambda effect: -effect.difference)

@@ -167,11 +167,12 @@ def test_a_diverged_run_is_named_and_never_averaged(runs, put, summary):
 
 
 @pytest.mark.usefixtures("three")
-def test_a_seed_beyond_the_presets_counts_where_it_was_asked_for(runs, put, summary, registry):
+def test_a_seed_beyond_the_presets_is_shown_and_not_averaged(runs, put, summary, registry):
     extra = registry.parse(f"{CELL}/seed7")
     put(extra, 75.0)
     result = summary([*runs, extra])
-    assert (result.n, result.expected, result.mean) == (4, 4, 73.0)
+    assert (result.n, result.expected, result.mean) == (3, 3, summary(runs).mean)
+    assert [(run.seed, run.accuracy) for run in result.extra] == [(7, 75.0)]
 
 
 def test_results_come_in_the_registrys_order_and_what_is_beyond_the_paper_last(registry, paper, project):

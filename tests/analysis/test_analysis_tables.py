@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from analysis_records import done, make_record, missing
@@ -53,8 +54,8 @@ def test_markdown_shows_ours_the_papers_value_and_the_reason_of_every_blank(summ
 
 QUICK: few images: it proves nothing about the paper.
 
-First line of a loss: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, \
-percentage points. Second line: the paper's mean ± std over three runs, made with another recipe than the preset \
+First line of a row: mean ± sample standard deviation (ddof = 1; none at n = 1) over n seeds, last epoch, \
+percentage points. Second line: the paper's mean ± std over 3 runs, made with another recipe than the preset \
 quick: no difference is shown. Bold: the best mean of a column in which every loss has all its runs.
 
 Data: 100 classes, 50,000 training and 10,000 test images.
@@ -83,7 +84,7 @@ Not counted:
 def test_runs_of_the_papers_recipe_say_how_far_they_are_from_its_numbers(registry):
     paper = registry.preset("paper")
     text = render_tables(summarise(states_of(registry, paper), registry, paper), registry, paper)
-    assert "Second line: the paper's mean ± std over three runs, and Δ = first line − paper." in text
+    assert "Second line: the paper's mean ± std over 3 runs, and Δ = first line − paper." in text
     assert "| – paper (Δ)        | 71.86 ± 0.14 (+0.04)       | 75.10 ± 0.34 (−0.10) |" in text
     assert "| – paper (Δ)        | 73.24 ± 0.06 (+0.01)       | 76.08 ± 0.30         |" in text
     runs = registry.select_runs(Selection(networks=("vgg16",), losses=("cross-entropy",)), paper)
@@ -120,14 +121,14 @@ def test_what_latex_would_read_as_markup_is_escaped():
 
 
 JSON = """{
- "schema_version": 1,
+ "schema_version": 2,
  "preset": {"name": "quick", "title": "QUICK", "description": "few images: it proves nothing about the paper",
             "seeds": [0, 1, 2]},
  "supplied": false, "std_ddof": 1, "rules": null,
  "tables": [{"table": 1, "title": "QUICK Table 1: CIFAR-100", "dataset": "cifar100", "counted": 1, "expected": 3,
   "cells": [{
    "id": "cifar100/vgg16/cross-entropy", "network": "vgg16", "network_label": "VGG", "loss": "cross-entropy",
-   "label": "Cross-entropy Loss", "axes": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
+   "label": "Cross-entropy Loss", "overrides": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
    "reported": {"mean": 71.86, "std": 0.14}, "difference": -0.1599999999999966, "verdict": null,
    "runs": [{"id": "cifar100/vgg16/cross-entropy/seed0", "seed": 0, "accuracy": 71.7, "best_accuracy": 71.7,
              "best_epoch": 7, "record_state": "done", "data_unchecked": false, "data": "DATA", "classes": 100,
@@ -138,7 +139,7 @@ JSON = """{
      "diverged": false},
     {"id": "cifar100/vgg16/cross-entropy/seed2", "seed": 2, "short": "not selected", "reason": "not selected",
      "diverged": false}],
-   "notes": []}]}]}"""
+   "extra": [], "notes": []}]}]}"""
 
 
 def test_json_holds_everything_of_a_cell(registry, quick):
@@ -174,7 +175,7 @@ def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(re
 def test_two_whole_losses_of_three_make_no_winner(registry, quick):
     table = registry.table(1)
     third = table.rows[0].model_copy(update={"name": "third"})
-    three = Registry([table.model_copy(update={"rows": (*table.rows, third)})], registry.presets)
+    three = replace(registry, tables=[table.model_copy(update={"rows": (*table.rows, third)})])
     accuracies = ACCURACIES | {f"{network}/third": (None, None, None) for network in table.networks}
     results = summarise(states_of(three, quick, accuracies), three, quick)
     assert "**" not in render_tables(results, three, quick)
@@ -201,7 +202,7 @@ def with_table(registry: Registry, label: str = "Cross-entropy Loss", **changes)
     """The registry with another label or other facts in its table."""
     table = registry.table(1)
     rows = (table.rows[0].model_copy(update={"label": label}), *table.rows[1:])
-    return Registry([table.model_copy(update={"rows": rows, **changes})], registry.presets)
+    return replace(registry, tables=[table.model_copy(update={"rows": rows, **changes})])
 
 
 def test_a_cell_that_only_diverged_says_so(table_of):
@@ -239,7 +240,7 @@ def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tm
     results = summarise([done(make_record(mine, quick, run, 50.0), mine) for run in runs], mine, quick)
     text = render_tables(results, mine, quick)
     assert text.startswith("### QUICK Some faces, top-1 accuracy in percent\n")
-    assert "Not a table of the paper: nothing is reported to compare with." in text
+    assert "Not a table of the paper: there is nothing to compare with." in text
     assert "– paper" not in text
     assert "| Cross-entropy Loss | **50.00 ± 0.00** (n = 3) |" in text
     latex = render_tables(results, mine, quick, "latex")

@@ -22,7 +22,7 @@ CELL = "cifar100/vgg16/cross-entropy"
 def registry() -> Registry:
     """The project's, without the sizes of the paper's data: what is made up here has others."""
     real = Registry.load(EXPERIMENTS)
-    return Registry([t.model_copy(update={"reported_data": None}) for t in real.tables], real.presets)
+    return replace(real, tables=[t.model_copy(update={"reported_data": None}) for t in real.tables])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_an_interval_and_its_p_are_those_of_the_formulas_by_hand(every, registry
         assert reading.p_equivalence == pytest.approx(2 * stats.t.sf(0.69 / error, degrees), rel=1e-9)
         assert far.readings[place].p_beyond == pytest.approx(2 * stats.t.sf(0.6 / error, degrees), rel=1e-9)
     assert verdict.readings[1].reported_std == pytest.approx(0.14 * math.sqrt(1.5))
-    assert [reported_spread(registry.table(k), 1).degrees for k in (1, 2, 3)] == [48, 48, 48]
+    assert [reported_spread(registry.table(k), registry.paper, 1).degrees for k in (1, 2, 3)] == [48, 48, 48]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +219,10 @@ def test_more_seeds_cannot_decide_what_the_papers_own_spread_leaves_open(every, 
         )
         for row in registry.table(1).rows
     )
-    odd = Registry([registry.table(1).model_copy(update={"rows": rows})], registry.presets)
+    odd = replace(registry, tables=[registry.table(1).model_copy(update={"rows": rows})])
     seeds = judge(with_cell(every, difference=0.9)[:24], odd, rules)[CELL].seeds
     assert seeds.more == {"reproduced": None, "off": None}
-    assert seeds.sentence.startswith("More seeds cannot decide, the paper's own ± over 3 runs is the limit")
+    assert seeds.sentence.startswith("More seeds cannot decide, the paper's own mean of 3 runs is the limit")
     partly = replace(
         every[0], runs=(every[0].runs[0]._replace(short="diverged", diverged=True), *every[0].runs[1:])
     )

@@ -42,6 +42,14 @@ def server() -> Iterator[OneFileServer]:
 
 
 @pytest.fixture
+def second_server() -> Iterator[OneFileServer]:
+    """Another server of the same file."""
+    running = OneFileServer(bytes(range(256)) * 12_000)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one mebibyte."""
     with mounted(tmp_path / "small-disk", "size=1m") as folder:

@@ -29,11 +29,13 @@ def split(name: str, per_class: int, seed: int) -> tuple[dict[str, object], np.n
     return content, images
 
 
+SPLITS = {"train": split("train", 4, seed=1), "test": split("test", 2, seed=2)}
+
+
 def files() -> dict[str, bytes]:
     """train (4 images a class), test (2) and meta."""
     return {
-        "train": pickle.dumps(split("train", 4, seed=1)[0]),
-        "test": pickle.dumps(split("test", 2, seed=2)[0]),
+        **{name: pickle.dumps(content) for name, (content, _) in SPLITS.items()},
         "meta": pickle.dumps({"fine_label_names": FINE_LABELS, "coarse_label_names": ["all"]}),
     }
 
@@ -57,8 +59,10 @@ def published(contents: dict[str, bytes], packed: bytes) -> Published:
     return replace(
         PUBLISHED,
         url="http://127.0.0.1:9/none",  # refuses connections
+        mirrors=(),
         archive_md5=md5(packed),
         files={name: md5(contents[name]) for name in ("meta", "train", "test")},
+        pixels={name: hashlib.sha256(images).hexdigest() for name, (_, images) in SPLITS.items()},
     )
 
 

@@ -190,6 +190,21 @@ def drips(handler: Handler) -> None:
         handler.wfile.flush()
 
 
+def paced(count: int) -> Answer:
+    """The file from where it was asked for, `count` bytes twenty times a second."""
+
+    def answer(handler: Handler) -> None:
+        content, wanted = handler.content, handler.headers.get("Range")
+        first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        where = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        handler.begin(206 if wanted else 200, Content_Length=len(content) - first, Content_Range=where)
+        for at in range(first, len(content), count):
+            handler.wfile.write(content[at : at + count])
+            handler.server.gate.wait(0.05)
+
+    return answer
+
+
 def header_drips(handler: Handler) -> None:
     """A status line that never ends."""
     handler.wfile.write(b"HTTP/1.1 200 ")

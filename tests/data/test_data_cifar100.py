@@ -1,6 +1,8 @@
 """repro.data.cifar100 on a tiny set in the published layout, and on the real set where it is."""
 
+import bz2
 import dataclasses
+import gzip
 import os
 import pickle
 import shutil
@@ -14,7 +16,7 @@ import pytest
 
 from repro.data import cifar100
 from repro.data.prepared import open_prepared, verify_prepared
-from repro.errors import DataCorruptError, DataMissingError, SetupError
+from repro.errors import DataCorruptError, DataMissingError, FetchError, SetupError
 from repro.manifest import prepared_folder
 
 FILES = fake.files()
@@ -57,6 +59,14 @@ def test_the_archive_is_fetched_once_from_the_option_before_the_environment_and_
     monkeypatch.setenv("REPRO_CIFAR100_URL", mirror.url)
     fetch(tmp_path / "other")
     assert len(mirror.ranges) == 2
+
+
+def test_the_mirror_is_used_where_the_publisher_fails_unless_an_address_is_named(mirror, tmp_path):
+    published = dataclasses.replace(PUBLISHED, mirrors=(mirror.url,))
+    with pytest.raises(FetchError, match=r"^http://127.0.0.1:9/this: the connection is refused; "):
+        fetch(tmp_path, url="http://127.0.0.1:9/this", published=published)
+    assert mirror.ranges == []
+    assert fetch(tmp_path, published=published).read_bytes() == PACKED
 
 
 def test_a_damaged_folder_or_archive_is_said_and_left_for_what_is_fetched(mirror, tmp_path, said):
@@ -107,6 +117,26 @@ def test_files_on_disk_are_enough_wherever_they_are(tmp_path, where):
     assert manifest.class_names == tuple(fake.FINE_LABELS)
     assert set(manifest.sources) == {"train", "test", "meta"}
     assert (manifest.name, manifest.title, manifest.generated) == ("cifar100", "CIFAR-100", False)
+
+
+def test_an_archive_that_is_named_may_be_packed_otherwise_but_holds_the_published_files(tmp_path):
+    other = tmp_path / "else.tar.bz2"
+    for contents in (FILES, {**FILES, "train": b"evil"}):
+        other.write_bytes(bz2.compress(gzip.decompress(fake.archive(contents))))
+        if contents is FILES:
+            assert prepare(tmp_path / "good", source=other).train.count == 20
+        else:
+            with pytest.raises(DataCorruptError, match=r"else.tar.bz2/train has MD5 .* expected"):
+                prepare(tmp_path / "bad", source=other)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_pixels_that_are_not_the_published_ones_are_refused(tmp_path, name):
+    fake.lay_out(FILES, raw(tmp_path))
+    pixels = {**PUBLISHED.pixels, name: "0" * 64}
+    with pytest.raises(DataCorruptError, match=f"the {name} images as prepared have sha256 .* expected 000"):
+        prepare(tmp_path, published=dataclasses.replace(PUBLISHED, pixels=pixels))
+    assert not prepared_folder(tmp_path, "cifar100").exists()
 
 
 def test_whole_arrays_stay_without_their_source_and_damaged_ones_are_made_again_to_the_bit(tmp_path, said):

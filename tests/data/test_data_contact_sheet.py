@@ -5,7 +5,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from smoke_project import PROJECT
+from smoke_project import PROJECT, ROOT
 
 from repro.cli import main
 from repro.cli.data import make_contact_sheet
@@ -44,6 +44,19 @@ def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on(
     empty = data.manifest.model_copy(update={"class_names": (*data.manifest.class_names, "nobody")})
     with pytest.raises(UsageError, match="a class without a training image"):
         make_contact_sheet(type(data)(empty, data.train, data.test), RECIPE, 11, 2, seed=0)
+
+
+def test_an_augmentation_of_the_users_own_is_shown_too():
+    """Where the example's cuts a hole, there is the mean colour: 0 after normalisation."""
+    data = digits.load("cifar100", 10, 16, 8)
+    recipe = RECIPE.model_copy(update={"augmentation": "cutout.py:Cutout"})
+    before, _ = make_contact_sheet(data, RECIPE, 4, 3, seed=5)
+    after, _ = make_contact_sheet(data, recipe, 4, 3, 5, ROOT / "examples" / "cutout" / "experiments")
+    hole = (before != after).any(dim=0)
+    assert 0 < hole.sum() <= 4 * 3 * 64
+    colour = torch.tensor(data.manifest.mean)[:, None].expand(3, int(hole.sum()))
+    torch.testing.assert_close(after[:, hole], colour, rtol=0, atol=0.003)
+    assert not hole[:, : hole.shape[1] // 2].any()  # the left half shows the set
 
 
 def test_the_command_writes_a_picture_and_says_where_and_what_is_on_it(tmp_path, monkeypatch):

@@ -552,5 +552,5 @@ def test_whatever_a_server_says_is_an_outcome_of_its_address_and_fit_for_a_repor
 def test_a_redirect_to_nowhere_ends_no_download_but_with_one_plain_line(server, tmp_path, location):
     server.answers = [raw(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n".encode())]
     with pytest.raises(FetchError, match=r"302 Found to|cannot be asked for") as caught:
-        download(server.url, tmp_path / "set", md5="0" * 32, max_bytes=10**7)
+        download([server.url], tmp_path / "set", md5="0" * 32, max_bytes=10**7)
     assert str(caught.value).isprintable()

@@ -164,6 +164,28 @@ def test_a_folder_that_is_split_already_keeps_its_split(tmp_path, half):
     )
 
 
+@pytest.mark.parametrize("without_classes", ["test/0001.jpg", "test/images/0001.jpg"])
+def test_of_two_folders_of_test_images_the_first_with_the_classes_is_used(tmp_path, without_classes):
+    contents = {f"train/{name}": content for name, content in faces(anna=6, ben=6).items()}
+    contents |= {f"val/{name}": content for name, content in faces(anna=2, ben=2).items()}
+    folder = lay(tmp_path / "source", {**contents, without_classes: jpeg()})
+    manifest = prepare(tmp_path, folder)
+    assert (manifest.settings["split"], manifest.test.count) == ("train/ and val/", 4)
+    assert manifest.left_out == {"test/": "beside train/ and val/"}
+    lay(folder, {"test/anna/1.jpg": jpeg(), "test/ben/1.jpg": jpeg()})
+    manifest = prepare(tmp_path, folder)
+    assert (manifest.settings["split"], manifest.test.count) == ("train/ and test/", 2)
+    assert any(note.endswith("beside train/ and test/ 1 (val/)") for note in manifest.notes)
+
+
+def test_a_set_may_have_another_image_size_which_is_part_of_what_it_is(tmp_path):
+    folder = lay(tmp_path / "source", faces(anna=6, ben=6))
+    usual, small = prepare(tmp_path, folder), prepare(tmp_path, folder, image_size=32)
+    assert (usual.image_size, small.image_size) == (64, 32)
+    assert (usual.fingerprint() != small.fingerprint(), "image_size" in usual.settings) == (True, False)
+    assert open_prepared(tmp_path, "friends").train.images.shape == (10, 3, 32, 32)
+
+
 def test_the_same_options_keep_what_is_there_and_others_make_it_again(tmp_path):
     folder = lay(tmp_path / "source", faces(anna=6, ben=6))
     first = prepare(tmp_path, folder)
@@ -185,6 +207,11 @@ def test_the_same_options_keep_what_is_there_and_others_make_it_again(tmp_path):
         ("friends", {"save_as": "others"}, "--as means nothing for this set"),
         ("friends", {"allow_partial": True}, "--allow-partial means nothing for this set"),
         ("cifar100", {"title": None}, "--min-images means nothing for this set"),
+        (
+            "cifar100",
+            {"title": None, "min_images": None, "image_size": 64},
+            "--image-size means nothing for this",
+        ),
     ],
 )
 def test_a_name_title_or_option_that_cannot_be_is_a_usage_error(tmp_path, name, options, message):
@@ -201,6 +228,12 @@ def test_a_folder_that_makes_no_set_says_what_was_found_and_leaves_nothing(tmp_p
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "none", "none is not a folder")
     refused(tmp_path / "empty", "empty has no folders with images")
+    split = lay(
+        tmp_path / "split", {"train/anna/1.jpg": jpeg(), "val/1.jpg": jpeg(), "test/ben/1.jpg": jpeg()}
+    )
+    refused(
+        split, r"no class has a folder in train/ and one in test/ and val/; expected .* train/cat/ and test/"
+    )
     folder = lay(tmp_path / "source", {**faces(anna=6, ben=4), "ben/page.jpg": b"<html>"})
     refused(
         folder,

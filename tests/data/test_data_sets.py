@@ -10,6 +10,7 @@ from repro import data
 from repro.data import cifar100
 from repro.errors import UsageError
 from repro.manifest import prepared_folder
+from repro.paths import PUBLISHED_SETS
 
 FILES = fake.files()
 PUBLISHED = fake.published(FILES, fake.archive(FILES))
@@ -24,6 +25,7 @@ def test_the_three_sets_of_the_paper_are_known_by_name():
         name: (each.title, each.image_size, each.classes, each.train_count, each.test_count)
         for name, each in data.DATA_SETS.items()
     }
+    assert tuple(facts) == PUBLISHED_SETS
     assert facts == {
         "cifar100": ("CIFAR-100", 32, 100, 50_000, 10_000),
         "tiny-imagenet": ("TinyImageNet", 64, 200, 100_000, 10_000),
@@ -35,6 +37,8 @@ def test_an_unknown_set_and_an_option_that_means_nothing_are_usage_errors(tmp_pa
     for ask in (data.fetch, data.prepare, data.verify):
         with pytest.raises(UsageError, match="'mnist'; known: cifar100, tiny-imagenet, facescrub"):
             ask("mnist", tmp_path)
+        with pytest.raises(UsageError, match=r"'tinyimagenet'; .*\. Did you mean tiny-imagenet\?$"):
+            ask("tinyimagenet", tmp_path)
     with pytest.raises(UsageError, match="prepare cifar100: --allow-partial means nothing for this set"):
         data.prepare("cifar100", tmp_path, allow_partial=True)
     with pytest.raises(UsageError, match="fetch cifar100: --retry-dead means nothing for this set"):
