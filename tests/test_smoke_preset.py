@@ -10,9 +10,17 @@ def test_the_cheapest_cells_of_table_1_learn_their_digits_and_the_table_says_wha
     tmp_path: Path,
 ) -> None:
     """One loss of each kind: the margin losses learn slowest."""
-    words = ("--preset", "smoke", "--results", tmp_path, "--table", "1", "--network", "vgg16")
+    words = ("--preset", "smoke", "--results", tmp_path, "--table", "1")
     losses = ("cross-entropy", "am-softmax-s10-m0.5", "pedcc-s7.5-m0.35", "scaled-bn-m1")
-    repro("run", *words, *(word for loss in losses for word in ("--loss", loss)), cwd=ROOT, check=0)
+    repro(
+        "run",
+        *words,
+        "--network",
+        "vgg16",
+        *(word for loss in losses for word in ("--loss", loss)),
+        cwd=ROOT,
+        check=0,
+    )
     records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("seed0.json")}
     assert set(records) == set(losses)
     accuracies = {loss: record["result"]["accuracy"] for loss, record in records.items()}
