@@ -171,21 +171,21 @@ def _plot(records: Sequence[RunRecord], reported: float | None, metric: Metric, 
     step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100) if top <= 4 * step)
 
     def place(epoch: float, value: float) -> str:
-        x, y = left + (width - left - 8) * epoch / epochs, bottom - (bottom - 8) * value / (4 * step)
+        x, y = left + (width - left - 14) * epoch / epochs, bottom - (bottom - 8) * value / (4 * step)
         return f"{x:.1f},{y:.1f}"
 
     marks = []
     for value in range(0, 4 * step + 1, step):
         y = place(0, value).partition(",")[2]
-        marks.append(f'<path class="grid" d="M{left} {y}H{width - 8}"/>')
+        marks.append(f'<path class="grid" d="M{left} {y}H{width - 14}"/>')
         marks.append(f'<text x="{left - 4}" y="{y}" dy="3" text-anchor="end">{value}</text>')
     for epoch in (0, epochs // 2, epochs):
         x = place(epoch, 0).partition(",")[0]
         marks.append(f'<text x="{x}" y="{height - 4}" text-anchor="middle">{epoch}</text>')
     if reported is not None:
         y = place(0, reported).partition(",")[2]
-        marks.append(f'<path class="reported" d="M{left} {y}H{width - 8}"/>')
-        marks.append(f'<text x="{width - 8}" y="{y}" dy="-3" text-anchor="end">paper</text>')
+        marks.append(f'<path class="reported" d="M{left} {y}H{width - 14}"/>')
+        marks.append(f'<text x="{width - 14}" y="{y}" dy="-3" text-anchor="end">paper</text>')
     for seed, line in enumerate(lines):
         points = " ".join(place(*point) for point in line)
         marks.append(f'<polyline class="seed-{seed % 3}" points="{points}"/>')

@@ -99,6 +99,8 @@
       row.hidden = !any || !row.dataset.loss.toLowerCase().includes(loss);
     });
     const active = loss || fields.network.value || fields.state.value || (fields.verdict && fields.verdict.value);
+    // What a filter finds in a folded table would not be seen.
+    if (active) all(".table details.empty").forEach((folded) => { folded.open = true; });
     filters.querySelector("output").value = active ? `${shown} cell${shown === 1 ? "" : "s"}` : "";
   };
   filters.hidden = false;
