@@ -160,7 +160,9 @@ def test_json_holds_everything_of_a_cell(registry, quick):
     ],
     ids=["whole column", "a loss without a run", "partly filled", "means that print alike"],
 )  # fmt: skip
-def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(registry, paper, quick, changes, bold):
+def test_the_best_mean_is_bold_once_every_loss_of_the_column_has_all_its_runs(
+    registry, paper, quick, changes, bold
+):
     states = states_of(registry, paper, {**ACCURACIES, **changes})
     results = summarise(states, registry, paper)
     assert re.findall(r"\*\*(.+?)\*\*", render_tables(results, registry, paper)) == bold
