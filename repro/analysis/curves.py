@@ -52,11 +52,6 @@ class Column:
         return tuple(record for series in self.series for record in (*series.ended, *series.diverged))
 
     @property
-    def generated(self) -> bool:
-        """Whether any of it was trained on generated data."""
-        return any(record.data.generated for record in self.records)
-
-    @property
     def epochs(self) -> int:
         """Epochs on the axis: at least one, also where every run diverged in its first."""
         return max(1, *(len(record.curve) for record in self.records))
@@ -99,7 +94,7 @@ def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT
         look=look,
         margins=style.Margins(between=0.3 if look.narrow else 0.5),
         side_by_side=not look.narrow,
-        of=(preset, column.generated),
+        preset=preset,
         key=_key(column, value),
     )
     _draw_column(whole, column, value)
@@ -137,7 +132,7 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
         look=look,
         margins=style.Margins(between=0.15 if look.narrow else 0.65),
         side_by_side=not look.narrow,
-        of=(preset, column.generated),
+        preset=preset,
         key=_key(column),
     )
     for panel, (value, name) in zip(panels, values, strict=True):

@@ -57,7 +57,6 @@ def draw_dots(
     rows = list(dict.fromkeys(result.cell.row for result in results))
     labels = [style.wrap_label(loss_label(table, row), 22 if look.narrow else 40) for row in rows]
     height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
-    generated = any(run.generated for result in results for run in result.averaged)
     words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
     band = Patch(facecolor=_BAND, label=f"reported mean ± {points(tolerance)}")
     figure, panels = style.make_page(
@@ -69,7 +68,7 @@ def draw_dots(
             left=_widest(labels) + 0.12, between=0.5 if look.narrow else 0.15, panel_title=0.22
         ),
         side_by_side=not look.narrow,
-        of=(preset, generated),
+        preset=preset,
         key=_key(words, [band]),
     )
     columns = [[result for result in results if result.cell.network == network] for network in networks]
@@ -227,7 +226,6 @@ def draw_ablations(
     labels = {name: _effect_labels(group, registry, look) for name, group in groups.items()}
     every = [label for _, of_group in labels.values() for label in of_group]
     row = 0.07 + 0.12 * max(label.count("\n") + 1 for label in every)
-    generated = any(run.generated for effect in drawn for run in effect.baseline.averaged)
     of_paper = preset.name == "paper"
     bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     figure, panels = style.make_page(
@@ -239,7 +237,7 @@ def draw_ablations(
         heights=[row * len(group) for group in groups.values()],
         look=look,
         margins=style.Margins(left=_widest(every) + 0.12, between=0.24, panel_title=0.2),
-        of=(preset, generated),
+        preset=preset,
         key=_key(
             {effect.direction for effect in drawn},
             [Line2D([], [], label="the paper's number", **bar)] if of_paper else [],

@@ -181,7 +181,7 @@ def draw_logits(
             between=0.18, panel_title=0.1 + 0.13 * (1 + max(text.count("\n") for text in headings))
         ),
         side_by_side=True,
-        of=(preset, pair.generated),
+        preset=preset,
     )
     ends = []
     for panel, heading, series, histogram, (edges, share, below) in zip(
@@ -241,7 +241,7 @@ def draw_weight_norms(
         f"{norms[0].shape[1]} classes.",
         heights=(1.8 if look.narrow else 2.1,),
         look=look,
-        of=(preset, pair.generated),
+        preset=preset,
         key=key,
     )
     for series, norm, shift in zip(pair.series, norms, (-_BAR / 2, _BAR / 2), strict=True):

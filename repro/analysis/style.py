@@ -143,18 +143,17 @@ def make_page(
     look: Look = DEFAULT_LOOK,
     margins: Margins = Margins(),
     side_by_side: bool = False,
-    of: tuple[Preset, bool] | None = None,
+    preset: Preset | None = None,
     key: Sequence[tuple[Artist, str]] = (),
 ) -> tuple[Drawing, list[Axes]]:
     """A figure exactly as wide as its look, of equally wide panels with these heights in inches.
 
-    `of` is the preset that the records are of, and whether any was trained on generated data: the title says
-    both, and a small mark where no title is drawn. `key` is the legend below the panels.
+    `preset` is the one that the records are of: title and caption say it, and a small mark where no title is
+    drawn. `key` is the legend below the panels.
     """
-    mark = ""
-    if of:
-        mark = _mark(*of)
-        title, caption = qualified_title(title, *of), f"{caption} {preset_sentence(of[0])}".strip()
+    if preset:
+        title, caption = qualified_title(title, preset), f"{caption} {preset_sentence(preset)}".strip()
+    mark = preset.title if preset else ""
     width = look.width
     gaps = margins.between * (len(heights) - 1)
     panel_width = width - margins.left - margins.right
@@ -196,12 +195,6 @@ def make_page(
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure, axes
-
-
-def _mark(preset: Preset, generated: bool) -> str:
-    """What an untitled figure wears unless it shows the paper's recipe on real data."""
-    name = preset.title or ("SMOKE" if generated else "")
-    return f"{name} (generated data)" if generated else name
 
 
 def _arrange(labels: Sequence[str], width: float) -> tuple[list[str], int, float]:

@@ -254,8 +254,8 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
 def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Each data set that is not prepared, with the reason."""
-    from repro.manifest import read_manifest
+    """Each data set that is not at hand, with the reason."""
+    from repro.data import fingerprint
 
     reasons = {}
     for run in runs:
@@ -263,7 +263,7 @@ def _missing_data(
         if dataset in reasons or fingerprints[dataset] is not None:
             continue
         try:
-            read_manifest(context.project.data, dataset)
+            fingerprint(context.registry.config(run, context.preset), context.project.data)
         except DataMissingError as error:
             count = sum(run.cell.dataset == dataset for run in runs)
             reasons[dataset] = f"skipping {_count(count)}: {error}"
