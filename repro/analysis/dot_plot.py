@@ -1,6 +1,5 @@
 """Numbers with intervals as dots: cells against the paper's, a claim's columns, the effects of ablations."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -56,7 +55,8 @@ def draw_dots(
     networks = list(dict.fromkeys(result.cell.network for result in results))
     rows = list(dict.fromkeys(result.cell.row for result in results))
     labels = [style.wrap_label(loss_label(table, row), 22 if look.narrow else 40) for row in rows]
-    height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
+    row = max(_ROW, style.lines_height(labels))
+    height, tolerance = row * (len(rows) + 0.3), rules.cells.tolerance
     words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
     band = Patch(facecolor=_BAND, label=f"reported mean ± {points(tolerance)}")
     figure, panels = style.make_page(
@@ -225,7 +225,12 @@ def draw_ablations(
     drawn = [effect for group in groups.values() for effect in group]
     labels = {name: _effect_labels(group, registry, look) for name, group in groups.items()}
     every = [label for _, of_group in labels.values() for label in of_group]
-    row = 0.07 + 0.12 * max(label.count("\n") + 1 for label in every)
+    letters = int(13.5 * look.width)
+    headings = {
+        name: style.wrap_label(f"{name}: {cell}" if cell else name, letters)
+        for name, (cell, _) in labels.items()
+    }
+    heading = style.lines_height(headings.values())
     of_paper = preset.name == "paper"
     bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     figure, panels = style.make_page(
@@ -234,9 +239,9 @@ def draw_ablations(
         f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
         "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
         "tested.",
-        heights=[row * len(group) for group in groups.values()],
+        heights=[style.lines_height(of_group) * len(of_group) for _, of_group in labels.values()],
         look=look,
-        margins=style.Margins(left=_widest(every) + 0.12, between=0.24, panel_title=0.2),
+        margins=style.Margins(left=_widest(every) + 0.12, between=0.05 + heading, panel_title=heading),
         preset=preset,
         key=_key(
             {effect.direction for effect in drawn},
@@ -249,14 +254,12 @@ def draw_ablations(
             if effect.baseline.difference is not None and of_paper:
                 panel.plot(-effect.baseline.difference, line, **bar)
             _draw_mark(panel, line, effect.difference or 0.0, effect.interval, **_LOOKS[effect.direction])
-        cell, of_group = labels[name]
-        _name_rows(panel, of_group)
+        _name_rows(panel, labels[name][1])
         _effect_axis(panel, f"change in {registry.paper.metric.measure} (points)")
         # Above the labels too, which are wider than the panel in a column.
-        heading = f"{name}: {cell}" if cell else name
         place: Any = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points"}
         panel.annotate(
-            heading, (0, 1), (2, 3), size=style.LABEL_SIZE, weight="bold", parse_math=False, **place
+            headings[name], (0, 1), (2, 3), size=style.LABEL_SIZE, weight="bold", parse_math=False, **place
         )
     for panel in panels[:-1]:
         panel.spines["bottom"].set_visible(False)
@@ -271,7 +274,7 @@ def _effect_labels(
     """The cell that all effects are of, "" where they differ, and each one's label, then with its cell."""
     cells = [cell_label(effect, registry) for effect in group]
     wrap = 30 if look.narrow else 58
-    labels = [textwrap.fill(effect.variation.alternative.label, wrap) for effect in group]
+    labels = [style.wrap_label(effect.variation.alternative.label, wrap) for effect in group]
     if len(set(cells)) == 1:
         return cells[0], labels
-    return "", [f"{label}\n{textwrap.fill(cell, wrap)}" for label, cell in zip(labels, cells, strict=True)]
+    return "", [f"{label}\n{style.wrap_label(cell, wrap)}" for label, cell in zip(labels, cells, strict=True)]

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -183,8 +183,19 @@ def make_page(
     # Labels come from the user's TOML: a dollar is a dollar, not the start of a formula.
     words: dict[str, Any] = {"parse_math": False, "linespacing": 1.25}
     if look.titled:
-        figure.text(0, 1, "\n".join(title_lines), size=_TITLE_SIZE, weight="bold", va="top", **words)
-        figure.text(0, 0, "\n".join(lines), size=_CAPTION_SIZE, color=QUIET, va="bottom", **words)
+        edge = 0.04 / width
+        figure.text(
+            edge,
+            1 - 0.03 / height,
+            "\n".join(title_lines),
+            size=_TITLE_SIZE,
+            weight="bold",
+            va="top",
+            **words,
+        )
+        figure.text(
+            edge, 0.03 / height, "\n".join(lines), size=_CAPTION_SIZE, color=QUIET, va="bottom", **words
+        )
     elif mark:
         right, up = 1 - margins.right / width, 1 - 0.03 / height
         figure.text(right, up, mark, size=LABEL_SIZE, color=ORANGE, ha="right", va="top", **words)
@@ -214,11 +225,19 @@ def _arrange(labels: Sequence[str], width: float) -> tuple[list[str], int, float
 
 
 def wrap_label(label: str, letters: int) -> str:
-    """The label in lines of so many letters, broken before a parenthesis first and at no equals sign."""
+    """The label in lines of so many letters; a parenthesis keeps to one if it can, `s = 10` always."""
     if len(label) <= letters:
         return label
-    parts = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}").replace(" (", "\n(", 1).split("\n")
-    return "\n".join(textwrap.fill(part, letters) for part in parts)
+    head, _, tail = label.partition(" (")
+    if tail and len(head) <= letters and len(tail) < letters:
+        return f"{head}\n({tail}"
+    whole = label.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    return textwrap.fill(whole, letters, break_on_hyphens=False)
+
+
+def lines_height(labels: Iterable[str]) -> float:
+    """What the label of the most lines needs, in inches."""
+    return 0.07 + 0.12 * max(label.count("\n") + 1 for label in labels)
 
 
 def text_width(text: str) -> float:
