@@ -52,8 +52,8 @@ def aggregate(
 ) -> None:
     """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
-    --set shows overrides beside their baseline instead, with paired differences. macros: one LaTeX macro per
-    number, for a paper that \\input's them. parquet needs --output.
+    --set shows overrides beside their baseline instead, with paired differences. macros: numbers for a
+    LaTeX document that \\input's them, by \\repro{TABLE}{NETWORK}{ROW}. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
