@@ -1,8 +1,14 @@
 """`repro figures`: the figures of the paper that records can redraw, and all others that they allow."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,6 +29,8 @@ from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
 from repro.registry import Registry
 from repro.storage import write_whole
+
+T = TypeVar("T")
 
 _CLASSES = 10  # whose weight norms are drawn as bars
 _BAR, _SHADE = 0.38, 0.78
@@ -73,12 +81,40 @@ def draw_figures(
             figure = draw()
             return style.save(figure, folder, name), f"{name}: {figure.title}. {figure.caption}\n"
 
-    written = style.in_processes(write, len(drawings))
+    written = _in_processes(write, len(drawings))
     files = [path for paths, _ in written for path in paths]
     if files:
         files.append(folder / "captions.txt")
         write_whole(files[-1], "\n".join(caption for _, caption in written).encode())
     return files, notices
+
+
+def _in_processes(task: Callable[[int], T], count: int) -> list[T]:
+    """What `task` returns for 0, 1, … below `count`, computed in a process per core; raises what it raises.
+
+    The processes are forked, so that they share the records. Elsewhere than on Linux it is done in this one.
+    """
+    workers = min(count, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    if workers < 2:
+        return list(map(task, range(count)))
+    fork: Any = {"mp_context": get_context("fork"), "initializer": _remember, "initargs": (task,)}
+    with warnings.catch_warnings():
+        # Python warns of threads at a fork: the only ones here are numpy's BLAS's, which it ends before.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with ProcessPoolExecutor(workers, **fork) as pool:
+            return list(pool.map(_do, range(count)))
+
+
+_task: Callable[[int], Any]
+
+
+def _remember(task: Callable[[int], Any]) -> None:
+    global _task  # a forked process inherits what could not be pickled
+    _task = task
+
+
+def _do(place: int) -> Any:
+    return _task(place)
 
 
 def redraw(

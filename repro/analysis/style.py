@@ -1,19 +1,14 @@
 """The one look of all figures: page, colours, legends, and files that are the same bytes each time."""
 
 import io
-import os
 import re
-import sys
 import textwrap
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,8 +26,6 @@ from repro.config import Preset
 from repro.errors import UsageError
 from repro.experiments import Table
 from repro.storage import make_folder, write_whole
-
-T = TypeVar("T")
 
 PNG_DPI = 200
 COLUMN, PAGE = 3.3, 6.9  # inches: a column of a two-column paper, and both
@@ -293,34 +286,6 @@ def save_as(figure: Figure, path: Path) -> None:
     make_folder(path.parent)
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         write_whole(path, _rendered(figure, suffix))
-
-
-def in_processes(task: Callable[[int], T], count: int) -> list[T]:
-    """What `task` returns for 0, 1, … below `count`, computed in a process per core; raises what it raises.
-
-    The processes are forked, so that they share the records. Elsewhere than on Linux it is done in this one.
-    """
-    workers = min(count, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
-    if workers < 2:
-        return list(map(task, range(count)))
-    fork: Any = {"mp_context": get_context("fork"), "initializer": _remember, "initargs": (task,)}
-    with warnings.catch_warnings():
-        # Python warns of threads at a fork: the only ones here are numpy's, which it ends before.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with ProcessPoolExecutor(workers, **fork) as pool:
-            return list(pool.map(_do, range(count)))
-
-
-_task: Callable[[int], Any]
-
-
-def _remember(task: Callable[[int], Any]) -> None:
-    global _task  # a forked process inherits what could not be pickled
-    _task = task
-
-
-def _do(place: int) -> Any:
-    return _task(place)
 
 
 def _rendered(figure: Figure, form: str, **options: Any) -> bytes:
