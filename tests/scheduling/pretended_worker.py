@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from pretended_environment import attempt_note
+from pretended_environment import PROJECT, attempt_note
 
 from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.paths import Project
@@ -37,8 +37,6 @@ from repro.signals import Stop
 from repro.storage import FileLock, commit_record
 from repro.sweep import RunQueue, RunStatus, Sweep, stop_request
 from repro.worker_note import Phase, RunProgress, new_worker_note
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def breakdowns(work: Path) -> int:
@@ -55,8 +53,8 @@ def main() -> int:
             print("repro: pretended trouble", flush=True)
             return int(action.removeprefix("start:"))
     sweep = Sweep.read(file)
-    registry = Registry.load(ROOT / "experiments")
-    project = Project(ROOT, results, results / "figures", results / "data")
+    registry = Registry.load(PROJECT / "experiments")
+    project = Project(PROJECT, results, results / "figures", results / "data")
     queue, stop = RunQueue(sweep, registry, project), Stop()
     stop.listen()
     note = new_worker_note(sweep.id, options["--job"], "cpu")
