@@ -92,7 +92,9 @@ STALE = click.option(
     show_default=True,
     help="What to do with results from older training code.",
 )
-LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
+LOG = click.option(
+    "--log", metavar="NAME", help="Live curves: tensorboard, csv or your own logger, mylog.py:MyLogger."
+)
 
 _ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
 accelerations = all_of(

@@ -52,8 +52,8 @@ def aggregate(
 ) -> None:
     """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
-    --set shows overrides beside their baseline instead, with paired differences. macros: one LaTeX macro per
-    number, for a paper that \\input's them. parquet needs --output.
+    --set shows overrides beside their baseline instead, with paired differences. macros: numbers for a
+    LaTeX document that \\input's them, by \\repro{TABLE}{NETWORK}{ROW}. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
@@ -247,10 +247,17 @@ def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[st
 
 @click.command()
 @places
+@click.option("--width", type=click.Choice(["column", "page"]), default="page", show_default=True,
+              help="Of a two-column paper: 3.3 or 6.9 inches.")  # fmt: skip
+@click.option("--title", "titled", is_flag=True, help="Draw title and caption on each figure.")
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
-def figures(context: "Context", output: Path | None) -> None:
-    """Draw the paper's figures, training curves, gradient norms and ablations as PNG and PDF."""
+def figures(context: "Context", width: str, titled: bool, output: Path | None) -> None:
+    """Draw the paper's figures, training curves, gradient norms and ablations as SVG, PDF and PNG.
+
+    Titles and captions are in captions.txt beside them.
+    """
     from repro.analysis.figures import draw_figures
+    from repro.analysis.style import COLUMN, PAGE, Look
     from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
 
@@ -258,7 +265,8 @@ def figures(context: "Context", output: Path | None) -> None:
     states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
     folder = output or context.project.preset_figures(preset.name)
     effects = study_effects(context, [AMBIGUITIES])[0] if registry.ablations else ()
-    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects)
+    look = Look(COLUMN if width == "column" else PAGE, titled)
+    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects, look)
     for path in files:
         click.echo(path)
     for notice in notices:
