@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,61 @@ def _split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return tuple(int(word) if word.isdecimal() else word for word in words)
 
 
+class ExpertOption(click.Option):
+    """One that --help lists below the everyday ones."""
+
+
+class ClusterOption(click.Option):
+    """One for a cluster's jobs; --help names them all in a paragraph."""
+
+
+class Command(click.Command):
+    """A command whose --help has the everyday options first; options with the same text share a line."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
+        kinds = {"Options": click.Option, "More options": ExpertOption, "Cluster options": ClusterOption}
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in kinds}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                of_kind = rows[next(title for title in reversed(kinds) if isinstance(param, kinds[title]))]
+                record = (record[0], re.sub(r" *\[x>=[\d.]+\]", "", record[1]))
+                if of_kind and of_kind[-1][1] == record[1]:
+                    record = (f"{of_kind.pop()[0].rpartition(' ')[0]}, {record[0]}", record[1])
+                of_kind.append(record)
+        cluster = rows.pop("Cluster options")
+        for title, of_kind in rows.items():
+            if of_kind:
+                with formatter.section(title):
+                    formatter.write_dl(of_kind)
+        if cluster:
+            with formatter.section("Cluster options, with --executor slurm or ray (docs/cluster.md)"):
+                formatter.write_text(
+                    ", ".join(f"{names} ({text})" if text else names for names, text in cluster)
+                )
+
+
+command = partial(click.command, cls=Command)
+expert = partial(click.option, cls=ExpertOption)
+
+
+def completed(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What the shell completes an option or argument with: `kind` names a function of repro.cli.completion."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from repro.cli.completion import complete
+
+        return complete(kind, ctx.params, incomplete)
+
+    return complete
+
+
 TABLES = click.option(
     "--table",
     "tables",
     multiple=True,
     callback=_split,
     metavar="TABLE[,…]",
+    shell_complete=completed("tables"),
     help="1, 2, 3 or a name.  [default: the paper's]",
 )
 
@@ -72,40 +122,35 @@ def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 RESULTS = click.option(
-    "--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]"
+    "--results", type=FOLDER, metavar="DIR", help="Folder of the records.  [default: results/]"
 )
-DATA_DIR = click.option(
-    "--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]"
+DATA_DIR = expert(
+    "--data-dir", type=FOLDER, metavar="DIR", help="Data folder.  [default: $REPRO_DATA or data/]"
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-PRECISION = click.option(
+PRECISION = expert(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp32"]),
     help="Force this precision.  [default: by device]",
 )
-DETERMINISTIC = click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
-STALE = click.option(
+DETERMINISTIC = expert("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+STALE = expert(
     "--stale",
     type=click.Choice(["keep", "rerun"]),
     default="keep",
     show_default=True,
-    help="What to do with results from older training code.",
+    help="Results from older code.",
 )
-LOG = click.option("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
+LOG = expert("--log", type=click.Choice(["tensorboard"]), help="Live curves, with the extra installed.")
 
 _ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+_FORCE = "On or off: channels-last, fused-sgd, cuda-graph, compile.  [default: by device]"
 accelerations = all_of(
-    click.option(
-        "--with",
-        "switch_on",
-        type=_ACCELERATIONS,
-        multiple=True,
-        help="Use an acceleration.  [default: by device]",
-    ),
-    click.option(
-        "--without", "switch_off", type=_ACCELERATIONS, multiple=True, help="Disable an acceleration."
-    ),
+    *(
+        expert(option, name, type=_ACCELERATIONS, multiple=True, metavar="NAME", help=_FORCE)
+        for option, name in (("--with", "switch_on"), ("--without", "switch_off"))
+    )
 )
 """What makes a run faster and is no part of its recipe."""
 
@@ -113,9 +158,8 @@ accelerations = all_of(
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
-    @click.option(
-        "--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …"
-    )
+    @click.option("--preset", default="paper", show_default=True, metavar="NAME",
+                  shell_complete=completed("presets"), help="How runs are trained.")  # fmt: skip
     @RESULTS
     @DATA_DIR
     @wraps(command)
@@ -133,37 +177,48 @@ def _grid(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> 
     return parse_grid(values)
 
 
-SET = click.option(
-    "--set",
-    "axes",
-    multiple=True,
-    callback=_grid,
-    metavar="NAME=VALUE[,…]",
-    help="Override the recipe; several values are a grid. Repeatable.",
-)
 SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "axes", "studies")
 
 
-def selection(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection."""
+def select(**refused: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection.
 
-    @TABLES
-    @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
-    @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
-    @click.option("--loss", "losses", multiple=True, help="As in `am-softmax-*`; globs, repeatable.")
-    @click.option("--seed", "seeds", multiple=True, callback=_split, metavar="SEED[,…]",
-                  help="[default: the preset's]")  # fmt: skip
-    @SET
-    @click.option("--study", "studies", multiple=True, metavar="NAME",
-                  help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
-    @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.registry import Selection
+    Those `refused`, by the field's name, make no sense for the command: a UsageError gives the reason.
+    """
 
-        fields = {name: options.pop(name) for name in SELECTED}
-        return command(*args, selected=Selection(**fields), **options)
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        def option(name: str, field: str, **settings: Any) -> Callable[[Any], Any]:
+            hidden = field in refused
+            return click.option(
+                name, field, multiple=True, shell_complete=completed(field), hidden=hidden, **settings
+            )
 
-    return wrapped
+        named = {"metavar": "NAME", "help": "Name, label or glob (resnet*); repeatable."}
+
+        @TABLES
+        @option("--dataset", "datasets", **named)
+        @option("--network", "networks", **named)
+        @option("--loss", "losses", **named)
+        @option("--seed", "seeds", callback=_split, metavar="SEED[,…]", help="[default: the preset's]")
+        @option("--set", "axes", callback=_grid, metavar="NAME=VALUE[,…]",
+                help="Override the recipe; several values: a grid.")  # fmt: skip
+        @option("--study", "studies", metavar="NAME", help="Ablations: `ambiguities`, or one by name.")
+        @wraps(command)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            from repro.registry import Selection
+
+            fields = {name: options.pop(name) for name in SELECTED}
+            for name, reason in refused.items():
+                if fields[name]:
+                    raise UsageError(reason)
+            return command(*args, selected=Selection(**fields), **options)
+
+        return wrapped
+
+    return add
+
+
+selection = select()
 
 
 def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,21 +246,16 @@ def parse_per_gpu(context: click.Context, parameter: click.Parameter, value: str
 
 
 devices = all_of(
-    click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]"),
-    click.option(
+    click.option("--gpus", metavar="LIST", help="Visible GPUs by index: 0,2.  [default: all]"),
+    click.option("--budget", metavar="TIME", help="Stop after this long: 30m, 20h, 1d2h."),
+    expert(
         "--per-gpu",
         default="auto",
-        show_default=True,
         metavar="N|auto",
         callback=parse_per_gpu,
-        help="Concurrent runs per GPU. auto adds runs while throughput grows.",
+        help="Concurrent runs; auto: while it gets faster.",
     ),
     STALE,
-    click.option(
-        "--budget",
-        metavar="TIME",
-        help="Stop after this much time (30m, 20h, 1d2h). Unfinished runs resume later.  [default: none]",
-    ),
 )
 """What `plan` and `run` share."""
 

@@ -19,7 +19,10 @@ from repro.cli.options import (
     PRECISION,
     STALE,
     accelerations,
+    command,
+    completed,
     devices,
+    expert,
     parse_per_gpu,
     places,
     selection,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 PerGpu = int | Literal["auto"]
 
 
-@click.command()
+@command()
 @places
 @selection
 @devices
@@ -53,7 +56,7 @@ def plan(
     budget: str | None,
     as_json: bool,
 ) -> None:
-    """Show cells and runs: done, stale, to do, and about how long the rest takes.
+    """Show cells and runs: done, to do, missing data, and about how long the rest takes.
 
     Speeds are those of records made on this device, else a share of its roofline.
     """
@@ -127,24 +130,23 @@ class RunOptions:
         return tuple(words)
 
 
-@click.command()
+@command()
 @places
 @selection
 @devices
 @PRECISION
 @DETERMINISTIC
 @accelerations
-@click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
-              help="Seconds between checkpoints, at least.  [default: 60]")  # fmt: skip
+@expert("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
+        help="Least time between two.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
-              help="Where workers run: processes of this machine, or jobs of a cluster.")  # fmt: skip
+              help="Where workers run.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be trained; train nothing.")
 @cluster
 @LOG
 def run(context: "Context", selected: "Selection", **options: Any) -> None:
-    """Train what is missing, on every device found.
-
-    Finished runs are skipped. Ctrl-C lets the runs in progress finish; a second one makes them write a
-    checkpoint and stop. The same command resumes where it stopped.
+    """Train what is missing, on every device found. Ctrl-C lets the runs in progress finish, a second one
+    makes them write a checkpoint and stop; the same command resumes.
     """
     sys.exit(run_sweep(context, selected, RunOptions(**options)))
 
@@ -288,7 +290,7 @@ def _say(line: str) -> None:
         click.echo(line, err=True)
 
 
-@click.command()
+@command()
 @places
 @click.option(
     "--now", is_flag=True, help="Write checkpoints and stop, instead of finishing runs in progress."
@@ -307,20 +309,20 @@ def stop(context: "Context", now: bool) -> None:
     )
 
 
-@click.command()
+@command()
 @stoppable
 @places
-@click.argument("run_ids", nargs=-1, metavar="RUN_ID…")
+@click.argument("run_ids", nargs=-1, metavar="RUN_ID…", shell_complete=completed("runs"))
 @DEVICE
+@expert("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: the preset's]")
+@expert("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu, show_default=True,
+        help="Runs at once in this process.")  # fmt: skip
+@STALE
 @PRECISION
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
 @DETERMINISTIC
 @accelerations
-@click.option("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu,
-              help="Runs at once in this process.  [default: 1]")  # fmt: skip
-@STALE
-@click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,
-              help="Seconds between checkpoints, at least.")  # fmt: skip
+@expert("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, metavar="SECONDS",
+        help="Least time between two.  [default: 60]")  # fmt: skip
 @LOG
 @click.option("--sweep", "sweep_file", type=click.Path(path_type=Path), hidden=True)
 @click.option("--job", default="", hidden=True)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.context import suggest
-from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
+from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, command, places, selection
 from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _SHORTEST_NAME = 3  # characters; a shorter one is found in ordinary words too
 _NOBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "localhost"})  # names that name nobody
 
 
-@click.command()
+@command()
 @places
 @selection
 @click.option("-o", "--output", type=FILE, help="[default: <preset>-records.tar.gz]")
@@ -177,7 +177,7 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-@click.command()
+@command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=EXISTING)
 @RESULTS
 @DATA_DIR

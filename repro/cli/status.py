@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import JSON, places, selection
+from repro.cli.options import JSON, command, completed, places, selection
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -37,7 +37,7 @@ _CLEAR = "\x1b[H\x1b[J"
 _EPOCHS_SHOWN = 12
 
 
-@click.command()
+@command()
 @places
 @selection
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
@@ -84,7 +84,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
     )
 
 
-@click.command("show")
+@command("show")
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
@@ -205,7 +205,7 @@ def _plain(value: object) -> str:
     return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
 
 
-@click.command()
+@command()
 @places
 @click.argument("run_id", metavar="RUN_ID")
 @click.option(
