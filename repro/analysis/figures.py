@@ -1,6 +1,6 @@
 """`repro figures`: the figures of the paper that records can redraw, and all others that they allow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from repro.config import Preset
 from repro.paper import PaperFigure
 from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
-from repro.registry import Registry
+from repro.registry import Cell, Registry
 
 _CLASSES = 10  # whose weight norms are drawn as bars
 _BAR = 0.38
@@ -32,15 +32,20 @@ def draw_figures(
     folder: Path,
     rules: Rules | None = None,
     effects: Sequence[AblationEffect] = (),
+    shown: Collection[Cell] | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Draws what the records allow into `folder`, each as PNG (200 dpi) and PDF: the files, and notices.
 
     `figure2`, …: the paper's own, as `paper.toml` names them. `curves-…` and `gradients-…`: one of each
     for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
     `ambiguities`: the `effects` of ablations that can be computed. Only records that count are drawn, and the
-    same records give the same bytes. A figure whose run is missing is left out and named in a notice; raises
+    same records give the same bytes. Of cells not among `shown` (None: all) nothing is drawn; the verdicts
+    rest on all `states`. A figure whose run is missing is left out and named in a notice; raises
     SetupError where the folder can't be written.
     """
+    every = states
+    if shown is not None:
+        states = [state for state in states if state.run.cell in shown]
     notices = missing_for_figures(states, registry, preset)
     columns = columns_of(states, registry)
     if not columns:
@@ -53,8 +58,9 @@ def draw_figures(
             yield f"curves-{column.name}", draw_curves(column, preset)
             yield f"gradients-{column.name}", draw_gradients(column, preset)
         if rules is not None:
-            results = [result for result in summarise(states, registry, preset) if result.reported]
+            results = [result for result in summarise(every, registry, preset) if result.reported]
             judged = judge_cells(results, registry, preset, rules)
+            judged = tuple(result for result in judged if shown is None or result.cell in shown)
             for table in registry.tables:
                 of_table = [result for result in judged if result.cell.table == table.name]
                 if any(result.n for result in of_table):

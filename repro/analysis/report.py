@@ -7,7 +7,7 @@ in place, sorts and filters. The same records give the same bytes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,7 +27,7 @@ from repro.analysis.verdicts import Verdict, judge_cells, seeds_sentences
 from repro.config import Preset, format_axis
 from repro.record_state import RecordState, RunState
 from repro.records import Provenance, RunRecord
-from repro.registry import Registry
+from repro.registry import Cell, Registry
 
 PAGE = files("repro.analysis") / "page"
 
@@ -50,15 +50,21 @@ def render_report(
     rules: Rules | None,
     origin: Origin,
     effects: Sequence[ablations.AblationEffect] = (),
+    shown: Collection[Cell] | None = None,
 ) -> str:
     """The page for `states`, which hold every run that a table should show, done or not.
 
     `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`); `effects` are
-    of every alternative of the ablations, run or not.
+    of every alternative of the ablations, run or not. Only cells among `shown` are on the page, by default
+    all; verdicts and claims rest on all `states` whichever are shown.
     """
     results = summarise(states, registry, preset)
     if rules is not None:
         results = judge_cells(results, registry, preset, rules)
+    claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
+    if shown is not None:
+        results = tuple(result for result in results if result.cell in shown)
+        states = [state for state in states if state.run.cell in shown]
     tables = build_tables(results, registry, preset, origin.supplied)
     states_of: dict[str, list[RunState]] = {}
     for state in sorted(states, key=lambda state: state.run.seed):
@@ -87,7 +93,7 @@ def render_report(
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
             states_of=states_of,
             audit=audit.audit_paper(registry, rules) if audit.can_audit(registry) else None,
-            claims=judge_claims([*states, *further], registry, preset, rules) if rules else (),
+            claims=claims,
             effects=effects,
             ablation_groups=_ablation_groups(effects),
             missing_figures=figures.missing_for_figures(states, registry, preset),

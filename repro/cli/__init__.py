@@ -21,7 +21,8 @@ from repro.errors import ReproError, SetupError
 _FILES = {
     "run": ("plan", "run", "stop", "train"),
     "status": ("status", "show", "logs"),
-    "reporting": ("aggregate", "figures", "report", "claims", "audit"),
+    "reporting": ("aggregate", "figures", "report"),
+    "claims": ("claims", "audit"),
     "share": ("bundle", "merge"),
     "bench": ("bench",),
     "doctor": ("doctor",),

@@ -1,6 +1,6 @@
 """What the shell completes: names in experiments/*.toml and runs, by the standard library alone.
 
-Outside a project, or where a file is broken, there is nothing to offer: a message would end in the command line.
+Outside a project, or where a file is broken, nothing is offered: a message would be typed in.
 """
 
 import tomllib
@@ -14,9 +14,10 @@ _KINDS = {"datasets": "dataset", "tables": "table"}
 
 
 def complete(kind: str, given: Mapping[str, Any], incomplete: str) -> list[str]:
-    """The names of a kind that begin as typed, of the commands's options `given` so far.
+    """The names of a kind that begin as typed; `given` are the options before it.
 
-    `kind`: tables, datasets, networks, losses, presets, studies, runs; of any other there are none.
+    `kind`: tables, datasets, networks, losses, presets, studies, runs, or cells, which runs follow; any other
+    has none.
     """
     # `1,2` completes its last name.
     before, comma, word = incomplete.rpartition(",") if kind == "tables" else ("", "", incomplete)
@@ -45,7 +46,7 @@ def _names(kind: str, given: Mapping[str, Any]) -> Iterable[object]:
         return [name for table in tables for name in table["networks"]]
     if kind == "losses":
         return [row["name"] for table in tables for row in table["rows"]]
-    if kind == "runs":
+    if kind in ("cells", "runs"):
         presets = tomllib.loads((folder / "presets.toml").read_text(encoding="utf-8"))["presets"]
         seeds = presets[given.get("preset") or "paper"]["seeds"]
         cells = [
@@ -54,5 +55,6 @@ def _names(kind: str, given: Mapping[str, Any]) -> Iterable[object]:
             for row in table["rows"]
             for network in table["networks"]
         ]
-        return [f"{cell}/seed{seed}" for cell in cells for seed in seeds]
+        runs = [f"{cell}/seed{seed}" for cell in cells for seed in seeds]
+        return runs if kind == "runs" else [*cells, *runs]
     return [table[_KINDS[kind]] for table in tables] if kind in _KINDS else []

@@ -73,7 +73,7 @@ expert = partial(click.option, cls=ExpertOption)
 
 
 def completed(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """What the shell completes an option or argument with: `kind` names a function of repro.cli.completion."""
+    """What the shell completes an option or argument with; `repro.cli.completion` has the kinds."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
         from repro.cli.completion import complete

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import JSON, command, completed, places, selection
+from repro.cli.options import JSON, command, completed, end_if_damaged, places, selection
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -18,6 +18,7 @@ from repro.errors import (
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
+    UsageError,
     printable,
 )
 from repro.paths import read_file
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from repro.cli.context import Context
     from repro.record_state import RunState
     from repro.records import RunRecord
-    from repro.registry import Selection
+    from repro.registry import Run, Selection
     from repro.scheduling.sweep_status import Status
 
 INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
@@ -86,15 +87,58 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
 
 @command("show")
 @places
-@click.argument("run_id", metavar="RUN_ID")
-@click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
-def show(context: "Context", run_id: str, as_json: bool) -> None:
-    """Show one run: result, data, configuration, device, attempts and curve."""
+@selection
+@click.argument("name", metavar="[RUN_ID|CELL]", required=False, shell_complete=completed("cells"))
+@click.option("--json", "as_json", is_flag=True, help="A run's record as it is on disk; a cell's numbers.")
+def show(context: "Context", selected: "Selection", name: str | None, as_json: bool) -> None:
+    """Show one run: result, data, configuration, device, attempts and curve; or cells: runs and verdict.
+
+    A cell is an id without its seed, as in cifar100/resnet18/cross-entropy. Options may select cells instead,
+    and with --seed runs.
+    """
+    if (name is None) != any(vars(selected).values()):
+        raise UsageError(
+            "repro show needs either an id or options that select, as in: "
+            "repro show cifar100/resnet18/cross-entropy"
+        )
+    if name is not None and name.count("/") == 3:
+        _show_run(context, context.registry.parse(name), as_json)
+    elif selected.seeds:
+        runs = context.registry.select_runs(selected, context.preset)
+        if as_json and len(runs) > 1:
+            raise UsageError("--json shows one record; several: `repro aggregate --by run --format json`")
+        for run in runs:
+            _show_run(context, run, as_json)
+    else:
+        _show_cells(context, selected if name is None else _selection_of(context, name), as_json)
+
+
+def _selection_of(context: "Context", cell_id: str) -> "Selection":
+    from repro.registry import Selection
+
+    cell = context.registry.parse(f"{cell_id}/seed0").cell
+    return Selection((cell.table,), (cell.dataset,), (cell.network,), (cell.row,), axes=cell.axes)
+
+
+def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> None:
+    from repro.analysis.export import cells_frame, render_frame
+    from repro.analysis.frames import Results
+    from repro.cli.claims import cell_text
+
+    found = Results(context.project, context.registry, context.preset, selected)
+    if as_json:
+        frame = cells_frame(found.cell_results, context.registry, context.preset)
+        click.echo(render_frame(frame, "json"), nl=False)
+    else:
+        click.echo("\n\n".join(map(cell_text, found.cell_results)))
+    end_if_damaged(found.damaged)
+
+
+def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
     from rich.console import Console, Group
 
     from repro.record_state import RecordState
 
-    run = context.registry.parse(run_id)
     (state,) = context.states([run])
     if state.record_state is RecordState.CORRUPT:
         raise RecordCorruptError(state.reason)
