@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from repro.cli.options import say
 from repro.config import Preset, RunConfig
 from repro.data import fingerprints
 from repro.paths import Project
@@ -35,7 +34,7 @@ class Context:
         # A table of the user's own that is being edited must not end a sweep over another.
         registry = Registry.load(project.experiments, strict=False)
         for reason in registry.broken.values():
-            click.echo(f"repro: a table is left out: {reason}", err=True)
+            say(f"repro: a table is left out: {reason}")
         return cls(project, registry, registry.preset(preset))
 
     def runs(self, **selection: Any) -> tuple[Run, ...]:
@@ -68,9 +67,9 @@ class Context:
             return  # names of a table that is left out are not known
         _, found = recorded_runs(self.project, self.preset, self.registry)
         for line in found[:_SHOWN]:
-            click.echo(f"repro: {line}", err=True)
+            say(f"repro: {line}")
         if len(found) > _SHOWN:
-            click.echo(f"repro: {len(found) - _SHOWN} more files count nowhere", err=True)
+            say(f"repro: {len(found) - _SHOWN} more files count nowhere")
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""
@@ -127,3 +126,17 @@ def suggest(context: "Context", *words: str, options: tuple[str, ...] = _ALL) ->
         word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
     ]
     return f"`{shlex.join(['repro', *words, *given])}`"
+
+
+def data_commands(context: Context, name: str, fetch: bool = True) -> str:
+    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+    from repro.data import DATA_SETS
+
+    known, options = DATA_SETS.get(name), ("--data-dir",)
+    if known is None:
+        return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
+    prepare = suggest(context, "data", "prepare", name, options=options)
+    if not fetch:
+        return prepare
+    lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
+    return f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"

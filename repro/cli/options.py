@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -94,12 +95,43 @@ TABLES = click.option(
 )
 
 
+def _keep_own(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Remembers an option as it was given, for the commands that messages suggest."""
+    if value not in (None, param.default):
+        ctx.meta[param.opts[0]] = str(value)
+    return value
+
+
+def with_own_options(text: str) -> str:
+    """`text` with the user's own --preset, --results and --data-dir in each `repro …` that takes them."""
+    from repro.cli import main
+
+    context = click.get_current_context(silent=True)
+    own = {name: value for name, value in context.meta.items() if name.startswith("--")} if context else {}
+
+    def extended(found: re.Match[str]) -> str:
+        words = found[1].split()
+        group = main if words[1] != "data" else main.get_command(click.Context(main), "data")
+        name = words[2] if group is not main and len(words) > 2 else words[1]
+        command = group.get_command(click.Context(group), name) if isinstance(group, click.Group) else None
+        takes = {option for param in command.params for option in param.opts} if command else set()
+        given = [word for option in own if option in takes - {*words} for word in (option, own[option])]
+        return f"`{' '.join([found[1], shlex.join(given)]).strip()}`"
+
+    return re.sub(r"`(repro [a-z][^`]*)`", extended, text) if own else text
+
+
+def say(text: str) -> None:
+    """A message on stderr, dropped where that cannot be written: a full disk must not end a sweep."""
+    with suppress(OSError, ValueError):
+        click.echo(printable(with_own_options(text)), err=True)
+
+
 class _Messages(logging.Handler):
-    """Plain lines on stderr; one that cannot be written, as to a full disk, is dropped."""
+    """Plain lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            click.echo(printable(self.format(record)), err=True)
+        say(self.format(record))
 
 
 def configure_logging() -> None:
@@ -122,10 +154,18 @@ def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 RESULTS = click.option(
-    "--results", type=FOLDER, metavar="DIR", help="Folder of the records.  [default: results/]"
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    callback=_keep_own,
+    help="Folder of the records.  [default: results/]",
 )
 DATA_DIR = expert(
-    "--data-dir", type=FOLDER, metavar="DIR", help="Data folder.  [default: $REPRO_DATA or data/]"
+    "--data-dir",
+    type=FOLDER,
+    metavar="DIR",
+    callback=_keep_own,
+    help="Data folder.  [default: $REPRO_DATA or data/]",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
@@ -158,7 +198,7 @@ accelerations = all_of(
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
-    @click.option("--preset", default="paper", show_default=True, metavar="NAME",
+    @click.option("--preset", default="paper", show_default=True, metavar="NAME", callback=_keep_own,
                   shell_complete=completed("presets"), help="How runs are trained.")  # fmt: skip
     @RESULTS
     @DATA_DIR
@@ -263,7 +303,7 @@ devices = all_of(
 def end_if_damaged(reasons: Sequence[str]) -> None:
     """Names every record that could not be believed, and ends with the exit code of that."""
     for reason in reasons:
-        click.echo(f"repro: {reason}", err=True)
+        say(f"repro: {reason}")
     if reasons:
         sys.exit(4)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, command, end_if_damaged, places, select, selection, write
+from repro.cli.options import FILE, FOLDER, command, end_if_damaged, places, say, select, selection, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def aggregate(
         click.echo(text, nl=False)
     else:
         write(output, text)
-        click.echo(f"wrote {output}", err=True)
+        say(f"wrote {output}")
     end_if_damaged(damaged)
 
 
@@ -275,7 +275,7 @@ def figures(context: "Context", selected: "Selection", output: Path | None) -> N
     for path in files:
         click.echo(path)
     for notice in notices:
-        click.echo(f"repro: {notice}", err=True)
+        say(f"repro: {notice}")
     end_if_damaged(damage(states))
 
 

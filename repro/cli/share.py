@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.context import suggest
-from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, command, places, selection
-from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError, printable
+from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, command, places, say, selection
+from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -60,8 +60,8 @@ def bundle(context: "Context", selected: "Selection", output: Path | None) -> No
     file = output or Path(f"{context.preset.name}-records.tar.gz")
     packed, left_out, damaged = write_bundle(context, selected, file)
     for reason in left_out:
-        click.echo(f"left out: {reason}", err=True)
-    click.echo(f"{packed} record{'' if packed == 1 else 's'} packed", err=True)
+        say(f"left out: {reason}")
+    say(f"{packed} record{'' if packed == 1 else 's'} packed")
     click.echo(file)
     if damaged:
         sys.exit(IntegrityError.exit_code)
@@ -193,10 +193,10 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     offers = merge_bundles(Context.open("paper", results, data_dir), files, dry_run)
     for offer in offers:
         if offer.reason:
-            click.echo(printable(f"{offer.fate}: {offer.name}: {offer.reason}"), err=True)
+            say(f"{offer.fate}: {offer.name}: {offer.reason}")
     counts = Counter(offer.fate for offer in offers)
     total = ", ".join(f"{counts[fate]} {fate}" for fate in Fate if counts[fate]) or "nothing in it"
-    click.echo(f"would be: {total}" if dry_run else total, err=True)
+    say(f"would be: {total}" if dry_run else total)
     sys.exit(max((offer.fate.exit_code for offer in offers), default=0))
 
 

@@ -99,7 +99,7 @@ def show(context: "Context", selected: "Selection", name: str | None, as_json: b
     if (name is None) != any(vars(selected).values()):
         raise UsageError(
             "repro show needs either an id or options that select, as in: "
-            "repro show cifar100/resnet18/cross-entropy"
+            "`repro show cifar100/resnet18/cross-entropy`"
         )
     if name is not None and name.count("/") == 3:
         _show_run(context, context.registry.parse(name), as_json)
@@ -137,6 +137,7 @@ def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> Non
 def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
     from rich.console import Console, Group
 
+    from repro.cli.context import suggest
     from repro.record_state import RecordState
 
     (state,) = context.states([run])
@@ -147,20 +148,19 @@ def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
     path = context.project.run(context.preset.name, run.id).record
     if state.record is None:
         raise DataMissingError(
-            f"{run.id} has no record at {path}: {state.reason}. "
-            f"`repro train {run.id} --preset {context.preset.name}` makes it"
+            f"{run.id} has no record at {path}: {state.reason}. `repro train {run.id}` makes it"
         )
     if as_json:
         click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
         return
     console = Console(width=100, highlight=False)
     with console.capture() as capture:
-        console.print(Group(*_parts(state, state.record)))
+        console.print(Group(*_parts(state, state.record, suggest(context, "train", run.id))))
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
 
 
-def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
+def _parts(state: "RunState", record: "RunRecord", repeat: str) -> "Iterator[Text | Table]":
     from rich.table import Table
     from rich.text import Text
 
@@ -216,7 +216,7 @@ def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
         curve.add_row(*row)
     yield curve
     yield Text("")
-    yield Text(f"repeat: repro train {record.run} --preset {record.preset}")
+    yield Text(f"repeat: {repeat}", overflow="fold")
 
 
 def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
