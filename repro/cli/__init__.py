@@ -24,6 +24,8 @@ _FILES = {
     "reporting": ("aggregate", "figures", "report"),
     "claims": ("claims", "audit"),
     "share": ("bundle", "merge"),
+    "compare": ("compare",),
+    "clean": ("clean",),
     "bench": ("bench",),
     "doctor": ("doctor",),
     "data": ("data",),

@@ -195,11 +195,14 @@ accelerations = all_of(
 """What makes a run faster and is no part of its recipe."""
 
 
+PRESET = click.option("--preset", default="paper", show_default=True, metavar="NAME", callback=_keep_own,
+                      shell_complete=completed("presets"), help="How runs are trained.")  # fmt: skip
+
+
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
-    @click.option("--preset", default="paper", show_default=True, metavar="NAME", callback=_keep_own,
-                  shell_complete=completed("presets"), help="How runs are trained.")  # fmt: skip
+    @PRESET
     @RESULTS
     @DATA_DIR
     @wraps(command)
