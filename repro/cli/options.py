@@ -215,6 +215,8 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _grid(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    if not values:
+        return ()  # also when the shell completes, which must not wait for pydantic
     from repro.config import parse_grid
 
     return parse_grid(values)

@@ -155,12 +155,13 @@ def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
         return
     console = Console(width=100, highlight=False)
     with console.capture() as capture:
-        console.print(Group(*_parts(state, state.record, suggest(context, "train", run.id))))
+        console.print(Group(*_parts(state, state.record)))
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
+    click.echo(f"\nrepeat: {suggest(context, 'train', run.id).strip('`')}")
 
 
-def _parts(state: "RunState", record: "RunRecord", repeat: str) -> "Iterator[Text | Table]":
+def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
     from rich.table import Table
     from rich.text import Text
 
@@ -215,8 +216,6 @@ def _parts(state: "RunState", record: "RunRecord", repeat: str) -> "Iterator[Tex
     for row in _curve_rows(record):
         curve.add_row(*row)
     yield curve
-    yield Text("")
-    yield Text(f"repeat: {repeat}", overflow="fold")
 
 
 def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
@@ -251,7 +250,7 @@ def _plain(value: object) -> str:
 
 @command()
 @places
-@click.argument("run_id", metavar="RUN_ID")
+@click.argument("run_id", metavar="RUN_ID", shell_complete=completed("runs"))
 @click.option(
     "--lines",
     type=click.IntRange(min=1),
@@ -259,14 +258,17 @@ def _plain(value: object) -> str:
     show_default=True,
     help="Lines of each log, from its end.",
 )
-def logs(context: "Context", run_id: str, lines: int) -> None:
+@click.option("--follow", is_flag=True, help="Show new lines too, until the run ends or Ctrl-C.")
+def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
-    from repro.attempts import read_attempts
+    from repro.attempts import read_attempts, without_record
+    from repro.storage import lock_holder, lock_holders
 
     run = context.registry.parse(run_id)
     paths = context.project.run(context.preset.name, run.id)
     attempts = read_attempts(paths)
-    found = _logs(context.project.work(context.preset.name) / "logs", run.id)
+    folder, shown = context.project.logs(context.preset.name), dict[Path, int]()
+    found = _logs(folder, run.id)
     if not attempts and not found:
         raise SelectionError(f"{run.id}: nothing was started under {paths.work} yet")
     for attempt in attempts:
@@ -282,6 +284,19 @@ def logs(context: "Context", run_id: str, lines: int) -> None:
         if len(content) > lines:
             click.echo(f"    … {len(content) - lines} lines before")
         _echo_indented(content[-lines:])
+        shown[log] = len(content)
+    running = follow
+    while running:
+        locked = lock_holder(paths.lock, lock_holders()) is not None
+        running = without_record(read_attempts(paths), locked)[0] == "running"
+        for log in _logs(folder, run_id):  # once more after the run's end: its last lines
+            text = _read_text(log)
+            # A line that is being written waits for its end.
+            content = (text.rpartition("\n")[0] if running else text).splitlines()
+            _echo_indented(content[shown.get(log, 0) :])
+            shown[log] = len(content)
+        sys.stdout.flush()
+        time.sleep(INTERVAL / 4 if running else 0)
 
 
 def _logs(folder: Path, run_id: str) -> list[Path]:

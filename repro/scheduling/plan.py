@@ -220,8 +220,9 @@ class Plan:
             )
         lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
         for name, how in self.missing_data.items():
-            runs = sum(column.to_do for column in self.columns if column.dataset == name)
-            lines.append(f"{runs} of the runs to do lack their data: {how}")
+            lines.append(
+                f"{sum(c.to_do for c in self.columns if c.dataset == name)} runs lack their data: {how}"
+            )
         if total("to_do"):
             lines += _time_lines(self)
             lines.append(f"disk: about {self.disk}")
