@@ -1,5 +1,6 @@
 """One selection for every command that reads runs: the same options, labels and errors; what a subset means."""
 
+import base64
 import json
 import shutil
 
@@ -130,7 +131,9 @@ def test_two_sets_of_results_are_compared_cell_by_cell(trained, tmp_path):
     other = "cifar100/resnet18/cross-entropy/seed0"
     record = record_of(context, other)
     higher = record.result.accuracy + 5.0
-    better = {"correct": record.result.correct + 4, "accuracy": higher}
+    right = record.result.correct + 4
+    images = base64.b64encode(((1 << right) - 1).to_bytes(10, "big")).decode()
+    better = {"correct": right, "accuracy": higher, "correct_images": images}
     better |= {"best_accuracy": 100.0, "best_epoch": record.curve[0].epoch}
     curve = [each.model_copy() for each in record.curve]
     curve[0] = curve[0].model_copy(update={"test_accuracy": 100.0})
