@@ -34,6 +34,7 @@ def test_nothing_slow_is_imported_before_it_is_needed():
         "import sys; sys.modules['torch'] = None\n"
         "from click.testing import CliRunner\n"
         "from repro.cli import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
         f"assert not [name for name in {slow[1:]} if name in sys.modules]\n"
         "for words in (['--help'], ['plan', '--json'], ['status'], ['aggregate'], ['data', 'list'],\n"
         "              ['claims'], ['claims', '--json'], ['audit']):\n"

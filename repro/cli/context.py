@@ -110,33 +110,28 @@ class Context:
                 )
         return sizes
 
+    def suggest(self, *words: str, options: Sequence[str] = ("--preset", "--results", "--data-dir")) -> str:
+        """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
+        project, default = self.project, Project.find(self.project.root)
+        values = {
+            "--preset": (self.preset.name, "paper"),
+            "--results": (str(project.results), str(default.results)),
+            "--data-dir": (str(project.data), str(default.data)),
+        }
+        given = [
+            word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
+        ]
+        return f"`{shlex.join(['repro', *words, *given])}`"
 
-_ALL = ("--preset", "--results", "--data-dir")
+    def data_commands(self, name: str, fetch: bool = True) -> str:
+        """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+        from repro.data import DATA_SETS
 
-
-def suggest(context: "Context", *words: str, options: tuple[str, ...] = _ALL) -> str:
-    """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
-    project, default = context.project, Project.find(context.project.root)
-    values = {
-        "--preset": (context.preset.name, "paper"),
-        "--results": (str(project.results), str(default.results)),
-        "--data-dir": (str(project.data), str(default.data)),
-    }
-    given = [
-        word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
-    ]
-    return f"`{shlex.join(['repro', *words, *given])}`"
-
-
-def data_commands(context: Context, name: str, fetch: bool = True) -> str:
-    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
-    from repro.data import DATA_SETS
-
-    known, options = DATA_SETS.get(name), ("--data-dir",)
-    if known is None:
-        return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
-    prepare = suggest(context, "data", "prepare", name, options=options)
-    if not fetch:
-        return prepare
-    lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
-    return f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
+        known, options = DATA_SETS.get(name), ("--data-dir",)
+        if known is None:
+            return self.suggest("data", "prepare", name, "--from", "FOLDER", options=options)
+        prepare = self.suggest("data", "prepare", name, options=options)
+        if not fetch:
+            return prepare
+        lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
+        return f"{self.suggest('data', 'fetch', name, *lists, options=options)}, then {prepare}"

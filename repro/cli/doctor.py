@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.context import data_commands
 from repro.cli.options import JSON, places
 from repro.errors import DataCorruptError, DeviceError, ReproError, SetupError
 
@@ -280,7 +279,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
     for name in dict.fromkeys([*states, *needed]):
         state = states.get(name)
         matter, found = f"data: {name}", state.state if state else "missing"
-        remedy = data_commands(context, name, fetch=found == "missing")
+        remedy = context.data_commands(name, fetch=found == "missing")
         try:
             if state is None or found in ("missing", "fetched"):
                 left_out = f"{found}, {'so nothing can be trained' if nothing else 'its runs are left out'}"

@@ -166,7 +166,6 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
     Those of a study are in its own table.
     """
     from repro.analysis.text import counted
-    from repro.cli.context import suggest
     from repro.config import format_axis
     from repro.experiments import AMBIGUITIES
     from repro.record_state import recorded_runs
@@ -187,7 +186,7 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
         for name in names:
             values = dict.fromkeys(format_axis(dict(run.cell.axes)[name]) for run in runs)
             words += ["--set", f"{name}={','.join(values)}"]
-        lines.append(f"- {counted(len(runs), 'run')}: {suggest(context, 'aggregate', *words)}")
+        lines.append(f"- {counted(len(runs), 'run')}: {context.suggest('aggregate', *words)}")
     return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
 
 
@@ -243,11 +242,11 @@ def optional_rules(context: "Context") -> "Rules | None":
 
 def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
     """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
-    from repro.analysis.seeds import planned_seeds
-
     rules = optional_rules(context) if context.preset.name == "paper" else None
     if rules is None:
         return {}
+    from repro.analysis.seeds import planned_seeds
+
     advice = planned_seeds(context.registry, context.preset, rules, tables)
     return {name: asdict(seeds) for name, seeds in advice.items()}
 

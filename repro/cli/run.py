@@ -260,7 +260,6 @@ def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
     """Each data set that is not prepared, with the reason."""
-    from repro.cli.context import data_commands
     from repro.manifest import prepared_folder, read_manifest
     from repro.paths import PUBLISHED_SETS
 
@@ -273,7 +272,7 @@ def _missing_data(
             read_manifest(context.project.data, dataset)
         except DataMissingError as error:
             known = dataset in PUBLISHED_SETS and not prepared_folder(context.project.data, dataset).exists()
-            how = f"the data set {dataset} is not prepared: run {data_commands(context, dataset)}"
+            how = f"the data set {dataset} is not prepared: run {context.data_commands(dataset)}"
             reasons[dataset] = how if known else str(error)
     return reasons
 

@@ -137,7 +137,6 @@ def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> Non
 def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
     from rich.console import Console, Group
 
-    from repro.cli.context import suggest
     from repro.record_state import RecordState
 
     (state,) = context.states([run])
@@ -158,7 +157,7 @@ def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
         console.print(Group(*_parts(state, state.record)))
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
-    click.echo(f"\nrepeat: {suggest(context, 'train', run.id).strip('`')}")
+    click.echo(f"\nrepeat: {context.suggest('train', run.id).strip('`')}")
 
 
 def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
