@@ -187,20 +187,8 @@ class Plan:
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
-        rows = [
-            (
-                column.table,
-                column.dataset,
-                column.network,
-                column.cells,
-                column.runs,
-                column.done,
-                column.older_code,
-                column.to_do,
-                _time(column),
-            )
-            for column in self.columns
-        ]
+        fields = [heading.replace("data set", "dataset").replace(" ", "_") for heading in headers[:-1]]
+        rows = [(*(getattr(column, field) for field in fields), _time(column)) for column in self.columns]
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
         if self.overrides:
             lines.append("overrides:")
@@ -220,9 +208,8 @@ class Plan:
             )
         lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
         for name, how in self.missing_data.items():
-            lines.append(
-                f"{sum(c.to_do for c in self.columns if c.dataset == name)} runs lack their data: {how}"
-            )
+            lacking = sum(column.to_do for column in self.columns if column.dataset == name)
+            lines.append(f"{lacking} {'run lacks its' if lacking == 1 else 'runs lack their'} data: {how}")
         if total("to_do"):
             lines += _time_lines(self)
             lines.append(f"disk: about {self.disk}")

@@ -146,6 +146,8 @@ class LiveView:
 
         wide = self._console.width >= 120
         table = Table.grid(padding=(0, 2), expand=True)
+        # The terminal's echo of ^C must fit behind a row: wrapped, it would leave one behind on the screen.
+        table.width = max(self._console.width - 4, 20)
         for _ in range(3 if wide else 1):  # device, epoch, speed and accuracy
             table.add_column(no_wrap=True, overflow="ellipsis")
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)

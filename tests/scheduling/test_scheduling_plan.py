@@ -218,7 +218,7 @@ def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):
     states = [recorded(bench, runs[0]), *missing(runs[1:])]
     plan = plan_of(bench, states, [CPU], budget=60.0, missing_data={"tiny-imagenet": "fetch it"})
     assert "budget 1m 00s: 1 of 1 column seeds fit" in plan.to_text()
-    assert "1 runs lack their data: fetch it\n" in plan.to_text()
+    assert "1 run lacks its data: fetch it\n" in plan.to_text()
     content = json.loads(plan.to_json())["budget"]
     assert [part["runs"] for part in content["fits"]] == [[run.id for run in runs[1:3]]]
 
