@@ -56,7 +56,12 @@ class Cell:
     def id(self) -> str:
         """`dataset/network/loss[+name=value…]`."""
         suffix = "".join(f"+{axis}={format_axis(value)}" for axis, value in self.axes)
-        return f"{self.dataset}/{self.network}/{self.row}{suffix}"
+        return f"{'/'.join(self.place)}{suffix}"
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Data set, network and loss, which the cell shares with every override of it."""
+        return self.dataset, self.network, self.row
 
 
 LONGEST_FOLDER = 200  # bytes of a folder's name; file systems take 255, and temporary files have longer names

@@ -54,15 +54,9 @@ def compare(
         found = [recorded_runs(side.project, side.preset, side.registry)[0] for side in sides]
         runs = list(dict.fromkeys([*found[0], *found[1]]))
         if any(vars(selected).values()):
-            cells = {
-                (cell.dataset, cell.network, cell.row) for cell in sides[0].registry.select_cells(selected)
-            }
-            seeds = selected.seeds or tuple(run.seed for run in runs)
-            runs = [
-                run
-                for run in runs
-                if (run.cell.dataset, run.cell.network, run.cell.row) in cells and run.seed in seeds
-            ]
+            places = {cell.place for cell in sides[0].registry.select_cells(selected)}
+            seeds = selected.seeds or [run.seed for run in runs]
+            runs = [run for run in runs if run.cell.place in places and run.seed in seeds]
         states: list[list[RunState]] = [[], []]
         digests: list[dict[str, str]] = [{}, {}]
         for side, own, numbers in zip(sides, states, digests, strict=True):
@@ -108,11 +102,10 @@ def _row(a: "CellResult", b: "CellResult", digests: list[dict[str, str]], metric
     values = [{run.seed: metric.of(run.accuracy or 0.0) for run in each.averaged} for each in (a, b)]
     shared = [seed for seed in values[0] if seed in values[1]]
     differences = [values[1][seed] - values[0][seed] for seed in shared]
+    means = (b.mean or 0.0) - (a.mean or 0.0)
     estimate = paired(differences)
     if estimate is None and a.std is not None and b.std is not None:
-        spreads = [(each.std or 0.0, each.n, each.n - 1) for each in (a, b)]
-        estimate = welch((b.mean or 0.0) - (a.mean or 0.0), *spreads)
-    means = (b.mean or 0.0) - (a.mean or 0.0)
+        estimate = welch(means, (a.std, a.n, a.n - 1), (b.std, b.n, b.n - 1))
     low, high = estimate.interval(LEVEL) if estimate else (None, None)
     ids = [f"{a.cell.id}/seed{seed}" for seed in shared]
     return {

@@ -84,17 +84,6 @@ def completed(kind: str) -> Callable[[click.Context, click.Parameter, str], list
     return complete
 
 
-TABLES = click.option(
-    "--table",
-    "tables",
-    multiple=True,
-    callback=_split,
-    metavar="TABLE[,…]",
-    shell_complete=completed("tables"),
-    help="1, 2, 3 or a name.  [default: the paper's]",
-)
-
-
 def _keep_own(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Remembers an option as it was given, for the commands that messages suggest."""
     if value not in (None, param.default):
@@ -233,14 +222,13 @@ def select(**refused: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         def option(name: str, field: str, **settings: Any) -> Callable[[Any], Any]:
-            hidden = field in refused
-            return click.option(
-                name, field, multiple=True, shell_complete=completed(field), hidden=hidden, **settings
-            )
+            settings |= {"multiple": True, "hidden": field in refused, "shell_complete": completed(field)}
+            return click.option(name, field, **settings)
 
         named = {"metavar": "NAME", "help": "Name, label or glob (resnet*); repeatable."}
 
-        @TABLES
+        @option("--table", "tables", callback=_split, metavar="TABLE[,…]",
+                help="1, 2, 3 or a name.  [default: the paper's]")  # fmt: skip
         @option("--dataset", "datasets", **named)
         @option("--network", "networks", **named)
         @option("--loss", "losses", **named)

@@ -171,12 +171,12 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
     from repro.record_state import recorded_runs
 
     registry, preset = context.registry, context.preset
-    shown = {_place(cell) for cell in shown_cells(context, selected, extended=True)}
+    shown = {cell.place for cell in shown_cells(context, selected, extended=True)}
     studied = {each.cell for each in registry.variations(AMBIGUITIES)} if registry.ablations else set()
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
     for run in recorded_runs(context.project, preset, registry)[0]:
         cell = run.cell
-        if cell.axes and _place(cell) in shown and cell not in studied:
+        if cell.axes and cell.place in shown and cell not in studied:
             other = not registry.table(cell.table).of_paper
             table = ("--table", str(cell.table)) if other else ()
             groups.setdefault((table, tuple(name for name, _ in cell.axes)), []).append(run)
@@ -188,10 +188,6 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
             words += ["--set", f"{name}={','.join(values)}"]
         lines.append(f"- {counted(len(runs), 'run')}: {context.suggest('aggregate', *words)}")
     return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
-
-
-def _place(cell: "Cell") -> tuple[str, str, str]:
-    return cell.dataset, cell.network, cell.row
 
 
 def shown_cells(context: "Context", selected: "Selection", extended: bool = False) -> "Collection[Cell]":
