@@ -14,8 +14,8 @@ Usage: ./run_all.sh [OPTION]…
 
 Installs the project into .venv, gets the data, trains what is missing of Tables 1, 2 and 3 and draws the
 tables and figures. Stop it at any time (Ctrl-C): the same command resumes where it stopped. Tables and
-figures are updated after every column of a table; a preset on generated data (smoke) takes seconds per
-run and draws them once, at the end.
+figures are updated after every column of a table; a preset on handwritten digits (smoke) takes seconds
+per run and draws them once, at the end.
 
   --preset NAME    how runs are trained: paper (default), quick or smoke; see experiments/presets.toml
   --results DIR    folder of the records (default: results/, with the records that came with the clone)
@@ -404,7 +404,7 @@ have_data() { # SET
   repro data fetch "$1" "${data_place[@]}" >&2 && repro data prepare "$1" "${data_place[@]}" >&2
 }
 
-# Whether the preset's data are "real" or "generated", then a line per table: number, data set, networks.
+# Whether the preset's data are "real" or "digits", then a line per table: number, data set, networks.
 layout=$("$venv/bin/python" -P - "$root" "$preset" "${tables[@]}" <<'PY'
 import sys
 from pathlib import Path
@@ -421,8 +421,8 @@ PY
 )
 data=${layout%%$'\n'*}
 
-if [[ $data == generated ]]; then
-  # Runs on generated data take seconds: starting a scheduler per column would take longer than training.
+if [[ $data == digits ]]; then
+  # Runs on the digits take seconds: starting a scheduler per column would take longer than training.
   train "the preset $preset" "${selected[@]}"
 else
   while read -r table dataset networks <&3; do

@@ -15,6 +15,7 @@ from repro.paths import RunPaths, read_file
 from repro.records import Attempt
 from repro.storage import make_folder, refusal, write_whole
 
+NOT_RUN_YET = "not run yet"
 MAX_CRASHES = 3  # crashes or hangs alone in the process, without a later saved step in between
 SAME_ERRORS = 3  # equal errors of different runs in a row: the next run would meet it too
 MAX_INTERRUPTIONS = 10  # likewise: the run stays unfinished, it has not failed
@@ -170,7 +171,7 @@ def without_record(notes: Sequence[AttemptNote], locked: bool) -> tuple[str, str
     if locked:
         return "running", ""
     if not notes or notes[-1].kind is Outcome.DONE:  # done, and its record has been removed since
-        return "not run yet", ""
+        return NOT_RUN_YET, ""
     last = notes[-1]
     verdict = None if last.kind is Outcome.INTERRUPTED else given_up(notes)
     why = last.reason or ("" if last.kind in (Outcome.INTERRUPTED, Outcome.RUNNING) else str(last.kind))

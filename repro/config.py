@@ -170,7 +170,7 @@ _OF_DATA = ("data", "classes", "images_per_class", "test_images_per_class")  # a
 class Recipe(TomlModel):
     """How a network is trained; see `experiments/presets.toml` for each field's meaning."""
 
-    data: Literal["real", "generated"]
+    data: Literal["real", "digits"]
     classes: int | None = Field(default=None, ge=2)
     images_per_class: int | None = Field(default=None, ge=1)
     test_images_per_class: int | None = Field(default=None, ge=1)
@@ -201,12 +201,12 @@ class Recipe(TomlModel):
         return drops
 
     @model_validator(mode="after")
-    def _generated_data_have_sizes(self) -> "Recipe":
+    def _digits_have_sizes(self) -> "Recipe":
         sizes = (self.classes, self.images_per_class, self.test_images_per_class)
-        if self.data == "generated" and None in sizes:
-            raise ValueError("generated data need classes, images_per_class and test_images_per_class")
+        if self.data == "digits" and None in sizes:
+            raise ValueError('data = "digits" needs classes, images_per_class and test_images_per_class')
         if self.data == "real" and self.classes is not None:
-            raise ValueError("classes is for generated data; a real data set has its own")
+            raise ValueError("classes is for the handwritten digits; a real data set has its own")
         return self
 
     def lr_at(self, epoch: int) -> float:

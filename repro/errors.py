@@ -7,7 +7,7 @@ ReproError                     1  something failed
 │   ├── SelectionError            a selection matches nothing
 │   └── OwnCodeError              a loss or network of the user's own cannot be found, read or used
 ├── SetupError                 3  the environment or the data are not in place
-│   ├── ProjectNotFoundError      no experiments/ folder above the working directory
+│   ├── ProjectNotFoundError      REPRO_ROOT is a folder without experiments
 │   ├── DataMissingError          a data set has not been fetched or prepared
 │   ├── DataCorruptError          a file or array is not what its checksum says
 │   ├── FetchError                a download failed
@@ -92,7 +92,7 @@ class SetupError(ReproError):
 
 
 class ProjectNotFoundError(SetupError):
-    """No folder with `experiments/` was found; see `repro.paths.Project.find`."""
+    """REPRO_ROOT names a folder without `experiments/presets.toml`; see `repro.paths.Project.find`."""
 
 
 class DataMissingError(SetupError):

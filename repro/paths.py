@@ -2,7 +2,7 @@
 
 One `Project` is made by the command line and handed down; nothing below it looks at the environment.
 
-    <root>/experiments/*.toml
+    <root>/experiments/*.toml, or else the paper's, which come with the package
     <results>/<preset>/<dataset>/<network>/<loss>[+name=value…]/seed<k>.json   one record per run
     <results>/<preset>/.work/<run id>/…   its attempts, lock, superseded and quarantined records
     <figures>/<preset>/
@@ -20,6 +20,10 @@ from repro.errors import ProjectNotFoundError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 """What data sets, losses and tables may be called: names become folders."""
+
+# A wheel has the checkout's folder below this name; see setup.cfg.
+_IN_WHEEL = Path(__file__).parent / "paper_experiments"
+PAPER_EXPERIMENTS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[1] / "experiments"
 
 PUBLISHED_SETS = ("cifar100", "tiny-imagenet", "facescrub")  # what `repro data fetch` takes
 
@@ -103,10 +107,12 @@ class Project:
     ) -> "Project":
         """The project at REPRO_ROOT, else at the nearest parent of `start` that has `experiments/`.
 
+        Without one, `start`, by default the working directory, is a project with the paper's experiments.
+
         `results` and `data` override `<root>/results` and REPRO_DATA or `<root>/data`. Figures of
         another results folder go beside it, so that they never replace the project's own.
 
-        Raises ProjectNotFoundError.
+        Raises ProjectNotFoundError if REPRO_ROOT has no experiments.
         """
         root = _find_root(start or Path.cwd())
         if data is None and (from_environment := os.environ.get("REPRO_DATA")):
@@ -123,12 +129,17 @@ class Project:
     @property
     def experiments(self) -> Path:
         """The folder of the TOML files."""
-        return self.root / "experiments"
+        return self.root / "experiments" if self.has_experiments else PAPER_EXPERIMENTS
+
+    @property
+    def has_experiments(self) -> bool:
+        """Whether `root` has experiments; else they are the paper's, which come with the package."""
+        return _has_experiments(self.root)
 
     @property
     def supplied_results(self) -> bool:
         """Whether `results` is the project's own folder, whose records may have come with the clone."""
-        return self.results == (self.root / "results").absolute()
+        return self.has_experiments and self.results == (self.root / "results").absolute()
 
     def preset_results(self, preset: str) -> Path:
         """The folder of one preset's records."""
@@ -179,16 +190,15 @@ class Project:
 def _find_root(start: Path) -> Path:
     if from_environment := os.environ.get("REPRO_ROOT"):
         root = Path(from_environment).expanduser().absolute()
-        if not (root / "experiments").is_dir():
+        if not _has_experiments(root):
             raise ProjectNotFoundError(
-                f"REPRO_ROOT is {root}, which has no experiments/ folder; "
-                "set it to a checkout of the project or unset it"
+                f"REPRO_ROOT is {root}, which has no experiments/presets.toml; "
+                "set it to a folder that has, or unset it"
             )
         return root
-    for folder in (start.absolute(), *start.absolute().parents):
-        if (folder / "experiments" / "presets.toml").is_file():
-            return folder
-    raise ProjectNotFoundError(
-        f"no experiments/presets.toml in {start.absolute()} or any folder above it; "
-        "run the command inside a checkout of the project, or set REPRO_ROOT to one"
-    )
+    folders = (start.absolute(), *start.absolute().parents)
+    return next(filter(_has_experiments, folders), folders[0])
+
+
+def _has_experiments(folder: Path) -> bool:
+    return (folder / "experiments" / "presets.toml").is_file()

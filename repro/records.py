@@ -256,10 +256,10 @@ class RunRecord(Model):
             "run is not of config.dataset and config.seed": not (
                 self.run.startswith(f"{config.dataset}/") and self.run.endswith(f"/seed{config.seed}")
             ),
-            "data.name is not config.dataset": data.name.removeprefix("generated-") != config.dataset,
-            "data.generated is not as config.recipe.data": (
-                config.recipe.data == "generated" and not data.generated
+            "data.name is not what the recipe trains on": (
+                data.name != ("digits" if config.recipe.data == "digits" else config.dataset)
             ),
+            "data.generated is true, and no run trains on generated data": data.generated,
             "data.train_images are more than the recipe takes": data.train_images > per_class * data.classes,
             "curve does not have every epoch once": (
                 [epoch.epoch for epoch in self.curve] != list(range(epochs)) or epochs > config.recipe.epochs

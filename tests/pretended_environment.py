@@ -80,7 +80,7 @@ def make_record(
         **{"train_loss": loss, "test_loss": loss, "test_accuracy": accuracy, **dict.fromkeys(unknown)},
     )
     data = DataSummary(
-        **{"name": run.cell.dataset, "title": "pretended", "generated": True, "partial": None, "sources": {}},
+        **{"name": "digits", "title": "pretended", "generated": False, "partial": None, "sources": {}},
         **{"preparation_version": 1, "arrays": {}, "classes": 10, "train_images": 160, "test_images": 80},
         **{"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, edit, record_of, repro, smoke_context
+from smoke_project import OTHER, PROJECT, ROOT, RUN, edit, record_of, repro, smoke_context
 
 from repro.cli import main
 from repro.scheduling.devices import find_devices
@@ -96,7 +96,7 @@ def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tr
 
 def here(*words: object) -> str:
     """Standard output of the command in this process, where pandas is imported once."""
-    done = CliRunner(env={"REPRO_ROOT": str(ROOT)}).invoke(main, [*map(str, words)])
+    done = CliRunner(env={"REPRO_ROOT": str(PROJECT)}).invoke(main, [*map(str, words)])
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -148,11 +148,12 @@ RULES = hashlib.sha256((ROOT / "experiments" / "claims.toml").read_bytes()).hexd
 
 
 def test_claims_and_the_audit_are_judged_from_what_is_there_and_name_their_rules(tmp_path):
-    text = here("claims", "--preset", "quick")
+    words = ("claims", "--preset", "quick", "--results", ROOT / "results")
+    text = here(*words)
     assert text.startswith("QUICK: ")
     assert RULES in text
     assert text.count("Interim:") == 6
-    content = json.loads(here("claims", "--json", "--preset", "quick"))
+    content = json.loads(here(*words, "--json"))
     assert content["rules"] == {"file": "experiments/claims.toml", "sha256": RULES}
     assert (len(content["cells"]), len(content["claims"])) == (72, 6)
     cell = "cifar100/resnet18/scaled-bn-m1"
@@ -220,9 +221,10 @@ def test_numbers_may_be_given_together():
         assert "expected a number" in repro("plan", "--seed", wrong, check=2).stderr
 
 
-def test_outside_a_project_and_with_a_wrong_toml_key_the_command_says_so_in_one_line(tmp_path):
-    done = repro("plan", cwd=tmp_path, check=3)
-    assert "run the command inside a checkout of the project, or set REPRO_ROOT" in done.stderr
+def test_a_root_without_experiments_and_a_wrong_toml_key_are_reported_in_one_line(tmp_path):
+    done = repro("plan", environment={"REPRO_ROOT": str(tmp_path)}, check=3)
+    assert f"REPRO_ROOT is {tmp_path}, which has no experiments/presets.toml" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     edit(tmp_path / "experiments" / "table2.toml", "margin = 0.35", "margn = 0.35")
     done = repro("plan", cwd=tmp_path, check=2)

@@ -45,7 +45,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.parametrize(("command", "shown"), SHOWN.findall((ROOT / "README.md").read_text()))
 def test_an_excerpt_in_the_readme_has_lines_that_its_command_prints_in_this_order(command, shown, tmp_path):
     """With no data prepared, as in a fresh clone."""
-    done = repro(*command.split()[1:], check=0, environment={"REPRO_DATA": str(tmp_path)})
+    done = repro(*command.split()[1:], cwd=ROOT, check=0, environment={"REPRO_DATA": str(tmp_path)})
     printed = iter(done.stdout.splitlines())
     for line in shown.splitlines():
         assert line in printed, f"the README drifted from `{command}`: {line}"

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT, forget_code, repro
+from smoke_project import PROJECT, forget_code, repro
 from smoke_project import edit as edit_file
 
 from repro import losses, models, plugins
@@ -64,7 +64,7 @@ def folder(tmp_path) -> Path:
     """The experiments of a project that has nothing of the paper's."""
     made = tmp_path / "experiments"
     made.mkdir()
-    shutil.copy(ROOT / "experiments" / "presets.toml", made)
+    shutil.copy(PROJECT / "experiments" / "presets.toml", made)
     (made / "focal.py").write_text(FOCAL)
     (made / "tiny.py").write_text(TINY)
     (made / "table-mine.toml").write_text(TABLE)

@@ -74,7 +74,8 @@ def test_a_record_says_on_what_and_with_what_it_was_made(trained):
     assert (made.cuda, made.cudnn, made.driver, made.compute_capability) == (None,) * 4
     assert (made.energy_joules, made.runs_on_device, made.attempts[-1].outcome) == (None, 1, "done")
     assert made.precision == choose_precision(torch.device("cpu")).name
-    assert record.data.generated
+    assert (record.data.name, record.data.generated) == ("digits", False)
+    assert record.data.title == "handwritten digits (scikit-learn), resized to 32 px"
     assert [len(sha256) for sha256 in record.data.arrays.values()] == [64] * 4
 
 
@@ -133,8 +134,8 @@ def add(key: str, amount: float):
         (("signature",), lambda c: c.update(data="none"), "signature.data: String should match"),
         (("config",), lambda c: c.update(seed=-1), "config.seed"),
         (("config", "recipe"), add("epochs", 1), "curve does not have every epoch once"),
-        (("data",), lambda c: c.update(name="mnist"), "data.name is not config.dataset"),
-        (("data",), lambda c: c.update(generated=False), "data.generated is not as config.recipe.data"),
+        (("data",), lambda c: c.update(name="cifar100"), "data.name is not what the recipe trains on"),
+        (("data",), lambda c: c.update(generated=True), "data.generated is true"),
         (("data",), add("train_images", 1), "data.train_images are more than the recipe takes"),
         (("data",), add("test_images", 1), "result.total is not data.test_images"),
         (("data",), add("classes", 1), "one per test image and class"),

@@ -215,7 +215,7 @@ def test_a_float_axis_comes_back_from_its_run_id_as_it_was(registry, value):
         ("presets", "lr_drops = [30, 60, 90]", "lr_drops = [60, 30]", "lr_drops must be positive and increasing"),
         ("presets", 'title = "QUICK"', 'title = ""', "only the preset paper may have an empty title"),
         ("presets", "[presets.paper]", "[presets.letter]", "only the preset paper|the preset paper is missing"),
-        ("presets", "classes = 10\n", "", "generated data need classes"),
+        ("presets", "classes = 10\n", "", "data = .digits. needs classes"),
         ("ambiguities", 'name = "stem"', 'name = "vgg"', r"point 3 \(vgg\): its name must be a new one"),
         ("ambiguities", 'name = "stem"', 'name = "ambiguities"', "its name must be a new one"),
         ("ambiguities", 'network = "vgg13"', 'network = "vgg14"', r"point 1 \(vgg\): unknown network 'vgg14'; there are: vgg16"),
@@ -275,7 +275,7 @@ def test_a_missing_presets_file_is_named(folder):
 
 
 def test_labels_of_a_table_select_as_names_do_and_a_typo_is_answered_with_the_name(registry):
-    labels = {"networks": ("ResNet-18",), "losses": ("Our Loss (m = 1)",), "datasets": ("CIFAR-100",)}
+    labels = {"networks": ("ResNet-18",), "losses": ("Scaled BN (m = 1)",), "datasets": ("CIFAR-100",)}
     assert ids(registry, **labels) == ["cifar100/resnet18/scaled-bn-m1"]
     labels = [row.label for row in registry.table(1).rows]
     assert len(registry.select_cells(Selection(losses=tuple(labels)))) == 72

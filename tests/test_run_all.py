@@ -1,5 +1,6 @@
 """run_all.sh on a machine of stand-ins; nothing is installed or trained but in the last test, marked slow."""
 
+import json
 import os
 import shutil
 import signal
@@ -213,7 +214,7 @@ def test_the_script_is_executable_and_has_no_known_faults(script: str) -> None:
 
 @pytest.mark.slow
 def test_the_smoke_preset_runs_for_real_and_everything_is_titled_smoke(machine: Machine) -> None:
-    """All 72 cells on generated data, with the real `repro`; only the installation is a stand-in."""
+    """All 72 cells learn handwritten digits, with the real `repro`; only the installation is a stand-in."""
     executable(machine.fake / "repro", f'#!/bin/sh\nexec "{sys.executable}" -m repro "$@"\n')
     results = machine.folder / "results"
     done = subprocess.run(
@@ -225,7 +226,11 @@ def test_the_smoke_preset_runs_for_real_and_everything_is_titled_smoke(machine: 
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(list((results / "smoke").rglob("seed0.json"))) == 72
+    paths = [path for path in (results / "smoke").rglob("seed0.json") if ".work" not in path.parts]
+    accuracies = {str(path): json.loads(path.read_text())["result"]["accuracy"] for path in paths}
+    assert len(accuracies) == 72
+    assert min(value for path, value in accuracies.items() if "/cifar100/" in path) >= 85, accuracies
+    assert min(accuracies.values()) >= 60, accuracies  # chance is 10
     assert done.stdout.count("SMOKE") >= 3
     assert (results / "smoke" / "tables.md").read_text() == done.stdout
     assert all((results / "smoke" / name).stat().st_size > 0 for name in ("tables.csv", "tables.tex"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, record_of, repro, smoke_context, train_here
+from smoke_project import OTHER, PROJECT, ROOT, RUN, record_of, repro, smoke_context, train_here
 
 from repro.analysis.text import signed
 from repro.attempts import new_attempt, read_attempts, write_attempt
@@ -114,7 +114,7 @@ def test_a_record_of_somebody_else_that_may_not_be_read_is_named(context):
             folder.chmod(folder.stat().st_mode | 0o055)
     other = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     words = ["-m", "repro", "aggregate", "--preset", "smoke", "--results", context.project.results]
-    done = subprocess.run([*other, sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*other, sys.executable, *words], capture_output=True, text=True, cwd=PROJECT)
     if other and "ModuleNotFoundError" in done.stderr:
         pytest.skip("another user cannot reach this Python")
     assert (done.returncode, "Traceback" in done.stderr) == (4, False)
@@ -175,7 +175,7 @@ def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, o
     (paths.attempts / "1" / "record.json").unlink()
     table = cli(context, "aggregate", *COLUMN[:2]).stdout
     assert f"—: {says.partition(':')[0]}" in table
-    assert f"- {says} — Our Loss (m = 1) on ResNet-18" in table
+    assert f"- {says} — Scaled BN (m = 1) on ResNet-18" in table
     assert f"{says.partition(':')[0]}: {RUN}" in cli(context, "status").stdout
     assert says in cli(context, "show", RUN).stderr
 
@@ -303,10 +303,10 @@ def test_results_that_are_renamed_during_a_run_are_committed_where_they_were_ask
 @pytest.mark.parametrize("command", ["aggregate", "status", "plan", "claims"])
 def test_a_full_or_closed_stdout_is_said_in_one_line(trained, command):
     words = f"{sys.executable} -m repro {command} --preset smoke --results {trained}"
-    full = subprocess.run(f"{words} >/dev/full", shell=True, cwd=ROOT, capture_output=True, text=True)
+    full = subprocess.run(f"{words} >/dev/full", shell=True, cwd=PROJECT, capture_output=True, text=True)
     assert (full.returncode, full.stderr) == (3, "repro: cannot write to stdout: No space left on device\n")
-    assert subprocess.run(f"{words} >/dev/full 2>/dev/full", shell=True, cwd=ROOT).returncode == 3
-    assert subprocess.run(f"{words} >&- 2>&-", shell=True, cwd=ROOT).returncode == 0
+    assert subprocess.run(f"{words} >/dev/full 2>/dev/full", shell=True, cwd=PROJECT).returncode == 3
+    assert subprocess.run(f"{words} >&- 2>&-", shell=True, cwd=PROJECT).returncode == 0
 
 
 def test_tables_are_utf_8_whatever_the_locale(trained):
@@ -326,7 +326,7 @@ def test_a_file_for_people_is_written_whole_or_not_at_all(trained, tmp_path):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
 
-    options = {"cwd": ROOT, "capture_output": True, "text": True}
+    options = {"cwd": PROJECT, "capture_output": True, "text": True}
     full = subprocess.run([*command, "--output", table], preexec_fn=limit, **options)
     assert (full.returncode, table.read_text()) == (2, "old")
     assert f"cannot write {table}: File too large" in full.stderr

@@ -1,6 +1,6 @@
 """What checkpoints cost: `checkpoint_cost.py [--network NAME] [--interval S] [--seconds S] [--folder DIR]`.
 
-Trains a network of full width on generated images of CIFAR-100's size for so many seconds, with checkpoints
+Trains a network of full width on images of CIFAR-100's size for so many seconds, with checkpoints
 as a run writes them, and prints JSON: how large they are, how long one takes, and their share of the time.
 """
 

@@ -171,9 +171,8 @@ def render_effects(
         return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
     if table_format != "markdown":
         raise UsageError(f"--study supports markdown, csv and json, not {table_format}")
-    generated = any(run.generated for effect in effects for run in effect.baseline.averaged)
     unit = f"{registry.paper.metric.title} in percent"
-    title = qualified_title(f"What the paper leaves open, {unit}", preset, generated)
+    title = qualified_title(f"What the paper leaves open, {unit}", preset)
     words = [{name: escape(text) for name, text in effect_words(e, registry).items()} for e in effects]
     parts = [
         f"### {escape(title)}",

@@ -128,8 +128,7 @@ def judge_claims(
     for state in states:
         by_cell.setdefault(state.run.cell.id, []).append(state)
     evidence = Evidence(by_cell, registry, preset, rules)
-    generated = any(state.record.data.generated for state in states if state.counts and state.record)
-    verdicts = [_measured(claim, evidence, generated) for claim in rules.claims]
+    verdicts = [_measured(claim, evidence) for claim in rules.claims]
     tested = _corrected([_tested(verdict) for verdict in verdicts], rules.tests.alpha)
     spreads, decided = _spreads(states), (ClaimWord.SUPPORTED, ClaimWord.CONTRADICTED)
     verdicts = []
@@ -142,14 +141,14 @@ def judge_claims(
     return tuple(verdicts)
 
 
-def _measured(claim: Claim, evidence: Evidence, generated: bool) -> ClaimVerdict:
+def _measured(claim: Claim, evidence: Evidence) -> ClaimVerdict:
     """The claim with its effects, not tested yet."""
     effect = measure_effect(claim, evidence)
     mirror = measure_effect(claim.instead(claim.mirror), evidence) if claim.mirror else effect
     whole = [{column.key for column in each.columns if column.whole} for each in (effect, mirror)]
     return ClaimVerdict(
         claim=claim,
-        title=qualified_title(claim.statement, evidence.preset, generated),
+        title=qualified_title(claim.statement, evidence.preset),
         effect=effect,
         mirror=mirror,
         needed=len(evidence.rules.tests.verdict_columns or evidence.columns),

@@ -52,11 +52,6 @@ class Column:
         return tuple(record for series in self.series for record in (*series.ended, *series.diverged))
 
     @property
-    def generated(self) -> bool:
-        """Whether any of it was trained on generated data."""
-        return any(record.data.generated for record in self.records)
-
-    @property
     def epochs(self) -> int:
         """Epochs on the axis: at least one, also where every run diverged in its first."""
         return max(1, *(len(record.curve) for record in self.records))
@@ -99,7 +94,7 @@ def draw_curves(column: Column, preset: Preset) -> Figure:
         panels=((2.75, height), (2.35, height)),
         margins=style.Margins(right=2.8, between=0.55),
         side_by_side=True,
-        of=(preset, column.generated),
+        preset=preset,
     )
     _draw_column(whole, column, value)
     places = _draw_column(end, column, value)
@@ -128,7 +123,7 @@ def draw_gradients(column: Column, preset: Preset) -> Figure:
         f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch.",
         panels=((4.4, height), (4.4, height)),
         margins=style.Margins(right=2.8, between=0.22, left=0.72),
-        of=(preset, column.generated),
+        preset=preset,
     )
     # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[tuple[Value, str], ...] = (

@@ -53,14 +53,13 @@ def draw_dots(
     rows = list(dict.fromkeys(result.cell.row for result in results))
     labels = [loss_label(table, row) for row in rows]
     height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
-    generated = any(run.generated for result in results for run in result.averaged)
     figure, panels = style.make_page(
         f"{table.heading}, ours against the paper's",
         _caption(results, rules),
         panels=((1.75, height),) * len(networks),
         margins=style.Margins(max(map(len, labels)) / 19 + 0.15, 0.15, between=0.22, panel_title=0.45),
         side_by_side=True,
-        of=(preset, generated),
+        preset=preset,
     )
     columns = [[result for result in results if result.cell.network == network] for network in networks]
     limits = _limits(columns, tolerance)
@@ -206,7 +205,6 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
             groups.setdefault(effect.variation.ablation.name, []).append(effect)
     drawn = [effect for group in groups.values() for effect in group]
     heights = [0.31 * len(group) for group in groups.values()]
-    generated = any(run.generated for effect in drawn for run in effect.baseline.averaged)
     figure, panels = style.make_page(
         "What the paper leaves open: how far each alternative moves its cell",
         f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
@@ -215,7 +213,7 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
         "tested.",
         panels=[(3.4, height) for height in heights],
         margins=style.Margins(left=3.4, between=0.3, panel_title=0.5),
-        of=(preset, generated),
+        preset=preset,
     )
     of_paper = preset.name == "paper"
     bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}

@@ -198,7 +198,7 @@ def to_json(
                                            with each; null where nothing is reported,
                                 "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",
                                           "record_state", "data_unchecked", "data": sha256, "classes",
-                                          "train_images", "test_images", "generated", "partial",
+                                          "train_images", "test_images", "partial",
                                           "device", "precision"}],
                                 "not_counted": [{"id", "seed", "short", "reason", "diverged"}],
                                 "extra": [{"id", "seed", "accuracy", "reason"}] beside the planned seeds,
@@ -209,15 +209,12 @@ def to_json(
     tables: dict[TableName, dict[str, Any]] = {}
     for result in results:
         table = registry.table(result.cell.table)
-        of_table = tables.setdefault(
-            table.name, {"generated": False, "counted": 0, "expected": 0, "cells": []}
-        )
-        of_table["generated"] |= any(run.generated for run in result.averaged)
+        of_table = tables.setdefault(table.name, {"counted": 0, "expected": 0, "cells": []})
         of_table["counted"] += result.n
         of_table["expected"] += result.expected
         of_table["cells"].append(_cell_fields(result, table, readings))
     for name, of_table in tables.items():
-        title = qualified_title(registry.table(name).heading, preset, of_table.pop("generated"))
+        title = qualified_title(registry.table(name).heading, preset)
         of_table |= {"table": name, "title": title, "dataset": registry.table(name).dataset}
     return json_text(
         {

@@ -158,7 +158,7 @@ def draw_logits(of_paper: PaperFigure, pair: Column, preset: Preset) -> Figure:
         f"{unseen if beyond else ''}.",
         panels=((6.2, 1.7), (6.2, 1.7)),
         margins=style.Margins(between=0.42, panel_title=0.22),
-        of=(preset, pair.generated),
+        preset=preset,
     )
     ends = []
     for panel, letter, series, histogram, (edges, density, total) in zip(
@@ -212,7 +212,7 @@ def draw_weight_norms(of_paper: PaperFigure, pair: Column, preset: Preset) -> Fi
         f"{norms[0].shape[1]} classes.",
         panels=((4.9, 2.6),),
         margins=style.Margins(right=1.7),
-        of=(preset, pair.generated),
+        preset=preset,
     )
     entries = []
     for series, norm, shift in zip(pair.series, norms, (-_BAR / 2, _BAR / 2), strict=True):

@@ -29,6 +29,7 @@ from repro.analysis.text import (
     seeds_text,
     signed,
 )
+from repro.attempts import NOT_RUN_YET
 from repro.config import Preset
 from repro.errors import UsageError
 from repro.paper import Metric
@@ -88,8 +89,7 @@ def render_overrides(
         return render_frame(frame, table_format)
     if table_format != "markdown":
         raise UsageError(f"--set supports markdown, csv, json and parquet, not {table_format}")
-    generated = any(run.generated for result in shown for run in result.averaged)
-    title = qualified_title(f"Overrides, {registry.paper.metric.title} in percent", preset, generated)
+    title = qualified_title(f"Overrides, {registry.paper.metric.title} in percent", preset)
     words = [
         _words(result, row, registry) for result, row in zip(shown, frame.to_dict("records"), strict=True)
     ]
@@ -102,7 +102,7 @@ def render_overrides(
 
 
 def _was_run(result: CellResult) -> bool:
-    return bool(result.extra) or any(run.short != "not run yet" for run in result.runs)
+    return bool(result.extra) or any(run.short != NOT_RUN_YET for run in result.runs)
 
 
 def _words(result: CellResult, row: dict[Any, Any], registry: Registry) -> dict[str, str]:

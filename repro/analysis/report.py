@@ -15,16 +15,18 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from repro.analysis import ablations, audit, curves, dot_plot, figures, style
-from repro.analysis.claims import judge_claims
+from repro.analysis.claims import ClaimVerdict, judge_claims
 from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import Rules
 from repro.analysis.tables import build_tables
-from repro.analysis.text import plain
+from repro.analysis.text import counted, plain
 from repro.analysis.verdicts import Verdict, judge_cells, seeds_sentences
+from repro.attempts import NOT_RUN_YET
 from repro.config import Preset, format_axis
+from repro.paper import Metric
 from repro.record_state import RecordState, RunState
 from repro.records import Provenance, RunRecord
 from repro.registry import Cell, Registry
@@ -70,10 +72,20 @@ def render_report(
     for state in sorted(states, key=lambda state: state.run.seed):
         states_of.setdefault(state.run.cell.id, []).append(state)
     words = [result.verdict.word for result in results if result.verdict]
+    claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
+    # Runs that do not exist take no space.
+    shown = {
+        cell: found
+        for cell, of_cell in states_of.items()
+        if (found := [s for s in of_cell if s.record_state is not RecordState.MISSING or _was_tried(s)])
+    }
     # The template calls what draws, so that a figure is described where it stands in the page.
     with style.figure_style():
         return _template("report.html").render(
             **_headline(results, states, registry),
+            answer=_answer(words, claims, preset),
+            plot=_plot,
+            shown=shown,
             curves=curves,
             draw=dot_plot,
             figures=figures,
@@ -91,7 +103,6 @@ def render_report(
             tables=tables,
             seeds_sentences=seeds_sentences,
             networks=list(dict.fromkeys(column for table in tables for column in table.columns)),
-            states_of=states_of,
             audit=audit.audit_paper(registry, rules) if audit.can_audit(registry) else None,
             claims=claims,
             effects=effects,
@@ -122,14 +133,71 @@ def _headline(
     counts = Counter("diverged" if run.diverged else str(run.record_state) for run in runs)
     return {
         "own": own,
-        "counted_runs": sum(result.n for result in own),
-        "whole_cells": sum(result.n == result.expected for result in own),
+        "missing_runs": sum(result.missing for result in own),
         "beyond": [result for result in results if result.cell.table not in names],
         "device_hours": _hours(sum(map(_busy, records))),
         "devices": list(dict.fromkeys(record.provenance.device for record in records)),
         "newest": max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default="none yet"),
         "record_states": [(word, counts[word]) for word in (*RecordState, "diverged") if counts[word]],
     }
+
+
+def _was_tried(state: RunState) -> bool:
+    """Whether a run without a record failed, was interrupted, or is running."""
+    return state.reason != NOT_RUN_YET
+
+
+def _answer(words: Sequence[Verdict], claims: Sequence[ClaimVerdict], preset: Preset) -> str:
+    """The page's answer in a sentence: what is reproduced and what is not."""
+    if preset.name != "paper":
+        return f"The preset {preset.name} tests the harness: it says nothing about the paper."
+    counts = Counter(words)
+    open_cells = len(words) - counts[Verdict.REPRODUCED] - counts[Verdict.OFF]
+    found = f"{counts[Verdict.REPRODUCED]} reproduced, {counts[Verdict.OFF]} off, {open_cells} open"
+    parts = [f"Of {counted(len(words), 'cell')}: {found}."] if words else []
+    if claims:
+        decided = Counter(str(claim.word) for claim in claims)
+        texts = ", ".join(f"{number} {word}" for word, number in decided.items())
+        parts.append(f"Of {counted(len(claims), 'claim')}: {texts}.")
+    return " ".join(parts) or "The paper reports no number that is compared here."
+
+
+def _plot(records: Sequence[RunRecord], reported: float | None, metric: Metric, cell: str) -> Markup:
+    """The test metric by epoch as a small `<svg>`: a line per seed, the paper's number dashed.
+
+    Drawn by hand: a page has 72 of them, and matplotlib takes a fifth of a second for each.
+    """
+    width, height, left, bottom = 340, 150, 30, 132
+    epochs = max(record.config.recipe.epochs for record in records)
+    lines = [
+        [(e.epoch + 1, metric.of(e.test_accuracy)) for e in record.curve if e.test_accuracy is not None]
+        for record in records
+    ]
+    top = max([value for line in lines for _, value in line] + ([reported] if reported else []), default=1)
+    step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100) if top <= 4 * step)
+
+    def place(epoch: float, value: float) -> str:
+        x, y = left + (width - left - 14) * epoch / epochs, bottom - (bottom - 8) * value / (4 * step)
+        return f"{x:.1f},{y:.1f}"
+
+    marks = []
+    for value in range(0, 4 * step + 1, step):
+        y = place(0, value).partition(",")[2]
+        marks.append(f'<path class="grid" d="M{left} {y}H{width - 14}"/>')
+        marks.append(f'<text x="{left - 4}" y="{y}" dy="3" text-anchor="end">{value}</text>')
+    for epoch in (0, epochs // 2, epochs):
+        x = place(epoch, 0).partition(",")[0]
+        marks.append(f'<text x="{x}" y="{height - 4}" text-anchor="middle">{epoch}</text>')
+    if reported is not None:
+        y = place(0, reported).partition(",")[2]
+        marks.append(f'<path class="reported" d="M{left} {y}H{width - 14}"/>')
+        marks.append(f'<text x="{width - 14}" y="{y}" dy="-3" text-anchor="end">paper</text>')
+    for seed, line in enumerate(lines):
+        points = " ".join(place(*point) for point in line)
+        marks.append(f'<polyline class="seed-{seed % 3}" points="{points}"/>')
+    label = f"Test {metric.measure} in percent by epoch, a line per seed: {cell}"
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+    return Markup("".join([svg, *marks, "</svg>"]))
 
 
 def _ablation_groups(effects: Sequence[ablations.AblationEffect]) -> list[list[ablations.AblationEffect]]:

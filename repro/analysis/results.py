@@ -43,7 +43,6 @@ class RunResult(NamedTuple):
     classes: int = 0
     train_images: int = 0
     test_images: int = 0
-    generated: bool = False
     partial: str | None = None
     device: str = ""
     precision: str = ""
@@ -214,10 +213,7 @@ def _run_result(state: RunState) -> RunResult:
     made = state.record.provenance
     return blank._replace(
         **{name: getattr(result, name) for name in ("accuracy", "best_accuracy", "best_epoch")},
-        **{
-            name: getattr(data, name)
-            for name in ("classes", "train_images", "test_images", "generated", "partial")
-        },
+        **{name: getattr(data, name) for name in ("classes", "train_images", "test_images", "partial")},
         **{name: getattr(made, name) for name in ("device", "precision")},
         data=state.record.signature.data,
         data_unchecked=state.data_unchecked,
@@ -239,7 +235,6 @@ def _notes(runs: Sequence[RunResult]) -> tuple[str, ...]:
         for text, holds in (
             ("older code (the training code has changed since)", run.record_state is older),
             ("data unchecked (not prepared here)", run.data_unchecked),
-            ("generated data", run.generated),
             (f"partial data ({run.partial})", run.partial),
         ):
             if holds:

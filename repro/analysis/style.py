@@ -100,16 +100,16 @@ def make_page(
     panels: Sequence[tuple[float, float]],
     margins: Margins = Margins(),
     side_by_side: bool = False,
-    of: tuple[Preset, bool] | None = None,
+    preset: Preset | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of panels, each (width, height) in inches, with the title above and the caption below.
 
-    `of` is the preset that the records are of, and whether any was trained on generated data: both say so.
+    `preset` is the one that the records are of, which title and caption say.
     Sizes are in inches rather than shares of the page, so a longer caption makes the page longer and
     leaves the panels as they are.
     """
-    if of:
-        title, caption = qualified_title(title, *of), f"{caption} {preset_sentence(of[0])}"
+    if preset:
+        title, caption = qualified_title(title, preset), f"{caption} {preset_sentence(preset)}"
     widths, heights = zip(*panels, strict=True)
     gaps = margins.between * (len(panels) - 1)
     width = margins.left + margins.right + (sum(widths) + gaps if side_by_side else max(widths))

@@ -182,8 +182,9 @@ def _table(
     keys = [(owner, key) for owner, part in parts for key in _keys(owner, part)]
     compared = preset.name == "paper"
     at = {(result.cell.network, result.cell.row, result.cell.axes): result for result in every}
-    # The best of the paper's losses: others, of which some may not have run, take no bold from them.
-    own = _keys(*parts[0])
+    # The best of the paper's losses: others, of which some may not have run, take no bold from them. Another
+    # preset tests the harness: it has no winners.
+    own = _keys(*parts[0]) if compared else []
     best = {network: _best([at.get((network, *key)) for key in own], paper.metric) for network in networks}
     measured = [result for result in every if result.n]
     seen = Counter(note for result in measured for note in result.notes)
@@ -217,7 +218,6 @@ def _table(
         older = run.record_state is RecordState.OLDER_CODE and not run.short
         return "made by older code" if older else ""
 
-    generated = any(run.generated for result in results for run in result.averaged)
     unit = f"{paper.metric.title} in percent"
     title = f"{table.heading}, {unit}"
     caption = f"{table.title} (the paper's Table {table.name}), {unit}" if table.of_paper else title
@@ -234,8 +234,8 @@ def _table(
         name=name if preset.name == "paper" else f"{preset.name}-{name}",
         table=table.name,
         corner=table.title,
-        title=qualified_title(title, preset, generated),
-        caption=qualified_title(caption, preset, generated),
+        title=qualified_title(title, preset),
+        caption=qualified_title(caption, preset),
         remarks=(*remarks, *([legend(rules)] if rules and any(map(mark, results)) else [])),
         columns=tuple(network_label(table, network) for network in networks),
         rows=tuple(
@@ -302,7 +302,9 @@ def _remarks(
     else:
         what = "No number of the paper is given here" if table.of_paper else "Not a table of the paper"
         measured = f"{what}: there is nothing to compare with. A value: {measured}"
-    remarks.append(f"{measured} Bold: the best mean of a column in which every loss has all its runs.")
+    if preset.name == "paper":
+        measured += " Bold: the best mean of a column in which every loss has all its runs."
+    remarks.append(measured)
     if runs:
         remarks.append(f"Data: {_sizes(table, runs)}.")
     made_of = f"Runs counted: {len(runs)} of {sum(result.expected for result in results)}"

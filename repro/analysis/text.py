@@ -60,12 +60,9 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(texts)}"
 
 
-def qualified_title(title: str, preset: Preset, generated: bool) -> str:
-    """`title` behind the preset's own; SMOKE is added wherever generated data came under another preset."""
-    words = [preset.title] if preset.title else []
-    if generated and preset.recipe.data != "generated":
-        words.append("SMOKE (generated data)")
-    return " ".join([*words, title])
+def qualified_title(title: str, preset: Preset) -> str:
+    """`title` behind the preset's own, if it has one."""
+    return f"{preset.title} {title}" if preset.title else title
 
 
 def preset_sentence(preset: Preset) -> str:

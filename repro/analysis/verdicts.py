@@ -177,8 +177,6 @@ def _not_comparable(result: CellResult, table: Table, preset: Preset) -> str:
         return f"made with the preset {preset.name}, not with the paper's recipe"
     papers = table.reported_data and table.reported_data.counts
     for run in result.averaged:
-        if run.generated:
-            return "trained on generated data"
         if run.partial:
             return f"trained on partial data ({run.partial})"
         if papers and run.sizes != papers:

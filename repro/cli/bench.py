@@ -75,7 +75,7 @@ def bench(
 
     plain: float32, DataLoader with a worker per core, PIL transforms, `.item()` every step. tuned:
     channels_last, bf16 and torch.compile. Each has a process of its own, and they run in turn, window by
-    window. Uses prepared data where there are some, else generated ones, and says which.
+    window. Uses prepared data where there are some, else images of noise, and says which.
 
     On a busy machine, or where a program's windows vary more than 2-fold, the result is marked
     "not trustworthy", in the JSON file too.
@@ -214,7 +214,7 @@ def _measure(
         image_size=manifest.image_size,
         loss=config.loss,
         batch_size=batch,
-        data="generated" if manifest.generated else manifest.title,
+        data=manifest.title,
         accelerations=("resident-data", precision.name, *used.names()),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         gflop_an_image=sum(kernel.flop for kernel in kernels) / batch / 1e9,

@@ -31,6 +31,10 @@ class Context:
     def open(cls, preset: str, results: Path | None = None, data: Path | None = None) -> "Context":
         """Finds the project, reads its registry and picks the preset; see `Project.find`."""
         project = Project.find(results=results, data=data)
+        if not project.has_experiments:
+            here = f"no experiments/presets.toml in {project.root} or any folder above it"
+            used = f"using the paper's in {project.experiments}; results go to {project.results}"
+            click.echo(f"repro: {here}: {used}", err=True)
         # A table of the user's own that is being edited must not end a sweep over another.
         registry = Registry.load(project.experiments, strict=False)
         for reason in registry.broken.values():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from repro.cli.context import Context
     from repro.config import Recipe
-    from repro.data.prepared import Arrays, PreparedData
+    from repro.data.prepared import PreparedData
     from repro.manifest import Manifest
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def show(context: "Context", name: str, classes: int, images: int, seed: int, ou
 
     config = context.config_for(name, seed)
     prepared = open_for_training(config, context.project.data)
-    sheet, shown = make_contact_sheet(prepared, config.recipe, classes, images, seed)
+    sheet, shown = make_contact_sheet(prepared, config.recipe, classes, images, seed, config.folder)
     path = output or context.project.data / name / f"contact-sheet-{context.preset.name}.png"
     if path.suffix not in (".png", ".pdf"):
         raise UsageError(f"--output {path}: expected a name that ends in .png or .pdf")
@@ -172,12 +172,13 @@ def show(context: "Context", name: str, classes: int, images: int, seed: int, ou
 
 
 def make_contact_sheet(
-    data: "PreparedData", recipe: "Recipe", classes: int, images: int, seed: int
+    data: "PreparedData", recipe: "Recipe", classes: int, images: int, seed: int, folder: Path | None = None
 ) -> "tuple[Tensor, list[str]]":
     """A picture (3, H, W) in 0..1 with a row for each of `classes` classes, and the names of these.
 
     The classes are spread evenly over the set. On the left are `images` of each as prepared, on the right as
-    a run with this seed sees them in its first epoch. Raises UsageError where a class has no training image.
+    a run with this seed sees them in its first epoch; an augmentation in a file is relative to `folder`.
+    Raises UsageError where a class has no training image.
     """
     import numpy as np
     import torch
@@ -193,7 +194,8 @@ def make_contact_sheet(
         chosen = np.flatnonzero(train.labels == label)[:images]
         if not len(chosen):
             raise UsageError(f"{manifest.title}: a class without a training image; prepare the set again")
-        for shown in (torch.from_numpy(train.images[chosen]), _augmented(train, recipe, chosen, seed)):
+        augmented = _augmented(data, recipe, chosen, seed, folder)
+        for shown in (torch.from_numpy(train.images[chosen]), augmented):
             # A class that the reduced preset leaves with fewer images has blanks at its end.
             blanks = torch.full((images + 1 - len(chosen), *shown.shape[1:]), 255, dtype=torch.uint8)
             cells += [shown, blanks]
@@ -201,22 +203,27 @@ def make_contact_sheet(
     return sheet, [manifest.class_names[label] for label in labels]
 
 
-def _augmented(train: "Arrays", recipe: "Recipe", chosen: "np.ndarray", seed: int) -> "Tensor":
+def _augmented(
+    data: "PreparedData", recipe: "Recipe", chosen: "np.ndarray", seed: int, folder: Path | None
+) -> "Tensor":
     """The chosen images (k, 3, S, S) as the first epoch of the run shows them, uint8."""
     import torch
 
-    from repro.data.loader import BatchStream, EpochRandomness, Normalisation, draw_epoch, to_device
+    from repro.data import loader
     from repro.data.prepared import Arrays
     from repro.training.seeding import generator
 
-    draws = draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0))
+    device = torch.device("cpu")
+    train, _ = loader.subset(data, recipe)
+    own = loader.build_augmentation(recipe.augmentation, data.manifest.image_size, device, folder)
+    draws = loader.draw_epoch(len(train.labels), recipe, lambda purpose: generator(seed, purpose, 0), own)
     # What is drawn belongs to a place in the epoch's order, not to an image.
     at = torch.argsort(draws.order)[torch.from_numpy(chosen)]
-    degrees = None if draws.degrees is None else draws.degrees[at]
-    drawn = EpochRandomness(torch.arange(len(chosen)), draws.offsets[at], draws.flips[at], degrees)
-    split = to_device(Arrays(train.images[chosen], train.labels[chosen]), torch.device("cpu"))
-    plain = Normalisation(torch.zeros(3), torch.ones(3), torch.contiguous_format)
-    stream = BatchStream(split, recipe.crop_padding, plain)
-    stream.begin(drawn)
+    drawn: dict[str, Any] = {name: each if each is None else each[at] for name, each in vars(draws).items()}
+    split = loader.to_device(Arrays(train.images[chosen], train.labels[chosen]), device)
+    normalised = loader.normalisation(data, recipe, device, torch.contiguous_format)
+    stream = loader.BatchStream(split, recipe.crop_padding, normalised, own)
+    stream.begin(loader.EpochRandomness(**{**drawn, "order": torch.arange(len(chosen))}))
     images, _ = stream.next_batch(len(chosen))
-    return (images * 255).round().to(torch.uint8)
+    images = images * normalised.std.view(3, 1, 1) + normalised.mean.view(3, 1, 1)
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from repro.cli.options import JSON, places
-from repro.errors import DataCorruptError, DeviceError, ReproError, SetupError
+from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -268,10 +268,14 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
 
     The runs of a set that is missing are left out: a warning, and an error where all of them are.
     """
-    from repro.data import listing, verify
+    from repro.data import digits, listing, verify
 
-    if context.preset.recipe.data == "generated":
-        yield Finding("data sets", "ok", f"the preset {context.preset.name} generates its own")
+    if context.preset.recipe.data == "digits":
+        try:
+            digits.read()
+            yield Finding("data sets", "ok", f"the preset {context.preset.name} trains on {digits.TITLE}")
+        except (DataMissingError, DataCorruptError) as error:
+            yield Finding("data sets", "error", str(error), digits.INSTALL)
         return
     states = {state.name: state for state in listing(context.project.data)}
     needed = dict.fromkeys(run.cell.dataset for run in context.runs())

@@ -259,8 +259,9 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
 def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Each data set that is not prepared, with the reason."""
-    from repro.manifest import prepared_folder, read_manifest
+    """Each data set that is not at hand, with the reason."""
+    from repro.data import fingerprint
+    from repro.manifest import prepared_folder
     from repro.paths import PUBLISHED_SETS
 
     reasons = {}
@@ -269,9 +270,11 @@ def _missing_data(
         if dataset in reasons or fingerprints[dataset] is not None:
             continue
         try:
-            read_manifest(context.project.data, dataset)
+            config = context.registry.config(run, context.preset)
+            fingerprint(config, context.project.data)
         except DataMissingError as error:
-            known = dataset in PUBLISHED_SETS and not prepared_folder(context.project.data, dataset).exists()
+            known = dataset in PUBLISHED_SETS and config.recipe.data == "real"
+            known = known and not prepared_folder(context.project.data, dataset).exists()
             how = f"the data set {dataset} is not prepared: run {context.data_commands(dataset)}"
             reasons[dataset] = how if known else str(error)
     return reasons

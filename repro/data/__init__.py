@@ -143,51 +143,56 @@ def verify(name: str, data_dir: Path) -> "Manifest":
 
 
 def open_for_training(config: "RunConfig", data_dir: Path) -> "PreparedData":
-    """The arrays to train `config` on: a prepared set, or generated data where its recipe says so.
+    """The arrays to train `config` on: a prepared set, or handwritten digits where its recipe says so.
 
     Prepared arrays are hashed: what is trained on is what the manifest says, to the bit.
 
     Raises DataMissingError or DataCorruptError, saying what to do.
     """
-    if config.recipe.data == "generated":
-        from repro.data import synthetic
+    if config.recipe.data == "digits":
+        from repro.data import digits
 
-        return synthetic.generate(*_generated(config))
+        return digits.load(*_digits(config))
     from repro.data.prepared import open_prepared, verify_prepared
 
     verify_prepared(data_dir, config.dataset)
     return open_prepared(data_dir, config.dataset)
 
 
-def fingerprint(config: "RunConfig", data_dir: Path) -> str | None:
-    """The fingerprint of the data that `config` would be trained on; None where they are not prepared.
+def fingerprint(config: "RunConfig", data_dir: Path) -> str:
+    """The fingerprint of the data that `config` would be trained on.
 
     Opens no array, so that planning can tell whether a record's data are the present ones.
+
+    Raises DataMissingError, saying how to get them, or DataCorruptError.
     """
-    from repro.data import synthetic
+    from repro.data import digits
     from repro.manifest import read_manifest
 
-    if config.recipe.data == "generated":
-        return synthetic.fingerprint(*_generated(config))
-    try:
-        return read_manifest(data_dir, config.dataset).fingerprint()
-    except DataMissingError:
-        return None
+    if config.recipe.data == "digits":
+        return digits.fingerprint(*_digits(config))
+    return read_manifest(data_dir, config.dataset).fingerprint()
 
 
 def fingerprints(
     runs: "Iterable[Run]", registry: "Registry", preset: "Preset", data_dir: Path
 ) -> dict[str, str | None]:
     """The fingerprint of each data set of `runs`; None where the data are not at hand."""
-    first = {run.cell.dataset: run for run in reversed(list(runs))}
-    return {name: fingerprint(registry.config(run, preset), data_dir) for name, run in first.items()}
+    found: dict[str, str | None] = {}
+    for run in runs:
+        if (name := run.cell.dataset) not in found:
+            try:
+                found[name] = fingerprint(registry.config(run, preset), data_dir)
+            except DataMissingError:
+                found[name] = None
+    return found
 
 
-def _generated(config: "RunConfig") -> tuple[str, int, int, int, int]:
+def _digits(config: "RunConfig") -> tuple[str, int, int, int]:
     recipe = config.recipe
     sizes = (recipe.classes, recipe.images_per_class, recipe.test_images_per_class)
     classes, train, test = (size for size in sizes if size is not None)
-    return config.dataset, dataset_info(config.dataset).image_size, classes, train, test
+    return config.dataset, classes, train, test
 
 
 def listing(data_dir: Path) -> list[DataSetState]:

@@ -245,7 +245,7 @@ class Estimator:
         size = self.sizes[run.cell.dataset]
         classes = recipe.classes or size.classes
         train, test = recipe.images_per_class, recipe.test_images_per_class
-        if recipe.data == "generated":
+        if recipe.data == "digits":
             return classes * (train or 0), classes * (test or 0)
         return (
             min(size.train, classes * train) if train else size.train,

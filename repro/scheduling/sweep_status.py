@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.attempts import AttemptNote, read_attempts, without_record
+from repro.attempts import NOT_RUN_YET, AttemptNote, read_attempts, without_record
 from repro.config import Recipe
 from repro.errors import SetupError
 from repro.paths import Project
@@ -76,7 +76,7 @@ def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str,
         kind, reason = without_record(notes, lock_holder(paths.lock, holders) is not None)
         if kind == "running":
             found[run.id] = Trace(kind, len(notes), last)
-        elif last is not None and kind != "not run yet":
+        elif last is not None and kind != NOT_RUN_YET:
             begun = last.saved_step / last.total_steps if checkpoint and last.total_steps else 0.0
             found[run.id] = Trace(kind, len(notes), last, None, None, begun, checkpoint, reason or None)
     return found

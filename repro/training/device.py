@@ -87,7 +87,7 @@ def choose_accelerations(
 def images_to_train(config: RunConfig, data_dir: Path) -> int:
     """Over all epochs of a run; 0 where its data are not at hand."""
     recipe = config.recipe
-    if recipe.data == "generated":
+    if recipe.data == "digits":
         return recipe.epochs * (recipe.classes or 0) * (recipe.images_per_class or 0)
     try:
         manifest = read_manifest(data_dir, config.dataset)

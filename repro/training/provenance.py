@@ -168,6 +168,8 @@ class EnergyMeter:
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether code or experiments differ from it; (None, None) without git."""
     try:
+        # In a repository that the experiments are not part of, a commit says nothing about the run.
+        _git(root, "ls-files", "--error-unmatch", "experiments/presets.toml")
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--", "repro", "experiments", "setup.cfg")
     except (OSError, subprocess.SubprocessError):

@@ -183,13 +183,10 @@ def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
     assert "n = 3" in texts(figure)
 
 
-def test_a_figure_of_another_preset_or_of_generated_data_says_so_in_its_title(registry, paper):
+def test_a_figure_of_another_preset_says_so_in_its_title_and_caption(registry):
     smoke = registry.preset("smoke")
     made = find_comparison(
         registry.paper.figures.logits, states_of(registry, smoke, accuracy=30.0, test_images=80), registry
-    )
-    generated = find_comparison(
-        registry.paper.figures.logits, states_of(registry, paper, generated=True), registry
     )
     for draw, figure in (
         (draw_logits, registry.paper.figures.logits),
@@ -197,8 +194,7 @@ def test_a_figure_of_another_preset_or_of_generated_data_says_so_in_its_title(re
     ):
         written = texts(draw(figure, made, smoke))
         assert "SMOKE Figure" in written
-        assert "SMOKE: generated data." in written
-        assert "SMOKE (generated data) Figure" in texts(draw(figure, generated, paper))
+        assert "SMOKE: handwritten digits." in written
 
 
 def test_a_gradient_of_zero_is_left_out_of_the_log_scale_and_an_empty_curve_has_no_line(registry, paper):

@@ -8,7 +8,7 @@ import pytest
 from analysis_records import EXPERIMENTS, done, make_record, missing
 
 from repro.analysis.report import Origin, render_report
-from repro.analysis.rules import read_rules
+from repro.analysis.rules import Printed, read_rules
 from repro.registry import Selection
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: test)")
@@ -48,7 +48,7 @@ def page(browser, registry, paper, tmp_path: Path):
     states += missing([run for run in runs if run.cell.network != "vgg16"])
     path = tmp_path / "report.html"
     origin = Origin("0.1.0", None, "results/paper", False)
-    rules = read_rules(EXPERIMENTS / "claims.toml")
+    rules = read_rules(EXPERIMENTS / "claims.toml").model_copy(update={"printed": Printed()})
     path.write_text(render_report(states, [], registry, paper, rules, origin), encoding="utf-8")
     size(browser, 1280, 900)
     browser.get(path.as_uri())
@@ -150,7 +150,8 @@ def test_without_javascript_a_number_leads_to_its_runs(page):
         page.refresh()
         link = find(page, "#table1 a[data-cell]")
         target = link.get_attribute("href").partition("#")[2]
-        assert find(page, f"[id='{target}']").is_displayed()
+        link.click()
+        assert find(page, f"[id='{target}']").is_displayed(), "the browser opens what is folded around it"
         assert not find(page, ".filters").is_displayed()
     finally:
         page.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -148,11 +148,10 @@ def test_what_qualifies_a_run_is_noted_with_its_seed(runs, put, summary):
     result = summary(runs)
     assert (result.n, result.mean) == (3, pytest.approx(217 / 3))
     assert result.notes == ("older code (the training code has changed since): seed 1",)
-    put(runs[0], 71.0, generated=True)
+    put(runs[0], 71.0)
     put(runs[1], 72.0, partial="9 of 100 classes")
     put(runs[2], 74.0, device="NVIDIA H100", precision="bf16")
     assert summary(runs).notes == (
-        "generated data: seed 0",
         "partial data (9 of 100 classes): seed 1",
         "mixed precisions: float32 (seeds 0, 1); bf16 (seed 2)",
         "mixed devices: NVIDIA GeForce GTX 1080 Ti (seeds 0, 1); NVIDIA H100 (seed 2)",

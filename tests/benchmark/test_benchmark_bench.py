@@ -12,14 +12,13 @@ from smoke_project import ROOT
 
 from repro.benchmark import timing
 from repro.benchmark.baselines import PictureDataset
-from repro.benchmark.case import Case, open_case
+from repro.benchmark.case import Case, noise, open_case
 from repro.benchmark.harness import in_turn
 from repro.benchmark.result import CaseResult, busy_doubts, window_doubts
 from repro.benchmark.roofline import Rates
 from repro.benchmark.timing import Program, RunningProgram, Speed, Window, measure, ratio, started
 from repro.cli import main
 from repro.cli.context import Context
-from repro.data import synthetic
 from repro.errors import RunFailedError
 from repro.system import usable_cores
 from repro.training.precision import Accelerations, Precision
@@ -199,7 +198,7 @@ def test_a_program_that_cannot_prepare_is_left_out_and_said_but_not_ours(program
 def test_our_loop_counts_the_images_of_the_short_last_batch_as_they_are_in_each_run(config, tmp_path):
     """70 images in batches of 32 end in one of 6."""
     case = open_case(config, 32, tmp_path)
-    few = Case(case.config, synthetic.generate("cifar100", 32, 10, 7, 1))
+    few = Case(case.config, noise(32, 10, 70))
     steps = in_turn(few, FP32, Accelerations(), runs=2)
     assert [next(steps) for _ in range(4)] == [64, 64, 12, 64]
 

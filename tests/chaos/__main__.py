@@ -20,7 +20,7 @@ from repro.errors import ReproError
 def main(faults: int, seed: int, only: tuple[str, ...], as_json: bool) -> None:
     """Find out on this machine whether a sweep survives what can happen to it.
 
-    Trains tiny networks on generated data, in processes of their own and a temporary folder, while they are
+    Trains tiny networks on handwritten digits, in processes of their own and a temporary folder, while they are
     killed, paused, denied disk space and given damaged files; then counts the records that were lost, committed
     twice, accepted though damaged or unequal, and the processes left over. Exit code 4 if there were any.
     """

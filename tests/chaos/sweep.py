@@ -45,7 +45,7 @@ _TMPFS_BYTES = 24 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: `losses` of Table 1 on generated data, `epochs` long, with checkpoints."""
+    """What is trained: `losses` of Table 1 on handwritten digits, `epochs` long, with checkpoints."""
 
     losses: tuple[str, ...]
     epochs: int = 20

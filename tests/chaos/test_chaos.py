@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from smoke_project import RUN, record_of, smoke_context, train_here
+from smoke_project import PROJECT, RUN, record_of, smoke_context, train_here
 
 from chaos import defects
 from chaos.mutations import accepted
@@ -24,7 +24,7 @@ TWO_RUNS, ONE_RUN = Workload(FEW[:2]), Workload(FEW[:1])
 def reference(tmp_path_factory):
     """Two runs, trained without any defect."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REPRO_ROOT", str(ROOT))
+        patch.setenv("REPRO_ROOT", str(PROJECT))
         patch.setenv("PYTHONPATH", str(ROOT))
         return train_reference(TWO_RUNS, tmp_path_factory.mktemp("reference") / "home")
 
@@ -36,7 +36,7 @@ def harms(tmp_path, monkeypatch, reference):
     Faults strike at random times: one that comes when the defect cannot show itself finds nothing, so other
     seeds follow until one does, five in all.
     """
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
 

@@ -168,7 +168,7 @@ def test_the_command_prints_a_line_a_matter_and_exits_3_on_an_error(tmp_path, mo
     fine = CliRunner().invoke(main, argv)
     assert fine.exit_code == 0, fine.output
     assert fine.output.splitlines()[0].startswith("ok      Python")
-    assert "the preset smoke generates its own" in fine.output
+    assert "the preset smoke trains on handwritten digits (scikit-learn)" in fine.output
     monkeypatch.setattr(MODULE, "read_torch_facts", lambda: facts(available=False))
     monkeypatch.setenv("PATH", str(tmp_path))
     wrong = CliRunner().invoke(main, [*argv, "--executor", "slurm", "--json"])

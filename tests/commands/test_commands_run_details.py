@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, edit, record_of, smoke_context
+from smoke_project import OTHER, PROJECT, RUN, edit, record_of, smoke_context
 
 from repro.attempts import read_attempts
 from repro.cli import main
@@ -27,7 +27,7 @@ def results(trained, tmp_path):
 
 @pytest.fixture
 def repro(results, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
 
     def run(command, *arguments):
         return CliRunner().invoke(main, [command, *arguments, "--preset", "smoke", "--results", str(results)])

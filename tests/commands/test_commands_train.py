@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from smoke_project import ROOT, RUN, repro, smoke_context, train_here
+from smoke_project import PROJECT, RUN, repro, smoke_context, train_here
 
 from repro.cli import main
 from repro.data.prepared import Arrays, membership
@@ -35,7 +35,7 @@ def data(tmp_path):
 
 
 def train(run, data, results, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     words = ["train", run, "--preset", "quick", "--device", "cpu", "--data-dir", str(data.parent.parent)]
     return CliRunner().invoke(main, [*words, "--results", str(results)])
 
@@ -84,7 +84,7 @@ def test_cublas_hears_of_deterministic_mode_before_cuda_is_asked_for(tmp_path, m
 
 
 def test_a_sweep_skips_a_data_set_that_is_missing_and_trains_the_others(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     words = ["--dataset", "cifar100", "--dataset", "tiny-imagenet", "--network", "vgg16", "--seed", "0"]
     words += [word for axis in TINY.split("/")[2].split("+")[1:] for word in ("--set", axis)]
     words += ["--loss", "cross-entropy", "--data-dir", data.parent.parent, "--results", tmp_path / "results"]

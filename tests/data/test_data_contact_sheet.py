@@ -5,23 +5,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from smoke_project import ROOT
+from smoke_project import PROJECT, ROOT
 
 from repro.cli import main
 from repro.cli.data import make_contact_sheet
+from repro.data import digits
 from repro.data.loader import BatchStream, Normalisation, draw_epoch, to_device
-from repro.data.synthetic import generate
 from repro.errors import UsageError
 from repro.registry import Registry
 from repro.training.seeding import generator
 
-RECIPE = Registry.load(ROOT / "experiments").preset("smoke").recipe
+RECIPE = Registry.load(PROJECT / "experiments").preset("smoke").recipe
 
 
 def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on():
-    data = generate("cifar100", 32, 10, 16, 8)
+    data = digits.load("cifar100", 10, 16, 8)
     sheet, shown = make_contact_sheet(data, RECIPE, 4, 3, seed=5)
-    assert shown == ["pattern 0", "pattern 3", "pattern 6", "pattern 9"]
+    assert shown == ["0", "3", "6", "9"]
     cells = (
         (sheet[:, 2:, 2:] * 255)
         .round()
@@ -46,14 +46,27 @@ def test_on_the_left_is_the_set_and_on_the_right_what_the_first_epoch_trains_on(
         make_contact_sheet(type(data)(empty, data.train, data.test), RECIPE, 11, 2, seed=0)
 
 
+def test_an_augmentation_of_the_users_own_is_shown_too():
+    """Where the example's cuts a hole, there is the mean colour: 0 after normalisation."""
+    data = digits.load("cifar100", 10, 16, 8)
+    recipe = RECIPE.model_copy(update={"augmentation": "cutout.py:Cutout"})
+    before, _ = make_contact_sheet(data, RECIPE, 4, 3, seed=5)
+    after, _ = make_contact_sheet(data, recipe, 4, 3, 5, ROOT / "examples" / "cutout" / "experiments")
+    hole = (before != after).any(dim=0)
+    assert 0 < hole.sum() <= 4 * 3 * 64
+    colour = torch.tensor(data.manifest.mean)[:, None].expand(3, int(hole.sum()))
+    torch.testing.assert_close(after[:, hole], colour, rtol=0, atol=0.003)
+    assert not hole[:, : hole.shape[1] // 2].any()  # the left half shows the set
+
+
 def test_the_command_writes_a_picture_and_says_where_and_what_is_on_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     path = tmp_path / "new" / "sheet.png"
     argv = ["data", "show", "cifar100", "--preset", "smoke", "--output", str(path), "--classes", "3"]
     result = CliRunner().invoke(main, argv)
     assert (result.exit_code, result.stdout) == (0, f"{path}\n")
-    assert "generated data in the shape of CIFAR-100: 1" in result.stderr
-    assert "Rows: pattern 0; pattern " in result.stderr
+    assert "handwritten digits (scikit-learn), resized to 32 px: 1" in result.stderr
+    assert "Rows: 0; " in result.stderr
     with Image.open(path) as picture:
         assert (picture.format, min(picture.size) > 100) == ("PNG", True)
 
@@ -67,7 +80,7 @@ def test_the_command_writes_a_picture_and_says_where_and_what_is_on_it(tmp_path,
     ],
 )
 def test_what_cannot_be_shown_says_why(arguments, code, says, tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["data", "show", *arguments])
     assert (result.exit_code, says in result.stderr) == (code, True), result.stderr

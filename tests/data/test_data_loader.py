@@ -1,11 +1,10 @@
 """Batches: which images, how augmented, how normalised, against plain per-image code."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from smoke_project import PROJECT
 
-from repro.data import synthetic
+from repro.data import digits
 from repro.data.loader import (
     CIFAR100_MEAN,
     BatchStream,
@@ -22,12 +21,12 @@ from repro.registry import Registry
 from repro.training.seeding import generator
 
 CPU = torch.device("cpu")
-RECIPE = Registry.load(Path(__file__).parents[2] / "experiments").preset("smoke").recipe
+RECIPE = Registry.load(PROJECT / "experiments").preset("smoke").recipe
 
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic.generate("cifar100", 32, 10, 16, 8)
+    return digits.load("cifar100", 10, 16, 8)
 
 
 def draws_of(count, recipe=RECIPE, epoch=0):

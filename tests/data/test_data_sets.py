@@ -53,7 +53,7 @@ def test_an_unknown_set_and_an_option_that_means_nothing_are_usage_errors(tmp_pa
     ("script", "missing"),
     [
         ("import repro.data", ("numpy", "torch", "pydantic")),
-        ("from repro.data.synthetic import fingerprint; fingerprint('cifar100', 32, 10, 16, 8)", ("numpy", "torch")),
+        ("from repro.data.digits import fingerprint; fingerprint('cifar100', 10, 16, 8)", ("numpy", "torch")),
         ("import repro.data.cifar100, repro.data.tiny_imagenet, repro.data.identities, repro.data.facescrub", ("torch",)),
     ],
 )  # fmt: skip

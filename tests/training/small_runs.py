@@ -1,11 +1,11 @@
-"""Small runs on generated data, and the results of uninterrupted ones, trained once for all tests."""
+"""Small runs on few images, and the results of uninterrupted ones, trained once for all tests."""
 
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from smoke_project import ROOT
+from smoke_project import PROJECT
 
 from repro.config import RunConfig
 from repro.data import open_for_training
@@ -31,18 +31,18 @@ FURTHER_LOSSES = (
     "scaled-bn-m1+statistics=full-batches",
 )
 
-_registry = cache(lambda: Registry.load(ROOT / "experiments"))
+_registry = cache(lambda: Registry.load(PROJECT / "experiments"))
 
 
 def config_of(loss="cross-entropy", network="resnet18", seed=0, **recipe) -> RunConfig:
-    """The smoke preset: 3 epochs with 2 lr drops, 160 images in 5 batches; for the rest `recipe` counts."""
+    """The short smoke preset: 3 epochs with 2 lr drops, 160 images in 5 batches; for the rest `recipe` counts."""
     run = _registry().parse(f"cifar100/{network}/{loss}/seed{seed}")
     config = _registry().config(run, _registry().preset("smoke"))
     return config.model_copy(update={"recipe": config.recipe.model_copy(update=recipe)})
 
 
 def data_of(config: RunConfig) -> PreparedData:
-    return open_for_training(config, ROOT / "no data needed")
+    return open_for_training(config, PROJECT / "no data needed")
 
 
 def on_cpu(name="fp32", memory_format=torch.contiguous_format) -> Precision:

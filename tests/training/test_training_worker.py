@@ -7,7 +7,7 @@ import torch
 from pretended_environment import attempt_note
 from smoke_project import (
     OTHER,
-    ROOT,
+    PROJECT,
     RUN,
     interrupt,
     record_of,
@@ -269,7 +269,7 @@ def test_a_stop_writes_phase_and_checkpoints_and_the_next_worker_resumes(context
     for run in (RUN, OTHER):
         assert outcomes(context, run) == ["interrupted"]
     monkeypatch.undo()
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     assert train_here(context, RUN, OTHER, per_gpu=2) == 0
     for run in (RUN, OTHER):
         assert read_attempts(paths_of(context, run))[1].resumed_at_step > 0
