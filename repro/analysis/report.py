@@ -52,27 +52,26 @@ def render_report(
     rules: Rules | None,
     origin: Origin,
     effects: Sequence[ablations.AblationEffect] = (),
-    shown: Collection[Cell] | None = None,
+    cells: Collection[Cell] | None = None,
 ) -> str:
     """The page for `states`, which hold every run that a table should show, done or not.
 
     `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`); `effects` are
-    of every alternative of the ablations, run or not. Only cells among `shown` are on the page, by default
+    of every alternative of the ablations, run or not. Only cells among `cells` are on the page, by default
     all; verdicts and claims rest on all `states` whichever are shown.
     """
     results = summarise(states, registry, preset)
     if rules is not None:
         results = judge_cells(results, registry, preset, rules)
     claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
-    if shown is not None:
-        results = tuple(result for result in results if result.cell in shown)
-        states = [state for state in states if state.run.cell in shown]
+    if cells is not None:
+        results = tuple(result for result in results if result.cell in cells)
+        states = [state for state in states if state.run.cell in cells]
     tables = build_tables(results, registry, preset, origin.supplied)
     states_of: dict[str, list[RunState]] = {}
     for state in sorted(states, key=lambda state: state.run.seed):
         states_of.setdefault(state.run.cell.id, []).append(state)
     words = [result.verdict.word for result in results if result.verdict]
-    claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
     # Runs that do not exist take no space.
     shown = {
         cell: found

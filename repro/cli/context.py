@@ -34,7 +34,7 @@ class Context:
         if not project.has_experiments:
             here = f"no experiments/presets.toml in {project.root} or any folder above it"
             used = f"using the paper's in {project.experiments}; results go to {project.results}"
-            click.echo(f"repro: {here}: {used}", err=True)
+            say(f"repro: {here}: {used}")
         # A table of the user's own that is being edited must not end a sweep over another.
         registry = Registry.load(project.experiments, strict=False)
         for reason in registry.broken.values():
