@@ -100,9 +100,10 @@ def with_own_options(text: str) -> str:
 
     def extended(found: re.Match[str]) -> str:
         words = found[1].split()
-        group = main if words[1] != "data" else main.get_command(click.Context(main), "data")
-        name = words[2] if group is not main and len(words) > 2 else words[1]
-        command = group.get_command(click.Context(group), name) if isinstance(group, click.Group) else None
+        command: click.Command | None = main
+        for word in words[1:]:
+            if isinstance(command, click.Group):
+                command = command.get_command(click.Context(command), word)
         takes = {option for param in command.params for option in param.opts} if command else set()
         given = [word for option in own if option in takes - {*words} for word in (option, own[option])]
         return f"`{' '.join([found[1], shlex.join(given)]).strip()}`"

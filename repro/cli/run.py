@@ -194,7 +194,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     if options.dry_run:
         plan = make_plan(
             survey, context.registry, context.preset, context.project, devices, stale=options.stale,
-            begun=context.begun(to_do), missing_data=missing, grid=bool(selected.axes),
+            begun=context.begun(to_do), grid=bool(selected.axes),
         )  # fmt: skip
         click.echo(with_own_options(plan.to_text()))
         click.echo(f"would train {_count(len(to_do))}, in this order:" if to_do else "would train nothing")

@@ -123,7 +123,11 @@ def test_the_shell_completes_names_without_importing_what_is_slow(words, expecte
         assert not re.search(rf"\| +{module}$", errors, re.MULTILINE)
 
 
-def test_completion_outside_a_project_offers_nothing_and_says_nothing(tmp_path):
+@pytest.mark.parametrize("broken", ["no project", "a table that is no TOML"])
+def test_where_there_is_nothing_to_read_completion_offers_nothing_and_says_nothing(tmp_path, broken):
+    if broken != "no project":
+        (tmp_path / "experiments").mkdir()
+        (tmp_path / "experiments" / "table1.toml").write_text("table = ")
     environment = {"_REPRO_COMPLETE": "bash_complete", "COMP_WORDS": "repro run --loss c", "COMP_CWORD": "3"}
-    process = start(environment=environment, stdout=-1, cwd=tmp_path)
+    process = start(environment={**environment, "REPRO_ROOT": str(tmp_path)}, stdout=-1)
     assert process.communicate() == ("\n", "")
