@@ -46,7 +46,7 @@ class Context:
         return self.registry.select_runs(Selection(**selection), self.preset)
 
     def fingerprints(self, runs: Iterable[Run]) -> dict[str, str | None]:
-        """The fingerprint of each run's data set; None where the data are not at hand."""
+        """The fingerprint of each run's data set; None where the data are missing."""
         return fingerprints(runs, self.registry, self.preset, self.project.data)
 
     def config_for(self, dataset: str, seed: int) -> RunConfig:
@@ -58,7 +58,7 @@ class Context:
         return self.registry.config(run, self.preset)
 
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
-        """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
+        """The state of each run, in order, one at a time; not `whole`, records lack curves and probes.
 
         Then many of them fit into memory.
         """

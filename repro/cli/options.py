@@ -295,7 +295,7 @@ devices = all_of(
 
 
 def end_if_damaged(reasons: Sequence[str]) -> None:
-    """Names every record that could not be believed, and ends with the exit code of that."""
+    """Names every record that is not valid, and ends with the exit code for that."""
     for reason in reasons:
         say(f"repro: {reason}")
     if reasons:

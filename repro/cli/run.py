@@ -259,7 +259,7 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
 def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Each data set that is not at hand, with the reason."""
+    """Each data set that is missing, with the reason or the commands that get it."""
     from repro.data import fingerprint
     from repro.manifest import prepared_folder
     from repro.paths import PUBLISHED_SETS

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repro.registry import Run, Selection
     from repro.scheduling.sweep_status import Status
 
-INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
+INTERVAL = 2.0  # seconds between two reads of the state; longer where reading takes long
 _CLEAR = "\x1b[H\x1b[J"
 _EPOCHS_SHOWN = 12
 
@@ -44,7 +44,7 @@ _EPOCHS_SHOWN = 12
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @JSON
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
+    """Show a sweep: runs by state, speed, time left, failures. Changes nothing.
 
     Works from another terminal or machine while schedulers are at work, and without one.
     """

@@ -21,7 +21,7 @@ MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
 
 @dataclass(frozen=True)
 class Tick:
-    """How a sweep stands. `workers` has each device, its worker's note, whether it has one, why it gets none.
+    """The state of a sweep. `workers` has each device, its worker's note, whether it has one, why it gets none.
 
     `done` includes what was done before; `ended` of `total` runs need nothing more.
     """
@@ -97,7 +97,7 @@ class PlainView:
 
 @dataclass
 class _Pace:
-    """How far something was when it was first seen: its speed since tells when it will end."""
+    """How far something was when it was first seen: its speed since gives the time left."""
 
     fraction: float
     seen: float = field(default_factory=time.monotonic)
