@@ -174,7 +174,8 @@ class Status:
             rest = ", not counting columns whose speed is not known yet" if unknown else ""
             lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:
-            needs = f", the runs to do need about {format_bytes(self.plan.disk.total)}" if self.plan else ""
+            left = self.plan.disk.total if self.plan else 0
+            needs = f", the runs to do need about {format_bytes(left)}" if left else ""
             lines.append(f"disk: {format_bytes(self.free_bytes)} free{needs}")
         return "\n".join(lines)
 

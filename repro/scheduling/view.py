@@ -21,7 +21,7 @@ MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
 
 @dataclass(frozen=True)
 class Tick:
-    """The state of a sweep. `workers` has each device, its worker's note, whether it has one, why it gets none.
+    """A sweep now. `workers` has each device, its worker's note, whether it has one, why it gets none.
 
     `done` includes what was done before; `ended` of `total` runs need nothing more.
     """
