@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, ROOT, RUN, interrupt, smoke_context, wait_for
+from smoke_project import OTHER, PROJECT, RUN, interrupt, smoke_context, wait_for
 
 from repro.attempts import read_attempts, write_attempt
 from repro.cli import main
@@ -24,7 +24,7 @@ INTERRUPTED = "cifar100/resnet18/scaled-bn-m0.8/seed0"
 
 
 def asked(*words: object):
-    return CliRunner(env={"REPRO_ROOT": str(ROOT)}).invoke(main, [*map(str, words)])
+    return CliRunner(env={"REPRO_ROOT": str(PROJECT)}).invoke(main, [*map(str, words)])
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import ROOT, RUN, record_of, smoke_context
+from smoke_project import PROJECT, ROOT, RUN, record_of, smoke_context
 
 from repro.cli import main
 
@@ -15,7 +15,7 @@ COMMANDS = ("plan", "run", "status", "aggregate", "figures", "report", "claims",
 
 
 def asked(*words: object):
-    return CliRunner(env={"REPRO_ROOT": str(ROOT)}).invoke(main, [*map(str, words)])
+    return CliRunner(env={"REPRO_ROOT": str(PROJECT)}).invoke(main, [*map(str, words)])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
