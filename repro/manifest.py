@@ -143,7 +143,8 @@ def read_manifest(data: Path, name: str) -> Manifest:
                 f"{did_you_mean(name, known)}"
             ) from None
         raise DataMissingError(
-            f"the data set {name} is not prepared ({path} does not exist): run `repro data prepare {name}`, "
+            f"the data set {name} is not prepared ({path} does not exist): run `repro data fetch {name}"
+            f"{' --lists DIR' * (name == 'facescrub')}`, then `repro data prepare {name}`, "
             "or point --data-dir or REPRO_DATA at a folder where it is"
         ) from None
     except OSError as error:

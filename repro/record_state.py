@@ -83,10 +83,11 @@ def assess(
     for run in runs:
         config = registry.config(run, preset)
         state = assess_run(run, config, preset, project, fingerprints.get(run.cell.dataset))
-        yield state if whole else _trimmed(state)
+        yield state if whole else trimmed(state)
 
 
-def _trimmed(state: RunState) -> RunState:
+def trimmed(state: RunState) -> RunState:
+    """The state without its record's curve and probes, so that many fit into memory."""
     if state.record is None:
         return state
     bare = {"curve": (), "probes": Probes(logits=None, weight_norms=None)}

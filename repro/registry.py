@@ -55,8 +55,12 @@ class Cell:
     @property
     def id(self) -> str:
         """`dataset/network/loss[+name=value…]`."""
-        suffix = "".join(f"+{axis}={format_axis(value)}" for axis, value in self.axes)
-        return f"{self.dataset}/{self.network}/{self.row}{suffix}"
+        return "/".join(self.place) + "".join(f"+{name}={format_axis(value)}" for name, value in self.axes)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Data set, network and loss, which the cell shares with every override of it."""
+        return self.dataset, self.network, self.row
 
 
 LONGEST_FOLDER = 200  # bytes of a folder's name; file systems take 255, and temporary files have longer names
@@ -157,9 +161,8 @@ class Registry:
 
     def table(self, name: TableName) -> Table:
         """The table with this number or name; SelectionError lists the known ones."""
-        for table in self.tables:
-            if table.name == name:
-                return table
+        if found := [table for table in self.tables if table.name == name]:
+            return found[0]
         if str(name) in self.broken:
             raise RegistryError(self.broken[str(name)])
         known = ", ".join(str(table.name) for table in self.tables)

@@ -5,6 +5,8 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 
+from short_project import PROJECT
+
 from repro.attempts import AttemptNote
 from repro.cli.context import Context
 from repro.paths import Project
@@ -38,9 +40,9 @@ def correct_images(correct: int, total: int) -> str:
 
 
 def context_at(results: Path) -> Context:
-    """The project's registry and the smoke preset, with records, figures and data below `results`."""
-    registry = Registry.load(ROOT / "experiments")
-    project = Project(ROOT, results, results / "figures", results / "data")
+    """The project's registry and the short smoke preset, with records, figures and data below `results`."""
+    registry = Registry.load(PROJECT / "experiments")
+    project = Project(PROJECT, results, results / "figures", results / "data")
     return Context(project, registry, registry.preset("smoke"))
 
 

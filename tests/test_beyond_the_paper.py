@@ -7,8 +7,9 @@ from smoke_project import OTHER, record_of, smoke_context, train_here
 
 from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
+from repro.cli.claims import judge
 from repro.cli.context import Context
-from repro.cli.reporting import aggregate_studies, aggregate_tables, judge, write_report
+from repro.cli.reporting import aggregate_studies, aggregate_tables, write_report
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"
@@ -39,7 +40,7 @@ def test_claim_6_finds_the_records_of_its_two_controls(context):
 
 
 def test_a_loss_with_a_record_stands_below_the_papers_in_the_same_table(context):
-    text, damaged = aggregate_tables(context, (1,), "markdown")
+    text, damaged = aggregate_tables(context, Selection(tables=(1,)), "markdown")
     assert damaged == []
     lines = text.splitlines()
     below = lines[next(place for place, line in enumerate(lines) if BEYOND in line) + 1 :]
@@ -53,7 +54,7 @@ def test_a_loss_with_a_record_stands_below_the_papers_in_the_same_table(context)
 
 
 def test_asked_for_every_loss_beyond_the_paper_is_there(context):
-    text, _ = aggregate_tables(context, (1,), "markdown", extended=True)
+    text, _ = aggregate_tables(context, Selection(tables=(1,)), "markdown", extended=True)
     labels = [row.label for table in context.registry.extensions(1) for row in table.rows]
     assert len(labels) == 7
     for label in labels:
@@ -62,16 +63,16 @@ def test_asked_for_every_loss_beyond_the_paper_is_there(context):
 
 
 def test_a_loss_beyond_the_paper_is_a_row_of_every_format(context):
-    latex, _ = aggregate_tables(context, (1,), "latex")
+    latex, _ = aggregate_tables(context, Selection(tables=(1,)), "latex")
     head, rule, _ = latex.partition("\\midrule\nz")
     assert rule
     assert head.count("\\midrule") == 1
     assert latex.count("\\begin{table}") == 1
     assert "z $\\cdot$ 2 without batch norm" in latex
-    assert "[U+" not in aggregate_tables(context, (1,), "latex", extended=True)[0]
-    rows = aggregate_tables(context, (1,), "csv")[0].splitlines()
+    assert "[U+" not in aggregate_tables(context, Selection(tables=(1,)), "latex", extended=True)[0]
+    rows = aggregate_tables(context, Selection(tables=(1,)), "csv")[0].splitlines()
     assert [row.split(",")[1] for row in rows if ",logit-scale-s2," in row] == ["cifar100-extended"] * 3
-    tables = json.loads(aggregate_tables(context, (1,), "json")[0])["tables"]
+    tables = json.loads(aggregate_tables(context, Selection(tables=(1,)), "json")[0])["tables"]
     assert [(table["table"], table["counted"]) for table in tables] == [(1, 1), ("cifar100-extended", 1)]
 
 
@@ -88,7 +89,7 @@ def test_the_report_has_both_in_their_table_and_the_open_point(context, tmp_path
 
 
 def test_an_open_point_reads_the_same_records(context):
-    text, _ = aggregate_studies(context, ["bias"], "csv")
+    text, _ = aggregate_studies(context, Selection(studies=("bias",)), "csv")
     (row,) = text.splitlines()[1:]
     difference = record_of(context, NO_BIAS).result.accuracy - record_of(context, OTHER).result.accuracy
     assert f",{difference!r}," in row

@@ -165,7 +165,7 @@ def test_every_command_of_a_page_is_one_that_the_program_takes(page):
 
 
 @pytest.mark.parametrize(
-    "line", ["repro plam", "repro plan --tabel 1", "repro run --stale keeep", "repro show"]
+    "line", ["repro plam", "repro plan --tabel 1", "repro run --stale keeep", "repro logs"]
 )
 def test_a_command_that_the_program_does_not_take_would_be_found(line):
     ((words, whole),) = commands(f"```sh\n{line}\n```\n")

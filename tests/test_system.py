@@ -42,7 +42,7 @@ TRAIN = f"""
 import repro.cli
 repro.cli.main(["train", "{RUN}", "--preset", "smoke", "--device", "cpu", *sys.argv[1:]])
 """
-WITHOUT = "import repro.cli.run\nrepro.cli.run.keep_freed_memory = lambda: None\n"
+WITHOUT = "import repro.cli.train\nrepro.cli.train.keep_freed_memory = lambda: None\n"
 
 
 def growth_of_mappings(code: str, *arguments) -> int:

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -27,7 +27,7 @@ from repro.config import Preset
 from repro.paper import PaperFigure
 from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
-from repro.registry import Registry
+from repro.registry import Cell, Registry
 from repro.storage import write_whole
 
 T = TypeVar("T")
@@ -44,15 +44,20 @@ def draw_figures(
     rules: Rules | None = None,
     effects: Sequence[AblationEffect] = (),
     look: style.Look = style.DEFAULT_LOOK,
+    shown: Collection[Cell] | None = None,
 ) -> tuple[list[Path], list[str]]:
     """Draws what the records allow into `folder`, each as SVG, PDF and PNG (200 dpi): the files, and notices.
 
     `figure2`, …: the paper's own, as `paper.toml` names them. `curves-…` and `gradients-…`: one of each
     for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
     `ambiguities`: the `effects` of ablations that can be computed. `captions.txt`: what each shows. Only
-    records that count are drawn, and the same records give the same bytes. A figure whose run is missing is
-    left out and named in a notice; raises SetupError where the folder can't be written.
+    records that count are drawn, and the same records give the same bytes. Of cells not among `shown` (None:
+    all) nothing is drawn; the verdicts rest on all `states`. A figure whose run is missing is left out and
+    named in a notice; raises SetupError where the folder can't be written.
     """
+    every = states
+    if shown is not None:
+        states = [state for state in states if state.run.cell in shown]
     notices = missing_for_figures(states, registry, preset)
     columns = columns_of(states, registry)
     if not columns:
@@ -65,8 +70,9 @@ def draw_figures(
         drawings.append((f"curves-{column.name}", partial(draw_curves, column, preset, look)))
         drawings.append((f"gradients-{column.name}", partial(draw_gradients, column, preset, look)))
     if rules is not None:
-        results = [result for result in summarise(states, registry, preset) if result.reported]
+        results = [result for result in summarise(every, registry, preset) if result.reported]
         judged = judge_cells(results, registry, preset, rules)
+        judged = tuple(result for result in judged if shown is None or result.cell in shown)
         for table in registry.tables:
             of_table = [result for result in judged if result.cell.table == table.name]
             if any(result.n for result in of_table):

@@ -1,6 +1,6 @@
 """Records, tables and verdicts as pandas DataFrames: what `repro.load()` returns."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -36,8 +36,8 @@ class Results:
     """The results of one preset; each frame is read from the records when it is first asked for.
 
     Accuracies are in percent, differences in percentage points, epochs counted from 1, times UTC. A number
-    that there is not is NaN, NA or None. Runs and cells are those of `tables`, by default the paper's, and of
-    the losses that extend them and have a record; `extended`, of every such loss.
+    that there is not is NaN, NA or None. Runs and cells are those `selected`, by default the paper's, and of
+    the losses that extend their tables and have a record; `extended`, of every such loss.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Results:
         project: Project,
         registry: Registry,
         preset: Preset,
-        tables: Sequence[TableName] = (),
+        selected: Selection = Selection(),  # noqa: B008 - it is frozen
         extended: bool = False,
     ) -> None:
         """Reads nothing yet."""
         self.project, self.registry, self.preset = project, registry, preset
-        self._tables, self._extended = tuple(tables), extended
+        self._selected, self._extended = selected, extended
         self._damaged: dict[str, None] = {}
 
     @cached_property
@@ -89,7 +89,7 @@ class Results:
     def cell_results(self) -> tuple[CellResult, ...]:
         """The cells with their verdicts, in the tables' order.
 
-        Verdicts are corrected over all the paper's cells, so its runs are read whichever tables are named.
+        Verdicts are corrected over all the paper's cells, so its runs are read whichever are selected.
         """
         cells = {run.cell for run in self._planned}
         recorded, _ = recorded_runs(self.project, self.preset, self.registry)
@@ -102,7 +102,7 @@ class Results:
 
     @property
     def damaged(self) -> list[str]:
-        """A sentence for each record, of those read so far for the tables named, that is not valid."""
+        """A sentence for each record, of the selected ones read so far, that is not valid."""
         return list(self._damaged)
 
     @cached_property
@@ -155,13 +155,7 @@ class Results:
 
     @cached_property
     def _planned(self) -> tuple[Run, ...]:
-        runs = self.registry.select_runs(Selection(tables=self._tables), self.preset)
-        found = dict.fromkeys(runs)
-        for table in dict.fromkeys(run.cell.table for run in runs):
-            found |= dict.fromkeys(
-                extension_runs(self.project, self.registry, self.preset, table, self._extended)
-            )
-        return tuple(found)
+        return selected_runs(self.project, self.registry, self.preset, self._selected, self._extended)
 
     def _assess(self, runs: Collection[Run], whole: bool = True) -> Iterator[RunState]:
         """The states one at a time; not `whole`, without curves and probes, so that many fit into memory."""
@@ -187,6 +181,24 @@ class Results:
             "diverged_in": _from_1(result.diverged_in if result else None),
             **{name: getattr(provenance, name, None) for name in _PROVENANCE},
         }
+
+
+def selected_runs(
+    project: Project, registry: Registry, preset: Preset, selected: Selection, extended: bool = False
+) -> tuple[Run, ...]:
+    """The runs selected, and in their columns those of losses that extend the table and have a record.
+
+    `extended`: of every such loss. A selection by loss or override, and one of a study, is taken as it is.
+    """
+    runs = registry.select_runs(selected, preset)
+    found = dict.fromkeys(runs)
+    if not (selected.losses or selected.axes or selected.studies):
+        columns = {(run.cell.dataset, run.cell.network, run.seed) for run in runs}
+        for table in dict.fromkeys(run.cell.table for run in runs):
+            for run in extension_runs(project, registry, preset, table, extended):
+                if (run.cell.dataset, run.cell.network, run.seed) in columns:
+                    found[run] = None
+    return tuple(found)
 
 
 def extension_runs(

@@ -33,7 +33,7 @@ from repro.attempts import NOT_RUN_YET
 from repro.config import Preset
 from repro.errors import UsageError
 from repro.paper import Metric
-from repro.registry import Cell, Registry
+from repro.registry import Registry
 
 _PLACE = ("preset", "table", "dataset", "network", "loss", "label", "overrides")
 _SHARED = (*_PLACE, "n", "expected", "diverged", "mean", "std", "seeds", "accuracies")
@@ -53,15 +53,11 @@ def overrides_frame(results: Sequence[CellResult], registry: Registry, preset: P
     The columns of the CSV of cells but for what concerns the paper, then `pairs`, `difference`,
     `difference_std` (ddof = 1), `low` and `high`, in points; NaN in a baseline's row and without a pair.
     """
-    baselines = {_place(result.cell): result for result in results if not result.cell.axes}
-    rows = [_differences(result, baselines[_place(result.cell)], registry.paper.metric) for result in results]
+    baselines = {result.cell.place: result for result in results if not result.cell.axes}
+    rows = [_differences(result, baselines[result.cell.place], registry.paper.metric) for result in results]
     frame = cells_frame(results, registry, preset).reindex(columns=[*_SHARED, *_REMARKS])
     differences = pd.DataFrame(rows, columns=_DIFFERENCES, dtype="float64")
     return frame.join(differences.astype({"pairs": "Int64"}))
-
-
-def _place(cell: Cell) -> tuple[str, str, str]:
-    return cell.dataset, cell.network, cell.row
 
 
 def _differences(result: CellResult, baseline: CellResult, metric: Metric) -> dict[str, Any]:
@@ -86,8 +82,8 @@ def render_overrides(
     results: Sequence[CellResult], registry: Registry, preset: Preset, table_format: TableFormat
 ) -> str | bytes:
     """The table of overrides; a cell in which none was run yet is left out. UsageError for another format."""
-    tried = {_place(result.cell) for result in results if result.cell.axes and _was_run(result)}
-    shown = [result for result in results if _place(result.cell) in tried]
+    tried = {result.cell.place for result in results if result.cell.axes and _was_run(result)}
+    shown = [result for result in results if result.cell.place in tried]
     frame = overrides_frame(shown, registry, preset)
     if table_format in ("csv", "json", "parquet"):
         return render_frame(frame, table_format)
@@ -100,7 +96,7 @@ def render_overrides(
     parts = [f"### {escape(title)}", *([escape(preset_sentence(preset))] if preset.heading else [])]
     if words:
         parts += [escape(HOW), tabulate(words, headers="keys", tablefmt="pipe", disable_numparse=True)]
-    if rest := len({_place(result.cell) for result in results}) - len(tried):
+    if rest := len({result.cell.place for result in results}) - len(tried):
         parts.append(f"Left out: {counted(rest, 'cell')} without a run of these overrides.")
     return "\n\n".join(parts) + "\n"
 

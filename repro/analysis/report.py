@@ -7,7 +7,7 @@ in place, sorts and filters. The same records give the same bytes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -29,7 +29,7 @@ from repro.config import Preset, format_axis
 from repro.paper import Metric
 from repro.record_state import RecordState, RunState
 from repro.records import Provenance, RunRecord
-from repro.registry import Registry
+from repro.registry import Cell, Registry
 
 PAGE = files("repro.analysis") / "page"
 
@@ -52,21 +52,26 @@ def render_report(
     rules: Rules | None,
     origin: Origin,
     effects: Sequence[ablations.AblationEffect] = (),
+    cells: Collection[Cell] | None = None,
 ) -> str:
     """The page for `states`, which hold every run that a table should show, done or not.
 
     `further` are runs that the claims need beyond those (`repro.analysis.claims.claim_runs`); `effects` are
-    of every alternative of the ablations, run or not.
+    of every alternative of the ablations, run or not. Only cells among `cells` are on the page, by default
+    all; verdicts and claims rest on all `states` whichever are shown.
     """
     results = summarise(states, registry, preset)
     if rules is not None:
         results = judge_cells(results, registry, preset, rules)
+    claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
+    if cells is not None:
+        results = tuple(result for result in results if result.cell in cells)
+        states = [state for state in states if state.run.cell in cells]
     tables = build_tables(results, registry, preset, origin.supplied)
     states_of: dict[str, list[RunState]] = {}
     for state in sorted(states, key=lambda state: state.run.seed):
         states_of.setdefault(state.run.cell.id, []).append(state)
     words = [result.verdict.word for result in results if result.verdict]
-    claims = judge_claims([*states, *further], registry, preset, rules) if rules else ()
     # Runs that do not exist take no space.
     shown = {
         cell: found

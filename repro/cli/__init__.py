@@ -7,22 +7,25 @@ Progress goes to stderr, data to stdout.
 
 import errno
 import os
-from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 import click
 
 from repro import __version__
-from repro.cli.options import configure_logging, prepare_streams
+from repro.cli.options import configure_logging, prepare_streams, say
 from repro.errors import ReproError, SetupError
 
 # The files of this package and their commands: each is imported only where one of them is asked for.
 _FILES = {
-    "run": ("plan", "run", "stop", "train"),
+    "run": ("plan", "run"),
+    "train": ("train", "stop"),
     "status": ("status", "show", "logs"),
-    "reporting": ("aggregate", "figures", "report", "claims", "audit"),
+    "reporting": ("aggregate", "figures", "report"),
+    "claims": ("claims", "audit"),
     "share": ("bundle", "merge"),
+    "compare": ("compare",),
+    "clean": ("clean",),
     "bench": ("bench",),
     "doctor": ("doctor",),
     "data": ("data",),
@@ -48,13 +51,13 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except ReproError as error:
-            _say(f"repro: {error}")
+            say(f"repro: {error}")
             ctx.exit(error.exit_code)
         except OSError as error:
             # A closed pipe, as in `repro … | head`, is click's; a file that is named is ours to explain.
             if error.filename or error.errno not in _UNWRITABLE:
                 raise
-            _say(f"repro: cannot write to stdout: {error.strerror}")
+            say(f"repro: cannot write to stdout: {error.strerror}")
             # What stdout still holds cannot be written at exit either.
             os._exit(SetupError.exit_code)
         except KeyboardInterrupt:
@@ -77,8 +80,3 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "agg"
     prepare_streams()
     configure_logging()
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # stderr may be what cannot be written
-        click.echo(line, err=True)

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from repro.cli.options import ClusterOption
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,22 +38,22 @@ class ClusterOptions:
     ray_address: str = "auto"
 
 
+option = partial(click.option, cls=ClusterOption)
+
+
 def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
 
-    @click.option("--jobs", type=click.IntRange(min=1),
-                  help="Slurm, Ray: jobs at once.  [default: 16; Ray: what there is room for]")  # fmt: skip
-    @click.option("--job-gpus", type=click.FloatRange(min=0), default=1.0, show_default=True,
-                  help="Slurm, Ray: GPUs of a job; 0: train on the CPU; Ray: 0.5 shares one.")  # fmt: skip
-    @click.option("--partition", help="Slurm.")
-    @click.option("--account", help="Slurm.")
-    @click.option("--qos", help="Slurm.")
-    @click.option("--time", help="Slurm: a job's limit, as in 4:00:00; another job resumes it.")
-    @click.option("--mem", "memory", help="Slurm: a job's memory, as in 16G.")
-    @click.option("--gres", help="Slurm: instead of --job-gpus, as in gpu:a100:1 or shard:2.")
-    @click.option("--sbatch", multiple=True, metavar="OPTION[=VALUE]",
-                  help="Slurm: any other option of sbatch, as in constraint=a100; repeatable.")  # fmt: skip
-    @click.option("--ray-address", default="auto", show_default=True, help="Ray: the cluster's address.")
+    @option("--jobs", type=click.IntRange(min=1), metavar="N", help="at once")
+    @option("--job-gpus", type=click.FloatRange(min=0), default=1.0, metavar="N", help="per job; 0: CPU")
+    @option("--ray-address", default="auto", metavar="HOST:PORT")
+    @option("--partition", metavar="NAME")
+    @option("--account", metavar="NAME")
+    @option("--qos", metavar="NAME")
+    @option("--time", metavar="LIMIT", help="per job: 4:00:00")
+    @option("--mem", "memory", metavar="SIZE", help="16G")
+    @option("--gres", metavar="LIST", help="gpu:a100:1")
+    @option("--sbatch", multiple=True, metavar="OPTION[=VALUE]", help="any other")
     @wraps(command)
     def wrapped(*args: Any, **options: Any) -> Any:
         asked = {each.name: options.pop(each.name) for each in fields(ClusterOptions)}

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from repro.cli.options import say
 from repro.config import Preset, RunConfig
 from repro.data import fingerprints
 from repro.paths import Project
@@ -35,11 +34,11 @@ class Context:
         if not project.has_experiments:
             here = f"no experiments/presets.toml in {project.root} or any folder above it"
             used = f"using the paper's in {project.experiments}; results go to {project.results}"
-            click.echo(f"repro: {here}: {used}", err=True)
+            say(f"repro: {here}: {used}")
         # A table of the user's own that is being edited must not end a sweep over another.
         registry = Registry.load(project.experiments, strict=False)
         for reason in registry.broken.values():
-            click.echo(f"repro: a table is left out: {reason}", err=True)
+            say(f"repro: a table is left out: {reason}")
         return cls(project, registry, registry.preset(preset))
 
     def runs(self, **selection: Any) -> tuple[Run, ...]:
@@ -47,7 +46,7 @@ class Context:
         return self.registry.select_runs(Selection(**selection), self.preset)
 
     def fingerprints(self, runs: Iterable[Run]) -> dict[str, str | None]:
-        """The fingerprint of each run's data set; None where the data are not at hand."""
+        """The fingerprint of each run's data set; None where the data are missing."""
         return fingerprints(runs, self.registry, self.preset, self.project.data)
 
     def config_for(self, dataset: str, seed: int) -> RunConfig:
@@ -59,7 +58,7 @@ class Context:
         return self.registry.config(run, self.preset)
 
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
-        """Where each run stands, in order, one at a time; not `whole`, records lack curves and probes.
+        """The state of each run, in order, one at a time; not `whole`, records lack curves and probes.
 
         Then many of them fit into memory.
         """
@@ -72,9 +71,9 @@ class Context:
             return  # names of a table that is left out are not known
         _, found = recorded_runs(self.project, self.preset, self.registry)
         for line in found[:_SHOWN]:
-            click.echo(f"repro: {line}", err=True)
+            say(f"repro: {line}")
         if len(found) > _SHOWN:
-            click.echo(f"repro: {len(found) - _SHOWN} more files count nowhere", err=True)
+            say(f"repro: {len(found) - _SHOWN} more files count nowhere")
 
     def survey(self, runs: Sequence[Run]) -> "Survey":
         """What a sweep over `runs` starts from; reads each record once."""
@@ -115,19 +114,28 @@ class Context:
                 )
         return sizes
 
+    def suggest(self, *words: str, options: Sequence[str] = ("--preset", "--results", "--data-dir")) -> str:
+        """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
+        project, default = self.project, Project.find(self.project.root)
+        values = {
+            "--preset": (self.preset.name, "paper"),
+            "--results": (str(project.results), str(default.results)),
+            "--data-dir": (str(project.data), str(default.data)),
+        }
+        given = [
+            word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
+        ]
+        return f"`{shlex.join(['repro', *words, *given])}`"
 
-_ALL = ("--preset", "--results", "--data-dir")
+    def data_commands(self, name: str, fetch: bool = True) -> str:
+        """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+        from repro.data import DATA_SETS
 
-
-def suggest(context: "Context", *words: str, options: tuple[str, ...] = _ALL) -> str:
-    """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
-    project, default = context.project, Project.find(context.project.root)
-    values = {
-        "--preset": (context.preset.name, "paper"),
-        "--results": (str(project.results), str(default.results)),
-        "--data-dir": (str(project.data), str(default.data)),
-    }
-    given = [
-        word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
-    ]
-    return f"`{shlex.join(['repro', *words, *given])}`"
+        known, options = DATA_SETS.get(name), ("--data-dir",)
+        if known is None:
+            return self.suggest("data", "prepare", name, "--from", "FOLDER", options=options)
+        prepare = self.suggest("data", "prepare", name, options=options)
+        if not fetch:
+            return prepare
+        lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
+        return f"{self.suggest('data', 'fetch', name, *lists, options=options)}, then {prepare}"

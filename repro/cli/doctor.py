@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.context import suggest
 from repro.cli.options import JSON, places
 from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError
 
@@ -284,7 +283,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
     for name in dict.fromkeys([*states, *needed]):
         state = states.get(name)
         matter, found = f"data: {name}", state.state if state else "missing"
-        remedy = _prepare(context, name, fetch=found == "missing")
+        remedy = context.data_commands(name, fetch=found == "missing")
         try:
             if state is None or found in ("missing", "fetched"):
                 left_out = f"{found}, {'so nothing can be trained' if nothing else 'its runs are left out'}"
@@ -300,20 +299,6 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
             yield Finding(matter, "ok", said)
         except ReproError as error:
             yield Finding(matter, "error", str(error), remedy)
-
-
-def _prepare(context: "Context", name: str, fetch: bool) -> str:
-    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
-    from repro.data import DATA_SETS
-
-    known, options = DATA_SETS.get(name), ("--data-dir",)
-    if known is None:
-        return suggest(context, "data", "prepare", name, "--from", "FOLDER", options=options)
-    prepare = suggest(context, "data", "prepare", name, options=options)
-    if not fetch:
-        return prepare
-    lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
-    return f"{suggest(context, 'data', 'fetch', name, *lists, options=options)}, then {prepare}"
 
 
 def check_executor(executor: str) -> Iterator[Finding]:

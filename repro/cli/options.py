@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +36,92 @@ def _split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return tuple(int(word) if word.isdecimal() else word for word in words)
 
 
-TABLES = click.option(
-    "--table",
-    "tables",
-    multiple=True,
-    callback=_split,
-    metavar="TABLE[,…]",
-    help="1, 2, 3 or a name.  [default: the paper's]",
-)
+class ExpertOption(click.Option):
+    """One that --help lists below the everyday ones."""
+
+
+class ClusterOption(click.Option):
+    """One for a cluster's jobs; --help names them all in a paragraph."""
+
+
+class Command(click.Command):
+    """A command whose --help has the everyday options first; options with the same text share a line."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
+        kinds = {"Options": click.Option, "More options": ExpertOption, "Cluster options": ClusterOption}
+        rows: dict[str, list[tuple[str, str]]] = {title: [] for title in kinds}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                of_kind = rows[next(title for title in reversed(kinds) if isinstance(param, kinds[title]))]
+                record = (record[0], re.sub(r" *\[x>=[\d.]+\]", "", record[1]))
+                if of_kind and of_kind[-1][1] == record[1]:
+                    record = (f"{of_kind.pop()[0].rpartition(' ')[0]}, {record[0]}", record[1])
+                of_kind.append(record)
+        cluster = rows.pop("Cluster options")
+        for title, of_kind in rows.items():
+            if of_kind:
+                with formatter.section(title):
+                    formatter.write_dl(of_kind)
+        if cluster:
+            with formatter.section("Cluster options, with --executor slurm or ray (docs/cluster.md)"):
+                formatter.write_text(
+                    ", ".join(f"{names} ({text})" if text else names for names, text in cluster)
+                )
+
+
+command = partial(click.command, cls=Command)
+expert = partial(click.option, cls=ExpertOption)
+
+
+def completed(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What the shell completes an option or argument with; `repro.cli.completion` has the kinds."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+        from repro.cli.completion import complete
+
+        return complete(kind, ctx.params, incomplete)
+
+    return complete
+
+
+def _keep_own(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Remembers an option as it was given, for the commands that messages suggest."""
+    if value not in (None, param.default):
+        ctx.meta[param.opts[0]] = str(value)
+    return value
+
+
+def with_own_options(text: str) -> str:
+    """`text` with the user's own --preset, --results and --data-dir in each `repro …` that takes them."""
+    from repro.cli import main
+
+    context = click.get_current_context(silent=True)
+    own = {name: value for name, value in context.meta.items() if name.startswith("--")} if context else {}
+
+    def extended(found: re.Match[str]) -> str:
+        words = found[1].split()
+        command: click.Command | None = main
+        for word in words[1:]:
+            if isinstance(command, click.Group):
+                command = command.get_command(click.Context(command), word)
+        takes = {option for param in command.params for option in param.opts} if command else set()
+        given = [word for option in own if option in takes - {*words} for word in (option, own[option])]
+        return f"`{' '.join([found[1], shlex.join(given)]).strip()}`"
+
+    return re.sub(r"`(repro [a-z][^`]*)`", extended, text) if own else text
+
+
+def say(text: str) -> None:
+    """A message on stderr, dropped where that cannot be written: a full disk must not end a sweep."""
+    with suppress(OSError, ValueError):
+        click.echo(printable(with_own_options(text)), err=True)
 
 
 class _Messages(logging.Handler):
-    """Plain lines on stderr; one that cannot be written, as to a full disk, is dropped."""
+    """Plain lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):
-            click.echo(printable(self.format(record)), err=True)
+        say(self.format(record))
 
 
 def configure_logging() -> None:
@@ -72,52 +144,55 @@ def all_of(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 RESULTS = click.option(
-    "--results", type=FOLDER, help="Folder of the records.  [default: the project's results/]"
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    callback=_keep_own,
+    help="Folder of the records.  [default: results/]",
 )
-DATA_DIR = click.option(
-    "--data-dir", type=FOLDER, help="Folder of the data.  [default: $REPRO_DATA or data/]"
+DATA_DIR = expert(
+    "--data-dir",
+    type=FOLDER,
+    metavar="DIR",
+    callback=_keep_own,
+    help="Data folder.  [default: $REPRO_DATA or data/]",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
-PRECISION = click.option(
+PRECISION = expert(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp32"]),
     help="Force this precision.  [default: by device]",
 )
-DETERMINISTIC = click.option("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
-STALE = click.option(
+DETERMINISTIC = expert("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
+STALE = expert(
     "--stale",
     type=click.Choice(["keep", "rerun"]),
     default="keep",
     show_default=True,
-    help="What to do with results from older training code.",
+    help="Results from older code.",
 )
-LOG = click.option(
-    "--log", metavar="NAME", help="Live curves: tensorboard, csv or your own logger, mylog.py:MyLogger."
-)
+LOG = expert("--log", metavar="NAME", help="Live curves: tensorboard, csv, or mylog.py:MyLogger.")
 
 _ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
+_FORCE = "On or off: channels-last, fused-sgd, cuda-graph, compile.  [default: by device]"
 accelerations = all_of(
-    click.option(
-        "--with",
-        "switch_on",
-        type=_ACCELERATIONS,
-        multiple=True,
-        help="Use an acceleration.  [default: by device]",
-    ),
-    click.option(
-        "--without", "switch_off", type=_ACCELERATIONS, multiple=True, help="Disable an acceleration."
-    ),
+    *(
+        expert(option, name, type=_ACCELERATIONS, multiple=True, metavar="NAME", help=_FORCE)
+        for option, name in (("--with", "switch_on"), ("--without", "switch_off"))
+    )
 )
 """What makes a run faster and is no part of its recipe."""
+
+
+PRESET = click.option("--preset", default="paper", show_default=True, metavar="NAME", callback=_keep_own,
+                      shell_complete=completed("presets"), help="How runs are trained.")  # fmt: skip
 
 
 def places(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --preset, --results and --data-dir, and hands the command a Context instead of them."""
 
-    @click.option(
-        "--preset", default="paper", show_default=True, help="How runs are trained: paper, quick, …"
-    )
+    @PRESET
     @RESULTS
     @DATA_DIR
     @wraps(command)
@@ -130,42 +205,54 @@ def places(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _grid(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    if not values:
+        return ()  # also when the shell completes, which must not wait for pydantic
     from repro.config import parse_grid
 
     return parse_grid(values)
 
 
-SET = click.option(
-    "--set",
-    "axes",
-    multiple=True,
-    callback=_grid,
-    metavar="NAME=VALUE[,…]",
-    help="Override the recipe; several values are a grid. Repeatable.",
-)
 SELECTED = ("tables", "datasets", "networks", "losses", "seeds", "axes", "studies")
 
 
-def selection(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection."""
+def select(**refused: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds --table, --dataset, --network, --loss, --seed, --set and --study, and hands over a Selection.
 
-    @TABLES
-    @click.option("--dataset", "datasets", multiple=True, help="As in `cifar100`; globs, repeatable.")
-    @click.option("--network", "networks", multiple=True, help="As in `resnet*`; globs, repeatable.")
-    @click.option("--loss", "losses", multiple=True, help="As in `am-softmax-*`; globs, repeatable.")
-    @click.option("--seed", "seeds", multiple=True, callback=_split, metavar="SEED[,…]",
-                  help="[default: the preset's]")  # fmt: skip
-    @SET
-    @click.option("--study", "studies", multiple=True, metavar="NAME",
-                  help="`ambiguities`: what the paper leaves open; `vgg`, …: one such point.")  # fmt: skip
-    @wraps(command)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        from repro.registry import Selection
+    Those `refused`, by the field's name, make no sense for the command: a UsageError gives the reason.
+    """
 
-        fields = {name: options.pop(name) for name in SELECTED}
-        return command(*args, selected=Selection(**fields), **options)
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        def option(name: str, field: str, **settings: Any) -> Callable[[Any], Any]:
+            settings |= {"multiple": True, "hidden": field in refused, "shell_complete": completed(field)}
+            return click.option(name, field, **settings)
 
-    return wrapped
+        named = {"metavar": "NAME", "help": "Name, label or glob (resnet*); repeatable."}
+
+        @option("--table", "tables", callback=_split, metavar="TABLE[,…]",
+                help="1, 2, 3 or a name.  [default: the paper's]")  # fmt: skip
+        @option("--dataset", "datasets", **named)
+        @option("--network", "networks", **named)
+        @option("--loss", "losses", **named)
+        @option("--seed", "seeds", callback=_split, metavar="SEED[,…]", help="[default: the preset's]")
+        @option("--set", "axes", callback=_grid, metavar="NAME=VALUE[,…]",
+                help="Override the recipe; several values: a grid.")  # fmt: skip
+        @option("--study", "studies", metavar="NAME", help="Ablations: `ambiguities`, or one by name.")
+        @wraps(command)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            from repro.registry import Selection
+
+            fields = {name: options.pop(name) for name in SELECTED}
+            for name, reason in refused.items():
+                if fields[name]:
+                    raise UsageError(reason)
+            return command(*args, selected=Selection(**fields), **options)
+
+        return wrapped
+
+    return add
+
+
+selection = select()
 
 
 def stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,29 +280,24 @@ def parse_per_gpu(context: click.Context, parameter: click.Parameter, value: str
 
 
 devices = all_of(
-    click.option("--gpus", metavar="LIST", help="Indices among the visible GPUs, as in 0,2.  [default: all]"),
-    click.option(
+    click.option("--gpus", metavar="LIST", help="Visible GPUs by index: 0,2.  [default: all]"),
+    click.option("--budget", metavar="TIME", help="Stop after this long: 30m, 20h, 1d2h."),
+    expert(
         "--per-gpu",
         default="auto",
-        show_default=True,
         metavar="N|auto",
         callback=parse_per_gpu,
-        help="Concurrent runs per GPU. auto adds runs while throughput grows.",
+        help="Concurrent runs; auto: while it gets faster.",
     ),
     STALE,
-    click.option(
-        "--budget",
-        metavar="TIME",
-        help="Stop after this much time (30m, 20h, 1d2h). Unfinished runs resume later.  [default: none]",
-    ),
 )
 """What `plan` and `run` share."""
 
 
 def end_if_damaged(reasons: Sequence[str]) -> None:
-    """Names every record that could not be believed, and ends with the exit code of that."""
+    """Names every record that is not valid, and ends with the exit code for that."""
     for reason in reasons:
-        click.echo(f"repro: {reason}", err=True)
+        say(f"repro: {reason}")
     if reasons:
         sys.exit(4)
 

@@ -1,30 +1,37 @@
-"""What the records say: aggregate, figures, report, claims, audit."""
+"""What the records say: aggregate, figures, report."""
 
 import subprocess
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import FILE, FOLDER, JSON, SET, TABLES, end_if_damaged, places, write
+from repro.cli.options import FILE, FOLDER, command, end_if_damaged, places, say, select, selection, write
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
     from repro.analysis.ablations import AblationEffect
-    from repro.analysis.claims import ClaimVerdict
     from repro.analysis.export import Readings, TableFormat
-    from repro.analysis.results import CellResult
     from repro.analysis.rules import Rules
     from repro.cli.context import Context
-    from repro.config import Scalar
     from repro.experiments import TableName
     from repro.record_state import RunState
-    from repro.registry import Run
+    from repro.registry import Cell, Run, Selection
+
+_NO_SEED = (
+    "--seed: a mean and its verdict are over all planned seeds; single runs are listed by "
+    "`repro aggregate --by run --format csv --seed 0`"
+)
+_OTHERS = "shown by `repro aggregate --set lr=0.05` and `repro aggregate --study ambiguities` alone"
+# The options that a command about the paper's cells refuses.
+of_cells = select(
+    seeds=_NO_SEED, axes=f"--set: overrides are {_OTHERS}", studies=f"--study: ablations are {_OTHERS}"
+)
 
 
-@click.command()
+@command()
 @places
 @click.option("--format", "form", default="markdown", show_default=True,
               type=click.Choice(["markdown", "latex", "macros", "csv", "json", "parquet"]))  # fmt: skip
@@ -32,38 +39,35 @@ if TYPE_CHECKING:
               help="One row per run, epoch or cell, as csv, json or parquet.")  # fmt: skip
 @click.option("--readings", type=click.Choice(["deciding", "all"]), default="deciding", show_default=True,
               help="Of the paper's ± in csv, json and parquet: the one that decides, or each.")  # fmt: skip
-@TABLES
+@selection
 @click.option("--extended", is_flag=True,
               help="Include losses beyond the paper that have no record yet.")  # fmt: skip
-@SET
-@click.option("--study", "studies", multiple=True, metavar="NAME",
-              help="Show ablations instead: `ambiguities`, or one by name.")  # fmt: skip
 @click.option("--output", type=FILE, help="Write to this file instead of stdout.")
 def aggregate(
     context: "Context",
     form: "TableFormat",
     by: str | None,
     readings: "Readings",
-    tables: "tuple[TableName, ...]",
+    selected: "Selection",
     extended: bool,
-    axes: "tuple[tuple[str, Scalar], ...]",
-    studies: tuple[str, ...],
     output: Path | None,
 ) -> None:
     """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
-    --set shows overrides beside their baseline instead, with paired differences. macros: numbers for a
-    LaTeX document that \\input's them, by \\repro{TABLE}{NETWORK}{ROW}. parquet needs --output.
+    --set shows overrides beside their baseline instead, with paired differences, --study ablations; --seed
+    goes with --by run or epoch. macros: numbers for a LaTeX document that \\input's them, by
+    \\repro{TABLE}{NETWORK}{ROW}. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
     if form == "parquet" and output is None:
         raise UsageError("Parquet cannot be printed: name a file with --output")
-    modes = [name for name, value in {"--by": by, "--set": axes, "--study": studies}.items() if value]
+    asked = {"--by": by, "--set": selected.axes, "--study": selected.studies}
+    modes = [name for name, value in asked.items() if value]
     if len(modes) > 1:
         raise UsageError(f"{modes[0]} and {modes[1]} exclude one another")
-    if tables and studies:
-        raise UsageError("--table and --study exclude one another")
+    if selected.seeds and by not in ("run", "epoch"):
+        raise UsageError(_NO_SEED)
     if readings == "all":
         if modes and by != "cell":
             raise UsageError(f"--readings all is for cells, and {modes[0]} shows others")
@@ -74,27 +78,27 @@ def aggregate(
         )
     context.point_out_misnamed()
     text: str | bytes
-    if studies:
-        text, damaged = aggregate_studies(context, studies, form)
-    elif axes:
-        text, damaged = aggregate_overrides(context, axes, tables, form)
+    if selected.studies:
+        text, damaged = aggregate_studies(context, selected, form)
+    elif selected.axes:
+        text, damaged = aggregate_overrides(context, selected, form)
     elif by:
-        text, damaged = aggregate_rows(context, tables, form, by, readings, extended)
+        text, damaged = aggregate_rows(context, selected, form, by, readings, extended)
     else:
-        text, damaged = aggregate_tables(context, tables, form, extended, readings)
+        text, damaged = aggregate_tables(context, selected, form, extended, readings)
         if form == "markdown":
-            text = f"{text!s}{overrides_beside(context, tables)}"
+            text = f"{text!s}{overrides_beside(context, selected)}"
     if output is None:
         click.echo(text, nl=False)
     else:
         write(output, text)
-        click.echo(f"wrote {output}", err=True)
+        say(f"wrote {output}")
     end_if_damaged(damaged)
 
 
 def aggregate_tables(
     context: "Context",
-    tables: "Sequence[TableName]",
+    selected: "Selection",
     form: "TableFormat",
     extended: bool = False,
     readings: "Readings" = "deciding",
@@ -107,7 +111,7 @@ def aggregate_tables(
     from repro.analysis.frames import Results
 
     registry, preset, supplied = context.registry, context.preset, context.project.supplied_results
-    found = Results(context.project, registry, preset, tables, extended)
+    found = Results(context.project, registry, preset, selected, extended)
     text = render_tables(
         found.cell_results, registry, preset, form, rules=found.rules, supplied=supplied, readings=readings
     )
@@ -116,7 +120,7 @@ def aggregate_tables(
 
 def aggregate_rows(
     context: "Context",
-    tables: "Sequence[TableName]",
+    selected: "Selection",
     form: "TableFormat",
     by: str,
     readings: "Readings",
@@ -126,7 +130,7 @@ def aggregate_rows(
     from repro.analysis.export import cells_frame, render_frame
     from repro.analysis.frames import Results
 
-    found = Results(context.project, context.registry, context.preset, tables, extended)
+    found = Results(context.project, context.registry, context.preset, selected, extended)
     if by == "cell":
         frame = cells_frame(found.cell_results, context.registry, context.preset, readings)
         return render_frame(frame, form, found.rules), found.damaged
@@ -134,10 +138,7 @@ def aggregate_rows(
 
 
 def aggregate_overrides(
-    context: "Context",
-    axes: "tuple[tuple[str, Scalar], ...]",
-    tables: "tuple[TableName, ...]",
-    form: "TableFormat",
+    context: "Context", selected: "Selection", form: "TableFormat"
 ) -> tuple[str | bytes, list[str]]:
     """The table of overrides beside their baselines, and a sentence for each record that is not valid.
 
@@ -148,8 +149,8 @@ def aggregate_overrides(
     from repro.record_state import damage, recorded_runs
 
     registry, preset = context.registry, context.preset
-    baselines = context.runs(tables=tables)
-    runs = context.runs(tables=tables, axes=axes)
+    baselines = registry.select_runs(replace(selected, axes=()), preset)
+    runs = registry.select_runs(selected, preset)
     known = {run.cell: {key for keys in registry.defaults(run.cell, preset) for key in keys} for run in runs}
     runs = tuple(run for run in runs if known[run.cell] >= dict(run.cell.axes).keys()) or runs
     cells = {run.cell for run in (*baselines, *runs)}
@@ -159,25 +160,23 @@ def aggregate_overrides(
     return render_overrides(summarise(states, registry, preset), registry, preset, form), damage(states)
 
 
-def overrides_beside(context: "Context", tables: "tuple[TableName, ...]") -> str:
+def overrides_beside(context: "Context", selected: "Selection") -> str:
     """A Markdown list of the commands that show the runs with overrides; empty where there are none.
 
     Those of a study are in its own table.
     """
     from repro.analysis.text import counted
-    from repro.cli.context import suggest
     from repro.config import format_axis
     from repro.experiments import AMBIGUITIES
     from repro.record_state import recorded_runs
 
     registry, preset = context.registry, context.preset
-    shown = {run.cell.table for run in context.runs(tables=tables)}
-    shown |= {table.name for name in shown for table in registry.extensions(name)}
+    shown = {cell.place for cell in shown_cells(context, selected, extended=True)}
     studied = {each.cell for each in registry.variations(AMBIGUITIES)} if registry.ablations else set()
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
     for run in recorded_runs(context.project, preset, registry)[0]:
         cell = run.cell
-        if cell.axes and cell.table in shown and cell not in studied:
+        if cell.axes and cell.place in shown and cell not in studied:
             other = not registry.table(cell.table).of_paper
             table = ("--table", str(cell.table)) if other else ()
             groups.setdefault((table, tuple(name for name, _ in cell.axes)), []).append(run)
@@ -187,12 +186,20 @@ def overrides_beside(context: "Context", tables: "tuple[TableName, ...]") -> str
         for name in names:
             values = dict.fromkeys(format_axis(dict(run.cell.axes)[name]) for run in runs)
             words += ["--set", f"{name}={','.join(values)}"]
-        lines.append(f"- {counted(len(runs), 'run')}: {suggest(context, 'aggregate', *words)}")
+        lines.append(f"- {counted(len(runs), 'run')}: {context.suggest('aggregate', *words)}")
     return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
 
 
+def shown_cells(context: "Context", selected: "Selection", extended: bool = False) -> "Collection[Cell]":
+    """The cells selected, with those of losses beyond the paper that have a record; `extended`, of all."""
+    from repro.analysis.frames import selected_runs
+
+    runs = selected_runs(context.project, context.registry, context.preset, selected, extended)
+    return dict.fromkeys(run.cell for run in runs)
+
+
 def aggregate_studies(
-    context: "Context", studies: Sequence[str], form: "TableFormat"
+    context: "Context", selected: "Selection", form: "TableFormat"
 ) -> tuple[str, list[str]]:
     """The table of ablations as text, and a sentence for each record that is not valid.
 
@@ -200,23 +207,25 @@ def aggregate_studies(
     """
     from repro.analysis.ablations import render_effects
 
-    effects, damaged = study_effects(context, studies)
+    effects, damaged = study_effects(context, selected)
     return render_effects(effects, context.registry, context.preset, form), damaged
 
 
 def study_effects(
-    context: "Context", studies: Sequence[str]
+    context: "Context", selected: "Selection"
 ) -> "tuple[tuple[AblationEffect, ...], list[str]]":
-    """Every alternative of the studies, and a sentence for each record that is not valid."""
+    """Every alternative of the studies, in the cells selected, and a sentence for each record not valid."""
     from repro.analysis.ablations import compute_effects
     from repro.analysis.results import summarise
     from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
-    states = list(context.states(context.runs(studies=tuple(studies))))
+    # Spreads are pooled over the whole study, whichever of its cells are shown.
+    states = list(context.states(context.runs(studies=selected.studies)))
     results = {result.cell: result for result in summarise(states, registry, preset)}
-    effects = compute_effects(registry.variations(*studies), results, registry.paper.metric)
-    return effects, damage(states)
+    effects = compute_effects(registry.variations(*selected.studies), results, registry.paper.metric)
+    chosen = set(registry.select_cells(selected))
+    return tuple(each for each in effects if each.variation.cell in chosen), damage(states)
 
 
 def optional_rules(context: "Context") -> "Rules | None":
@@ -227,68 +236,87 @@ def optional_rules(context: "Context") -> "Rules | None":
     return read_rules(path) if path.exists() else None
 
 
-def project_rules(context: "Context") -> "Rules":
-    """The project's rules; raises RegistryError."""
-    from repro.analysis.rules import RULES_FILE, read_rules
-
-    return read_rules(context.project.experiments / RULES_FILE)
-
-
 def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
     """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
-    from repro.analysis.seeds import planned_seeds
-
     rules = optional_rules(context) if context.preset.name == "paper" else None
     if rules is None:
         return {}
+    from repro.analysis.seeds import planned_seeds
+
     advice = planned_seeds(context.registry, context.preset, rules, tables)
     return {name: asdict(seeds) for name, seeds in advice.items()}
 
 
-@click.command()
+@command()
 @places
+@of_cells
 @click.option("--width", type=click.Choice(["column", "page"]), default="page", show_default=True,
               help="Of a two-column paper: 3.3 or 6.9 inches.")  # fmt: skip
 @click.option("--title", "titled", is_flag=True, help="Draw title and caption on each figure.")
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
-def figures(context: "Context", width: str, titled: bool, output: Path | None) -> None:
+def figures(context: "Context", selected: "Selection", width: str, titled: bool, output: Path | None) -> None:
     """Draw the paper's figures, training curves, gradient norms and ablations as SVG, PDF and PNG.
 
-    Titles and captions are in captions.txt beside them.
+    Titles and captions are in captions.txt beside them. With a selection, those of its cells; verdicts stay
+    corrected over all the paper's cells.
     """
     from repro.analysis.figures import draw_figures
     from repro.analysis.style import COLUMN, PAGE, Look
-    from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
-    states = list(context.states(context.runs(tables=tuple(table.name for table in registry.tables))))
+    shown = narrowed(context, selected)
+    runs = dict.fromkeys(context.runs(tables=tuple(table.name for table in registry.tables)))
+    runs |= dict.fromkeys(registry.select_runs(selected, preset))
+    states = list(context.states(runs))
     folder = output or context.project.preset_figures(preset.name)
-    effects = study_effects(context, [AMBIGUITIES])[0] if registry.ablations else ()
-    look = Look(COLUMN if width == "column" else PAGE, titled)
-    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects, look)
+    effects, _ = _open_points(context, shown)
+    look, rules = Look(COLUMN if width == "column" else PAGE, titled), optional_rules(context)
+    files, notices = draw_figures(states, registry, preset, folder, rules, effects, look, shown)
     for path in files:
         click.echo(path)
     for notice in notices:
-        click.echo(f"repro: {notice}", err=True)
+        say(f"repro: {notice}")
     end_if_damaged(damage(states))
 
 
-@click.command()
+@command()
 @places
+@of_cells
 @click.option("--output", type=FILE, help="The file.  [default: the preset's results folder, report.html]")
-def report(context: "Context", output: Path | None) -> None:
+def report(context: "Context", selected: "Selection", output: Path | None) -> None:
     """Write one HTML file with the tables, every run behind them, the figures, cost, and what is open.
 
-    It needs no network and nothing beside it. A damaged record is never averaged; it is named, and the exit
+    It needs no network and nothing beside it. With a selection, only its cells are on the page; verdicts and
+    claims still rest on all the paper's cells. A damaged record is never averaged; it is named, and the exit
     code is 4.
     """
-    path, damaged = write_report(context, output)
+    path, damaged = write_report(context, output, selected)
     click.echo(path)
     end_if_damaged(damaged)
 
 
-def write_report(context: "Context", output: Path | None) -> tuple[Path, list[str]]:
+def narrowed(context: "Context", selected: "Selection") -> "Collection[Cell] | None":
+    """The cells of a selection that names any; None for all."""
+    return shown_cells(context, selected) if any(vars(selected).values()) else None
+
+
+def _open_points(
+    context: "Context", shown: "Collection[Cell] | None"
+) -> "tuple[tuple[AblationEffect, ...], list[str]]":
+    """The ablations of what the paper leaves open, in the cells shown; none in a project without any."""
+    from repro.experiments import AMBIGUITIES
+    from repro.registry import Selection
+
+    if not context.registry.ablations:
+        return (), []
+    effects, damaged = study_effects(context, Selection(studies=(AMBIGUITIES,)))
+    return tuple(each for each in effects if shown is None or each.variation.baseline in shown), damaged
+
+
+def write_report(
+    context: "Context", output: Path | None, selected: "Selection | None" = None
+) -> tuple[Path, list[str]]:
     """Writes the page, whole: its path, and a sentence for each record that is not valid.
 
     The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
@@ -296,15 +324,19 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
     from repro import __version__
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
-    from repro.experiments import AMBIGUITIES
     from repro.record_state import damage
 
     project, registry, preset = context.project, context.registry, context.preset
     states = _reported_states(context)
     rules = optional_rules(context)
-    shown = {state.run for state in states}
-    needed = [run for run in claim_runs(rules, registry, preset) if run not in shown] if rules else []
-    effects, damaged = study_effects(context, [AMBIGUITIES]) if registry.ablations else ((), [])
+    shown = narrowed(context, selected) if selected else None
+    found = {state.run for state in states}
+    if selected and shown is not None:
+        more = [run for run in registry.select_runs(selected, preset) if run not in found]
+        states += context.states(more)
+        found.update(more)
+    needed = [run for run in claim_runs(rules, registry, preset) if run not in found] if rules else []
+    effects, damaged = _open_points(context, shown)
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
     within = folder.is_relative_to(project.root)
@@ -314,7 +346,9 @@ def write_report(context: "Context", output: Path | None) -> tuple[Path, list[st
         results=str(folder.relative_to(project.root)) if within else folder.name,
         supplied=project.supplied_results,
     )
-    text = render_report(states, list(context.states(needed)), registry, preset, rules, origin, effects)
+    text = render_report(
+        states, list(context.states(needed)), registry, preset, rules, origin, effects, shown
+    )
     path = output or folder / "report.html"
     write(path, text)
     return path, list(dict.fromkeys([*damage(states), *damaged]))
@@ -346,49 +380,3 @@ def _commit(root: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-@click.command()
-@places
-@click.option("--json", "as_json", is_flag=True, help="For programs: every cell and claim in full.")
-def claims(context: "Context", as_json: bool) -> None:
-    """Judge the paper's claims and each of its cells by the records so far.
-
-    The rules are experiments/claims.toml; docs/statistics.md has the formulas.
-    """
-    from repro.analysis.claims import claims_text, judgement_json
-
-    claimed, cells, damaged = judge(context)
-    text = judgement_json if as_json else claims_text
-    click.echo(text(claimed, cells, context.preset, project_rules(context)), nl=False)
-    end_if_damaged(damaged)
-
-
-def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...], list[str]]":
-    """The verdicts on the paper's claims and cells, and a sentence for each record that is not valid."""
-    from repro.analysis.claims import claim_runs, judge_claims
-    from repro.analysis.results import summarise
-    from repro.analysis.verdicts import judge_cells
-    from repro.record_state import damage
-
-    rules = project_rules(context)
-    registry, preset = context.registry, context.preset
-    of_tables = dict.fromkeys(context.runs())
-    needed = [run for run in claim_runs(rules, registry, preset) if run not in of_tables]
-    states = list(context.states([*of_tables, *needed]))
-    results = summarise([state for state in states if state.run in of_tables], registry, preset)
-    cells = judge_cells(results, registry, preset, rules)
-    claimed = judge_claims(states, registry, preset, rules)
-    return claimed, cells, damage(states)
-
-
-@click.command()
-@JSON
-def audit(as_json: bool) -> None:
-    """Audit the paper by its own printed numbers; needs no record."""
-    from repro.analysis.audit import audit_json, audit_paper, audit_text
-    from repro.cli.context import Context
-
-    context = Context.open("paper")
-    found = audit_paper(context.registry, optional_rules(context))
-    click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

@@ -1,11 +1,9 @@
 """What trains: plan, run, stop, train."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -13,20 +11,19 @@ import click
 from repro.cli.cluster import ClusterOptions, cluster, ray, slurm
 from repro.cli.options import (
     DETERMINISTIC,
-    DEVICE,
     JSON,
     LOG,
     PRECISION,
-    STALE,
     accelerations,
+    command,
     devices,
-    parse_per_gpu,
+    expert,
     places,
+    say,
     selection,
-    stoppable,
+    with_own_options,
 )
 from repro.errors import DataMissingError, IntegrityError, SetupError, UsageError
-from repro.system import keep_freed_memory
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -34,12 +31,11 @@ if TYPE_CHECKING:
     from repro.scheduling.devices import Device
     from repro.scheduling.estimate import Estimator, StalePolicy
     from repro.scheduling.executor import Executor
-    from repro.signals import Stop
 
 PerGpu = int | Literal["auto"]
 
 
-@click.command()
+@command()
 @places
 @selection
 @devices
@@ -53,7 +49,7 @@ def plan(
     budget: str | None,
     as_json: bool,
 ) -> None:
-    """Show cells and runs: done, stale, to do, and about how long the rest takes.
+    """Show cells and runs: done, to do, missing data, and about how long the rest takes.
 
     Speeds are those of records made on this device, else a share of its roofline.
     """
@@ -80,15 +76,13 @@ def plan(
         stale=stale,
         begun=context.begun(to_do),
         budget=seconds,
-        without_data=list(missing),
-        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}),
+        missing_data=missing,
+        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}) if to_do else {},
         grid=bool(selected.axes),
     )
-    click.echo(made.to_json() if as_json else made.to_text())
+    click.echo(made.to_json() if as_json else with_own_options(made.to_text()))
     # A published set has a size before it is here; any other name may be mistyped.
     unknown = [name for name in missing if name not in survey.sizes]
-    for name in unknown:
-        _say(f"repro: {missing[name]}")
     if damage(survey.states):
         sys.exit(IntegrityError.exit_code)
     sys.exit(SetupError.exit_code if to_do and all(run.cell.dataset in unknown for run in to_do) else 0)
@@ -110,6 +104,7 @@ class RunOptions:
     budget: str | None = None
     log: str | None = None
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    dry_run: bool = False
 
     def for_workers(self) -> tuple[str, ...]:
         """The options of `repro train` that say the same."""
@@ -127,24 +122,23 @@ class RunOptions:
         return tuple(words)
 
 
-@click.command()
+@command()
 @places
 @selection
 @devices
 @PRECISION
 @DETERMINISTIC
 @accelerations
-@click.option("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
-              help="Seconds between checkpoints, at least.  [default: 60]")  # fmt: skip
+@expert("--checkpoint-interval", type=click.FloatRange(min=0), metavar="SECONDS",
+        help="Least time between two.  [default: 60]")  # fmt: skip
 @click.option("--executor", type=click.Choice(["local", "slurm", "ray"]), default="local", show_default=True,
-              help="Where workers run: processes of this machine, or jobs of a cluster.")  # fmt: skip
+              help="Where workers run.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be trained; train nothing.")
 @cluster
 @LOG
 def run(context: "Context", selected: "Selection", **options: Any) -> None:
-    """Train what is missing, on every device found.
-
-    Finished runs are skipped. Ctrl-C lets the runs in progress finish; a second one makes them write a
-    checkpoint and stop. The same command resumes where it stopped.
+    """Train what is missing, on every device found. Ctrl-C lets the runs in progress finish, a second one
+    makes them write a checkpoint and stop; the same command resumes.
     """
     sys.exit(run_sweep(context, selected, RunOptions(**options)))
 
@@ -157,6 +151,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     """
     from repro.scheduling.durations import parse_duration
     from repro.scheduling.estimate import Estimator
+    from repro.scheduling.plan import make_plan
     from repro.scheduling.supervisor import Supervisor, TrainCommand
     from repro.scheduling.view import open_view
     from repro.sweep import RunQueue, plan_sweep
@@ -173,8 +168,8 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     context.point_out_misnamed()
     fingerprints = context.fingerprints(runs)
     missing = _missing_data(context, runs, fingerprints)
-    for without_data in missing.values():
-        _say(f"repro: {without_data}")
+    for dataset, how in missing.items():
+        say(f"repro: skipping {_count(sum(run.cell.dataset == dataset for run in runs))}: {how}")
     runs = tuple(run for run in runs if run.cell.dataset not in missing)
     if not runs:
         return SetupError.exit_code
@@ -191,11 +186,21 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     )
     unfit = {run: reason for run in to_do if (reason := estimator.why_unfit(run))}
     for reason in dict.fromkeys(unfit.values()):
-        _say(f"repro: skipping {_count(sum(each == reason for each in unfit.values()))}: {reason}")
+        say(f"repro: skipping {_count(sum(each == reason for each in unfit.values()))}: {reason}")
     to_do = [run for run in to_do if run not in unfit]
     before = len(runs) - len(to_do) - len(unfit)
     if seconds is not None:
         to_do = _spend(context, estimator, to_do, seconds)
+    if options.dry_run:
+        plan = make_plan(
+            survey, context.registry, context.preset, context.project, devices, stale=options.stale,
+            begun=context.begun(to_do), grid=bool(selected.axes),
+        )  # fmt: skip
+        click.echo(with_own_options(plan.to_text()))
+        click.echo(f"would train {_count(len(to_do))}, in this order:" if to_do else "would train nothing")
+        for run in to_do:
+            click.echo(f"  {run.id}")
+        return SetupError.exit_code if missing or unfit else 0
     on_cpu = devices[0].kind == "cpu" and devices[0].host is None
     sweep = plan_sweep(
         to_do,
@@ -225,7 +230,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
             before=before,
             deadline=None if seconds is None else began + seconds,
         ).run()
-    _say(summary.to_text())
+    say(summary.to_text())
     if summary.exit_code == 0 and (missing or unfit):
         return SetupError.exit_code
     return summary.exit_code
@@ -254,8 +259,10 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
 def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Each data set that is not at hand, with the reason."""
+    """Each data set that is missing, with the reason or the commands that get it."""
     from repro.data import fingerprint
+    from repro.manifest import prepared_folder
+    from repro.paths import PUBLISHED_SETS
 
     reasons = {}
     for run in runs:
@@ -263,10 +270,13 @@ def _missing_data(
         if dataset in reasons or fingerprints[dataset] is not None:
             continue
         try:
-            fingerprint(context.registry.config(run, context.preset), context.project.data)
+            config = context.registry.config(run, context.preset)
+            fingerprint(config, context.project.data)
         except DataMissingError as error:
-            count = sum(run.cell.dataset == dataset for run in runs)
-            reasons[dataset] = f"skipping {_count(count)}: {error}"
+            known = dataset in PUBLISHED_SETS and config.recipe.data == "real"
+            known = known and not prepared_folder(context.project.data, dataset).exists()
+            how = f"the data set {dataset} is not prepared: run {context.data_commands(dataset)}"
+            reasons[dataset] = how if known else str(error)
     return reasons
 
 
@@ -275,123 +285,9 @@ def _spend(context: "Context", estimator: "Estimator", to_do: "Sequence[Run]", s
     from repro.scheduling.plan import spend
 
     bought = spend(seconds, to_do, replace(estimator, begun=context.begun(to_do)).estimate)
-    _say("\n".join(bought.lines()))
+    say("\n".join(bought.lines()))
     return list(bought.runs)
 
 
 def _count(runs: int) -> str:
     return "1 run" if runs == 1 else f"{runs} runs"
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a sweep
-        click.echo(line, err=True)
-
-
-@click.command()
-@places
-@click.option(
-    "--now", is_flag=True, help="Write checkpoints and stop, instead of finishing runs in progress."
-)
-def stop(context: "Context", now: bool) -> None:
-    """Ask every worker of the preset to stop, on whatever machine it is."""
-    from repro.sweep import request_stop
-
-    folder = context.project.sweeps(context.preset.name)
-    sweeps = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    for sweep in sweeps:
-        request_stop(sweep, "now" if now else "drain")
-    count = f"{len(sweeps)} sweeps" if len(sweeps) != 1 else "1 sweep"
-    click.echo(
-        f"asked {count} to stop" if sweeps else f"no sweep is running in {folder.parents[1]}", err=True
-    )
-
-
-@click.command()
-@stoppable
-@places
-@click.argument("run_ids", nargs=-1, metavar="RUN_ID…")
-@DEVICE
-@PRECISION
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the preset's]")
-@DETERMINISTIC
-@accelerations
-@click.option("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu,
-              help="Runs at once in this process.  [default: 1]")  # fmt: skip
-@STALE
-@click.option("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, show_default=True,
-              help="Seconds between checkpoints, at least.")  # fmt: skip
-@LOG
-@click.option("--sweep", "sweep_file", type=click.Path(path_type=Path), hidden=True)
-@click.option("--job", default="", hidden=True)
-@click.option("--device-lock", hidden=True)
-def train(
-    context: "Context",
-    run_ids: tuple[str, ...],
-    stale: "StalePolicy",
-    stop: "Stop",
-    sweep_file: Path | None,
-    job: str,
-    device_lock: str | None,
-    **options: Any,
-) -> None:
-    """Train runs by id in this process.
-
-    This is what every executor starts; pasting its line repeats a run. An id is
-    dataset/network/loss[+name=value]/seedK, as in cifar100/resnet18/cross-entropy/seed0.
-    """
-    from repro.sweep import RunQueue, Sweep
-
-    if bool(run_ids) == bool(sweep_file):
-        raise UsageError(
-            "repro train needs run ids, as in: repro train cifar100/resnet18/cross-entropy/seed0"
-        )
-    if sweep_file:
-        # Before torch is imported: an array's late task has nothing to take, and is gone within a second.
-        if not sweep_file.exists():
-            _say(f"{sweep_file} is gone: its sweep has ended")
-            return
-        sweep = Sweep.read(sweep_file)
-        queue = RunQueue(sweep, context.registry, context.project)
-        with contextlib.suppress(SetupError):  # a disk that takes no notes now may take them later
-            queue.close_dead_attempts()
-        locked = queue.locked()
-        if all(entry.run in locked for entry in queue.takeable()):
-            return
-    else:
-        sweep = _sweep_of(context, run_ids, stale)
-        if not sweep.runs:
-            return
-    keep_freed_memory()  # before torch is imported
-    from repro.training.process import TrainOptions
-    from repro.training.worker import Worker
-
-    lock = context.project.device_lock(context.preset.name, device_lock) if device_lock else None
-    asked = TrainOptions(**options)
-    worker = Worker(
-        sweep, context.registry, context.preset, context.project, asked, stop, sweep_file, job, lock
-    )
-    code = worker.run()
-    if stop.reason == "SIGUSR1" and worker.heartbeat.note.stepped and sweep_file:
-        from repro.scheduling.slurm import requeue_this_task
-
-        requeue_this_task()
-    if not sweep_file and code == 0 and worker.queue.impossible:
-        raise SetupError(next(iter(worker.queue.impossible.values())))
-    sys.exit(code)
-
-
-def _sweep_of(context: "Context", run_ids: Sequence[str], stale: "StalePolicy") -> Any:
-    """A sweep of the given runs that are not done, which is never written."""
-    from repro.scheduling.estimate import is_to_do
-    from repro.sweep import plan_sweep
-
-    runs = [context.registry.parse(run_id) for run_id in run_ids]
-    to_do = []
-    for state in context.states(runs, whole=False):
-        if is_to_do(state, stale):
-            to_do.append(state.run)
-        else:
-            _say(f"{state.run.id}: already done")
-    fingerprints = context.fingerprints(to_do)
-    return plan_sweep(to_do, context.registry, context.preset, context.project, fingerprints)

@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.context import suggest
-from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, places, selection
-from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError, printable
+from repro.cli.options import DATA_DIR, EXISTING, FILE, RESULTS, command, places, say, selection
+from repro.errors import IntegrityError, RecordCorruptError, ReproError, SelectionError, UsageError
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -51,7 +50,7 @@ _SHORTEST_NAME = 3  # characters; a shorter one is found in ordinary words too
 _NOBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "localhost"})  # names that name nobody
 
 
-@click.command()
+@command()
 @places
 @selection
 @click.option("-o", "--output", type=FILE, help="[default: <preset>-records.tar.gz]")
@@ -60,8 +59,8 @@ def bundle(context: "Context", selected: "Selection", output: Path | None) -> No
     file = output or Path(f"{context.preset.name}-records.tar.gz")
     packed, left_out, damaged = write_bundle(context, selected, file)
     for reason in left_out:
-        click.echo(f"left out: {reason}", err=True)
-    click.echo(f"{packed} record{'' if packed == 1 else 's'} packed", err=True)
+        say(f"left out: {reason}")
+    say(f"{packed} record{'' if packed == 1 else 's'} packed")
     click.echo(file)
     if damaged:
         sys.exit(IntegrityError.exit_code)
@@ -105,7 +104,7 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
         if not packed:
             raise SelectionError(
                 f"no record of the preset {context.preset.name} counts in this selection, so nothing is "
-                f"packed; {suggest(context, 'status')} shows what there is"
+                f"packed; {context.suggest('status')} shows what there is"
             )
         temporary.replace(file)
     except OSError as error:
@@ -177,7 +176,7 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-@click.command()
+@command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=EXISTING)
 @RESULTS
 @DATA_DIR
@@ -193,10 +192,10 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
     offers = merge_bundles(Context.open("paper", results, data_dir), files, dry_run)
     for offer in offers:
         if offer.reason:
-            click.echo(printable(f"{offer.fate}: {offer.name}: {offer.reason}"), err=True)
+            say(f"{offer.fate}: {offer.name}: {offer.reason}")
     counts = Counter(offer.fate for offer in offers)
     total = ", ".join(f"{counts[fate]} {fate}" for fate in Fate if counts[fate]) or "nothing in it"
-    click.echo(f"would be: {total}" if dry_run else total, err=True)
+    say(f"would be: {total}" if dry_run else total)
     sys.exit(max((offer.fate.exit_code for offer in offers), default=0))
 
 
@@ -305,7 +304,7 @@ def _take(
             return Fate.CONFLICT, "an earlier bundle has another record of this run"
         return Fate.TAKEN, ""
     if present.record is None:
-        again = suggest(here, "train", run.id)
+        again = here.suggest("train", run.id)
         return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"
     names = machine_names(here) | attempt_hosts(here, run)
     if record in (present.record, anonymise(present.record, names)[0]):

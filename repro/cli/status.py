@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import JSON, places, selection
+from repro.cli.options import JSON, command, completed, end_if_damaged, places, selection
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -18,6 +18,7 @@ from repro.errors import (
     RecordCorruptError,
     RecordMisplacedError,
     SelectionError,
+    UsageError,
     printable,
 )
 from repro.paths import read_file
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
     from repro.cli.context import Context
     from repro.record_state import RunState
     from repro.records import RunRecord
-    from repro.registry import Selection
+    from repro.registry import Run, Selection
     from repro.scheduling.sweep_status import Status
 
-INTERVAL = 2.0  # seconds between two looks; stretched where looking itself takes long
+INTERVAL = 2.0  # seconds between two reads of the state; longer where reading takes long
 _CLEAR = "\x1b[H\x1b[J"
 _EPOCHS_SHOWN = 12
 
 
-@click.command()
+@command()
 @places
 @selection
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @JSON
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: runs by state, speed, time left, failures. Changes nothing.
+    """Show a sweep: runs by state, speed, time left, failures. Changes nothing.
 
     Works from another terminal or machine while schedulers are at work, and without one.
     """
@@ -84,17 +85,60 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
     )
 
 
-@click.command("show")
+@command("show")
 @places
-@click.argument("run_id", metavar="RUN_ID")
-@click.option("--json", "as_json", is_flag=True, help="The record as it stands on disk.")
-def show(context: "Context", run_id: str, as_json: bool) -> None:
-    """Show one run: result, data, configuration, device, attempts and curve."""
+@selection
+@click.argument("name", metavar="[RUN_ID|CELL]", required=False, shell_complete=completed("cells"))
+@click.option("--json", "as_json", is_flag=True, help="A run's record as it is on disk; a cell's numbers.")
+def show(context: "Context", selected: "Selection", name: str | None, as_json: bool) -> None:
+    """Show one run: result, data, configuration, device, attempts and curve; or cells: runs and verdict.
+
+    A cell is an id without its seed, as in cifar100/resnet18/cross-entropy. Options may select cells instead,
+    and with --seed runs.
+    """
+    if (name is None) != any(vars(selected).values()):
+        raise UsageError(
+            "repro show needs either an id or options that select, as in: "
+            "`repro show cifar100/resnet18/cross-entropy`"
+        )
+    if name is not None and name.count("/") == 3:
+        _show_run(context, context.registry.parse(name), as_json)
+    elif selected.seeds:
+        runs = context.registry.select_runs(selected, context.preset)
+        if as_json and len(runs) > 1:
+            raise UsageError("--json shows one record; several: `repro aggregate --by run --format json`")
+        for run in runs:
+            _show_run(context, run, as_json)
+    else:
+        _show_cells(context, selected if name is None else _selection_of(context, name), as_json)
+
+
+def _selection_of(context: "Context", cell_id: str) -> "Selection":
+    from repro.registry import Selection
+
+    cell = context.registry.parse(f"{cell_id}/seed0").cell
+    return Selection((cell.table,), (cell.dataset,), (cell.network,), (cell.row,), axes=cell.axes)
+
+
+def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> None:
+    from repro.analysis.export import cells_frame, render_frame
+    from repro.analysis.frames import Results
+    from repro.cli.claims import cell_text
+
+    found = Results(context.project, context.registry, context.preset, selected)
+    if as_json:
+        frame = cells_frame(found.cell_results, context.registry, context.preset)
+        click.echo(render_frame(frame, "json"), nl=False)
+    else:
+        click.echo("\n\n".join(map(cell_text, found.cell_results)))
+    end_if_damaged(found.damaged)
+
+
+def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
     from rich.console import Console, Group
 
     from repro.record_state import RecordState
 
-    run = context.registry.parse(run_id)
     (state,) = context.states([run])
     if state.record_state is RecordState.CORRUPT:
         raise RecordCorruptError(state.reason)
@@ -103,8 +147,7 @@ def show(context: "Context", run_id: str, as_json: bool) -> None:
     path = context.project.run(context.preset.name, run.id).record
     if state.record is None:
         raise DataMissingError(
-            f"{run.id} has no record at {path}: {state.reason}. "
-            f"`repro train {run.id} --preset {context.preset.name}` makes it"
+            f"{run.id} has no record at {path}: {state.reason}. `repro train {run.id}` makes it"
         )
     if as_json:
         click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
@@ -114,6 +157,7 @@ def show(context: "Context", run_id: str, as_json: bool) -> None:
         console.print(Group(*_parts(state, state.record)))
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
+    click.echo(f"\nrepeat: {context.suggest('train', run.id).strip('`')}")
 
 
 def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
@@ -171,8 +215,6 @@ def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
     for row in _curve_rows(record):
         curve.add_row(*row)
     yield curve
-    yield Text("")
-    yield Text(f"repeat: repro train {record.run} --preset {record.preset}")
 
 
 def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
@@ -205,9 +247,9 @@ def _plain(value: object) -> str:
     return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
 
 
-@click.command()
+@command()
 @places
-@click.argument("run_id", metavar="RUN_ID")
+@click.argument("run_id", metavar="RUN_ID", shell_complete=completed("runs"))
 @click.option(
     "--lines",
     type=click.IntRange(min=1),
@@ -215,14 +257,17 @@ def _plain(value: object) -> str:
     show_default=True,
     help="Lines of each log, from its end.",
 )
-def logs(context: "Context", run_id: str, lines: int) -> None:
+@click.option("--follow", is_flag=True, help="Show new lines too, until the run ends or Ctrl-C.")
+def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
-    from repro.attempts import read_attempts
+    from repro.attempts import read_attempts, without_record
+    from repro.storage import lock_holder, lock_holders
 
     run = context.registry.parse(run_id)
     paths = context.project.run(context.preset.name, run.id)
     attempts = read_attempts(paths)
-    found = _logs(context.project.work(context.preset.name) / "logs", run.id)
+    folder, shown = context.project.logs(context.preset.name), dict[Path, int]()
+    found = _logs(folder, run.id)
     if not attempts and not found:
         raise SelectionError(f"{run.id}: nothing was started under {paths.work} yet")
     for attempt in attempts:
@@ -238,6 +283,19 @@ def logs(context: "Context", run_id: str, lines: int) -> None:
         if len(content) > lines:
             click.echo(f"    … {len(content) - lines} lines before")
         _echo_indented(content[-lines:])
+        shown[log] = len(content)
+    running = follow
+    while running:
+        locked = lock_holder(paths.lock, lock_holders()) is not None
+        running = without_record(read_attempts(paths), locked)[0] == "running"
+        for log in _logs(folder, run_id):  # once more after the run's end: its last lines
+            text = _read_text(log)
+            # A line that is being written waits for its end.
+            content = (text.rpartition("\n")[0] if running else text).splitlines()
+            _echo_indented(content[shown.get(log, 0) :])
+            shown[log] = len(content)
+        sys.stdout.flush()
+        time.sleep(INTERVAL / 4 if running else 0)
 
 
 def _logs(folder: Path, run_id: str) -> list[Path]:

@@ -148,9 +148,10 @@ class Plan:
     """A sweep before it starts. `devices` maps a device's name to its number of workers.
 
     `reasons` counts why records do not count; `duration` and `busy`, in seconds of a `busy_unit` ("GPU" or
-    "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets
-    `without_data` have no part in the budget. `seeds`: what the planned seeds can decide, by table and claim.
-    `overrides`: of a grid the ids of the runs with each, `""` for the baseline.
+    "core"), cover the columns whose speed is known; `disk` is what the runs to do add. Data sets in
+    `missing_data`, with the commands that get them, have no part in the budget. `seeds`: what the planned
+    seeds can decide, by table and claim. `overrides`: of a grid the ids of the runs with each, `""` for the
+    baseline.
     """
 
     preset: str
@@ -166,7 +167,7 @@ class Plan:
     busy_unit: str
     disk: Footprint
     budget: Budget | None
-    without_data: tuple[str, ...] = ()
+    missing_data: Mapping[str, str] = field(default_factory=dict)
     seeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -186,20 +187,8 @@ class Plan:
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
-        rows = [
-            (
-                column.table,
-                column.dataset,
-                column.network,
-                column.cells,
-                column.runs,
-                column.done,
-                column.older_code,
-                column.to_do,
-                _time(column),
-            )
-            for column in self.columns
-        ]
+        fields = [heading.replace("data set", "dataset").replace(" ", "_") for heading in headers[:-1]]
+        rows = [(*(getattr(column, field) for field in fields), _time(column)) for column in self.columns]
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
         if self.overrides:
             lines.append("overrides:")
@@ -218,12 +207,14 @@ class Plan:
                 f"data unchecked: {self.data_unchecked} records, their data set is not prepared here"
             )
         lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
+        for name, how in self.missing_data.items():
+            lacking = sum(column.to_do for column in self.columns if column.dataset == name)
+            lines.append(f"{lacking} {'run lacks its' if lacking == 1 else 'runs lack their'} data: {how}")
         if total("to_do"):
             lines += _time_lines(self)
             lines.append(f"disk: about {self.disk}")
         if self.budget:
             lines += self.budget.lines()
-            lines += [f"  skipped, not prepared here: {name}" for name in self.without_data]
         if self.seeds:
             lines.append("what the planned seeds can decide, by the spread that the paper reports:")
             names: dict[str, list[str]] = {}
@@ -244,6 +235,7 @@ class Plan:
             "devices": dict(self.devices),
             "reasons": dict(self.reasons),
             "data_unchecked": self.data_unchecked,
+            "missing_data": dict(self.missing_data),
             "seeds": dict(self.seeds),
             "overrides": dict(self.overrides),
             "columns": [asdict(column) for column in self.columns],
@@ -252,19 +244,15 @@ class Plan:
 
 
 def _budget(budget: Budget) -> dict[str, Any]:
-    def parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
-        return [
-            {
-                "dataset": part.dataset,
-                "network": part.network,
-                "seed": part.seed,
-                "runs": [run.id for run in part.runs],
-                "duration": asdict(part.wall) if part.wall else None,
-            }
-            for part in parts
-        ]
+    def fields(part: Part) -> dict[str, Any]:
+        return {
+            **{name: getattr(part, name) for name in ("dataset", "network", "seed")},
+            "runs": [run.id for run in part.runs],
+            "duration": asdict(part.wall) if part.wall else None,
+        }
 
-    return {"seconds": budget.seconds, "fits": parts(budget.fits), "rest": parts(budget.rest)}
+    fits, rest = (list(map(fields, parts)) for parts in (budget.fits, budget.rest))
+    return {"seconds": budget.seconds, "fits": fits, "rest": rest}
 
 
 _COUNTS = ("cells", "runs", "done", "older_code", "stale", "damaged", "to_do")
@@ -279,15 +267,15 @@ def make_plan(
     stale: StalePolicy = "keep",
     begun: Mapping[str, float] | None = None,
     budget: float | None = None,
-    without_data: Sequence[str] = (),
+    missing_data: Mapping[str, str] | None = None,
     seeds: Mapping[str, Mapping[str, Any]] | None = None,
     grid: bool = False,
 ) -> Plan:
     """The plan for the runs of `survey` on `devices`.
 
-    `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets
-    `without_data` get nothing of them. `seeds` is shown as it is (`repro.analysis.seeds.planned_seeds`). With
-    `grid` the runs are also listed by their overrides.
+    `begun` has the share of a run that a checkpoint holds, `budget` the seconds to spend; data sets in
+    `missing_data`, name → how to get it, get nothing of them. `seeds` is shown as it is
+    (`repro.analysis.seeds.planned_seeds`). With `grid` the runs are also listed by their overrides.
     """
     estimator = Estimator(
         registry, preset, devices, survey.sizes, survey.measured, survey.recorded, begun or {}
@@ -304,7 +292,7 @@ def make_plan(
     to_do = survey.to_do(stale)
     spent = None
     if budget is not None:
-        can = [run for run in to_do if run.cell.dataset not in without_data]
+        can = [run for run in to_do if run.cell.dataset not in (missing_data or {})]
         spent = spend(budget, can, estimator.estimate)
     return Plan(
         preset=preset.name,
@@ -320,7 +308,7 @@ def make_plan(
         busy_unit="GPU" if devices[0].kind == "cuda" else "core",
         disk=footprint(to_do, preset.recipe, len(devices)),
         budget=spent,
-        without_data=tuple(without_data) if spent else (),
+        missing_data=missing_data or {},
         seeds=seeds or {},
         overrides=_by_overrides(state.run for state in survey.states) if grid else {},
     )
@@ -388,8 +376,10 @@ def _time_lines(plan: Plan) -> list[str]:
         part = "" if all(column.duration for column in waiting) else ", not counting columns marked ?"
         busy = f" ({_hours(plan.busy)} {plan.busy_unit}-hours)" if plan.busy else ""
         lines.append(f"time to do: {plan.duration} on these devices{busy}{part}")
-    sources = dict.fromkeys(column.source for column in waiting)
-    return [*lines, *(f"  {source}" for source in sources)]
+    lines += (f"  {source}" for source in dict.fromkeys(column.source for column in waiting))
+    if not all(column.duration for column in waiting):
+        lines.append("  the first finished runs tell the rest; `repro bench` measures images per second now")
+    return lines
 
 
 def _hours(busy: Duration) -> str:

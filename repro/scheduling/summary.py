@@ -29,7 +29,8 @@ class SweepSummary:
     """Each run of the sweep is in exactly one of the first five; `seconds` is wall time.
 
     `before` had records that count; `elsewhere` are being trained by another process; `unfinished` were not
-    done when the sweep ended; `impossible` could not be trained on any device, with the reason.
+    done when the sweep ended, of which `begun` were interrupted; `impossible` could not be trained on any
+    device, with the reason.
     """
 
     done: tuple[str, ...]
@@ -41,6 +42,7 @@ class SweepSummary:
     stopped_early: str | None
     interrupted: Interrupter | None
     seconds: float
+    begun: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -66,7 +68,8 @@ class SweepSummary:
             (len(self.failed), "failed"),
             (len(self.elsewhere), "in training elsewhere"),
             (len(self.impossible), "not possible here"),
-            (len(self.unfinished), "to do"),
+            (len(self.begun), "interrupted"),
+            (len(self.unfinished) - len(self.begun), "to do"),
         ]
         total = sum(count for count, _ in counts)
         parts = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"

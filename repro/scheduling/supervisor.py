@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import repro
-from repro.attempts import ErrorStreak
+from repro.attempts import ErrorStreak, read_attempts, without_record
 from repro.errors import IntegrityError, SetupError
 from repro.paths import Project
 from repro.records import read_record
@@ -360,12 +360,16 @@ class Supervisor:
         rest = [entry.run for entry in queue.open if entry.run not in impossible]
         rest += [run for run, verdict in queue.given_up.items() if not verdict.failed]
         elsewhere = [run for run in rest if run in self._locked]
+        rest = [run for run in rest if run not in self._locked]
+        # As `repro status` counts them.
+        attempts = {run: read_attempts(self.project.run(self.sweep.preset, run)) for run in rest}
         return SweepSummary(
             done=tuple(run for run in self._entries if run in queue.done),
             before=self.before,
             failed=failed,
             elsewhere=tuple(elsewhere),
-            unfinished=tuple(run for run in rest if run not in self._locked),
+            unfinished=tuple(rest),
+            begun=tuple(run for run in rest if without_record(attempts[run], False)[0] == "interrupted"),
             impossible=impossible,
             stopped_early=self.stopped_early,
             interrupted=self._interrupted,

@@ -1,4 +1,4 @@
-"""How a sweep stands, told from what lies on disk: it changes nothing, not even by taking a lock."""
+"""The state of a sweep, read from disk: it changes nothing and takes no lock."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ _KINDS = ("done", "older code", "running", "interrupted", "failed", "other recip
 
 @dataclass(frozen=True)
 class Trace:
-    """What the disk tells of a run that was begun and is not done.
+    """What is on disk of a run that was begun and is not done.
 
     `kind` is "running", "interrupted", "failed", or "damaged" with a `reason` where its attempts cannot be
     read; `begun` the share of the training, 0 to 1, that need not be repeated; `silence` the seconds since
@@ -174,7 +174,8 @@ class Status:
             rest = ", not counting columns whose speed is not known yet" if unknown else ""
             lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:
-            needs = f", the runs to do need about {format_bytes(self.plan.disk.total)}" if self.plan else ""
+            left = self.plan.disk.total if self.plan else 0
+            needs = f", the runs to do need about {format_bytes(left)}" if left else ""
             lines.append(f"disk: {format_bytes(self.free_bytes)} free{needs}")
         return "\n".join(lines)
 
@@ -257,7 +258,7 @@ def _age(path: Path) -> float | None:
 
 
 def _free(results: Path) -> int | None:
-    """Bytes free where the results lie or would be made."""
+    """Bytes free where the results are or would be."""
     for folder in (results, *results.parents):
         if folder.is_dir():
             return shutil.disk_usage(folder).free

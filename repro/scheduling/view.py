@@ -21,7 +21,7 @@ MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
 
 @dataclass(frozen=True)
 class Tick:
-    """How a sweep stands. `workers` has each device, its worker's note, whether it has one, why it gets none.
+    """A sweep now. `workers` has each device, its worker's note, whether it has one, why it gets none.
 
     `done` includes what was done before; `ended` of `total` runs need nothing more.
     """
@@ -97,7 +97,7 @@ class PlainView:
 
 @dataclass
 class _Pace:
-    """How far something was when it was first seen: its speed since tells when it will end."""
+    """How far something was when it was first seen: its speed since gives the time left."""
 
     fraction: float
     seen: float = field(default_factory=time.monotonic)
@@ -146,6 +146,8 @@ class LiveView:
 
         wide = self._console.width >= 120
         table = Table.grid(padding=(0, 2), expand=True)
+        # The terminal's echo of ^C must fit behind a row: wrapped, it would leave one behind on the screen.
+        table.width = max(self._console.width - 4, 20)
         for _ in range(3 if wide else 1):  # device, epoch, speed and accuracy
             table.add_column(no_wrap=True, overflow="ellipsis")
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)

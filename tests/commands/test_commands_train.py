@@ -47,7 +47,7 @@ def test_an_array_that_does_not_match_its_manifest_is_not_trained_on(data, array
     done = train(TINY, data, tmp_path / "results", monkeypatch)
     assert done.exit_code == 3
     assert f"{array} has sha256" in done.stderr
-    assert "run `repro data prepare cifar100`" in done.stderr
+    assert "run `repro data prepare cifar100 --data-dir" in done.stderr
     assert not list((tmp_path / "results").rglob("seed0.json"))
     assert not list((tmp_path / "results").rglob("attempts"))
 
@@ -90,6 +90,6 @@ def test_a_sweep_skips_a_data_set_that_is_missing_and_trains_the_others(data, tm
     words += ["--loss", "cross-entropy", "--data-dir", data.parent.parent, "--results", tmp_path / "results"]
     done = repro("run", "--preset", "quick", *words, check=3)
     assert "skipping 1 run: the data set tiny-imagenet is not prepared" in done.stderr
-    assert "run `repro data prepare tiny-imagenet`" in done.stderr
+    assert "then `repro data prepare tiny-imagenet --data-dir" in done.stderr
     assert "1 run: 1 done" in done.stderr
     assert len(list((tmp_path / "results" / "quick").rglob("cifar100/**/seed0.json"))) == 1

@@ -38,8 +38,6 @@ from repro.storage import FileLock, commit_record
 from repro.sweep import RunQueue, RunStatus, Sweep, stop_request
 from repro.worker_note import Phase, RunProgress, new_worker_note
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def breakdowns(work: Path) -> int:
     return sum("CUDA error" in note.read_text() for note in work.rglob("attempt.json"))
@@ -55,8 +53,8 @@ def main() -> int:
             print("repro: pretended trouble", flush=True)
             return int(action.removeprefix("start:"))
     sweep = Sweep.read(file)
-    registry = Registry.load(ROOT / "experiments")
-    project = Project(ROOT, results, results / "figures", results / "data")
+    project = Project.find(results=results)
+    registry = Registry.load(project.experiments)
     queue, stop = RunQueue(sweep, registry, project), Stop()
     stop.listen()
     note = new_worker_note(sweep.id, options["--job"], "cpu")

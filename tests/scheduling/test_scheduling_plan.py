@@ -196,6 +196,7 @@ def test_the_plan_as_text(bench):
         "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), not counting columns marked ?\n"
         "  measured by 2 records\n"
         "  no estimate: no run has been recorded on a bench yet\n"
+        "  the first finished runs tell the rest; `repro bench` measures images per second now\n"
         "disk: about 4.5 MB (records 40 kB, checkpoints while training 4.4 MB, logs and attempts 20 kB)"
     )
     idle = plan_of(bench, states[:1], [CPU])
@@ -215,9 +216,9 @@ def test_the_disk_that_a_sweep_takes_follows_from_runs_epochs_and_checkpoints(be
 def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):
     runs = [*first_runs(bench, 3), *first_runs(bench, 1, dataset="tiny-imagenet")]
     states = [recorded(bench, runs[0]), *missing(runs[1:])]
-    plan = plan_of(bench, states, [CPU], budget=60.0, without_data=["tiny-imagenet"])
+    plan = plan_of(bench, states, [CPU], budget=60.0, missing_data={"tiny-imagenet": "fetch it"})
     assert "budget 1m 00s: 1 of 1 column seeds fit" in plan.to_text()
-    assert "skipped, not prepared here: tiny-imagenet" in plan.to_text()
+    assert "1 run lacks its data: fetch it\n" in plan.to_text()
     content = json.loads(plan.to_json())["budget"]
     assert [part["runs"] for part in content["fits"]] == [[run.id for run in runs[1:3]]]
 

@@ -26,14 +26,16 @@ def test_the_summary_says_what_failed_why_and_how_to_repeat_it():
         before=1,
         failed=(FAILURE, FailedRun("e", "killed (3 times)", 3, Path("/e"), "repro train e")),
         elsewhere=("f",),
-        unfinished=("g",),
+        unfinished=("g", "k"),
         impossible={"h": "no data", "i": "no data"},
         stopped_early="the last 3 runs failed alike: boom",
         interrupted="SIGINT",
         seconds=7380,
+        begun=("k",),
     )
     assert summary.to_text() == (
-        "9 runs: 2 done, 1 done before, 2 failed, 1 in training elsewhere, 2 not possible here, 1 to do; 2h 03m\n"
+        "10 runs: 2 done, 1 done before, 2 failed, 1 in training elsewhere, 2 not possible here, "
+        "1 interrupted, 1 to do; 2h 03m\n"
         f"failed {RUN}: RuntimeError: boom\n"
         "  attempts: /attempts\n"
         f"  repeat it: repro train {RUN} --preset smoke\n"
@@ -117,6 +119,17 @@ def test_the_live_view_tells_the_time_left_once_a_run_has_moved(console):
     view = LiveView(console)
     assert "left" not in drawn(console, view.picture(tick(PROGRESS)))
     assert "left" in drawn(console, view.picture(tick(replace(PROGRESS, epoch=2)))).splitlines()[0]
+
+
+def test_80_columns_keep_bar_run_and_time_left_and_room_for_the_terminals_echo_of_ctrl_c():
+    """An echo that wraps moves the cursor down a row, and the redraw leaves one behind on the screen."""
+    narrow = Console(file=io.StringIO(), force_terminal=True, width=80, no_color=True, highlight=False)
+    view = LiveView(narrow)
+    view.picture(tick(PROGRESS))
+    lines = drawn(narrow, view.picture(tick(replace(PROGRESS, epoch=2)))).splitlines()
+    assert max(map(len, lines)) <= 80 - len("^C^C")
+    assert re.match(r"cpu:0  cifar100/resnet18/scaled-bn-m1/.*━.* left$", lines[0])
+    assert re.match(r"all    3 done, 1 failed, 1 running, 62 to do.*━.* left$", lines[2])
 
 
 def test_lines_scroll_by_above_the_live_picture_and_brackets_are_no_markup(console):
