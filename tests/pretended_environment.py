@@ -81,8 +81,9 @@ def make_record(
         **{"epoch": 0, "lr": 0.1, "seconds": 492.0, "train_accuracy": 50.0 if done else None},
         **{"train_loss": loss, "test_loss": loss, "test_accuracy": accuracy, **dict.fromkeys(unknown)},
     )
+    trained_on = "digits" if config.recipe.data == "digits" else config.dataset
     data = DataSummary(
-        **{"name": "digits", "title": "pretended", "generated": False, "partial": None, "sources": {}},
+        **{"name": trained_on, "title": "pretended", "generated": False, "partial": None, "sources": {}},
         **{"preparation_version": 1, "arrays": {}, "classes": 10, "train_images": 160, "test_images": 80},
         **{"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)},
     )
