@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pretended_environment import PROJECT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +42,13 @@ def on_a_tiny_disk(script: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["unshare", "-Urm", "bash", "-c", _PREAMBLE + script],
         cwd=ROOT,
-        env={**os.environ, "DISK": str(disk), "HERE": str(folder), "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "DISK": str(disk),
+            "HERE": str(folder),
+            "PYTHONPATH": str(ROOT),
+            "REPRO_ROOT": str(PROJECT),
+        },
         capture_output=True,
         text=True,
         timeout=300,

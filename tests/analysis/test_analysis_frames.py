@@ -126,5 +126,8 @@ def test_verdicts_and_claims_are_those_of_the_command(results):
 def test_the_page_on_pandas_prints_what_it_says():
     page = (ROOT / "docs" / "python.md").read_text()
     (code,), (output,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "text"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "REPRO_ROOT": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert (done.stderr, done.stdout) == ("", output)

@@ -116,7 +116,7 @@ def test_the_report_names_this_paper_alone_and_has_its_verdicts(project):
     assert "<title>is this table true? DeVries and Taylor 2017, reproduced</title>" in page
     assert '<a href="https://arxiv.org/abs/1708.04552"><cite>Improved Regularization' in page
     assert not re.search(r"Zhu|scaled|scalable|accuracy in percent", page, re.IGNORECASE)
-    assert "test error of ResNet18 on CIFAR-100" in page
+    assert "Test error by epoch: ResNet18 on CIFAR-100" in page
 
 
 @pytest.mark.parametrize("missing", [("claims.toml",), ("paper.toml",), ("claims.toml", "paper.toml")])

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 from click.testing import CliRunner
-from smoke_project import ROOT
+from smoke_project import PROJECT
 
 from repro.benchmark import timing
 from repro.benchmark.baselines import PictureDataset
@@ -29,7 +29,7 @@ RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
 
 @pytest.fixture
 def context(monkeypatch, tmp_path) -> Context:
-    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "data"))
     return Context.open("smoke")
 
