@@ -162,9 +162,9 @@ class Project:
         """What the names of hosts are hashed with in the preset's records; it never leaves this folder."""
         return self.work(preset) / "salt"
 
-    def live_curves(self, preset: str, run_id: str) -> Path:
-        """The folder of a run's curves for TensorBoard, where they are asked for."""
-        return self.work(preset) / "tensorboard" / run_id
+    def live_curves(self, preset: str, logger: str) -> Path:
+        """The folder that a logger of live curves is given (`--log`)."""
+        return self.work(preset) / logger
 
     def sweeps(self, preset: str) -> Path:
         """The folder of the lists of runs that workers share; see `repro.sweep`."""

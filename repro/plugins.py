@@ -1,4 +1,4 @@
-"""Losses, networks and augmentations by name: this package's, another package's, or the user's own.
+"""Losses, networks, augmentations and loggers by name: this package's, another package's, or the user's own.
 
 One is named in a TOML in one of three ways:
 
@@ -35,7 +35,7 @@ from repro.config import LOSS_PARAMETERS, Model
 from repro.errors import OwnCodeError
 from repro.network_facts import NETWORK_FACTS
 
-Kind = Literal["losses", "networks", "augmentations"]
+Kind = Literal["losses", "networks", "augmentations", "loggers"]
 
 LOSSES: Mapping[str, str] = {
     "cross-entropy": "repro.losses.cross_entropy:CrossEntropy",
@@ -63,11 +63,16 @@ _OF_PACKAGE: Mapping[Kind, Mapping[str, str]] = {
     "losses": LOSSES,
     "networks": NETWORKS,
     "augmentations": {},  # crop, flip and rotation are fields of the recipe
+    "loggers": {
+        "tensorboard": "repro.training.tensorboard:TensorBoardLogger",
+        "csv": "repro.training.live_curves:CsvLogger",
+    },
 }
 _WORDS: Mapping[Kind, tuple[str, str]] = {
     "losses": ("loss", "mylosses.py:FocalLoss"),
     "networks": ("network", "mynetworks.py:TinyNet"),
     "augmentations": ("augmentation", "cutout.py:Cutout"),
+    "loggers": ("logger", "mylog.py:MyLogger"),
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pretended_environment import PROJECT
+from short_project import PROJECT
 
 from repro import plugins, signature
 from repro.cli.context import Context

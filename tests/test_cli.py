@@ -108,7 +108,7 @@ def test_tables_and_figures_come_from_records_alone(swept, tmp_path):
     assert "not run yet" in table
     files = [Path(line).name for line in here("figures", *words, "--output", tmp_path).splitlines()]
     assert {"figure2.png", "figure2.pdf", "figure3.png", "figure3.pdf"} <= set(files)
-    assert all((tmp_path / name).stat().st_size > 5_000 for name in files)
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in files if name != "captions.txt")
     written = tmp_path / "deep" / "table.csv"
     form = ("aggregate", *words, "--format", "csv")
     assert here(*form, "--output", written) == ""

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from pretended_environment import PROJECT
+from short_project import PROJECT
 
 ROOT = Path(__file__).resolve().parent.parent
 

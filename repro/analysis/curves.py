@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
 from repro.analysis.results import place_in
@@ -83,23 +83,27 @@ def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, 
     return tuple(columns)
 
 
-def draw_curves(column: Column, preset: Preset) -> Figure:
+def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK) -> style.Drawing:
     """The test metric by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
     metric, value = column.metric, _on_test(column.metric)
-    height = max(2.7, 0.16 * len(column.series))
     figure, (whole, end) = style.make_page(
         f"Test {metric.measure} by epoch: {column.title}",
-        f"{metric.title[:1].upper()}{metric.title[1:]} on the test images in percent; the right panel "
-        f"enlarges the box in the left one. {_how_drawn(column)} Beside a label: after the last epoch.",
-        panels=((2.75, height), (2.35, height)),
-        margins=style.Margins(right=2.8, between=0.55),
-        side_by_side=True,
+        f"{metric.title[:1].upper()}{metric.title[1:]} on the test images in percent; the second panel "
+        f"enlarges the box in the first. {_how_drawn(column)} Beside a label: after the last epoch.",
+        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
+        look=look,
+        margins=style.Margins(between=0.3 if look.narrow else 0.5),
+        side_by_side=not look.narrow,
         preset=preset,
+        key=_key(column, value),
     )
     _draw_column(whole, column, value)
-    places = _draw_column(end, column, value)
+    _draw_column(end, column, value)
     whole.set_ylim(0, None)
-    whole.set_ylabel(f"test {metric.measure} (%)")
+    for panel in (whole, end) if look.narrow else (whole,):
+        panel.set_ylabel(f"test {metric.measure} (%)")
+    if look.narrow:
+        whole.set_xlabel("")
     start = _end_starts(column)
     end.set_xlim(start, column.epochs)
     shown = _frame(column.records, value).loc[start:].to_numpy()
@@ -109,36 +113,37 @@ def draw_curves(column: Column, preset: Preset) -> Figure:
         end.set_ylim(low, high)
         box: Any = {"zorder": 5, "clip_on": False, "fill": False, "ec": style.QUIET, "lw": 0.7}
         whole.add_patch(Rectangle((start, low), column.epochs - start, high - low, **box))
-    _name_lines(end, column, places, lambda value: f"{value:.1f}")
     return figure
 
 
-def draw_gradients(column: Column, preset: Preset) -> Figure:
+def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK) -> style.Drawing:
     """Both gradient norms by epoch on a log scale: at the softmax's input and at the pooled feature."""
-    height = max(2.1, 0.16 * len(column.series))
-    figure, panels = style.make_page(
-        f"Gradient norms by epoch: {column.title}",
-        "Means over the training images of each epoch, as trained on. Top: ‖p − y‖₂, the gradient at the "
-        "softmax's input, margin included. Bottom: ‖∂ΣL/∂f‖₂, the gradient of the batch's summed "
-        f"loss at an image's pooled feature. {_how_drawn(column)} Beside a label: the last epoch.",
-        panels=((4.4, height), (4.4, height)),
-        margins=style.Margins(right=2.8, between=0.22, left=0.72),
-        preset=preset,
-    )
     # A gradient of exactly zero has no place on a log scale and is left out.
     values: tuple[tuple[Value, str], ...] = (
         (lambda epoch: epoch.gradient_at_logits or None, "‖p − y‖₂"),
         (lambda epoch: epoch.gradient_at_features or None, "‖∂ΣL/∂f‖₂"),
     )
+    figure, panels = style.make_page(
+        f"Gradient norms by epoch: {column.title}",
+        "Means over the training images of each epoch, as trained on, on a log scale. ‖p − y‖₂: the gradient "
+        "at the softmax's input, margin included. ‖∂ΣL/∂f‖₂: the gradient of the batch's summed loss at an "
+        f"image's pooled feature. {_how_drawn(column)}",
+        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
+        look=look,
+        margins=style.Margins(between=0.15 if look.narrow else 0.65),
+        side_by_side=not look.narrow,
+        preset=preset,
+        key=_key(column),
+    )
     for panel, (value, name) in zip(panels, values, strict=True):
         panel.set_yscale("log")
-        places = _draw_column(panel, column, value)
-        _plain_log_ticks(panel)
+        _draw_column(panel, column, value)
+        style.log_ticks(panel.yaxis)
         panel.set_ylabel(f"mean {name}")
-        _name_lines(panel, column, places, lambda value: f"{value:#.3g}" if value < 100 else f"{value:.0f}")
-    figure.align_ylabels()
-    panels[0].tick_params(labelbottom=False)
-    panels[0].set_xlabel("")
+    if look.narrow:
+        figure.align_ylabels()
+        panels[0].tick_params(labelbottom=False)
+        panels[0].set_xlabel("")
     return figure
 
 
@@ -162,32 +167,33 @@ def draw_cell(records: Sequence[RunRecord], reported: float | None, metric: Metr
 
 def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
     """A value by epochs trained, a column per record; NaN in epochs that have none."""
-    curves = ({epoch.epoch + 1: value(epoch) for epoch in record.curve} for record in records)
-    return pd.DataFrame({place: pd.Series(curve, dtype=float) for place, curve in enumerate(curves)})
+    epochs = max((len(record.curve) for record in records), default=0)
+    values = np.full((epochs, len(records)), np.nan)
+    for place, record in enumerate(records):
+        values[: len(record.curve), place] = [value(epoch) for epoch in record.curve]
+    return pd.DataFrame(values, index=range(1, epochs + 1))
 
 
 def _on_test(metric: Metric) -> Value:
     return lambda epoch: None if epoch.test_accuracy is None else metric.of(epoch.test_accuracy)
 
 
-def _draw_column(panel: Axes, column: Column, value: Value) -> list[float | None]:
-    """Draws every loss, and returns where each one's line ends; None where nothing was drawn."""
+def _draw_column(panel: Axes, column: Column, value: Value) -> None:
     for drop in column.records[0].config.recipe.lr_drops:
         panel.axvline(drop, color=style.GRID, lw=0.6, ls=(0, (1, 2)), zorder=0)
     panel.set_xlim(0, column.epochs)
     panel.set_xlabel("epochs trained")
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return [_draw_series(panel, series, value) for series in column.series]
+    for series in column.series:
+        _draw_series(panel, series, value)
 
 
-def _draw_series(panel: Axes, series: Series, value: Value) -> float | None:
-    last = None
+def _draw_series(panel: Axes, series: Series, value: Value) -> None:
     for _, column in _frame(series.diverged, value).items():
         if len(curve := column.dropna()):
             panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **series.line)
             cross = {"marker": "x", "ms": 5, "mew": 1.2, "zorder": 4, "color": series.line["color"]}
             panel.plot(curve.index[-1], curve.iloc[-1], **cross)
-            last = float(curve.iloc[-1])
     ended = _frame(series.ended, value)
     for _, column in ended.items() if len(series.ended) > 1 else ():
         panel.plot(column.dropna(), lw=0.45, alpha=0.45, **series.line)
@@ -195,24 +201,22 @@ def _draw_series(panel: Axes, series: Series, value: Value) -> float | None:
     if len(mean):
         # A run of a single evaluated epoch is a point, which a line would not show.
         panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
-        last = float(mean.iloc[-1])
-    return last
 
 
-def _name_lines(
-    panel: Axes, column: Column, ends: Sequence[float | None], number: Callable[[float], str]
-) -> None:
-    """A legend in the order in which the lines end, the highest first."""
-    named = [(end, series) for end, series in zip(ends, column.series, strict=True) if end is not None]
-    named.sort(key=lambda pair: (bool(pair[1].ended), pair[0]), reverse=True)
+def _key(column: Column, value: Value | None = None) -> list[tuple[Artist, str]]:
+    """A line per loss, in the table's order, with its mean `value` after the last epoch and what diverged."""
     entries: list[tuple[Artist, str]] = []
-    for end, series in named:
+    for series in column.series:
         lost, runs = len(series.diverged), len(series.ended) + len(series.diverged)
-        text = f"{number(end)} ({lost} of {runs} diverged)" if lost else number(end)
-        entries.append(
-            (Line2D([], [], **series.line), f"{series.label}  {text if series.ended else 'diverged'}")
-        )
-    style.add_legend(panel, entries)
+        words = [series.label]
+        if not series.ended:
+            words.append(" diverged")
+        elif value and len(mean := _frame(series.ended, value).dropna().mean(axis=1)):
+            words.append(f" {mean.iloc[-1]:.1f}")
+        if lost and series.ended:
+            words.append(f"({lost} of {runs} diverged)")
+        entries.append((Line2D([], [], **series.line), " ".join(words)))
+    return entries
 
 
 def _end_starts(column: Column) -> int:
@@ -224,18 +228,6 @@ def _end_starts(column: Column) -> int:
         if len(after) >= 3:
             return after[0]
     return 0
-
-
-def _plain_log_ticks(panel: Axes) -> None:
-    """Ticks in plain numbers that are neither too few on a narrow range nor too many on a wide one."""
-    low, high = panel.get_ylim()
-    if high / low < 5:
-        panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    else:
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.set_ylim(low, high)
 
 
 def _how_drawn(column: Column) -> str:

@@ -1,16 +1,14 @@
 """Numbers with intervals as dots: cells against the paper's, a claim's columns, the effects of ablations."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
 from repro.analysis.ablations import LEVEL, AblationEffect, Direction, cell_label
@@ -42,39 +40,53 @@ _BAND = "#DDDDDD"
 
 
 def draw_dots(
-    table: Table, results: Sequence[CellResult], metric: Metric, rules: Rules, preset: Preset
-) -> Figure:
-    """A panel per network and a line per loss: the paper's mean with the tolerance around it, and ours.
+    table: Table,
+    results: Sequence[CellResult],
+    metric: Metric,
+    rules: Rules,
+    preset: Preset,
+    look: style.Look = style.DEFAULT_LOOK,
+) -> style.Drawing:
+    """A panel per network, a line per loss: the reproduced mean beside the reported one with its tolerance.
 
-    The whisker is the interval of ours − paper's put around our mean, so it lies within the bar exactly where
-    the difference lies within the tolerance. `results` are the table's judged cells.
+    The whisker is the interval of reproduced − reported put around the reproduced mean, so it lies within the
+    bar exactly where the difference lies within the tolerance. `results` are the table's judged cells.
     """
     networks = list(dict.fromkeys(result.cell.network for result in results))
     rows = list(dict.fromkeys(result.cell.row for result in results))
-    labels = [loss_label(table, row) for row in rows]
-    height, tolerance = _ROW * (len(rows) + 0.3), rules.cells.tolerance
+    labels = [style.wrap_label(loss_label(table, row), 22 if look.narrow else 40) for row in rows]
+    row = max(_ROW, style.lines_height(labels))
+    height, tolerance = row * (len(rows) + 0.3), rules.cells.tolerance
+    words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
+    band = Patch(facecolor=_BAND, label=f"reported mean ± {points(tolerance)}")
     figure, panels = style.make_page(
-        f"{table.heading}, ours against the paper's",
+        f"{table.heading}, reproduced and reported",
         _caption(results, rules),
-        panels=((1.75, height),) * len(networks),
-        margins=style.Margins(max(map(len, labels)) / 19 + 0.15, 0.15, between=0.22, panel_title=0.45),
-        side_by_side=True,
+        heights=[height] * len(networks),
+        look=look,
+        margins=style.Margins(
+            left=_widest(labels) + 0.12, between=0.5 if look.narrow else 0.15, panel_title=0.22
+        ),
+        side_by_side=not look.narrow,
         preset=preset,
+        key=_key(words, [band]),
     )
     columns = [[result for result in results if result.cell.network == network] for network in networks]
     limits = _limits(columns, tolerance)
     for panel, network, ends, column in zip(panels, networks, limits, columns, strict=True):
         panel.set_xlim(ends)
-        panel.set_title(network_label(table, network), size=8, weight="bold", pad=4, parse_math=False)
-        _name_rows(panel, labels if panel is panels[0] else [""] * len(rows))
+        panel.set_title(network_label(table, network), size=8, pad=4, parse_math=False)
+        _name_rows(panel, labels if panel is panels[0] or look.narrow else [""] * len(rows))
         for result in column:
             _draw_cell(panel, rows.index(result.cell.row), result, tolerance)
-        panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    panels[len(panels) // 2].set_xlabel(f"{metric.title} (%)")
-    words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
-    band = Patch(facecolor=_BAND, label=f"the paper's mean ± {points(tolerance)}")
-    _draw_key(panels[0], words, [band], 1 + 0.25 / height)
+        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    panels[-1 if look.narrow else len(panels) // 2].set_xlabel(f"{metric.title} (%)")
     return figure
+
+
+def _widest(labels: Iterable[str]) -> float:
+    """The width of the longest line, in inches."""
+    return max(style.text_width(line) for label in labels for line in label.split("\n"))
 
 
 def _name_rows(panel: Axes, labels: Sequence[str]) -> None:
@@ -110,7 +122,7 @@ def _band(result: CellResult, tolerance: float) -> tuple[float, float]:
 
 
 def _whisker(result: CellResult) -> tuple[float, ...]:
-    """The interval of the difference, put around our mean."""
+    """The interval of the difference, put around the reproduced mean."""
     interval = result.verdict.interval if result.verdict else None
     if interval is None or result.mean is None or result.reported is None:
         return ()
@@ -135,15 +147,14 @@ def _draw_cell(panel: Axes, line: int, result: CellResult, tolerance: float) -> 
         after = high - max(edges) > min(edges) - low
         panel.annotate(text, (max(edges) if after else min(edges), line), xytext=(4 if after else -4, 0),
                        textcoords="offset points", ha="left" if after else "right", va="center",
-                       size=style.LABEL_SIZE - 1, color=style.QUIET, parse_math=False)  # fmt: skip
+                       size=style.LABEL_SIZE, color=style.QUIET, parse_math=False)  # fmt: skip
 
 
-def _draw_key(panel: Axes, drawn: Iterable[str], further: Sequence[Artist], height: float) -> None:
-    """What the shapes that are drawn mean, above the panel (at `height` of it)."""
+def _key(drawn: Iterable[str], further: Sequence[Artist]) -> list[tuple[Artist, str]]:
+    """What the shapes that are drawn mean."""
     looks = {word: look for word, look in _LOOKS.items() if word in drawn}
     marks = [Line2D([], [], ms=4.6, mew=1.2, lw=1.2, label=str(word), **look) for word, look in looks.items()]
-    place: Any = {"loc": "lower left", "bbox_to_anchor": (0, height), "borderaxespad": 0}
-    panel.legend(handles=[*marks, *further], ncols=6, handlelength=1.8, columnspacing=1.4, **place)
+    return [(artist, str(artist.get_label())) for artist in (*marks, *further)]
 
 
 def _caption(results: Sequence[CellResult], rules: Rules) -> str:
@@ -153,14 +164,14 @@ def _caption(results: Sequence[CellResult], rules: Rules) -> str:
         "bar is off; both after correction over all the paper's cells."
     )
     return (
-        "Marker: our mean over the seeds after the last epoch "
+        "Marker: reproduced mean over the seeds after the last epoch "
         f"({style.sample_size([result.n for result in results if result.n])}). Whisker: the "
-        f"{100 * rules.cells.level:g} % interval of our difference from the paper's mean, put around "
-        f"ours.{reading if judging else ''} {cells_sentence(results)}"
+        f"{100 * rules.cells.level:g} % interval of the difference from the reported mean, put "
+        f"around the marker.{reading if judging else ''} {cells_sentence(results)}"
     )
 
 
-def draw_effect(effect: Effect) -> Figure:
+def draw_effect(effect: Effect) -> style.Drawing:
     """A dot per column, a bar where the paper's own effect is, and below them the mean with its interval.
 
     Factors are on a log scale; the dotted line is no effect.
@@ -169,8 +180,8 @@ def draw_effect(effect: Effect) -> Figure:
     assert effect.value is not None, "an effect without a value is not drawn"
     columns = [column for column in effect.columns if column.value is not None]
     labels = [*(column.label for column in columns), "mean"]
-    margins = style.Margins(left=2.0, axis_label=0.4)
-    figure, (panel,) = style.make_page("", "", ((3.4, 0.21 * len(labels)),), margins)
+    margins = style.Margins(left=_widest(labels) + 0.12)
+    figure, (panel,) = style.make_page("", "", (0.21 * len(labels),), style.Look(5.6), margins)
     if factor:
         panel.set_xscale("log")
     for line, column in enumerate(columns):
@@ -186,14 +197,20 @@ def draw_effect(effect: Effect) -> Figure:
 
 def _effect_axis(panel: Axes, label: str, factor: bool = False) -> None:
     panel.axvline(1 if factor else 0, color=style.QUIET, lw=0.8, ls=(0, (2, 3)), zorder=0)
-    panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    panel.xaxis.set_minor_locator(NullLocator())
-    form = "{:g}" if factor else "{:+g}"
-    panel.xaxis.set_major_formatter(lambda value, _: form.format(value).replace("-", "−") if value else "0")
+    if factor:
+        style.log_ticks(panel.xaxis)
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
     panel.set_xlabel(label)
 
 
-def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset: Preset) -> Figure:
+def draw_ablations(
+    effects: Sequence[AblationEffect],
+    registry: Registry,
+    preset: Preset,
+    look: style.Look = style.DEFAULT_LOOK,
+) -> style.Drawing:
     """A specification curve: a panel per point that the paper leaves open, a line per alternative, sorted.
 
     A mark with its whisker is an alternative's effect with its interval, in points; a grey bar is where the
@@ -203,39 +220,61 @@ def draw_ablations(effects: Sequence[AblationEffect], registry: Registry, preset
     for effect in effects:
         if effect.difference is not None:
             groups.setdefault(effect.variation.ablation.name, []).append(effect)
+    for group in groups.values():
+        group.sort(key=lambda effect: -(effect.difference or 0.0))
     drawn = [effect for group in groups.values() for effect in group]
-    heights = [0.31 * len(group) for group in groups.values()]
+    labels = {name: _effect_labels(group, registry, look) for name, group in groups.items()}
+    every = [label for _, of_group in labels.values() for label in of_group]
+    letters = int(13.5 * look.width)
+    headings = {
+        name: style.wrap_label(f"{name}: {cell}" if cell else name, letters)
+        for name, (cell, _) in labels.items()
+    }
+    heading = style.lines_height(headings.values())
+    of_paper = preset.name == "paper"
+    bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     figure, panels = style.make_page(
         "What the paper leaves open: how far each alternative moves its cell",
         f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
         f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
         "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
         "tested.",
-        panels=[(3.4, height) for height in heights],
-        margins=style.Margins(left=3.4, between=0.3, panel_title=0.5),
+        heights=[style.lines_height(of_group) * len(of_group) for _, of_group in labels.values()],
+        look=look,
+        margins=style.Margins(left=_widest(every) + 0.12, between=0.05 + heading, panel_title=heading),
         preset=preset,
+        key=_key(
+            {effect.direction for effect in drawn},
+            [Line2D([], [], label="the paper's number", **bar)] if of_paper else [],
+        ),
     )
-    of_paper = preset.name == "paper"
-    bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     for panel, (name, group) in zip(panels, groups.items(), strict=True):
         panel.sharex(panels[0])
-        group.sort(key=lambda effect: -(effect.difference or 0.0))
         for line, effect in enumerate(group):
             if effect.baseline.difference is not None and of_paper:
                 panel.plot(-effect.baseline.difference, line, **bar)
             _draw_mark(panel, line, effect.difference or 0.0, effect.interval, **_LOOKS[effect.direction])
-        cells = [cell_label(effect, registry) for effect in group]
-        labels = [textwrap.fill(effect.variation.alternative.label, 58) for effect in group]
-        alike = len(set(cells)) == 1
-        _name_rows(panel, labels if alike else list(map("\n".join, zip(labels, cells, strict=True))))
-        heading = f"{name}: {cells[0]}" if alike else name
-        panel.set_title(heading, loc="left", size=style.LABEL_SIZE, weight="bold", pad=3, parse_math=False)
-        measure = registry.paper.metric.measure
-        _effect_axis(panel, f"moves the {measure} by (points; 0: as resolved here)")
+        _name_rows(panel, labels[name][1])
+        _effect_axis(panel, f"change in {registry.paper.metric.measure} (points)")
+        # Above the labels too, which are wider than the panel in a column.
+        place: Any = {"xycoords": ("figure fraction", "axes fraction"), "textcoords": "offset points"}
+        panel.annotate(
+            headings[name], (0, 1), (2, 3), size=style.LABEL_SIZE, weight="bold", parse_math=False, **place
+        )
     for panel in panels[:-1]:
         panel.spines["bottom"].set_visible(False)
         panel.tick_params(axis="x", labelbottom=False, length=0)
         panel.set_xlabel("")
-    key = [Line2D([], [], label="the paper's number", **bar)] if of_paper else []
-    _draw_key(panels[0], {effect.direction for effect in drawn}, key, 1 + 0.25 / heights[0])
     return figure
+
+
+def _effect_labels(
+    group: Sequence[AblationEffect], registry: Registry, look: style.Look
+) -> tuple[str, list[str]]:
+    """The cell that all effects are of, "" where they differ, and each one's label, then with its cell."""
+    cells = [cell_label(effect, registry) for effect in group]
+    wrap = 30 if look.narrow else 58
+    labels = [style.wrap_label(effect.variation.alternative.label, wrap) for effect in group]
+    if len(set(cells)) == 1:
+        return cells[0], labels
+    return "", [f"{label}\n{style.wrap_label(cell, wrap)}" for label, cell in zip(labels, cells, strict=True)]

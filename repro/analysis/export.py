@@ -1,16 +1,15 @@
 r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet and LaTeX macros.
 
-A macro is a number of a table, so that a paper quotes the records and never copies them:
+A paper quotes the records by keys, and never copies a number:
 
     \input{numbers}                    % repro aggregate --format macros --output numbers.tex
-    … reaches \reproCifarOneZeroZeroResnetOneEightCrossEntropyMean{} \% …
+    … reaches \repro{table1}{resnet18}{scaled-bn-m1} \%, at n = \repro[n]{table1}{resnet18}{scaled-bn-m1} …
 
-Its name is `\repro`, the preset unless it is the paper's, the cell's id and the field, each word with a
-capital and each digit spelled out, since TeX allows letters alone.
+The keys are a table's name (`quick-table1` at the preset quick), a network and a row's name, as the TOML
+files have them. A key without a number is an error that names it.
 """
 
 import io
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -20,7 +19,15 @@ import pandas as pd
 from repro.analysis.results import CellResult, RunResult
 from repro.analysis.rules import Rules
 from repro.analysis.tables import TableCell, TableText, build_tables, to_markdown
-from repro.analysis.text import csv_cell, json_text, loss_label, network_label, qualified_title, signed
+from repro.analysis.text import (
+    csv_cell,
+    json_text,
+    loss_label,
+    mean_text,
+    network_label,
+    qualified_title,
+    signed,
+)
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
@@ -31,7 +38,7 @@ TableFormat = Literal["markdown", "latex", "macros", "csv", "json", "parquet"]
 Readings = Literal["deciding", "all"]
 READING_FIELDS = ("low", "high", "p_beyond", "p_beyond_adjusted", "p_equivalence", "p_equivalence_adjusted")
 _DIFFERENCE = ("difference", "difference-low", "difference-high")  # in points, with the ends of its interval
-MACRO_FIELDS = ("mean", "std", "n", "reported-mean", "reported-std", *_DIFFERENCE)
+MACRO_FIELDS = ("value", "mean", "std", "n", "reported-mean", "reported-std", *_DIFFERENCE)
 _NAMES = ("preset", "table", "dataset", "network", "loss", "label", "overrides")
 _TEXTS = (*_NAMES, "not_counted", "notes", "verdict", "so_far")
 _LISTS = {
@@ -259,16 +266,38 @@ def _fields(run: RunResult, *names: str) -> dict[str, object]:
     return {name: getattr(run, name) for name in names}
 
 
+_MACROS = r"""% Numbers of the preset {preset}, written by `repro aggregate --format macros`; do not edit.
+% \repro{{{example}}}{{NETWORK}}{{ROW}} is mean ± std, or the mean alone without a std. One field of it:
+% \repro[FIELD]{{{example}}}{{NETWORK}}{{ROW}} with {fields}.
+\makeatletter
+\providecommand\repro[4][value]{{\repro@get{{#2/#3/#4/#1}}}}
+\providecommand\repro@get[1]{{\ifcsname repro@\detokenize{{#1}}\endcsname
+  \expandafter\@firstoftwo\else\expandafter\@secondoftwo\fi
+  {{\csname repro@\detokenize{{#1}}\endcsname}}%
+  {{\PackageError{{repro}}{{There is no number \detokenize{{#1}}}}%
+    {{This file lists every number that there is: `repro aggregate --format macros' wrote it.}}}}}}
+\providecommand\repro@set[1]{{\expandafter\gdef\csname repro@\detokenize{{#1}}\endcsname}}
+"""
+
+
 def to_macros(results: Sequence[CellResult], preset: Preset) -> str:
-    r"""A \newcommand per number, in the results' order; a cell without a mean has a comment that says why."""
-    lines = [
-        f"% Numbers of the preset {preset.name}, made by `repro aggregate --format macros`; do not edit.",
-    ]
+    r"""The definition of \repro and a line per number, in the results' order, for a LaTeX document to \input.
+
+    A cell without a mean has a comment that says why.
+    """
+    prefix = "" if preset.name == "paper" else f"{preset.name}-"
+    tables = dict.fromkeys(result.cell.table for result in results)
+    names = {table: f"{prefix}table{table}" if isinstance(table, int) else prefix + table for table in tables}
+    example = next(iter(names.values()), "table1")
+    lines = [_MACROS.format(preset=preset.name, example=example, fields=", ".join(MACRO_FIELDS[1:]))]
     for result in results:
-        lines.append(f"% {result.cell.id}" + (f": {result.count}" if result.mean is None else ""))
-        for field, text in quotable(result).items():
-            lines.append(rf"\newcommand{{\{macro_name(preset.name, result.cell.id, field)}}}{{{text}}}")
-    return "\n".join(lines) + "\n"
+        key = "/".join([names[result.cell.table], result.cell.id.split("/", 1)[1]])
+        if result.mean is None:
+            lines.append(f"% {key}: {result.count}\n")
+        lines += [
+            rf"\repro@set{{{key}/{field}}}{{{text}}}" + "\n" for field, text in quotable(result).items()
+        ]
+    return "".join([*lines, "\\makeatother\n"])
 
 
 def quotable(result: CellResult) -> dict[str, str]:
@@ -276,24 +305,14 @@ def quotable(result: CellResult) -> dict[str, str]:
     reported = (result.reported.mean, result.reported.std) if result.reported else (None, None)
     interval = (result.verdict and result.verdict.interval) or (None, None)
     numbers = (result.mean, result.std, result.n, *reported, result.difference, *interval)
-    texts = {}
-    for field, number in zip(MACRO_FIELDS, numbers, strict=True):
+    value = mean_text(result.mean, result.std).replace("±", r"\pm")
+    texts = {"value": rf"\ensuremath{{{value}}}"} if value else {}
+    for field, number in zip(MACRO_FIELDS[1:], numbers, strict=True):
         if number is not None and field in _DIFFERENCE:
             texts[field] = signed(number).replace("−", r"\ensuremath{-}")
         elif number is not None:
             texts[field] = f"{number:.{0 if field == 'n' else 2}f}"
     return texts
-
-
-_WORDS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Point", "Is")
-_SPELLED = dict(zip("0123456789.=", _WORDS, strict=True))
-
-
-def macro_name(preset: str, cell: str, field: str) -> str:
-    """A number's macro, without the backslash: letters only, the same in every version."""
-    parts = [*([] if preset == "paper" else [preset]), cell, field]
-    words = [word for part in parts for word in re.findall("[A-Za-z]+|[0-9.=]", part.replace("+", "-with-"))]
-    return "repro" + "".join(_SPELLED.get(word) or word[0].upper() + word[1:] for word in words)
 
 
 _SPECIAL = {

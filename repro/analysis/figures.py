@@ -1,10 +1,12 @@
 """`repro figures`: the figures of the paper that records can redraw, and all others that they allow."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.artist import Artist
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
@@ -20,9 +22,10 @@ from repro.paper import PaperFigure
 from repro.record_state import RunState
 from repro.records import LogitHistogram, RunRecord
 from repro.registry import Cell, Registry
+from repro.storage import write_whole
 
 _CLASSES = 10  # whose weight norms are drawn as bars
-_BAR = 0.38
+_BAR, _SHADE = 0.38, 0.78
 
 
 def draw_figures(
@@ -32,16 +35,17 @@ def draw_figures(
     folder: Path,
     rules: Rules | None = None,
     effects: Sequence[AblationEffect] = (),
+    look: style.Look = style.DEFAULT_LOOK,
     shown: Collection[Cell] | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Draws what the records allow into `folder`, each as PNG (200 dpi) and PDF: the files, and notices.
+    """Draws what the records allow into `folder`, each as SVG, PDF and PNG (200 dpi): the files, and notices.
 
     `figure2`, …: the paper's own, as `paper.toml` names them. `curves-…` and `gradients-…`: one of each
     for every column that has a record. `table1`, …: a table's cells against the paper's, judged by `rules`.
-    `ambiguities`: the `effects` of ablations that can be computed. Only records that count are drawn, and the
-    same records give the same bytes. Of cells not among `shown` (None: all) nothing is drawn; the verdicts
-    rest on all `states`. A figure whose run is missing is left out and named in a notice; raises
-    SetupError where the folder can't be written.
+    `ambiguities`: the `effects` of ablations that can be computed. `captions.txt`: what each shows. Only
+    records that count are drawn, and the same records give the same bytes. Of cells not among `shown` (None:
+    all) nothing is drawn; the verdicts rest on all `states`. A figure whose run is missing is left out and
+    named in a notice; raises SetupError where the folder can't be written.
     """
     every = states
     if shown is not None:
@@ -51,39 +55,53 @@ def draw_figures(
     if not columns:
         notices.append("no record counts yet, so there is no training curve and no gradient figure")
 
-    def figures() -> Iterator[tuple[str, Figure]]:
-        for of_paper, _, figure in redraw(states, registry, preset):
-            yield of_paper.file, figure
-        for column in columns:
-            yield f"curves-{column.name}", draw_curves(column, preset)
-            yield f"gradients-{column.name}", draw_gradients(column, preset)
-        if rules is not None:
-            results = [result for result in summarise(every, registry, preset) if result.reported]
-            judged = judge_cells(results, registry, preset, rules)
-            judged = tuple(result for result in judged if shown is None or result.cell in shown)
-            for table in registry.tables:
-                of_table = [result for result in judged if result.cell.table == table.name]
-                if any(result.n for result in of_table):
-                    yield (
-                        f"table{table.name}",
-                        draw_dots(table, of_table, registry.paper.metric, rules, preset),
-                    )
-        if any(effect.difference is not None for effect in effects):
-            yield "ambiguities", draw_ablations(effects, registry, preset)
+    drawings: list[tuple[str, Callable[[], style.Drawing]]] = []
+    for of_paper, pair, draw in _of_paper(states, registry):
+        drawings.append((of_paper.file, partial(draw, of_paper, pair, preset, look)))
+    for column in columns:
+        drawings.append((f"curves-{column.name}", partial(draw_curves, column, preset, look)))
+        drawings.append((f"gradients-{column.name}", partial(draw_gradients, column, preset, look)))
+    if rules is not None:
+        results = [result for result in summarise(every, registry, preset) if result.reported]
+        judged = judge_cells(results, registry, preset, rules)
+        judged = tuple(result for result in judged if shown is None or result.cell in shown)
+        for table in registry.tables:
+            of_table = [result for result in judged if result.cell.table == table.name]
+            if any(result.n for result in of_table):
+                dots = partial(draw_dots, table, of_table, registry.paper.metric, rules, preset, look)
+                drawings.append((f"table{table.name}", dots))
+    if any(effect.difference is not None for effect in effects):
+        drawings.append(("ambiguities", partial(draw_ablations, effects, registry, preset, look)))
 
-    with style.figure_style():
-        files = [path for name, figure in figures() for path in style.save(figure, folder, name)]
+    def write(place: int) -> tuple[list[Path], str]:
+        name, draw = drawings[place]
+        with style.figure_style():
+            figure = draw()
+            return style.save(figure, folder, name), f"{name}: {figure.title}. {figure.caption}\n"
+
+    written = style.in_processes(write, len(drawings))
+    files = [path for paths, _ in written for path in paths]
+    if files:
+        files.append(folder / "captions.txt")
+        write_whole(files[-1], "\n".join(caption for _, caption in written).encode())
     return files, notices
 
 
 def redraw(
-    states: Sequence[RunState], registry: Registry, preset: Preset
-) -> Iterator[tuple[PaperFigure, Column, Figure]]:
+    states: Sequence[RunState], registry: Registry, preset: Preset, look: style.Look = style.DEFAULT_LOOK
+) -> Iterator[tuple[PaperFigure, Column, style.Drawing]]:
     """Each figure of the paper whose two cells have a record: what it is, what it compares, and drawn."""
+    for of_paper, pair, draw in _of_paper(states, registry):
+        yield of_paper, pair, draw(of_paper, pair, preset, look)
+
+
+def _of_paper(
+    states: Sequence[RunState], registry: Registry
+) -> Iterator[tuple[PaperFigure, Column, Callable[[PaperFigure, Column, Preset, style.Look], style.Drawing]]]:
     figures = registry.paper.figures
     for of_paper, draw in ((figures.logits, draw_logits), (figures.weight_norms, draw_weight_norms)):
         if of_paper and (pair := find_comparison(of_paper, states, registry)):
-            yield of_paper, pair, draw(of_paper, pair, preset)
+            yield of_paper, pair, draw
 
 
 def find_comparison(figure: PaperFigure, states: Sequence[RunState], registry: Registry) -> Column | None:
@@ -135,68 +153,81 @@ def missing_for_figures(states: Sequence[RunState], registry: Registry, preset: 
     return sentences
 
 
-def draw_logits(of_paper: PaperFigure, pair: Column, preset: Preset) -> Figure:
-    """The density of the logits of all test images and classes in evaluation mode, after the last epoch.
+def draw_logits(
+    of_paper: PaperFigure, pair: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK
+) -> style.Drawing:
+    """How often each logit occurs among those of all test images and classes, evaluated after the last epoch.
 
-    One seed is drawn (`one_seed`), (a) the first loss above (b) the second, the central 95 % of each marked
-    with its numbers. The axis holds all but the outermost 0.02 % of the logits on each side.
+    One seed is drawn (`one_seed`), (a) the first loss left of (b) the second, the central 95 % of each marked
+    with its numbers. Both share their axes, which hold all but the outermost 0.02 % of the logits on each
+    side; what lies beyond ±10 is given in figures, those beyond the recorded range included.
     """
     records = one_seed(pair)
     histograms = [record.probes.logits for record in records if record.probes.logits is not None]
-    densities = [_density(histogram) for histogram in histograms]
-    peak = max(float(density.max()) for _, density, _ in densities)
+    shares = [_shares(histogram) for histogram in histograms]
+    peak = max(float(share.max()) for _, share, _ in shares)
     data, seeds = records[0].data, [record.config.seed for record in records]
     drawn = f"seed {seeds[0]}" if seeds[0] == seeds[1] else f"seed {seeds[0]} (a), seed {seeds[1]} (b)"
+    headings = [
+        style.wrap_label(f"({letter}) {series.label}", 22 if look.narrow else 44)
+        for letter, series in zip("ab", pair.series, strict=True)
+    ]
     low, high = histograms[0].low, histograms[0].high
     beyond = sum(histogram.underflow + histogram.overflow for histogram in histograms)
     unseen = f", {beyond:,} of them beyond the recorded range {plain(low, 0)} … {plain(high, 0)}"
     figure, panels = style.make_page(
         f"{of_paper.name}: logits of {pair.title}, evaluation mode",
-        f"Density of the logits after the last epoch: {data.test_images:,} test images × {data.classes} "
-        f"classes, {drawn}. Shaded: the central 95 % of the logits. One logit in {data.classes} is that of "
-        "the image's own class. The axis leaves out the outermost 0.02 % on either side"
-        f"{unseen if beyond else ''}.",
-        panels=((6.2, 1.7), (6.2, 1.7)),
-        margins=style.Margins(between=0.42, panel_title=0.22),
+        f"The logits after the last epoch, each bin as a share of them all: {data.test_images:,} test images "
+        f"× {data.classes} classes, {drawn}. Shaded: the central 95 % of the logits. One logit in "
+        f"{data.classes} is that of the image's own class. The axis leaves out the outermost 0.02 % on each "
+        f"side{unseen if beyond else ''}.",
+        heights=(1.7, 1.7) if look.narrow else (2.1, 2.1),
+        look=look,
+        margins=style.Margins(
+            between=0.18, panel_title=0.1 + 0.13 * (1 + max(text.count("\n") for text in headings))
+        ),
+        side_by_side=True,
         preset=preset,
     )
     ends = []
-    for panel, letter, series, histogram, (edges, density, total) in zip(
-        panels, "ab", pair.series, histograms, densities, strict=True
+    for panel, heading, series, histogram, (edges, share, below) in zip(
+        panels, headings, pair.series, histograms, shares, strict=True
     ):
         colour = series.line["color"]
         left, right = histogram.quantiles["2.5"], histogram.quantiles["97.5"]
         panel.axvspan(left, right, color=colour, alpha=0.09, lw=0)
-        panel.stairs(density, edges, fill=True, color=colour, alpha=0.45, lw=0)
-        panel.stairs(density, edges, color=colour, lw=1.0)
-        panel.plot((left, right), [1.1 * peak] * 2, color=colour, lw=0.8, marker="|", ms=5, mew=0.8)
-        text = f"central 95 %: {plain(left)} to {plain(right)}"
-        panel.text((left + right) / 2, 1.15 * peak, text, ha="center", size=style.LABEL_SIZE, color=colour)
-        panel.set_ylim(0, 1.32 * peak)
-        panel.set_ylabel("density")
-        heading = panel.set_title(f"({letter}) {series.label}", loc="left", size=8, weight="bold")
-        heading.set(color=colour, parse_math=False)
-        stats = f"mean {plain(histogram.mean)}, std {plain(histogram.std)}"
-        panel.set_title(stats, loc="right", size=style.LABEL_SIZE, color=style.QUIET)
-        panel.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
-        below = np.cumsum(density) * np.diff(edges) + histogram.underflow / total
-        ends += np.interp((2e-4, 1 - 2e-4), below, edges[1:]).tolist()
+        panel.stairs(share, edges, fill=True, color=colour, alpha=0.45, lw=0)
+        panel.stairs(share, edges, color=colour, lw=0.8)
+        panel.plot((left, right), [1.08 * peak] * 2, color=colour, lw=0.8, marker="|", ms=5, mew=0.8)
+        break_ = "\n" if look.narrow else " "
+        text = f"central 95 %:{break_}{plain(left)} to {plain(right)}"
+        panel.text((left + right) / 2, 1.12 * peak, text, ha="center", size=style.LABEL_SIZE, color=colour)
+        panel.set_ylim(0, (1.45 if look.narrow else 1.3) * peak)
+        panel.set_title(heading, loc="left", size=8, pad=4, color=colour, parse_math=False)
+        limit = float(min(edges, key=lambda edge: abs(edge - 10)))
+        outside = 1 - float(share[(edges[:-1] >= -limit - 1e-9) & (edges[1:] <= limit + 1e-9)].sum()) / 100
+        stats = f"std {plain(histogram.std)}\nbeyond ±{limit:g}:\n{100 * outside:.2g} %"
+        panel.text(0.98, 0.62, stats, transform=panel.transAxes, ha="right", va="top", size=style.LABEL_SIZE)
+        panel.xaxis.set_major_locator(MaxNLocator(4 if look.narrow else 6, steps=[1, 2, 5, 10], integer=True))
+        panel.set_xlabel("logit")
+        ends += np.interp((2e-4, 1 - 2e-4), below + np.cumsum(share) / 100, edges[1:]).tolist()
     for panel in panels:
         panel.set_xlim(np.floor(min(ends)), np.ceil(max(ends)))
-    figure.align_ylabels()
-    panels[0].tick_params(labelbottom=False)
-    panels[1].set_xlabel("logit")
+    panels[0].set_ylabel(f"frequency (% per bin of {edges[1] - edges[0]:.2g})")
+    panels[1].tick_params(labelleft=False)
     return figure
 
 
-def _density(histogram: LogitHistogram) -> tuple[np.ndarray, np.ndarray, int]:
-    """Edges, the share of all logits per unit of the logit, and how many there are, those beyond included."""
+def _shares(histogram: LogitHistogram) -> tuple[np.ndarray, np.ndarray, float]:
+    """Edges, the percentage of all logits in each bin, and the share below the first bin (0 to 1)."""
     edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
     total = sum(histogram.counts) + histogram.underflow + histogram.overflow
-    return edges, np.array(histogram.counts) / (total * np.diff(edges)), total
+    return edges, 100 * np.array(histogram.counts) / total, histogram.underflow / total
 
 
-def draw_weight_norms(of_paper: PaperFigure, pair: Column, preset: Preset) -> Figure:
+def draw_weight_norms(
+    of_paper: PaperFigure, pair: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK
+) -> style.Drawing:
     """‖w_k‖₂ of the classifier's rows of classes 0–9 after the last epoch: bars of means, a dot per seed.
 
     A dashed line is the mean over all classes.
@@ -204,30 +235,30 @@ def draw_weight_norms(of_paper: PaperFigure, pair: Column, preset: Preset) -> Fi
     norms = [weight_norms(series) for series in pair.series]
     classes = min(_CLASSES, *(norm.shape[1] for norm in norms))
     counts = [len(norm) for norm in norms]
+    key: list[tuple[Artist, str]] = [
+        (Patch(color=series.line["color"], alpha=_SHADE, lw=0), f"{series.label}, mean {norm.mean():.2f}")
+        for series, norm in zip(pair.series, norms, strict=True)
+    ]
     figure, (panel,) = style.make_page(
         f"{of_paper.name}: norms of the class weights, {pair.title}",
         "The ℓ₂ norm of each class's row of the last linear layer, after the last epoch; "
         f"{'the mean over seeds, with a dot for each' if max(counts) > 1 else 'one seed'} "
         f"({style.sample_size(counts)}). Dashed, and beside the labels: the mean over all "
         f"{norms[0].shape[1]} classes.",
-        panels=((4.9, 2.6),),
-        margins=style.Margins(right=1.7),
+        heights=(1.8 if look.narrow else 2.1,),
+        look=look,
         preset=preset,
+        key=key,
     )
-    entries = []
     for series, norm, shift in zip(pair.series, norms, (-_BAR / 2, _BAR / 2), strict=True):
         places, colour, shown = np.arange(classes) + shift, series.line["color"], norm[:, :classes]
-        bars = panel.bar(places, shown.mean(axis=0), _BAR * 0.94, color=colour, alpha=0.78, lw=0)
+        panel.bar(places, shown.mean(axis=0), _BAR * 0.94, color=colour, alpha=_SHADE, lw=0)
         if len(norm) > 1:
-            panel.plot(places, shown.T, "o", ms=2.6, mfc="white", mec=colour, mew=0.7, zorder=3)
+            panel.plot(places, shown.T, "o", ms=2.2, mfc="white", mec=colour, mew=0.6, zorder=3)
         panel.axhline(float(norm.mean()), color=colour, lw=0.9, dashes=(4, 2), zorder=2.5)
-        entries.append((float(norm.mean()), bars[0], f"{series.label}\nmean {norm.mean():.2f}"))
     panel.set_xlim(-0.6, classes - 0.4)
     panel.set_ylim(0, 1.08 * max(float(norm[:, :classes].max()) for norm in norms))
     panel.set_xticks(range(classes))
     panel.set_xlabel("class k")
     panel.set_ylabel(r"$\Vert w_k\Vert_2$")
-    # The longer bars' loss is named first, as it stands.
-    entries.sort(key=lambda entry: entry[0], reverse=True)
-    style.add_legend(panel, [(bar, label) for _, bar, label in entries])
     return figure

@@ -55,8 +55,8 @@ def aggregate(
     """Print the tables: mean ± sample std over the seeds, beside what the paper reports.
 
     --set shows overrides beside their baseline instead, with paired differences, --study ablations; --seed
-    goes with --by run or epoch. macros: one LaTeX macro per number, for a paper that \\input's them. parquet
-    needs --output.
+    goes with --by run or epoch. macros: numbers for a LaTeX document that \\input's them, by
+    \\repro{TABLE}{NETWORK}{ROW}. parquet needs --output.
 
     A damaged record is never averaged; the table names it and the exit code is 4.
     """
@@ -250,13 +250,18 @@ def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[st
 @command()
 @places
 @of_cells
+@click.option("--width", type=click.Choice(["column", "page"]), default="page", show_default=True,
+              help="Of a two-column paper: 3.3 or 6.9 inches.")  # fmt: skip
+@click.option("--title", "titled", is_flag=True, help="Draw title and caption on each figure.")
 @click.option("--output", type=FOLDER, help="Folder.  [default: the project's figures/<preset>/]")
-def figures(context: "Context", selected: "Selection", output: Path | None) -> None:
-    """Draw the paper's figures, training curves, gradient norms and ablations as PNG and PDF.
+def figures(context: "Context", selected: "Selection", width: str, titled: bool, output: Path | None) -> None:
+    """Draw the paper's figures, training curves, gradient norms and ablations as SVG, PDF and PNG.
 
-    With a selection, those of its cells; verdicts stay corrected over all the paper's cells.
+    Titles and captions are in captions.txt beside them. With a selection, those of its cells; verdicts stay
+    corrected over all the paper's cells.
     """
     from repro.analysis.figures import draw_figures
+    from repro.analysis.style import COLUMN, PAGE, Look
     from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
@@ -266,7 +271,8 @@ def figures(context: "Context", selected: "Selection", output: Path | None) -> N
     states = list(context.states(runs))
     folder = output or context.project.preset_figures(preset.name)
     effects, _ = _open_points(context, shown)
-    files, notices = draw_figures(states, registry, preset, folder, optional_rules(context), effects, shown)
+    look, rules = Look(COLUMN if width == "column" else PAGE, titled), optional_rules(context)
+    files, notices = draw_figures(states, registry, preset, folder, rules, effects, look, shown)
     for path in files:
         click.echo(path)
     for notice in notices:

@@ -159,9 +159,9 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
     began = time.monotonic()
     seconds = None if options.budget is None else parse_duration(options.budget)
     if options.log:
-        from repro.training.tensorboard import require_tensorboard
+        from repro.training.live_curves import find_logger
 
-        require_tensorboard()
+        find_logger(options.log, context.project.experiments)
     # A wrong --gpus or a cluster out of reach is reported before any record is read.
     executor, devices = _executor(context, options)
     runs = context.registry.select_runs(selected, context.preset)

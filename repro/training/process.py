@@ -41,7 +41,7 @@ class TrainOptions:
     switch_off: tuple[str, ...] = ()
     per_gpu: "int | Literal['auto']" = 1
     checkpoint_interval: float = CHECKPOINT_INTERVAL
-    log: Literal["tensorboard"] | None = None
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def open_process(
     """Sets torch up for this process, and tests the device; `processes` of this kind share it.
 
     Raises DeviceError where the device is not there, SetupError where the results folder takes no writes or
-    what `--log` needs is not installed.
+    what `--log` needs is not installed, OwnCodeError where it names no logger.
     """
     if options.log:
-        from repro.training.tensorboard import require_tensorboard
+        from repro.training.live_curves import find_logger
 
-        require_tensorboard()
+        find_logger(options.log, project.experiments)
     if options.deterministic:
         use_deterministic_algorithms()
     threads = options.threads or preset.threads

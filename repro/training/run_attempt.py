@@ -40,7 +40,7 @@ from repro.training.provenance import Origin, anonymous, make_record
 from repro.worker_note import RunProgress
 
 if TYPE_CHECKING:
-    from repro.training.tensorboard import LiveCurves
+    from repro.training.live_curves import LiveCurves
 
 RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
 
@@ -169,6 +169,14 @@ class RunAttempt:
         return f"{text} (traceback in {where})"
 
     def _train(self) -> Generator[None, None, None]:
+        curves = self._live_curves()
+        try:
+            yield from self._train_with(curves)
+        finally:
+            if curves:
+                curves.close()
+
+    def _train_with(self, curves: "LiveCurves | None") -> Generator[None, None, None]:
         fingerprint = self.data.manifest.fingerprint()
         signature = Signature(
             config=config_hash(self.config),
@@ -178,7 +186,6 @@ class RunAttempt:
         checkpoints = _FencedCheckpoints(
             self.paths.attempts, self.folder, signature, self._warn, fence=self._check_not_superseded
         )
-        curves = self._live_curves()
         while True:
             start, precision, accelerations = self._choose_start(checkpoints)
             self.resumed_at_step = start.step if start else 0
@@ -336,12 +343,14 @@ class RunAttempt:
             self._warn(f"attempt {note.number} ({note.outcome}) could not be noted: {error}")
 
     def _live_curves(self) -> "LiveCurves | None":
-        if self.process.options.log is None:
+        process, every = self.process, self.config.recipe.evaluate_every
+        if process.options.log is None:
             return None
-        from repro.training.tensorboard import LiveCurves
+        from repro.training.live_curves import LiveCurves
 
-        folder = self.process.project.live_curves(self.process.preset.name, self.run.id)
-        return LiveCurves(folder, self.note.number, self.config.recipe.evaluate_every, self._warn)
+        return LiveCurves(
+            process.options.log, process.project, process.preset.name, self.run.id, every, self._warn
+        )
 
     def _warn(self, line: str) -> None:
         self.process.warn(f"{self.run.id}: {line}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from analysis_records import EXPERIMENTS, done, make_record, missing, write_experiments
 
-from repro.analysis.export import MACRO_FIELDS, READING_FIELDS, macro_name, quotable, render_tables
+from repro.analysis.export import READING_FIELDS, quotable, render_tables, to_macros
 from repro.analysis.results import summarise
 from repro.analysis.rules import Rules, read_rules
 from repro.analysis.text import csv_cell, signed
@@ -150,30 +150,32 @@ def test_a_cell_stands_above_the_papers_with_the_mark_of_its_verdict(form, expor
     assert rules.sha256[:12] in plain
 
 
-def test_every_macro_is_a_number_of_the_records(exported, results):
-    found = dict(re.findall(r"\\newcommand\{\\(repro[A-Za-z]+)\}\{(.*)\}$", exported("macros"), re.MULTILINE))
+def test_every_macro_is_a_number_of_the_records(exported, results, registry):
+    found = dict(re.findall(r"^\\repro@set\{(\S+)\}\{(.*)\}$", exported("macros"), re.MULTILINE))
     assert found == {
-        macro_name("paper", result.cell.id, field): text
+        f"table1/{result.cell.network}/{result.cell.row}/{field}": text
         for result in results
         for field, text in quotable(result).items()
     }
-    assert found["reproCifarOneZeroZeroVggOneSixScaledBnMOneMean"] == "71.24"
-    assert found["reproCifarOneZeroZeroVggOneSixScaledBnMOneDifference"] == r"\ensuremath{-}2.00"
-    assert found["reproCifarOneZeroZeroResnetOneEightCrossEntropyN"] == "2"
-    assert "reproCifarOneZeroZeroResnetFiveZeroCrossEntropyMean" not in found
-    assert "% cifar100/resnet50/cross-entropy: not run yet" in exported("macros")
+    assert found["table1/vgg16/scaled-bn-m1/value"] == r"\ensuremath{71.24 \pm 0.20}"
+    assert found["table1/vgg16/scaled-bn-m1/difference"] == r"\ensuremath{-}2.00"
+    assert found["table1/resnet18/cross-entropy/n"] == "2"
+    assert found["table1/resnet50/cross-entropy/reported-mean"] == "75.95"
+    assert "table1/resnet50/cross-entropy/value" not in found
+    assert "% table1/resnet50/cross-entropy: not run yet" in exported("macros")
+    assert r"\repro@set{quick-table1/vgg16/scaled-bn-m1/n}{3}" in to_macros(results, registry.preset("quick"))
 
 
-def test_no_two_numbers_share_a_macro_and_names_are_letters(registry):
-    every = Selection(tables=tuple(table.name for table in registry.tables))
-    names = [
-        macro_name(preset, cell.id, field)
-        for preset in registry.presets
-        for cell in registry.select_cells(every)
-        for field in MACRO_FIELDS
-    ]
-    assert len(set(names)) == len(names) > 1000
-    assert all(re.fullmatch("[A-Za-z]+", name) for name in names)
+def compile_latex(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """Runs pdflatex on a paper with this body, which begins with what it needs of the preamble."""
+    (folder / "paper.tex").write_text(
+        "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[margin=1in]{geometry}\n"
+        f"\\usepackage{{booktabs}}\n\\input{{numbers}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120, check=False
+    )
 
 
 @pytest.mark.tex
@@ -193,20 +195,30 @@ def test_a_paper_that_quotes_the_macros_and_shows_the_tables_compiles_and_fits_t
             states.append(done(make_record(registry, paper, run, diverged_in=diverged), registry))
     results = summarise(states, registry, paper)
     macros = render_tables(results, registry, paper, "macros")
-    (tmp_path / "numbers.tex").write_text(macros)
+    (tmp_path / "numbers.tex").write_text(macros + to_macros(results, registry.preset("quick")))
     (tmp_path / "tables.tex").write_text(render_tables(results, registry, paper, "latex"), encoding="utf-8")
-    uses = " ".join(f"\\{name}{{}}" for name in re.findall(r"\\newcommand\{\\(repro[A-Za-z]+)\}", macros))
-    (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[margin=1in]{geometry}\n"
-        "\\usepackage{booktabs}\n\\input{numbers}\n\\begin{document}\n\\sloppy All numbers: "
-        f"{uses}.\n\\input{{tables}}\n\\end{{document}}\n"
+    keys = [key.split("/") for key in re.findall(r"@set\{(\S+?)\}", macros)]
+    uses = " ".join(f"\\repro[{field}]{{{table}}}{{{net}}}{{{row}}}" for table, net, row, field in keys)
+    ran = compile_latex(
+        tmp_path,
+        "\\sloppy\\section{\\repro{table1}{vgg16}{cross-entropy} and \\repro{quick-table1}{vgg16}{cross-entropy}}"
+        f"$x = \\repro{{table1}}{{vgg16}}{{cross-entropy}}$. All numbers: {uses}.\n\\input{{tables}}",
     )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
     assert ran.returncode == 0, ran.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
     assert "Overfull" not in ran.stdout
     assert "Missing character" not in (tmp_path / "paper.log").read_text(errors="replace")
+
+
+@pytest.mark.tex
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("key", ["table1/vgg16/cross-entorpy/value", "table1/resnet50/cross-entropy/mean"])
+def test_a_number_that_there_is_not_stops_the_paper_with_its_key(exported, tmp_path: Path, key):
+    (tmp_path / "numbers.tex").write_text(exported("macros"))
+    table, network, row, field = key.split("/")
+    ran = compile_latex(tmp_path, f"\\repro[{field}]{{{table}}}{{{network}}}{{{row}}}")
+    assert ran.returncode != 0
+    assert f"There is no number {key}." in ran.stdout
 
 
 def test_a_table_without_verdicts_has_no_legend(results, registry, paper, rules):

@@ -1,5 +1,6 @@
 """The figures: what stands where, in words and shapes; and the same bytes from another process."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 from analysis_records import EXPERIMENTS, done, make_record, missing
 from matplotlib import image
+from matplotlib.figure import Figure
 
+from repro.analysis import style
 from repro.analysis.ablations import compute_effects
 from repro.analysis.curves import columns_of, draw_curves, draw_gradients
 from repro.analysis.dot_plot import draw_ablations, draw_dots
 from repro.analysis.figures import draw_figures, draw_logits, draw_weight_norms, find_comparison
 from repro.analysis.results import summarise
 from repro.analysis.rules import read_rules
-from repro.analysis.style import figure_style, line_styles, to_svg
 from repro.analysis.verdicts import Verdict, judge_cells
 from repro.config import Preset
 from repro.record_state import RecordState, RunState
@@ -52,14 +54,16 @@ def with_curve(state: RunState, registry: Registry, **changes) -> RunState:
 
 
 def texts(figure) -> str:
-    """Everything that is written on a figure, on one line."""
+    """Everything that is written on a figure, then its title and caption, on one line."""
     found = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
-    return " ".join(" ".join(found).replace("\N{NO-BREAK SPACE}", " ").split())
+    return " ".join(
+        " ".join([*found, figure.title, figure.caption]).replace("\N{NO-BREAK SPACE}", " ").split()
+    )
 
 
 @pytest.fixture(autouse=True)
 def _style():
-    with figure_style():
+    with style.figure_style():
         yield
 
 
@@ -70,7 +74,7 @@ def names(monkeypatch, registry, paper, tmp_path):
 
     def draw(states):
         files, notices = draw_figures(states, registry, paper, tmp_path)
-        return [path.name for path in files], notices
+        return [path.name for path in files if path.name != "captions.txt"], notices
 
     return draw
 
@@ -98,8 +102,8 @@ def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_to
 ):
     files, notices = draw_figures(states_of(registry, paper), registry, paper, tmp_path / "here")
     assert notices == []
-    expected = [f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
-    assert [path.name for path in files] == expected
+    expected = [f"{name}.{kind}" for name in NAMES for kind in ("svg", "pdf", "png")]
+    assert [path.name for path in files] == [*expected, "captions.txt"]
     arguments = [project.experiments, Path(__file__).parent, tmp_path / "there"]
     command = [sys.executable, "-W", "error", "-c", DRAW_WITHOUT_TORCH, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True)
@@ -109,12 +113,12 @@ def test_figures_are_pictures_and_the_same_bytes_from_another_process_without_to
         assert content == (tmp_path / "there" / path.name).read_bytes(), path.name
         if path.suffix == ".png":
             picture = image.imread(path)[..., :3]
-            assert 500 < min(picture.shape[:2]) < max(picture.shape[:2]) < 2500
+            assert picture.shape[1] == 6.9 * 200
+            assert 300 < picture.shape[0] < 1000
             assert (picture < 0.5).any(axis=2).mean() > 0.005, f"{path.name} is blank"
-        else:
+        elif path.suffix == ".pdf":
             assert content.startswith(b"%PDF")
-            assert b"CreationDate" not in content
-            assert b"ModDate" not in content
+            assert not re.search(rb"CreationDate|ModDate|/Type3", content), "fonts are TrueType"
 
 
 def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(names, registry, paper):
@@ -127,8 +131,7 @@ def test_without_a_run_it_needs_a_figure_is_left_out_and_the_run_is_named(names,
         "repro run --preset paper --dataset cifar100 --network resnet18 --loss scaled-bn-m1 --seed 0",
     ]
     drawn, notices = names([])
-    assert (drawn, len(notices)) == ([], 3)
-    assert "none was selected" in notices[0]
+    assert (drawn, len(notices), "none was selected" in notices[0]) == ([], 3, True)
 
 
 def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_curves(names, registry, paper):
@@ -143,8 +146,13 @@ def test_records_that_do_not_count_are_not_drawn_and_diverged_ones_only_in_the_c
     assert "seed 0 diverged" in notices[0]
 
 
-def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(registry, paper):
-    pair = find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry)
+def pair_of(states, registry):
+    """Both losses of the paper's figures."""
+    return find_comparison(registry.paper.figures.logits, states, registry)
+
+
+def test_figure_2_has_both_losses_side_by_side_and_says_its_interval_seed_and_tail(registry, paper):
+    pair = pair_of(states_of(registry, paper), registry)
     figure = draw_logits(registry.paper.figures.logits, pair, paper)
     for letter, side in zip("ab", pair.series, strict=True):
         quantiles = side.ended[0].probes.logits.quantiles
@@ -153,48 +161,87 @@ def test_figure_2_says_its_interval_seed_and_sample_and_its_density_sums_to_one(
         assert f"central 95 %: {low} to {high}" in texts(figure)
     assert "10,000 test images × 100 classes, seed 0." in texts(figure)
     assert "One logit in 100 is that of the image's own class." in texts(figure)
+    left, right = figure.axes
+    assert left.get_position().x1 < right.get_position().x0
+    assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+    assert left.get_ylabel() == "frequency (% per bin of 0.2)"
     for panel in figure.axes:
-        values, edges, _ = panel.patches[1].get_data()
-        assert (values * np.diff(edges)).sum() == pytest.approx(1.0)
+        values, _, _ = panel.patches[1].get_data()
+        assert values.sum() == pytest.approx(100)
 
 
-def test_figure_2_mentions_logits_beyond_the_histogram_and_both_seeds_where_none_is_shared(registry, paper):
+def test_figure_2_counts_what_lies_beyond_10_and_beyond_the_histogram_and_names_both_seeds(registry, paper):
     states = states_of(registry, paper)
-    odd = with_probes(states[1], registry, underflow=30, overflow=12)
-    written = texts(
-        draw_logits(
-            registry.paper.figures.logits,
-            find_comparison(registry.paper.figures.logits, [odd, states[5]], registry),
-            paper,
-        )
-    )
-    assert "42 of them beyond the recorded range −40 … 40" in written
+    counts = [0] * 400  # of bins of 0.2 from −40 on
+    counts[0], counts[149], counts[150], counts[249], counts[250] = 10, 20, 30, 900, 40
+    odd = with_probes(states[1], registry, counts=tuple(counts), underflow=1, overflow=2)
+    figure = registry.paper.figures.logits
+    written = texts(draw_logits(figure, pair_of([odd, states[5]], registry), paper))
+    assert f"beyond ±10: {100 * (10 + 20 + 40 + 1 + 2) / 1003:.2g} %" in written
+    assert "3 of them beyond the recorded range −40 … 40" in written
     assert "seed 1 (a), seed 2 (b)" in written
 
 
 def test_figure_3_shows_mean_and_seeds_of_ten_classes(registry, paper):
-    pair = find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry)
+    pair = pair_of(states_of(registry, paper), registry)
     figure = draw_weight_norms(registry.paper.figures.weight_norms, pair, paper)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     for index, side in enumerate(pair.series):
         norms = np.array([record.probes.weight_norms for record in side.ended])
         assert heights[10 * index : 10 * index + 10] == pytest.approx(list(norms[:, :10].mean(axis=0)))
-        assert f"{side.label} mean {norms.mean():.2f}" in texts(figure)
+        assert f"{side.label}, mean {norms.mean():.2f}" in texts(figure)
     assert "n = 3" in texts(figure)
 
 
-def test_a_figure_of_another_preset_says_so_in_its_title_and_caption(registry):
-    smoke = registry.preset("smoke")
-    made = find_comparison(
-        registry.paper.figures.logits, states_of(registry, smoke, accuracy=30.0, test_images=80), registry
-    )
-    for draw, figure in (
-        (draw_logits, registry.paper.figures.logits),
-        (draw_weight_norms, registry.paper.figures.weight_norms),
-    ):
-        written = texts(draw(figure, made, smoke))
-        assert "SMOKE Figure" in written
-        assert "SMOKE: handwritten digits." in written
+@pytest.mark.parametrize("titled", [False, True])
+def test_a_figure_has_its_title_on_request_and_the_name_of_another_preset_always(registry, paper, titled):
+    figures, look = registry.paper.figures, style.Look(titled=titled)
+    quick = registry.preset("quick")
+    for draw, of_paper in ((draw_logits, figures.logits), (draw_weight_norms, figures.weight_norms)):
+        for preset in (paper, quick):
+            pair = pair_of(states_of(registry, preset, accuracy=30.0), registry)
+            figure = draw(of_paper, pair, preset, look)
+            drawn = " ".join(text.get_text() for text in figure.texts)
+            assert (of_paper.name in drawn) == titled
+            assert ("QUICK" in drawn) == (preset is quick)
+            assert figure.title.startswith(of_paper.name if preset is paper else f"QUICK {of_paper.name}")
+            assert ("QUICK: few images" in figure.caption) == (preset is quick)
+
+
+@pytest.mark.parametrize("width", [style.COLUMN, style.PAGE])
+def test_nothing_is_drawn_beyond_the_width_of_a_column_or_page(registry, paper, width, dots):
+    labels = [
+        row.model_copy(update={"label": f"{row.label} {'of a long name ' * 4}"})
+        for row in registry.table(1).rows
+    ]
+    long = replace(registry, tables=[registry.table(1).model_copy(update={"rows": tuple(labels)})])
+    look = style.Look(width)
+    for each in (registry, long):
+        states = states_of(each, paper)
+        (column,) = columns_of(states, each)
+        for figure in (
+            draw_curves(column, paper, look),
+            draw_gradients(column, paper, look),
+            draw_logits(each.paper.figures.logits, pair_of(states, each), paper, look),
+            draw_weight_norms(each.paper.figures.weight_norms, pair_of(states, each), paper, look),
+            dots("paper", look)[0],
+        ):
+            box, (page, height) = figure.get_tightbbox(), figure.get_size_inches()
+            assert page == width
+            assert box.x0 >= 0 and box.x1 <= page and box.y0 >= 0 and box.y1 <= height, figure.title  # noqa: PT018
+            sizes = {text.get_fontsize() for text in figure.findobj(matplotlib.text.Text) if text.get_text()}
+            assert sizes <= {7.0, 8.0}
+
+
+@pytest.mark.parametrize("ends", [(0.61, 0.98), (0.3, 1.6), (2e-5, 0.3), (0.9, 40.0), (95.0, 130.0)])
+def test_a_log_axis_has_at_least_two_plain_numbers_on_a_range_of_any_width(ends):
+    panel = Figure().add_subplot(yscale="log", ylim=ends)
+    style.log_ticks(panel.yaxis)
+    places = [place for place in panel.get_yticks() if ends[0] <= place <= ends[1]]
+    assert 2 <= len(places) <= 8
+    texts = [panel.yaxis.get_major_formatter()(place, None) for place in places]
+    assert [float(text) for text in texts] == pytest.approx(places)
+    assert all(re.fullmatch(r"[0-9.]+", text) for text in texts), texts
 
 
 def test_a_gradient_of_zero_is_left_out_of_the_log_scale_and_an_empty_curve_has_no_line(registry, paper):
@@ -209,23 +256,23 @@ def test_a_gradient_of_zero_is_left_out_of_the_log_scale_and_an_empty_curve_has_
         draw(column, paper).draw_without_rendering()
 
 
-def test_the_legend_has_each_losses_last_accuracy_in_order_and_what_diverged(registry, paper):
+def test_the_legend_has_each_losses_last_accuracy_and_what_diverged(registry, paper):
     table = registry.table(1)
     rows = (table.rows[0].model_copy(update={"label": "5 $ and $ x_1"}), table.rows[1])
     odd = replace(registry, tables=[table.model_copy(update={"rows": rows})])
     states = states_of(odd, paper, accuracy=75.0)
     states[0] = done(make_record(odd, paper, states[0].run, diverged_in=4), odd)
-    (column,) = columns_of(states, odd)
-    figure = draw_curves(column, paper)
-    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
-    assert sorted(labels) == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  75.0"]
-    # Of the diverged run's end nothing is drawn outside the enlarged panel: the page stays as it is.
-    box = figure.get_tightbbox()
-    assert box.width < 10 and box.height < 6, box  # noqa: PT018
+
+    def legend() -> list[str]:
+        (column,) = columns_of(states, odd)
+        figure = draw_curves(column, paper)
+        # Of the diverged run's end nothing is drawn outside the enlarged panel.
+        assert figure.get_tightbbox().width <= style.PAGE
+        return [text.get_text() for text in figure.legends[0].get_texts()]
+
+    assert legend() == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  75.0"]
     states[3:] = [done(make_record(odd, paper, state.run, diverged_in=4), odd) for state in states[3:]]
-    (column,) = columns_of(states, odd)
-    labels = [text.get_text() for text in draw_curves(column, paper).axes[1].get_legend().get_texts()]
-    assert labels == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  diverged"]
+    assert legend() == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  diverged"]
 
 
 def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
@@ -240,16 +287,16 @@ def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
         "cifar100-extended-resnet18",
     ]
     for table in registry.tables:
-        assert len({str(line) for line in line_styles(table).values()}) == len(table.rows)
+        assert len({str(line) for line in style.line_styles(table).values()}) == len(table.rows)
 
 
 def test_an_svg_in_a_page_keeps_its_words_and_has_ids_of_its_own(registry, paper):
     figure = draw_weight_norms(
         registry.paper.figures.weight_norms,
-        find_comparison(registry.paper.figures.logits, states_of(registry, paper), registry),
+        pair_of(states_of(registry, paper), registry),
         paper,
     )
-    first, again, other = (to_svg(figure, name, "a < b") for name in ("one", "one", "two"))
+    first, again, other = (style.to_svg(figure, name, "a < b") for name in ("one", "one", "two"))
     assert first == again
     assert "Cross-entropy Loss" in first
     assert 'aria-label="a &lt; b"' in first
@@ -264,7 +311,7 @@ def dots():
     registry = Registry.load(EXPERIMENTS)
     rules = read_rules(EXPERIMENTS / "claims.toml")
 
-    def draw(name: str):
+    def draw(name: str, look: style.Look = style.DEFAULT_LOOK):
         preset, states = registry.preset(name), []
         for run in registry.select_runs(Selection(tables=(1,)), preset):
             offset = {"scaled-bn-m1": -2.0, "pedcc-s10-m0.5": 0.8}.get(run.cell.row, 0.0)
@@ -274,7 +321,7 @@ def dots():
             else:
                 states += missing([run])
         results = judge_cells(summarise(states, registry, preset), registry, preset, rules)
-        return draw_dots(registry.table(1), results, registry.paper.metric, rules, preset), results
+        return draw_dots(registry.table(1), results, registry.paper.metric, rules, preset, look), results
 
     return draw
 
@@ -347,9 +394,7 @@ def test_ambiguities_are_a_panel_each_with_alternatives_sorted_and_their_interva
     assert whiskers == [effect.interval for effect in drawn]
     bars = [line.get_xdata()[0] for line in first.lines if line.get_marker() == "|"]
     assert bars == pytest.approx([71.86 - 71.1] * 3), "where the paper's number is"
-    assert (
-        "ResNet-18, Our Loss"
-        in second.get_yticklabels()[0].get_text() + second.get_yticklabels()[1].get_text()
-    )
+    cells = [label.get_text().partition("\n")[2] for label in second.get_yticklabels()]
+    assert cells[1] == "CIFAR-100, ResNet-18, Scaled BN (m = 1)"
     assert "away past it" in texts(figure)
     assert "the paper's number" in texts(figure)

@@ -1,6 +1,7 @@
 """`repro.load()`: the same numbers as the commands print, as DataFrames."""
 
 import json
+import os
 import re
 import subprocess
 import sys

@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from pretended_environment import PROJECT, attempt_note
+from pretended_environment import attempt_note
 
 from repro.attempts import new_attempt, read_attempts, write_attempt
 from repro.paths import Project
@@ -53,8 +53,8 @@ def main() -> int:
             print("repro: pretended trouble", flush=True)
             return int(action.removeprefix("start:"))
     sweep = Sweep.read(file)
-    registry = Registry.load(PROJECT / "experiments")
-    project = Project(PROJECT, results, results / "figures", results / "data")
+    project = Project.find(results=results)
+    registry = Registry.load(project.experiments)
     queue, stop = RunQueue(sweep, registry, project), Stop()
     stop.listen()
     note = new_worker_note(sweep.id, options["--job"], "cpu")
