@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -24,7 +23,6 @@ from repro.records import Epoch, RunRecord
 from repro.registry import Registry
 
 Value = Callable[[Epoch], float | None]
-SEED_COLOURS = (style.BLUE, style.ORANGE, style.GREEN)
 
 
 @dataclass(frozen=True)
@@ -144,24 +142,6 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
         figure.align_ylabels()
         panels[0].tick_params(labelbottom=False)
         panels[0].set_xlabel("")
-    return figure
-
-
-def draw_cell(records: Sequence[RunRecord], reported: float | None, metric: Metric) -> Figure:
-    """The test metric by epoch of one cell's runs, a line per seed, the paper's mean dashed: small."""
-    figure = Figure(figsize=(5, 2))
-    panel = figure.add_axes((0.09, 0.14, 0.8, 0.8))
-    for index, column in _frame(records, _on_test(metric)).items():
-        curve, colour = column.dropna(), SEED_COLOURS[int(str(index)) % len(SEED_COLOURS)]
-        panel.plot(curve.index, curve, color=colour, lw=1.2, marker="." if len(curve) == 1 else "")
-    if reported is not None:
-        panel.axhline(reported, color=style.BLACK, lw=0.9, dashes=(4, 3))
-        panel.annotate("paper", (1, reported), xycoords=("axes fraction", "data"), xytext=(3, -2.5),
-                       textcoords="offset points", size=style.LABEL_SIZE, color=style.QUIET)  # fmt: skip
-    panel.set_xlim(0, max(record.config.recipe.epochs for record in records))
-    panel.set_ylim(0, None)
-    panel.grid(axis="y", color=style.GRID, lw=0.4)
-    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
 
