@@ -172,7 +172,7 @@ STALE = expert(
     show_default=True,
     help="Results from older code.",
 )
-LOG = expert("--log", metavar="NAME", help="Live curves: tensorboard, csv, or mylog.py:MyLogger.")
+LOG = expert("--log", metavar="NAME", help="Live: tensorboard, csv or mylog.py:MyLogger.")
 
 _ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
 _FORCE = "On or off: channels-last, fused-sgd, cuda-graph, compile.  [default: by device]"
