@@ -149,7 +149,7 @@ def _was_tried(state: RunState) -> bool:
 def _answer(words: Sequence[Verdict], claims: Sequence[ClaimVerdict], preset: Preset) -> str:
     """The page's answer in a sentence: what is reproduced and what is not."""
     if preset.name != "paper":
-        return f"The preset {preset.name} tests the harness: it says nothing about the paper."
+        return f"These runs are of the preset {preset.name}: they say nothing about the paper."
     counts = Counter(words)
     open_cells = len(words) - counts[Verdict.REPRODUCED] - counts[Verdict.OFF]
     found = f"{counts[Verdict.REPRODUCED]} reproduced, {counts[Verdict.OFF]} off, {open_cells} open"
