@@ -3,7 +3,7 @@ r"""Results in every format: tables as text, and for programs CSV, JSON, Parquet
 A paper quotes the records by keys, and never copies a number:
 
     \input{numbers}                    % repro aggregate --format macros --output numbers.tex
-    … reaches \repro{table1}{resnet18}{scaled-bn-m1} \%, at n = \repro[n]{table1}{resnet18}{scaled-bn-m1} …
+    … reaches \repro{table1}{resnet18}{cross-entropy} \%, at n = \repro[n]{table1}{resnet18}{cross-entropy} …
 
 The keys are a table's name (`quick-table1` at the preset quick), a network and a row's name, as the TOML
 files have them. A key without a number is an error that names it.

@@ -77,7 +77,7 @@ def plan(
         begun=context.begun(to_do),
         budget=seconds,
         missing_data=missing,
-        seeds=seeds_advice(context, {state.run.cell.table for state in survey.states}) if to_do else {},
+        seeds=seeds_advice(context, {s.run.cell.table for s in survey.states}) if to_do or as_json else {},
         grid=bool(selected.axes),
     )
     click.echo(made.to_json() if as_json else with_own_options(made.to_text()))

@@ -21,8 +21,11 @@ class NodeProcess:
     def __init__(self) -> None:
         self._local = LocalExecutor()
 
-    def run(self, job: WorkerJob) -> JobEnd:
-        """Starts the worker; how it ended, once it has."""
+    def run(self, job: WorkerJob, folder: str, environment: dict[str, str]) -> JobEnd:
+        """Starts the worker in the supervisor's folder, by which it finds the project; how it ended, once it
+        has."""
+        os.chdir(folder)
+        os.environ.update(environment)
         self._local.start([job])
         while (end := self._local.poll(job)) is None:
             time.sleep(0.2)
@@ -77,7 +80,8 @@ class RayExecutor(Executor):
         for job in jobs:
             make_folder(job.log.parent)
             actor = self._actor.remote()
-            ready, ended = actor.__ray_ready__.remote(), actor.run.remote(job)
+            named = {name: value for name, value in os.environ.items() if name.startswith("REPRO_")}
+            ready, ended = actor.__ray_ready__.remote(), actor.run.remote(job, os.getcwd(), named)
             self._placed[job.name] = _Placed(actor, ready, ended, time.monotonic())
 
     def poll(self, job: WorkerJob) -> JobEnd | None:

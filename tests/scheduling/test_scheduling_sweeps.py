@@ -37,7 +37,7 @@ def test_a_second_ctrl_c_stops_at_a_checkpoint_and_a_third_kills(sweep):
     its.process.send_signal(signal.SIGINT)
     said = its.end(130)
     assert "killing the workers" in said
-    assert "2 to do" in said
+    assert "2 interrupted" in said
     assert not its.workers()
     for note in notes:
         (run,) = [each.run for each in note.runs]
