@@ -229,8 +229,7 @@ def test_the_smoke_preset_runs_for_real_and_everything_is_titled_smoke(machine: 
     paths = [path for path in (results / "smoke").rglob("seed0.json") if ".work" not in path.parts]
     accuracies = {str(path): json.loads(path.read_text())["result"]["accuracy"] for path in paths}
     assert len(accuracies) == 72
-    assert min(value for path, value in accuracies.items() if "/cifar100/" in path) >= 60, accuracies
-    assert min(accuracies.values()) >= 50, accuracies  # chance is 10
+    assert min(accuracies.values()) >= 60, accuracies  # chance is 10
     assert done.stdout.count("SMOKE") >= 3
     assert (results / "smoke" / "tables.md").read_text() == done.stdout
     assert all((results / "smoke" / name).stat().st_size > 0 for name in ("tables.csv", "tables.tex"))

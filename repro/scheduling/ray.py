@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from repro.errors import SetupError
@@ -81,7 +82,7 @@ class RayExecutor(Executor):
             make_folder(job.log.parent)
             actor = self._actor.remote()
             named = {name: value for name, value in os.environ.items() if name.startswith("REPRO_")}
-            ready, ended = actor.__ray_ready__.remote(), actor.run.remote(job, os.getcwd(), named)
+            ready, ended = actor.__ray_ready__.remote(), actor.run.remote(job, str(Path.cwd()), named)
             self._placed[job.name] = _Placed(actor, ready, ended, time.monotonic())
 
     def poll(self, job: WorkerJob) -> JobEnd | None:
