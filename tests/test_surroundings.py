@@ -123,7 +123,7 @@ def test_a_record_of_somebody_else_that_may_not_be_read_is_named(context):
 
 @pytest.mark.parametrize(("place", "code"), [("attempts", 3), ("lock", 3), ("record", 3)])
 def test_what_is_in_the_way_is_named_before_training(context, place, code):
-    """The folder of the attempts is a file, the lock a folder, the record's folder a file."""
+    """Files where folders belong (attempts, the record's folder), and a folder where the lock belongs."""
     paths = context.project.run("smoke", RUN)
     paths.record.unlink()
     where = {"attempts": paths.attempts, "lock": paths.lock, "record": paths.record.parent}[place]

@@ -1,4 +1,4 @@
-"""A disk of a few MiB of one's own, that can be filled up or made read-only: a tmpfs in a mount namespace."""
+"""A disk of a few MiB for one test, which can be filled up or made read-only: a tmpfs in a mount namespace."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def _possible() -> bool:
 def on_a_tiny_disk(script: str, folder: Path) -> subprocess.CompletedProcess:
     """Runs a bash script that finds the disk at $DISK and keeps what outlives it in $HERE, `folder`."""
     if not _possible():
-        pytest.skip("this system lets nobody mount a file system of one's own (unshare -Urm)")
+        pytest.skip("this system does not let users mount a file system (unshare -Urm)")
     disk = folder / "disk"
     disk.mkdir()
     return subprocess.run(

@@ -240,7 +240,9 @@ def _busy(record: RunRecord) -> float:
 
 
 def _hours(seconds: float) -> str:
-    """`2.3 h`, `41 min`."""
+    """`2.3 h`, `41 min`, `8 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 

@@ -82,7 +82,7 @@ def cell_seeds(table: Table, paper: Paper, ours: PooledSpread, rules: CellRules,
     std = theirs.std if ours.std is None else ours.std
     if std is None:
         return Seeds(
-            planned, {}, {}, "The paper prints no spread, and there is none of ours to plan with yet."
+            planned, {}, {}, "Unknown: the paper prints no spread, and no cell of ours has two runs yet."
         )
     whole = max(1, ours.degrees, len(table.rows) * len(table.networks) * (planned - 1))
 
@@ -129,7 +129,7 @@ def claim_seeds(
     known = [_planning_std(table, registry.paper, spreads) for table, _ in columns]
     if None in known:
         return Seeds(
-            planned, {}, {}, "The paper prints no spread, and there is none of ours to plan with yet."
+            planned, {}, {}, "Unknown: the paper prints no spread, and no cell of ours has two runs yet."
         )
     stds = np.array(known)
     means = {row: np.array([of_column[row] for of_column in reported]) for row in claim.rows}

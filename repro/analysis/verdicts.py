@@ -260,10 +260,8 @@ def _sentence(result: CellResult, verdict: CellVerdict, paper: Paper, rules: Cel
         text += f", {100 * rules.level:g} % interval {signed(low)} to {signed(high)}"
         if verdict.readings[0].paper_std is None:
             runs = paper.reported.runs
-            over = (
-                f"a mean of {counted(runs, 'run')}" if runs else "counted as one run, for it says no number"
-            )
-            text += f". The paper prints no spread: ours is taken for its mean too, {over}"
+            over = f"a mean of {counted(runs, 'run')}" if runs else "whose number of runs is not given: one"
+            text += f". The paper prints no spread, so ours is used for its mean too ({over})"
     return f"{head}. {text}."
 
 

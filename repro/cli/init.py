@@ -25,8 +25,7 @@ def init(folder: Path) -> None:
         folder / ("" if file.name == "README.md" else "experiments") / file.name: file for file in template
     }
     if there := [str(path) for path in targets if path.exists()]:
-        other = shlex.quote(f"{folder}-2")
-        raise UsageError(f"{there[0]} exists already; name another folder, as in `repro init {other}`")
+        raise UsageError(f"{there[0]} exists already; name another folder, as in `repro init my-paper`")
     for path, file in sorted(targets.items()):
         write(path, file.read_text(encoding="utf-8"))
         click.echo(path)

@@ -180,7 +180,7 @@ class Plan:
         from tabulate import tabulate
 
         supplied = ""
-        if self.supplied:
+        if self.supplied and self.total("done") + self.total("older_code"):
             with_clone = "its records may have been supplied with the clone"
             supplied = f", the project's own: {with_clone}; --results DIR starts your own set"
         lines = [f"preset {self.preset}: {self.heading}", f"results: {self.results}{supplied}"]

@@ -78,14 +78,15 @@ def test_a_verdict_without_the_papers_spread_takes_ours_for_both_and_says_so(pro
     assert reading["paper_std"] is None
     assert verdict["word"] == "reproduced"
     assert (
-        "The paper prints no spread: ours is taken for its mean too, a mean of 5 runs." in verdict["sentence"]
+        "The paper prints no spread, so ours is used for its mean too (a mean of 5 runs)."
+        in verdict["sentence"]
     )
     edit(project, "paper.toml", "runs = 5", "")
     verdict = repro.load().verdicts.set_index("id").loc["cifar100/resnet18/cutout"]
     assert verdict["readings"][0]["high"] - difference == pytest.approx(
         half * np.sqrt(6 / 5) / np.sqrt(2 / 5)
     )
-    assert "counted as one run, for it says no number" in verdict["sentence"]
+    assert "whose number of runs is not given: one" in verdict["sentence"]
 
 
 def test_a_claim_on_errors_is_tested_in_its_own_direction(project):

@@ -33,7 +33,7 @@ SPLITS = {"train": split("train", 4, seed=1), "test": split("test", 2, seed=2)}
 
 
 def files() -> dict[str, bytes]:
-    """train (4 images a class), test (2) and meta."""
+    """train (4 images per class), test (2) and meta."""
     return {
         **{name: pickle.dumps(content) for name, (content, _) in SPLITS.items()},
         "meta": pickle.dumps({"fine_label_names": FINE_LABELS, "coarse_label_names": ["all"]}),
