@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 
 from repro.paths import RunPaths, read_file
@@ -127,13 +128,14 @@ def last_saved_step(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Why a run is not tried again: `failed`, or only `unfinished` after many interruptions."""
+    """Why a run is not tried again after so many attempts: it `failed`, or is unfinished after many stops."""
 
     reason: str
     failed: bool
+    attempts: int
 
 
-def given_up(notes: Iterable[AttemptNote]) -> GivenUp | None:
+def given_up(notes: Sequence[AttemptNote]) -> GivenUp | None:
     """Whether these attempts, oldest first, are enough; None while another one may help.
 
     A Python error is final. Crashes count only where the run was alone in its process, for a neighbour may
@@ -148,7 +150,7 @@ def given_up(notes: Iterable[AttemptNote]) -> GivenUp | None:
         if kind in (Outcome.RUNNING, Outcome.WITHDRAWN, Outcome.SUPERSEDED):
             continue
         if kind is Outcome.FAILED:
-            return GivenUp(note.reason, failed=True)
+            return GivenUp(note.reason, True, len(notes))
         if note.saved_step > highest:
             highest = note.saved_step
             crashes.clear()
@@ -157,9 +159,14 @@ def given_up(notes: Iterable[AttemptNote]) -> GivenUp | None:
             crashes.append(note)
         interruptions += kind is Outcome.INTERRUPTED
     if len(crashes) >= MAX_CRASHES:
-        return GivenUp(_counted([note.reason or str(note.kind) for note in crashes]), failed=True)
+        # Equal reasons in a row as one: `… (3 times)`.
+        grouped = groupby(note.reason or str(note.kind) for note in crashes)
+        counts = [(reason, len(list(alike))) for reason, alike in grouped]
+        reasons = (f"{reason} ({count} times)" if count > 1 else reason for reason, count in counts)
+        return GivenUp("; then ".join(reasons), True, len(notes))
     if interruptions >= MAX_INTERRUPTIONS:
-        return GivenUp(f"interrupted {interruptions} times without a later checkpoint", failed=False)
+        reason = f"interrupted {interruptions} times without a later checkpoint"
+        return GivenUp(reason, False, len(notes))
     return None
 
 
@@ -210,14 +217,3 @@ class ErrorStreak:
             self.text, self.runs = text, set()
         self.runs.add(run)
         return len(self.runs) >= SAME_ERRORS
-
-
-def _counted(reasons: Sequence[str]) -> str:
-    """Equal reasons in a row as one: `… (3 times)`."""
-    merged: list[tuple[str, int]] = []
-    for reason in reasons:
-        if merged and merged[-1][0] == reason:
-            merged[-1] = (reason, merged[-1][1] + 1)
-        else:
-            merged.append((reason, 1))
-    return "; then ".join(f"{text} ({count} times)" if count > 1 else text for text, count in merged)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from repro.errors import DeviceError, UsageError
+from repro.errors import DeviceError
 from repro.system import memory_bytes
 
 
@@ -19,7 +19,6 @@ class Gpu:
     capability: tuple[int, int] | None = None
 
 
-GpuReader = Callable[[], Sequence[Gpu]]
 Answer = TypeVar("Answer")
 
 
@@ -109,7 +108,10 @@ def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
     for entry in (part.strip() for part in variable.split(",")):
         if entry in ("", "-1", "NoDevFiles"):
             break
-        matching = [gpu for gpu in gpus if _names(entry, gpu)]
+        by_index = entry.isdigit()
+        matching = [
+            gpu for gpu in gpus if (int(entry) == gpu.index if by_index else gpu.uuid.startswith(entry))
+        ]
         if len(matching) != 1:
             hint = "; slices of a GPU (MIG) are not supported" if entry.startswith("MIG") else ""
             raise DeviceError(
@@ -121,22 +123,6 @@ def visible_gpus(gpus: Sequence[Gpu], variable: str | None) -> tuple[Gpu, ...]:
     return tuple(visible)
 
 
-def parse_gpus(text: str | None) -> tuple[int, ...] | None:
-    """`0,2` as numbers, None as None; UsageError for anything else."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"--gpus: expected numbers as nvidia-smi counts them, such as 0,2; got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
 def list_gpus(gpus: Sequence[Gpu]) -> str:
     """`0 (NVIDIA H200), 1 (NVIDIA H200)`, or `none`."""
     return ", ".join(f"{gpu.index} ({gpu.name})" for gpu in gpus) or "none"
-
-
-def _names(entry: str, gpu: Gpu) -> bool:
-    if entry.isdigit():
-        return int(entry) == gpu.index
-    return gpu.uuid.startswith(entry)

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from enum import IntEnum
-from types import FrameType, TracebackType
 from typing import Literal, Self
 
 GRACE_AFTER_PARENT = 7.0  # seconds that a worker has for its checkpoints once its supervisor has died
@@ -104,14 +103,12 @@ class Interruption:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             # None stands for a handler that was not installed from Python: it cannot be put back.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: object) -> None:
         if number != signal.SIGINT:
             self.signal = "SIGTERM" if number == signal.SIGTERM else "SIGUSR1"
             self.stage = max(self.stage, Stage.CHECKPOINT)

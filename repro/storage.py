@@ -14,21 +14,12 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from repro.errors import IntegrityError, NoSpaceError, ReadOnlyError, RecordCorruptError, SetupError
 from repro.paths import RunPaths, read_file
-from repro.records import RunRecord, Signature, read_record
-
-
-class CommitOutcome(StrEnum):
-    """What became of a record that was to be committed."""
-
-    COMMITTED = "committed"
-    ALREADY_DONE = "already done"
+from repro.records import RunRecord, read_record
 
 
 class FileLock:
@@ -92,9 +83,7 @@ class FileLock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
@@ -177,12 +166,14 @@ def record_digest(path: Path) -> str | None:
         return None
 
 
-def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: str | None) -> CommitOutcome:
+def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: str | None) -> bool:
     """Puts `record` under its name, from the folder `attempt`; call it holding the run's lock.
+
+    False if somebody else was first. Where it is refused with a SetupError it may be called again.
 
     A compare-and-swap: a record found there is moved to `superseded/` only if its file still has the sha256
     `replaces`, which it had when the sweep was planned, and to `quarantine/` if it is invalid. Any other was
-    committed by somebody else since, and stays. Where it is refused with a SetupError it may be called again.
+    committed by somebody else since, and stays.
     """
     source = attempt / "record.json"
     # Both may be gone: who renames the results folder during a run must not lose it.
@@ -192,7 +183,7 @@ def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: s
     if committed is not None and committed == record_digest(source):
         # Committed before, only the folder could not be synced then.
         fsync_folder(paths.record.parent)
-        return CommitOutcome.COMMITTED
+        return True
     write_whole(source, record.to_json().encode())
 
     def fault(path: Path) -> str | None:
@@ -200,37 +191,16 @@ def commit_record(record: RunRecord, paths: RunPaths, attempt: Path, replaces: s
 
     for _ in range(100):
         if give_name(source, paths.record):
-            return CommitOutcome.COMMITTED
+            return True
         try:
             read_record(paths.record, record.run, record.preset)
         except IntegrityError:
             quarantine_damaged(paths, record.run, record.preset)
         else:
             if record_digest(paths.record) not in (replaces, None):
-                return CommitOutcome.ALREADY_DONE
+                return False
             move_record(paths.record, paths.superseded, fault)
     raise RecordCorruptError(f"{paths.record}: other processes keep writing it; stop them and run again")
-
-
-def commit_finished(
-    paths: RunPaths,
-    attempt: Path,
-    run: str,
-    preset: str,
-    replaces: str | None,
-    expected: Callable[[Signature], bool],
-) -> bool:
-    """Commits the record that an attempt finished and left uncommitted; False if it left none to use.
-
-    Call it holding the run's lock; raises as `commit_record` does.
-    """
-    try:
-        record = read_record(attempt / "record.json", run, preset)
-    except IntegrityError:
-        return False
-    if record is None or not expected(record.signature):
-        return False
-    return commit_record(record, paths, attempt, replaces) is CommitOutcome.COMMITTED
 
 
 def create_whole(path: Path, content: bytes) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from repro.attempts import (
+    NOT_RUN_YET,
     AttemptNote,
     GivenUp,
     Outcome,
@@ -26,6 +27,7 @@ from repro.attempts import (
     last_saved_step,
     memory_that_was_too_small,
     read_attempts,
+    without_record,
     write_attempt,
 )
 from repro.config import Preset
@@ -36,7 +38,7 @@ from repro.registry import Registry, Run
 from repro.signature import code_hash, config_hash, data_hash
 from repro.storage import (
     FileLock,
-    commit_finished,
+    commit_record,
     lock_holder,
     lock_holders,
     make_folder,
@@ -158,23 +160,19 @@ def stop_request(sweep_file: Path) -> StopRequest | None:
 
 
 class RunStatus(StrEnum):
-    """Where a run of the sweep is, for one worker; the first three are settled and never read again."""
+    """Where a run of the sweep is, for one worker."""
 
-    DONE = "done"
-    GIVEN_UP = "given up"
-    IMPOSSIBLE = "impossible here"
+    SETTLED = "settled"  # done, given up or impossible here: never read again
     SUSPECT = "suspect"  # takeable by a process that trains nothing else
     FREE = "free"
-
-
-_SETTLED = (RunStatus.DONE, RunStatus.GIVEN_UP, RunStatus.IMPOSSIBLE)
 
 
 class RunQueue:
     """The runs of a sweep that are left for one device, in order.
 
     `device_memory` (bytes) decides which runs have proved too large for it; None: for the supervisor, which
-    asks on behalf of all devices.
+    asks on behalf of all devices. `kinds` has what each run without a record was when it was last looked at,
+    as `repro status` calls it, locks aside: "to do", "interrupted" or "failed".
     """
 
     def __init__(
@@ -185,7 +183,8 @@ class RunQueue:
         self.given_up: dict[str, GivenUp] = {}
         self.impossible: dict[str, str] = {}  # run → why not on this device
         self.done: dict[str, None] = {}  # in the order in which they were found done
-        self._project = project
+        self.project = project
+        self.kinds: dict[str, str] = dict.fromkeys((entry.run for entry in sweep.runs), "to do")
         preset = registry.preset(sweep.preset)
         self._open: dict[str, SweepRun] = {}
         for entry in sweep.runs:
@@ -211,14 +210,8 @@ class RunQueue:
 
     def status(self, entry: SweepRun) -> RunStatus:
         """Where a run is now, as its record and its attempts beyond the baseline tell; locks aside."""
-        if entry.run in self.done:
-            return RunStatus.DONE
-        if entry.run in self.given_up:
-            return RunStatus.GIVEN_UP
-        if entry.run in self.impossible:
-            return RunStatus.IMPOSSIBLE
-        status = self._read(entry)
-        if status in _SETTLED:
+        status = self._read(entry) if entry.run in self._open else RunStatus.SETTLED
+        if status is RunStatus.SETTLED:
             self._open.pop(entry.run, None)
         return status
 
@@ -239,10 +232,6 @@ class RunQueue:
                 found[entry.run] = pid
         return found
 
-    def attempts(self, entry: SweepRun) -> list[AttemptNote]:
-        """The run's attempts beyond the baseline, oldest first."""
-        return [note for note in read_attempts(self._paths(entry)) if note.number > entry.attempts]
-
     def close_dead_attempt(self, entry: SweepRun) -> None:
         """Closes the note of an attempt that still says running; call it holding the run's lock.
 
@@ -257,14 +246,14 @@ class RunQueue:
             if note.kind is Outcome.DONE:
                 continue  # its record was committed, and removed since
             folder = paths.attempts / str(note.number)
-            if commit_finished(paths, folder, entry.run, self.sweep.preset, entry.record, entry.expects):
+            if self._commit_finished(entry, folder):
                 write_attempt(folder, note.model_copy(update={"ended": datetime.now(UTC), "outcome": "done"}))
                 return
         note = notes[-1]
         folder = paths.attempts / str(note.number)
         if note.kind is not Outcome.RUNNING:
             return
-        life = WorkerNote.read(self._project.workers(self.sweep.preset) / f"{note.worker}.json")
+        life = WorkerNote.read(self.project.workers(self.sweep.preset) / f"{note.worker}.json")
         stopping = life is not None and (life.phase is Phase.STOPPING or life.blameless)
         outcome = Outcome.INTERRUPTED if stopping else Outcome.CRASHED
         death = life.death if life else ""
@@ -276,31 +265,43 @@ class RunQueue:
         }
         write_attempt(folder, note.model_copy(update=update))
 
+    def _commit_finished(self, entry: SweepRun, folder: Path) -> bool:
+        """Commits the record that an attempt finished and left uncommitted; False if it left none to use."""
+        try:
+            record = read_record(folder / "record.json", entry.run, self.sweep.preset)
+        except IntegrityError:
+            return False
+        if record is None or not entry.expects(record.signature):
+            return False
+        return commit_record(record, self._paths(entry), folder, entry.record)
+
     def close_dead_attempts(self) -> None:
         """The same for every open run whose lock is free: what is left to take may be less then."""
         for entry in self.open:
-            notes = self.attempts(entry)
+            notes = read_attempts(self._paths(entry))
             if notes and notes[-1].kind is Outcome.RUNNING:
                 with FileLock(self._paths(entry).lock) as lock:
                     if lock.acquire():
                         self.close_dead_attempt(entry)
 
     def _paths(self, entry: SweepRun) -> RunPaths:
-        return self._project.run(self.sweep.preset, entry.run)
+        return self.project.run(self.sweep.preset, entry.run)
 
     def _read(self, entry: SweepRun) -> RunStatus:
         if self._has_result(entry):
             self.done[entry.run] = None
-            return RunStatus.DONE
-        notes = self.attempts(entry)
+            return RunStatus.SETTLED
+        every = read_attempts(self._paths(entry))
+        self.kinds[entry.run] = without_record(every, locked=False)[0].replace(NOT_RUN_YET, "to do")
+        notes = [note for note in every if note.number > entry.attempts]
         if verdict := given_up(notes):
             self.given_up[entry.run] = verdict
-            return RunStatus.GIVEN_UP
+            return RunStatus.SETTLED
         too_small = memory_that_was_too_small(notes)
         if too_small is not None and self.device_memory is not None and too_small >= self.device_memory:
             reason = next(note.reason for note in reversed(notes) if note.device_memory_bytes == too_small)
             self.impossible[entry.run] = f"out of memory: {reason}"
-            return RunStatus.IMPOSSIBLE
+            return RunStatus.SETTLED
         return RunStatus.SUSPECT if is_suspect(notes) else RunStatus.FREE
 
     def _has_result(self, entry: SweepRun) -> bool:

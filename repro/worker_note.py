@@ -42,6 +42,15 @@ class RunProgress:
         within = self.step / self.steps if self.steps else 0.0
         return min(1.0, (self.epoch + within) / self.epochs) if self.epochs else 0.0
 
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """`epoch 2/3`, `160 images/s`, `12.3 %`; empty where it is not known yet."""
+        return (
+            f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}" if self.epochs else "",
+            f"{self.images_per_second:,.0f} images/s" if self.images_per_second else "",
+            f"{self.test_accuracy:.1f} %" if self.test_accuracy is not None else "",
+        )
+
 
 class Phase(StrEnum):
     """What a worker does."""

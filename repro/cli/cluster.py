@@ -65,7 +65,7 @@ def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 def slurm(context: "Context", asked: ClusterOptions) -> "tuple[Executor, tuple[Device, ...]]":
     """Slurm's executor, and room for each job in flight; UsageError for options of Ray."""
     from repro.scheduling.devices import remote_devices
-    from repro.scheduling.slurm import SlurmExecutor, SlurmRequest
+    from repro.scheduling.slurm import SlurmExecutor
 
     if asked.ray_address != "auto":
         raise UsageError("--ray-address belongs to --executor ray")
@@ -77,21 +77,20 @@ def slurm(context: "Context", asked: ClusterOptions) -> "tuple[Executor, tuple[D
                 "counts them, as in --gres shard:2"
             )
         gres = f"gpu:{asked.job_gpus:.0f}"
-    request = SlurmRequest(
-        cores=context.preset.threads,
-        gres=gres,
-        partition=asked.partition,
-        account=asked.account,
-        qos=asked.qos,
-        time=asked.time,
-        memory=asked.memory,
-        extra=_sbatch_options(asked.sbatch),
-    )
+    options = {
+        "gres": gres,
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "time": asked.time,
+        "mem": asked.memory,
+        **_sbatch_options(asked.sbatch),
+    }
     folder = context.project.work(context.preset.name)
     jobs = asked.jobs or SLURM_JOBS
     # Of one results folder: its jobs are found again by a later supervisor, and nobody else's.
     name = f"repro-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
-    executor = SlurmExecutor(folder / "slurm", request, name, jobs)
+    executor = SlurmExecutor(folder / "slurm", name, jobs, context.preset.threads, options)
     kind: Literal["cuda", "cpu"] = "cuda" if gres else "cpu"
     shown = f"Slurm, {asked.partition}" if asked.partition else "Slurm"
     return executor, remote_devices("slurm", jobs, shown, kind, context.preset.threads)

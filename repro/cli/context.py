@@ -86,7 +86,7 @@ class Context:
         """The share, 0 to 1, that a checkpoint holds of each run that has one, by run id."""
         from repro.scheduling.sweep_status import read_traces
 
-        traces = read_traces(runs, self.project, self.preset.name)
+        traces = read_traces(runs, self.registry, self.preset, self.project)
         return {run: trace.begun for run, trace in traces.items() if trace.begun}
 
     def data_sizes(self, names: Iterable[str]) -> "dict[str, DataSize]":

@@ -1,5 +1,6 @@
 """What trains: plan, run, stop, train."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,6 @@ def plan(
     Speeds are those of records made on this device, else a share of its roofline.
     """
     from repro.cli.reporting import seeds_advice
-    from repro.gpus import parse_gpus
     from repro.record_state import damage
     from repro.scheduling.devices import find_devices
     from repro.scheduling.durations import parse_duration
@@ -62,7 +62,7 @@ def plan(
 
     context.point_out_misnamed()
     seconds = None if budget is None else parse_duration(budget)
-    here = find_devices(context.preset.threads, gpus=parse_gpus(gpus), per_gpu=per_gpu)
+    here = find_devices(context.preset.threads, gpus, per_gpu)
     survey = context.survey(context.registry.select_runs(selected, context.preset))
     to_do = survey.to_do(stale)
     fingerprints = context.fingerprints(to_do)
@@ -175,15 +175,7 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
         return SetupError.exit_code
     survey = context.survey(runs)
     to_do = survey.to_do(options.stale)
-    estimator = Estimator(
-        context.registry,
-        context.preset,
-        devices,
-        survey.sizes,
-        survey.measured,
-        survey.recorded,
-        precision=options.precision,
-    )
+    estimator = Estimator(context.registry, context.preset, devices, survey, precision=options.precision)
     unfit = {run: reason for run in to_do if (reason := estimator.why_unfit(run))}
     for reason in dict.fromkeys(unfit.values()):
         say(f"repro: skipping {_count(sum(each == reason for each in unfit.values()))}: {reason}")
@@ -211,21 +203,13 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
         workers=len(devices),
         workers_per_device=len(devices) if on_cpu else 1,
     )
-    command = TrainCommand(
-        context.preset.name,
-        context.project.results,
-        context.project.data,
-        context.preset.threads,
-        options.for_workers(),
-    )
-    with open_view(sys.stderr) as view:
+    command = TrainCommand(context.project, context.preset, options.for_workers())
+    with contextlib.closing(open_view(sys.stderr)) as view:
         summary = Supervisor(
-            sweep,
             RunQueue(sweep, context.registry, context.project),
             devices,
             executor,
             command,
-            context.project,
             view,
             before=before,
             deadline=None if seconds is None else began + seconds,
@@ -238,7 +222,6 @@ def run_sweep(context: "Context", selected: "Selection", options: RunOptions) ->
 
 def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple[Device, ...]]":
     """Whatever starts the workers, and a device for each; UsageError for options of another executor."""
-    from repro.gpus import parse_gpus
     from repro.scheduling.devices import find_devices
     from repro.scheduling.executor import LocalExecutor
 
@@ -248,7 +231,7 @@ def _executor(context: "Context", options: RunOptions) -> "tuple[Executor, tuple
                 "--jobs and the cluster options of --help need --executor slurm or --executor ray"
             )
         threads = context.preset.threads
-        return LocalExecutor(), find_devices(threads, gpus=parse_gpus(options.gpus), per_gpu=options.per_gpu)
+        return LocalExecutor(), find_devices(threads, options.gpus, options.per_gpu)
     if options.gpus is not None:
         raise UsageError("--gpus picks GPUs of this machine; a job's share is --job-gpus or --gres")
     if options.budget is not None:

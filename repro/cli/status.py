@@ -72,7 +72,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
     project, preset = context.project, context.preset
     runs = context.registry.select_runs(selected, preset)
     # Before the records: a run that ends in between is then seen as done, not as interrupted.
-    traces = read_traces(runs, project, preset.name)
+    traces = read_traces(runs, context.registry, preset, project)
     survey = context.survey(runs)
     plan = None
     with contextlib.suppress(DeviceError):  # a driver that does not answer is no reason to show nothing
@@ -80,9 +80,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
         plan = make_plan(survey, context.registry, preset, project, find_devices(preset.threads), begun=begun)
     workers = read_worker_notes(project.workers(preset.name))
     heading = preset.heading or preset.description
-    return make_status(
-        survey, traces, workers, preset.recipe, plan, heading, project.preset_results(preset.name)
-    )
+    return make_status(survey, traces, workers, plan, heading, project.preset_results(preset.name))
 
 
 @command("show")

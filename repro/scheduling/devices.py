@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from repro.errors import DeviceError, UsageError
-from repro.gpus import Gpu, GpuReader, list_gpus, read_gpus, visible_gpus
+from repro.gpus import Gpu, list_gpus, read_gpus, visible_gpus
 from repro.system import memory_bytes, processor_name, usable_cores
 
 
@@ -44,37 +44,32 @@ class Device:
 
 
 def find_devices(
-    threads: int,
-    kind: Literal["auto", "cuda", "cpu"] = "auto",
-    gpus: Sequence[int] | None = None,
-    per_gpu: "int | Literal['auto']" = "auto",
-    environ: Mapping[str, str] | None = None,
-    reader: GpuReader = read_gpus,
+    threads: int, gpus: str | None = None, per_gpu: "int | Literal['auto']" = "auto"
 ) -> tuple[Device, ...]:
     """This machine's devices: every visible GPU, or as many shares of the CPU as it has room for.
 
     `threads` are the CPU threads of one run; without a GPU there are usable cores // threads shares, at least
-    one. `gpus` picks among the visible ones by nvidia-smi's number. `environ` stands in for os.environ, whose
-    CUDA_VISIBLE_DEVICES is honoured.
+    one. `gpus` (`0,2`) picks among the GPUs that CUDA_VISIBLE_DEVICES leaves, by nvidia-smi's number.
 
-    Raises DeviceError where a GPU that was asked for is not there, UsageError for a count below one.
+    Raises DeviceError where a GPU that was asked for is not there, UsageError for what is no list of numbers.
     """
-    if threads < 1:
-        raise UsageError(f"--threads: expected at least 1, got {threads}")
-    if kind == "cpu" and gpus is not None:
-        raise UsageError("--gpus picks GPUs and --device cpu uses none: leave one of them out")
-    if kind == "cpu":
-        return _cpu(threads, per_gpu)
-    variable = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
-    present = reader()
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = read_gpus()
     visible = visible_gpus(present, variable) if present else ()
     if gpus is not None:
         visible = _pick(visible, gpus, variable)
-    elif kind == "cuda" and not visible:
-        raise DeviceError(f"--device cuda: no GPU is visible{_because(variable)}; --device cpu needs none")
-    if not visible:
-        return _cpu(threads, per_gpu)
-    return tuple(_gpu(gpu, None if per_gpu == "auto" else per_gpu, threads) for gpu in visible)
+    limits = _thread_limits(threads)
+    if visible:
+        at_once = None if per_gpu == "auto" else per_gpu
+        return tuple(
+            Device("cuda", gpu.index, gpu.name, gpu.uuid, gpu.memory_bytes, at_once,
+                   {"CUDA_VISIBLE_DEVICES": gpu.uuid, **limits}, capability=gpu.capability)
+            for gpu in visible
+        )  # fmt: skip
+    count = max(1, usable_cores() // threads)
+    runs = count * (1 if per_gpu == "auto" else per_gpu)
+    name, memory = processor_name(), memory_bytes()
+    return tuple(Device("cpu", share, name, None, memory, runs, limits) for share in range(count))
 
 
 def remote_devices(
@@ -87,40 +82,17 @@ def remote_devices(
     )
 
 
-def _pick(visible: Sequence[Gpu], wanted: Sequence[int], variable: str | None) -> tuple[Gpu, ...]:
+def _pick(visible: Sequence[Gpu], text: str, variable: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that `--gpus` names."""
+    wanted = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in wanted):
+        raise UsageError(f"--gpus: expected numbers as nvidia-smi counts them, such as 0,2; got {text!r}")
     by_index = {gpu.index: gpu for gpu in visible}
-    for index in wanted:
+    for index in map(int, wanted):
         if index not in by_index:
-            raise DeviceError(
-                f"--gpus: there is no GPU {index}; visible here: {list_gpus(visible)}{_because(variable)}"
-            )
-    if not wanted:
-        raise UsageError("--gpus: expected numbers such as 0,2, got none")
-    return tuple(by_index[index] for index in dict.fromkeys(wanted))
-
-
-def _because(variable: str | None) -> str:
-    return "" if variable is None else f" (CUDA_VISIBLE_DEVICES is {variable!r})"
-
-
-def _gpu(gpu: Gpu, runs_at_once: int | None, threads: int) -> Device:
-    return Device(
-        kind="cuda",
-        index=gpu.index,
-        name=gpu.name,
-        uuid=gpu.uuid,
-        memory_bytes=gpu.memory_bytes,
-        runs_at_once=runs_at_once,
-        environment={"CUDA_VISIBLE_DEVICES": gpu.uuid, **_thread_limits(threads)},
-        capability=gpu.capability,
-    )
-
-
-def _cpu(threads: int, per_process: "int | Literal['auto']") -> tuple[Device, ...]:
-    count = max(1, usable_cores() // threads)
-    runs = count * (1 if per_process == "auto" else per_process)
-    name, memory, environment = processor_name(), memory_bytes(), _thread_limits(threads)
-    return tuple(Device("cpu", share, name, None, memory, runs, environment) for share in range(count))
+            because = "" if variable is None else f" (CUDA_VISIBLE_DEVICES is {variable!r})"
+            raise DeviceError(f"--gpus: there is no GPU {index}; visible here: {list_gpus(visible)}{because}")
+    return tuple(by_index[index] for index in dict.fromkeys(map(int, wanted)))
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from repro.config import Preset, Recipe
+from repro.config import Preset, Recipe, RunConfig
 from repro.network_facts import NETWORK_FACTS, has_stem_pool
 from repro.record_state import RecordState, RunState
-from repro.records import RunRecord
 from repro.registry import Registry, Run
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
@@ -35,7 +34,10 @@ _SPREAD = 0.1  # at least, of a measured speed
 
 @dataclass(frozen=True)
 class Work:
-    """What decides how fast a run trains on a device and what memory it takes, its loss and seed apart."""
+    """What decides how fast a run trains on a device and what memory it takes, its loss and seed apart.
+
+    Images are square, of `image_size` px.
+    """
 
     network: str
     image_size: int
@@ -43,9 +45,11 @@ class Work:
     stem_pool: str
 
     @classmethod
-    def of(cls, network: str, image_size: int, recipe: Recipe) -> "Work":
-        """The work of a network under a recipe, on square images of `image_size` px."""
-        return cls(network, image_size, recipe.width, recipe.stem_pool)
+    def of(cls, config: RunConfig, sizes: "Mapping[str, DataSize]") -> "Work | None":
+        """The work of a run; None where the size of its data set is not known."""
+        if (size := sizes.get(config.dataset)) is None:
+            return None
+        return cls(config.network, size.image_size, config.recipe.width, config.recipe.stem_pool)
 
 
 @dataclass(frozen=True)
@@ -58,38 +62,6 @@ class Speed:
     low: float
     high: float
     source: str
-
-
-class Measured:
-    """The speeds that finished runs have recorded, by device name and work."""
-
-    def __init__(self, image_sizes: Mapping[str, int]) -> None:
-        self._image_sizes = image_sizes
-        self._speeds: dict[tuple[str, Work], list[tuple[float, int]]] = {}
-
-    def add(self, record: RunRecord) -> None:
-        """Takes note of a record's speed, and of how many runs shared its device."""
-        provenance = record.provenance
-        size = self._image_sizes.get(record.config.dataset)
-        if size is not None and provenance.images_per_second > 0:
-            work = Work.of(record.config.network, size, record.config.recipe)
-            made = self._speeds.setdefault((provenance.device, work), [])
-            made.append((provenance.images_per_second, provenance.runs_on_device))
-
-    def speed(self, device: Device, work: Work) -> Speed | None:
-        """What was measured for this work on a device of that name: the median, ± 10 % at least.
-
-        Records of as many runs at once as the device is to have are asked first.
-        """
-        made = self._speeds.get((device.name, work), [])
-        alike = [entry for entry in made if entry[1] == device.runs_at_once]
-        # Runs on one GPU share its speed; runs on one CPU have cores of their own.
-        speeds = [each * (together if device.kind == "cuda" else 1) for each, together in alike or made]
-        if not speeds:
-            return None
-        middle = statistics.median(speeds)
-        low, high = min(middle * (1 - _SPREAD), *speeds), max(middle * (1 + _SPREAD), *speeds)
-        return Speed(low, high, f"measured by {len(speeds)} record{'s' if len(speeds) > 1 else ''}")
 
 
 def roofline_speed(device: Device, work: Work) -> Speed | None:
@@ -160,89 +132,146 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Estimator:
-    """Turns runs into time on the available devices.
+class Survey:
+    """Where every run stands, without its record, and what all records together tell of speeds and sizes.
 
-    `recorded` has the training and test images of data sets as records found them; `begun` the share, 0 to
-    1, that a checkpoint holds of a run; `precision` is None where the device decides.
+    Taken in one pass that keeps no record in memory. `sizes` has every data set's size before a preset's
+    subset, `recorded` the training and test images that records found, `speeds` the images per second of
+    records by device name and work, each with the number of runs that shared the device.
+    """
+
+    states: tuple[RunState, ...]
+    sizes: Mapping[str, DataSize]
+    speeds: Mapping[tuple[str, Work], Sequence[tuple[float, int]]]
+    recorded: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, states: Iterable[RunState], sizes: Mapping[str, DataSize]) -> "Survey":
+        """Reads `states` to the end."""
+        speeds: dict[tuple[str, Work], list[tuple[float, int]]] = {}
+        recorded: dict[str, tuple[int, int]] = {}
+        light: list[RunState] = []
+        for state in states:
+            if record := state.record:
+                made, work = record.provenance, Work.of(record.config, sizes)
+                if work and made.images_per_second > 0:
+                    measured = made.images_per_second, made.runs_on_device
+                    speeds.setdefault((made.device, work), []).append(measured)
+                if state.counts and not state.run.cell.axes:
+                    recorded[state.run.cell.dataset] = (record.data.train_images, record.data.test_images)
+                state = replace(state, record=None)
+            light.append(state)
+        return cls(tuple(light), sizes, speeds, recorded)
+
+    def to_do(self, stale: StalePolicy) -> list[Run]:
+        """The runs that would be trained: all without a record that counts."""
+        return [state.run for state in self.states if is_to_do(state, stale)]
+
+    def measured_speed(self, device: Device, work: Work) -> Speed | None:
+        """What was measured for this work on a device of that name: the median, ± 10 % at least.
+
+        Records of as many runs at once as the device is to have are asked first.
+        """
+        made = self.speeds.get((device.name, work), [])
+        alike = [entry for entry in made if entry[1] == device.runs_at_once]
+        # Runs on one GPU share its speed; runs on one CPU have cores of their own.
+        speeds = [each * (together if device.kind == "cuda" else 1) for each, together in alike or made]
+        if not speeds:
+            return None
+        middle = statistics.median(speeds)
+        low, high = min(middle * (1 - _SPREAD), *speeds), max(middle * (1 + _SPREAD), *speeds)
+        return Speed(low, high, f"measured by {len(speeds)} record{'s' if len(speeds) > 1 else ''}")
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """Turns runs into time, memory and disk on the available devices.
+
+    `begun` has the share, 0 to 1, that a checkpoint holds of a run; `precision` is None where the device
+    decides.
     """
 
     registry: Registry
     preset: Preset
     devices: Sequence[Device]
-    sizes: Mapping[str, DataSize]
-    measured: Measured
-    recorded: Mapping[str, tuple[int, int]]
+    survey: Survey
     begun: Mapping[str, float] = field(default_factory=dict)
     precision: str | None = None
+    _configs: dict[str, RunConfig] = field(default_factory=dict, repr=False)
 
     def estimate(self, runs: Sequence[Run]) -> Estimate:
         """How long `runs`, of one data set and network, take on all devices."""
-        devices = 0
-        low = high = 0.0
-        longest: dict[str, float] = {"low": 0.0, "high": 0.0}
-        sources: list[str] = []
-        recipes: dict[str, Recipe] = {}
+        shared: list[Duration] = []  # each run's, were it spread over all devices
+        alone = [Duration(0.0, 0.0)]  # each run's on the fastest device
+        sources: dict[str, None] = {}
         for run in runs:
-            # Seeds of a cell cost the same: its recipe is resolved once.
-            if run.cell.id not in recipes:
-                recipes[run.cell.id] = self.registry.config(run, self.preset).recipe
-            recipe = recipes[run.cell.id]
-            if run.cell.dataset not in self.sizes:
+            config = self._config(run)
+            work = Work.of(config, self.survey.sizes)
+            if work is None:
                 return Estimate(None, None, f"no estimate: the size of {run.cell.dataset} is not known")
             if unfit := self.why_unfit(run):
                 return Estimate(None, None, f"refused: {unfit}")
-            speeds = self._speeds(run, recipe)
-            if isinstance(speeds, str):
-                return Estimate(None, None, speeds)
-            images = self._images(run, recipe) * (1 - self.begun.get(run.id, 0.0))
-            devices = len(speeds)
-            together_low, together_high = sum(s.low for s in speeds), sum(s.high for s in speeds)
-            low += images / together_high
-            high += images / together_low
-            longest["low"] = max(longest["low"], images / max(s.high for s in speeds))
-            longest["high"] = max(longest["high"], images / max(s.low for s in speeds))
-            sources += [speed.source for speed in speeds]
+            speeds = []
+            for device in self.devices:
+                speed = self.survey.measured_speed(device, work) or roofline_speed(device, work)
+                if speed is None:
+                    return Estimate(None, None, f"no estimate: no run has been recorded on {device.name} yet")
+                speeds.append(speed)
+                sources[speed.source] = None
+            images = self._images(run, config.recipe) * (1 - self.begun.get(run.id, 0.0))
+            lows, highs = [speed.low for speed in speeds], [speed.high for speed in speeds]
+            shared.append(Duration(images / sum(highs), images / sum(lows)))
+            alone.append(Duration(images / max(highs), images / max(lows)))
+        total = Duration.sum(shared)
         # However many devices there are, a run is trained on one.
-        wall = Duration(max(low, longest["low"]), max(high, longest["high"]))
-        busy = devices if self.devices[0].kind == "cuda" else devices * self.preset.threads
-        return Estimate(wall, Duration(low * busy, high * busy), "; ".join(dict.fromkeys(sources)))
+        low, high = max(each.low for each in alone), max(each.high for each in alone)
+        wall = Duration(max(total.low, low), max(total.high, high))
+        units = len(self.devices) * (1 if self.devices[0].kind == "cuda" else self.preset.threads)
+        return Estimate(wall, Duration(total.low * units, total.high * units), "; ".join(sources))
 
     def why_unfit(self, run: Run) -> str | None:
         """A sentence where the run fits the memory of no device; None where it does, or who knows."""
-        if run.cell.dataset not in self.sizes:
+        config = self._config(run)
+        work, recipe = Work.of(config, self.survey.sizes), config.recipe
+        if work is None:
             return None
-        recipe = self.registry.config(run, self.preset).recipe
-        work = Work.of(run.cell.network, self.sizes[run.cell.dataset].image_size, recipe)
         images = sum(self._counts(run, recipe))
         reasons = [why_unfit(device, work, recipe, images, self.precision) for device in self.devices]
         return reasons[0] if all(reasons) else None
 
-    def _speeds(self, run: Run, recipe: Recipe) -> list[Speed] | str:
-        """The speed of each device; a sentence where one is not known."""
-        network = self.registry.networks[run.cell.network]
-        work = Work.of(network, self.sizes[run.cell.dataset].image_size, recipe)
-        speeds = []
-        for device in self.devices:
-            speed = self.measured.speed(device, work) or roofline_speed(device, work)
-            if speed is None:
-                return f"no estimate: no run has been recorded on {device.name} yet"
-            speeds.append(speed)
-        return speeds
+    def footprint(self, runs: Sequence[Run]) -> "Footprint":
+        """What training `runs` adds to the disk, one per device at a time."""
+        recipes = {run: self._config(run).recipe for run in runs}
+        parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
+        unknown = max(parameters.values())
+        weights = (
+            parameters.get(run.cell.network, unknown) * recipe.width**2 for run, recipe in recipes.items()
+        )
+        at_once = CHECKPOINTS * min(len(self.devices), len(runs))
+        return Footprint(
+            records=sum(
+                _BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs for recipe in recipes.values()
+            ),
+            checkpoints=round(at_once * _SAVED_PER_PARAMETER * max(weights, default=0.0)),
+            logs=len(runs) * _BYTES_OF_LOGS,
+        )
+
+    def _config(self, run: Run) -> RunConfig:
+        """The run's configuration but for its seed: seeds of a cell cost the same."""
+        if run.cell.id not in self._configs:
+            self._configs[run.cell.id] = self.registry.config(run, self.preset)
+        return self._configs[run.cell.id]
 
     def _images(self, run: Run, recipe: Recipe) -> float:
         """Training images of the whole run, with the test images at what they cost."""
         train, test = self._counts(run, recipe)
-        evaluations = sum(
-            (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs
-            for epoch in range(recipe.epochs)
-        )
+        evaluations = -(-recipe.epochs // recipe.evaluate_every)  # the last epoch is always evaluated
         return train * recipe.epochs + test * evaluations * EVALUATION_COST
 
     def _counts(self, run: Run, recipe: Recipe) -> tuple[int, int]:
-        if not run.cell.axes and run.cell.dataset in self.recorded:
-            return self.recorded[run.cell.dataset]
-        size = self.sizes[run.cell.dataset]
+        if not run.cell.axes and run.cell.dataset in self.survey.recorded:
+            return self.survey.recorded[run.cell.dataset]
+        size = self.survey.sizes[run.cell.dataset]
         classes = recipe.classes or size.classes
         train, test = recipe.images_per_class, recipe.test_images_per_class
         if recipe.data == "digits":
@@ -251,39 +280,6 @@ class Estimator:
             min(size.train, classes * train) if train else size.train,
             min(size.test, classes * test) if test else size.test,
         )
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Where every run stands, without its record, and what all records together tell of speeds and sizes.
-
-    Taken in one pass that keeps no record in memory. `sizes` has every data set's size before a preset's
-    subset, `recorded` the training and test images that records found.
-    """
-
-    states: tuple[RunState, ...]
-    sizes: Mapping[str, DataSize]
-    measured: Measured
-    recorded: Mapping[str, tuple[int, int]]
-
-    @classmethod
-    def of(cls, states: Iterable[RunState], sizes: Mapping[str, DataSize]) -> "Survey":
-        """Reads `states` to the end."""
-        measured = Measured({name: size.image_size for name, size in sizes.items()})
-        recorded: dict[str, tuple[int, int]] = {}
-        light: list[RunState] = []
-        for state in states:
-            if record := state.record:
-                measured.add(record)
-                if state.counts and not state.run.cell.axes:
-                    recorded[state.run.cell.dataset] = (record.data.train_images, record.data.test_images)
-                state = replace(state, record=None)
-            light.append(state)
-        return cls(tuple(light), sizes, measured, recorded)
-
-    def to_do(self, stale: StalePolicy) -> list[Run]:
-        """The runs that would be trained: all without a record that counts."""
-        return [state.run for state in self.states if is_to_do(state, stale)]
 
 
 def is_to_do(state: RunState, stale: StalePolicy) -> bool:
@@ -317,18 +313,6 @@ class Footprint:
             f"{format_bytes(self.total)} (records {format_bytes(self.records)}, checkpoints while training "
             f"{format_bytes(self.checkpoints)}, logs and attempts {format_bytes(self.logs)})"
         )
-
-
-def footprint(runs: Sequence[Run], recipe: Recipe, at_once: int) -> Footprint:
-    """What training `runs` adds to the disk, `at_once` of them at a time."""
-    parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
-    largest = max((parameters.get(run.cell.network, max(parameters.values())) for run in runs), default=0.0)
-    checkpoint = largest * recipe.width**2 * _SAVED_PER_PARAMETER
-    return Footprint(
-        records=len(runs) * (_BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs),
-        checkpoints=round(min(at_once, len(runs)) * CHECKPOINTS * checkpoint),
-        logs=len(runs) * _BYTES_OF_LOGS,
-    )
 
 
 def format_bytes(count: float) -> str:

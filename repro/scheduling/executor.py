@@ -12,23 +12,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from repro.config import Preset
+from repro.paths import Project
 from repro.scheduling.devices import Device
 from repro.storage import make_folder, refusal
+from repro.sweep import StopRequest
 
 _OOM_COUNTER = Path("/proc/vmstat")
-Urgency = Literal["drain", "now"]  # finish the runs in progress; or checkpoint at the next step
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     """The `repro train` that every worker is, but for its list, name and device."""
 
-    preset: str
-    results: Path
-    data: Path
-    threads: int
+    project: Project
+    preset: Preset
     options: tuple[str, ...] = ()
 
     def worker(self, sweep_file: Path, name: str, device: Device) -> tuple[str, ...]:
@@ -44,9 +43,9 @@ class TrainCommand:
         return f"CUDA_VISIBLE_DEVICES={device.uuid} {line}" if device.uuid else line
 
     def _options(self, device: Device) -> list[str]:
-        words = ["--preset", self.preset, "--results", str(self.results), "--data-dir", str(self.data)]
-        words += ["--device", device.kind, "--threads", str(self.threads), *self.options]
-        return words
+        folders = ["--results", str(self.project.results), "--data-dir", str(self.project.data)]
+        words = ["--preset", self.preset.name, *folders, "--device", device.kind]
+        return [*words, "--threads", str(self.preset.threads), *self.options]
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,6 @@ class WorkerJob:
     environment: Mapping[str, str] = field(hash=False)
     log: Path
     device: Device
-
-    def line(self) -> str:
-        """The command as a line for a shell."""
-        return shlex.join(self.argv)
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,9 @@ class JobEnd:
 class Executor(ABC):
     """Starts workers and says when they have ended; what they achieved is read from the disk."""
 
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
     @abstractmethod
     def start(self, jobs: Sequence[WorkerJob]) -> None:
         """Starts the jobs and returns at once; SetupError if they cannot be started."""
@@ -92,7 +90,7 @@ class Executor(ABC):
         """None while the job waits or runs."""
 
     @abstractmethod
-    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+    def stop(self, job: WorkerJob, urgency: StopRequest) -> None:
         """Passes on a stop request; the sweep's stop file, which workers read too, is already written."""
 
     @abstractmethod
@@ -107,15 +105,22 @@ class Executor(ABC):
         """How many more jobs may be started now; None: any number."""
         return None
 
+    def say(self, text: str) -> None:
+        """Has a line for the user: why jobs wait, that a service does not answer."""
+        if text not in self._messages:
+            self._messages.append(text)
+
     def messages(self) -> Sequence[str]:
-        """New lines for the user: why jobs wait, that a service does not answer."""
-        return ()
+        """The lines since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
 
 
 class LocalExecutor(Executor):
     """One process per job, in a session of its own: the terminal's Ctrl-C reaches only the supervisor."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[str, int] = {}
 
@@ -161,7 +166,7 @@ class LocalExecutor(Executor):
             return JobEnd(code, "killed by SIGKILL: the machine ran out of memory (the kernel's OOM killer)")
         return JobEnd(code, f"killed by {_signal_name(-code)}")
 
-    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+    def stop(self, job: WorkerJob, urgency: StopRequest) -> None:
         """SIGUSR2 or SIGTERM to the worker alone; it ends its children itself."""
         process = self._processes[job.name]
         # Not Popen.send_signal: it reaps a process that has ended, and `poll` needs it unreaped.
@@ -175,16 +180,13 @@ class LocalExecutor(Executor):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def oom_kills(counters: Path = _OOM_COUNTER) -> int:
+def oom_kills() -> int:
     """How many processes the kernel has killed for lack of memory so far; 0 where it does not tell."""
     try:
-        for line in counters.read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill":
-                return int(value)
+        counters = dict(line.split(" ", 1) for line in _OOM_COUNTER.read_text().splitlines())
     except OSError:
         return 0
-    return 0
+    return int(counters.get("oom_kill", 0))
 
 
 def _signal_name(number: int) -> str:

@@ -43,6 +43,7 @@ class Place:
     _silent: float = 0.0
     _starts_in_vain: int = 0  # in a row, without a step of training
     _deaths_at_start: int = 0
+    _told_busy: bool = False
     _device_errors: int = 0  # in a row, at the first step of a run
 
     def begin(self, job: WorkerJob) -> None:
@@ -98,7 +99,8 @@ class Place:
         if note is None and how.code == 0:
             return []  # it found nothing to take before it had a note: others have what is left
         if note is not None and note.message == DEVICE_BUSY:
-            return [f"{label}: {DEVICE_BUSY}; waiting for it"]
+            told, self._told_busy = self._told_busy, True
+            return [] if told else [f"{label}: {DEVICE_BUSY}; waiting for it"]
         lines = []
         if note is not None and note.message:
             self.out = note.message

@@ -18,38 +18,29 @@ from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Run
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.estimate import (
-    Duration,
-    Estimate,
-    Estimator,
-    Footprint,
-    StalePolicy,
-    Survey,
-    footprint,
-    is_to_do,
-)
+from repro.scheduling.estimate import Duration, Estimate, Estimator, Footprint, StalePolicy, Survey, is_to_do
 
 START_UP = 10.0  # seconds that a worker may take to import, to load the data and to make its first step
 
 
 @dataclass(frozen=True)
 class Part:
-    """The runs that a column lacks at one seed; `wall` is None where no speed is known."""
+    """The runs that a column lacks at one seed; `duration` is None where no speed is known."""
 
     dataset: str
     network: str
     seed: int
     runs: tuple[Run, ...]
-    wall: Duration | None
+    duration: Duration | None
 
     @property
     def cost(self) -> float:
         """Seconds that are surely enough; infinite where no speed is known."""
-        return self.wall.high + START_UP if self.wall else float("inf")
+        return self.duration.high + START_UP if self.duration else float("inf")
 
     def __str__(self) -> str:
         runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
-        return f"{self.dataset}/{self.network} seed {self.seed} ({runs}, {self.wall or 'no estimate'})"
+        return f"{self.dataset}/{self.network} seed {self.seed} ({runs}, {self.duration or 'no estimate'})"
 
 
 @dataclass(frozen=True)
@@ -79,7 +70,7 @@ class Budget:
                 "and leaves checkpoints, from which the same command resumes"
             ]
         count = len(self.fits) + len(self.rest)
-        took = Duration.sum(part.wall for part in self.fits if part.wall)
+        took = Duration.sum(part.duration for part in self.fits if part.duration)
         lines = [f"budget {whole}: {len(self.fits)} of {count} column seeds fit, in {took}:"]
         lines += [f"  {part}" for part in self.fits]
         if self.rest:
@@ -92,27 +83,23 @@ def spend(seconds: float, runs: Sequence[Run], estimate: Callable[[Sequence[Run]
 
     `estimate` says how long runs of one column take. Columns without an estimate come last, in their order.
     """
-    columns: dict[tuple[str, str], dict[int, list[Run]]] = {}
+    grouped: dict[tuple[str, str, int], list[Run]] = {}
     for run in runs:
-        seeds = columns.setdefault((run.cell.dataset, run.cell.network), {})
-        seeds.setdefault(run.seed, []).append(run)
-    ordered: list[tuple[float, list[Part]]] = []
-    for (dataset, network), seeds in columns.items():
-        parts = [
-            Part(dataset, network, seed, tuple(part), estimate(part).wall) for seed, part in seeds.items()
-        ]
-        ordered.append((sum(part.cost for part in parts), parts))
-    ordered.sort(key=lambda column: column[0])
+        grouped.setdefault((run.cell.dataset, run.cell.network, run.seed), []).append(run)
+    parts = [Part(*place, tuple(part), estimate(part).wall) for place, part in grouped.items()]
+    of_column: dict[tuple[str, str], float] = {}
+    for part in parts:
+        column = (part.dataset, part.network)
+        of_column[column] = of_column.get(column, 0.0) + part.cost
     fits: list[Part] = []
     rest: list[Part] = []
     left = seconds
-    for _, parts in ordered:
-        for part in parts:
-            if part.cost <= left:
-                left -= part.cost
-                fits.append(part)
-            else:
-                rest.append(part)
+    for part in sorted(parts, key=lambda part: of_column[part.dataset, part.network]):
+        if part.cost <= left:
+            left -= part.cost
+            fits.append(part)
+        else:
+            rest.append(part)
     # A begun run of the rest is finished soonest where the least is missing.
     rest.sort(key=lambda part: part.cost)
     return Budget(seconds, tuple(fits), tuple(rest))
@@ -187,8 +174,13 @@ class Plan:
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
-        fields = [heading.replace("data set", "dataset").replace(" ", "_") for heading in headers[:-1]]
-        rows = [(*(getattr(column, field) for field in fields), _time(column)) for column in self.columns]
+        rows = [
+            (
+                *(each.table, each.dataset, each.network, each.cells, each.runs, each.done, each.older_code),
+                *(each.to_do, (each.duration or "?") if each.to_do else ""),
+            )
+            for each in self.columns
+        ]
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
         if self.overrides:
             lines.append("overrides:")
@@ -227,32 +219,17 @@ class Plan:
         """Indented JSON: the totals first, then every column; durations are {low, high} in seconds."""
         content: dict[str, Any] = {"preset": self.preset, "results": self.results, "supplied": self.supplied}
         content |= {count: self.total(count) for count in _COUNTS}
-        content |= {
-            "duration": asdict(self.duration) if self.duration else None,
-            "busy": {"unit": f"{self.busy_unit}-seconds", **asdict(self.busy)} if self.busy else None,
-            "disk_bytes": asdict(self.disk),
-            "budget": _budget(self.budget) if self.budget else None,
-            "devices": dict(self.devices),
-            "reasons": dict(self.reasons),
-            "data_unchecked": self.data_unchecked,
-            "missing_data": dict(self.missing_data),
-            "seeds": dict(self.seeds),
-            "overrides": dict(self.overrides),
-            "columns": [asdict(column) for column in self.columns],
-        }
-        return json.dumps(content, indent=1, ensure_ascii=False)
+        busy = {"unit": f"{self.busy_unit}-seconds", **asdict(self.busy)} if self.busy else None
+        content |= {"duration": self.duration, "busy": busy, "disk_bytes": self.disk}
+        for name in ("budget", "devices", "reasons", "data_unchecked", "missing_data", "seeds", "overrides"):
+            content[name] = getattr(self, name)
+        content["columns"] = self.columns
+        return json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
 
 
-def _budget(budget: Budget) -> dict[str, Any]:
-    def fields(part: Part) -> dict[str, Any]:
-        return {
-            **{name: getattr(part, name) for name in ("dataset", "network", "seed")},
-            "runs": [run.id for run in part.runs],
-            "duration": asdict(part.wall) if part.wall else None,
-        }
-
-    fits, rest = (list(map(fields, parts)) for parts in (budget.fits, budget.rest))
-    return {"seconds": budget.seconds, "fits": fits, "rest": rest}
+def _plain(value: Any) -> Any:
+    """A run as its id, any other dataclass by its fields."""
+    return value.id if isinstance(value, Run) else vars(value)
 
 
 _COUNTS = ("cells", "runs", "done", "older_code", "stale", "damaged", "to_do")
@@ -277,16 +254,16 @@ def make_plan(
     `missing_data`, name → how to get it, get nothing of them. `seeds` is shown as it is
     (`repro.analysis.seeds.planned_seeds`). With `grid` the runs are also listed by their overrides.
     """
-    estimator = Estimator(
-        registry, preset, devices, survey.sizes, survey.measured, survey.recorded, begun or {}
-    )
+    estimator = Estimator(registry, preset, devices, survey, begun or {})
     columns: dict[tuple[TableName, str, str], list[RunState]] = {}
     reasons: dict[str, int] = {}
+    overrides: dict[str, list[str]] = {}
     for state in survey.states:
         cell = state.run.cell
         columns.setdefault((cell.table, cell.dataset, cell.network), []).append(state)
         if state.record_state not in (RecordState.DONE, RecordState.MISSING):
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
+        overrides.setdefault(cell.id.partition("+")[2], []).append(state.run.id)
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
     waiting = [plan for plan in plans if plan.to_do]
     to_do = survey.to_do(stale)
@@ -306,19 +283,12 @@ def make_plan(
         duration=_sum(plan.duration for plan in waiting),
         busy=_sum(plan.busy for plan in waiting),
         busy_unit="GPU" if devices[0].kind == "cuda" else "core",
-        disk=footprint(to_do, preset.recipe, len(devices)),
+        disk=estimator.footprint(to_do),
         budget=spent,
         missing_data=missing_data or {},
         seeds=seeds or {},
-        overrides=_by_overrides(state.run for state in survey.states) if grid else {},
+        overrides=overrides if grid else {},
     )
-
-
-def _by_overrides(runs: Iterable[Run]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        found.setdefault(run.cell.id.partition("+")[2], []).append(run.id)
-    return found
 
 
 def _ids(ids: Sequence[str]) -> str:
@@ -335,10 +305,7 @@ def _column(
     table, dataset, network = key
     to_do = [state.run for state in states if is_to_do(state, stale)]
     estimate = estimator.estimate(to_do)
-
-    def count(*wanted: RecordState) -> int:
-        return sum(state.record_state in wanted for state in states)
-
+    count = Counter(state.record_state for state in states)
     return ColumnPlan(
         table=table,
         dataset=dataset,
@@ -346,9 +313,9 @@ def _column(
         label=registry.table(table).networks.get(network, network),
         cells=len({state.run.cell.id for state in states}),
         runs=len(states),
-        done=count(RecordState.DONE),
-        older_code=count(RecordState.OLDER_CODE),
-        stale=count(RecordState.OTHER_RECIPE),
+        done=count[RecordState.DONE],
+        older_code=count[RecordState.OLDER_CODE],
+        stale=count[RecordState.OTHER_RECIPE],
         damaged=sum(state.is_damaged for state in states),
         to_do=len(to_do),
         duration=estimate.wall,
@@ -361,12 +328,6 @@ def _sum(durations: Iterable[Duration | None]) -> Duration | None:
     """Of those that are known; None where none is."""
     known = [duration for duration in durations if duration]
     return Duration.sum(known) if known else None
-
-
-def _time(column: ColumnPlan) -> str:
-    if not column.to_do:
-        return ""
-    return str(column.duration) if column.duration else "?"
 
 
 def _time_lines(plan: Plan) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import SetupError
-from repro.scheduling.executor import Executor, JobEnd, LocalExecutor, Urgency, WorkerJob
+from repro.scheduling.executor import Executor, JobEnd, LocalExecutor, WorkerJob
 from repro.storage import make_folder
+from repro.sweep import StopRequest
 
 WAITING_LONG = 30.0  # seconds without room after which the user is told
 
@@ -56,6 +57,7 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, cores: int, gpus: float, address: str) -> None:
+        super().__init__()
         self._ray = _connect(address)
         self._cores, self._gpus = cores, gpus
         self._actor = self._ray.remote(NodeProcess).options(
@@ -68,7 +70,6 @@ class RayExecutor(Executor):
             runtime_env={"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}},
         )
         self._placed: dict[str, _Placed] = {}
-        self._messages: list[str] = []
 
     def capacity(self) -> int:
         """How many workers the cluster can hold at once, were it empty; 0 if it cannot hold one."""
@@ -97,13 +98,13 @@ class RayExecutor(Executor):
                 placed.end = JobEnd(None, "Ray lost its node", blameless=True)
             except self._ray.exceptions.RayTaskError as error:
                 # The node met an error of its own: the program or the log's folder is not there.
-                self._messages.append(str(error.cause or error))
+                self.say(str(error.cause or error))
                 placed.end = JobEnd(SetupError.exit_code)
             placed.actor = None  # without a handle Ray gives its place to the next
         elif self.waits(job) and time.monotonic() - placed.since > WAITING_LONG:
             placed.since = float("inf")
             asked = f"{self._cores} CPU" + (f" and {self._gpus:g} GPU" if self._gpus else "")
-            self._messages.append(f"a worker waits for a node with {asked} free")
+            self.say(f"a worker waits for a node with {asked} free")
         return placed.end
 
     def waits(self, job: WorkerJob) -> bool:
@@ -111,7 +112,7 @@ class RayExecutor(Executor):
         placed = self._placed[job.name]
         return placed.end is None and not self._is_there(placed.ready)
 
-    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+    def stop(self, job: WorkerJob, urgency: StopRequest) -> None:
         """Withdraws a worker that has no node yet; others read the sweep's stop file."""
         if self.waits(job):
             placed = self._placed[job.name]
@@ -122,11 +123,6 @@ class RayExecutor(Executor):
         """Kills the worker's session on its node."""
         if (actor := self._placed[job.name].actor) is not None:
             actor.kill.remote(job)
-
-    def messages(self) -> Sequence[str]:
-        """Workers that have waited long for room, once each."""
-        messages, self._messages = self._messages, []
-        return messages
 
     def _is_there(self, reference: Any) -> bool:
         return bool(self._ray.wait([reference], timeout=0)[0])

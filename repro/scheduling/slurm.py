@@ -11,12 +11,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from repro.errors import SetupError
-from repro.scheduling.executor import Executor, JobEnd, Urgency, WorkerJob
+from repro.scheduling.executor import Executor, JobEnd, WorkerJob
 from repro.storage import make_folder, write_whole
+from repro.sweep import StopRequest
 
 WARNING_SECONDS = 90  # before the time limit a worker is told, to write its checkpoints
 LARGEST_ARRAY = 1000  # Slurm's own limit (MaxArraySize) is 1001 unless its administrator changed it
@@ -38,54 +38,26 @@ class QueueSilentError(Exception):
     """Slurm's controller does not answer, or one of its commands failed; the message is Slurm's own."""
 
 
-@dataclass(frozen=True)
-class SlurmRequest:
-    """What each task asks of Slurm; None leaves it to the cluster. `extra` are further options of sbatch.
-
-    `gres` as in `gpu:1` or `shard:2`; `time` and `memory` as sbatch writes them (`4:00:00`, `16G`).
-    """
-
-    cores: int = 1
-    gres: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    memory: str | None = None
-    extra: Mapping[str, str | bool] = field(default_factory=dict)
-
-    def options(self) -> list[str]:
-        """The options of sbatch."""
-        options: dict[str, str | bool | None] = {
-            "cpus-per-task": str(self.cores),
-            "gres": self.gres,
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "time": self.time,
-            "mem": self.memory,
-            # A task that Slurm puts back is the same worker again: it skips what is done and resumes.
-            "requeue": True,
-            "signal": f"USR1@{WARNING_SECONDS}",
-            **self.extra,
-        }
-        given = {name: value for name, value in options.items() if value not in (None, False)}
-        return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
-
-
 class SlurmExecutor(Executor):
     """Submits workers that are started together as one array, all of them called `name`.
 
-    Jobs of that name that an earlier supervisor left in the queue count against `most`, the jobs at once.
+    Each task has so many `cores`, and whatever else `options` of sbatch ask for by name; True is one without
+    a value, None leaves it to the cluster. Jobs of that name that an earlier supervisor left in the queue
+    count against `most`, the jobs at once.
+
     Raises SetupError where Slurm is missing or its controller does not answer.
     """
 
-    def __init__(self, folder: Path, request: SlurmRequest, name: str, most: int) -> None:
+    def __init__(
+        self, folder: Path, name: str, most: int, cores: int, options: Mapping[str, str | bool | None]
+    ) -> None:
+        super().__init__()
         missing = [each for each in ("sbatch", "srun", "squeue", "scancel") if shutil.which(each) is None]
         if missing:
             raise SetupError(f"no {missing[0]} on PATH: run this on a login node of the Slurm cluster")
         self._folder = folder
-        self._request = request
+        self._cores = cores
+        self._options = options
         self._name = name
         self._most = most
         self._ids: dict[str, str] = {}  # a job's name → its id in Slurm
@@ -94,7 +66,6 @@ class SlurmExecutor(Executor):
         self._next_look = 0.0
         self._pause = _QUEUE_INTERVAL
         self._told: set[str] = set()
-        self._messages: list[str] = []
         try:
             self._queue = self._read_queue()
         except QueueSilentError as error:
@@ -128,7 +99,7 @@ class SlurmExecutor(Executor):
         """Whether the task has not started, or was put back into the queue."""
         return self._queue.get(self._ids[job.name], ("PENDING", ""))[0] == "PENDING"
 
-    def stop(self, job: WorkerJob, urgency: Urgency) -> None:
+    def stop(self, job: WorkerJob, urgency: StopRequest) -> None:
         """Cancels a task that waits; a running worker reads the sweep's stop file."""
         if self.waits(job):
             self.kill(job)
@@ -137,11 +108,6 @@ class SlurmExecutor(Executor):
         """Cancels the task: Slurm ends what is left of it on its node."""
         with contextlib.suppress(QueueSilentError):  # said by the next look at the queue
             _call("scancel", "--quiet", self._ids[job.name])
-
-    def messages(self) -> Sequence[str]:
-        """Why jobs wait, once per reason, and that Slurm does not answer."""
-        messages, self._messages = self._messages, []
-        return messages
 
     def _submit(self, jobs: Sequence[WorkerJob]) -> None:
         make_folder(self._folder)
@@ -154,7 +120,7 @@ class SlurmExecutor(Executor):
                 f"--job-name={self._name}",
                 f"--array=0-{len(jobs) - 1}",
                 f"--output={self._folder}/%A_%a.out",
-                *self._request.options(),
+                *sbatch_options(self._cores, self._options),
                 str(script),
             )
         except QueueSilentError as error:
@@ -172,9 +138,9 @@ class SlurmExecutor(Executor):
             variables = {**job.environment, "REPRO_DIE_WITH_PARENT": "parent", "PYTHONUNBUFFERED": "1"}
             exports = " ".join(shlex.quote(f"{name}={value}") for name, value in variables.items())
             # Without --ntasks=1 an exclusive node would get a worker per core.
-            step = f"srun --ntasks=1 --cpus-per-task={self._request.cores} --open-mode=append"
+            step = f"srun --ntasks=1 --cpus-per-task={self._cores} --open-mode=append"
             log = shlex.quote(f"--output={job.log}")
-            lines.append(f"{task}) exec env {exports} {step} {log} {job.line()} ;;")
+            lines.append(f"{task}) exec env {exports} {step} {log} {shlex.join(job.argv)} ;;")
         return "\n".join([*lines, "esac", ""])
 
     def _look(self) -> None:
@@ -185,7 +151,7 @@ class SlurmExecutor(Executor):
             self._pause = _QUEUE_INTERVAL
         except QueueSilentError as error:
             self._pause = min(2 * self._pause, 30.0)
-            self._say(f"Slurm does not answer ({error}): retrying")
+            self.say(f"Slurm does not answer ({error}): retrying")
         else:
             for name, number in self._ids.items():
                 self._missed[name] = 0 if number in self._queue else self._missed.get(name, 0) + 1
@@ -215,12 +181,21 @@ class SlurmExecutor(Executor):
             held = "; release it with: scontrol release ID" if "held" in reason.lower() else ""
             if reason not in self._told:
                 jobs = "1 job waits" if count == 1 else f"{count} jobs wait"
-                self._say(f"{jobs} in Slurm's queue: {reason}{held}")
+                self.say(f"{jobs} in Slurm's queue: {reason}{held}")
         self._told = set(waiting)
 
-    def _say(self, text: str) -> None:
-        if text not in self._messages:
-            self._messages.append(text)
+
+def sbatch_options(cores: int, options: Mapping[str, str | bool | None]) -> list[str]:
+    """The options of sbatch on its command line; what the user says replaces what is asked for here."""
+    asked = {
+        "cpus-per-task": str(cores),
+        # A task that Slurm puts back is the same worker again: it skips what is done and resumes.
+        "requeue": True,
+        "signal": f"USR1@{WARNING_SECONDS}",
+        **options,
+    }
+    given = {name: value for name, value in asked.items() if value not in (None, False)}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def requeue_this_task() -> None:

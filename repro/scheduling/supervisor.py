@@ -7,14 +7,14 @@ a second supervisor, a second machine or a cluster's jobs are only more workers 
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import repro
-from repro.attempts import ErrorStreak, read_attempts, without_record
+from repro.attempts import ErrorStreak
 from repro.errors import IntegrityError, SetupError
-from repro.paths import Project
 from repro.records import read_record
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
@@ -23,8 +23,8 @@ from repro.scheduling.place import Place
 from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
 from repro.scheduling.view import Tick, View
 from repro.signals import Interruption, Stage
-from repro.sweep import RunQueue, Sweep, request_stop, stop_request
-from repro.worker_note import DEVICE_BUSY, WorkerNote, read_worker_notes
+from repro.sweep import RunQueue, request_stop, stop_request
+from repro.worker_note import WorkerNote, read_worker_notes
 
 SILENT_LOCKS = 1800.0  # seconds after which locks that nobody shows life behind end the sweep
 LONGEST_POLL = 5.0  # seconds that the time between two polls counts at most: a machine may have slept
@@ -46,32 +46,28 @@ class Supervisor:
 
     def __init__(
         self,
-        sweep: Sweep,
         queue: RunQueue,
         devices: Sequence[Device],
         executor: Executor,
         command: TrainCommand,
-        project: Project,
         view: View,
         before: int = 0,
         deadline: float | None = None,
         intervals: Intervals | None = None,
     ) -> None:
-        self.sweep = sweep
-        self.sweep_file = project.sweeps(sweep.preset) / f"{sweep.id}.json"
         self.queue = queue
+        self.sweep = queue.sweep
+        self.project = queue.project
+        self.sweep_file = self.project.sweeps(self.sweep.preset) / f"{self.sweep.id}.json"
         self.places = [Place(device) for device in devices]
         self.executor = executor
         self.command = command
-        self.project = project
         self.view = view
         self.before = before
         self.deadline = deadline
         self.intervals = intervals or Intervals()
         self.stopped_early: str | None = None
         self._interrupted: Interrupter | None = None
-        self._entries = {entry.run: entry for entry in sweep.runs}
-        self._told: set[str] = set()
         self._errors = ErrorStreak()
         self._locked: set[str] = set()
         self._settled: set[str] = set()  # runs that the user has been told of
@@ -163,7 +159,7 @@ class Supervisor:
             if end is not None:
                 others = any(other is not place and not other.out for other in self.places)
                 for line in place.end(end, folder, self.intervals.backoff, others):
-                    self._say_once(line) if DEVICE_BUSY in line else self.view.line(line)
+                    self.view.line(line)
                 self._next_runs = 0.0
                 continue
             if not place.killed_for and (reason := place.why_hung()):
@@ -312,16 +308,14 @@ class Supervisor:
         }
 
     def _tick(self) -> Tick:
-        workers = [(place.device, place.note, place.job is not None, place.out) for place in self.places]
-        queue, running = self.queue, len(self._in_training())
-        ended = self.before + len(queue.done) + len(queue.given_up)
+        queue, running = self.queue, self._in_training() | self._locked
+        counts = Counter(done=self.before + len(queue.done))
+        counts.update("failed" if each.failed else "interrupted" for each in queue.given_up.values())
+        counts.update("running" if each.run in running else queue.kinds[each.run] for each in queue.open)
         return Tick(
-            workers=tuple(workers),
-            done=self.before + len(queue.done),
-            failed=len(queue.given_up),
-            running=running,
-            to_do=max(0, len(queue.open) - running),
-            ended=ended,
+            workers=tuple((each.device, each.note, each.job is not None, each.out) for each in self.places),
+            counts=counts,
+            ended=self.before + len(queue.done) + len(queue.given_up),
             total=self.before + len(self.sweep.runs),
         )
 
@@ -330,19 +324,13 @@ class Supervisor:
         ended = self.before + len(self._settled)
         return f"[{ended:>{len(total)}}/{total}]"
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self.view.line(text)
-
     def _summary(self, seconds: float) -> SweepSummary:
-        queue = self.queue
-        device = self.places[0].device
+        queue, device = self.queue, self.places[0].device
         failed = tuple(
             FailedRun(
                 run,
                 verdict.reason,
-                len(queue.attempts(self._entries[run])),
+                verdict.attempts,
                 self.project.run(self.sweep.preset, run).attempts,
                 self.command.line(run, device),
             )
@@ -359,17 +347,14 @@ class Supervisor:
                 impossible[entry.run] = f"no device is left: {out}"
         rest = [entry.run for entry in queue.open if entry.run not in impossible]
         rest += [run for run, verdict in queue.given_up.items() if not verdict.failed]
-        elsewhere = [run for run in rest if run in self._locked]
-        rest = [run for run in rest if run not in self._locked]
-        # As `repro status` counts them.
-        attempts = {run: read_attempts(self.project.run(self.sweep.preset, run)) for run in rest}
+        unfinished = tuple(run for run in rest if run not in self._locked)
         return SweepSummary(
-            done=tuple(run for run in self._entries if run in queue.done),
+            done=tuple(entry.run for entry in self.sweep.runs if entry.run in queue.done),
             before=self.before,
             failed=failed,
-            elsewhere=tuple(elsewhere),
-            unfinished=tuple(rest),
-            begun=tuple(run for run in rest if without_record(attempts[run], False)[0] == "interrupted"),
+            elsewhere=tuple(run for run in rest if run in self._locked),
+            unfinished=unfinished,
+            begun=tuple(run for run in unfinished if queue.kinds[run] == "interrupted"),
             impossible=impossible,
             stopped_early=self.stopped_early,
             interrupted=self._interrupted,

@@ -5,16 +5,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from repro.attempts import NOT_RUN_YET, AttemptNote, read_attempts, without_record
-from repro.config import Recipe
+from repro.attempts import NOT_RUN_YET, read_attempts, without_record
+from repro.config import Preset, Recipe
 from repro.errors import SetupError
 from repro.paths import Project
 from repro.record_state import RecordState
-from repro.registry import Run
+from repro.registry import Registry, Run
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.estimate import Survey, format_bytes
 from repro.scheduling.plan import Plan
@@ -28,28 +27,52 @@ _KINDS = ("done", "older code", "running", "interrupted", "failed", "other recip
 
 
 @dataclass(frozen=True)
-class Trace:
+class RunLine:
     """What is on disk of a run that was begun and is not done.
 
-    `kind` is "running", "interrupted", "failed", or "damaged" with a `reason` where its attempts cannot be
-    read; `begun` the share of the training, 0 to 1, that need not be repeated; `silence` the seconds since
-    its worker's last sign of life.
+    `kind` is "running", "interrupted", "failed", or "damaged" with a `reason`; `seconds_left` is at the
+    present speed of training, evaluation not counted; `silence` the seconds since its worker's last sign of
+    life; `begun` the share of the training, 0 to 1, that need not be repeated.
     """
 
+    run: str
     kind: str
-    attempts: int
-    last: AttemptNote | None
     progress: RunProgress | None = None
+    seconds_left: float | None = None
     silence: float | None = None
-    begun: float = 0.0
+    attempts: int = 0
     checkpoint: bool = False
     reason: str | None = None
+    ended: float | None = None
+    begun: float = 0.0
+
+    def __str__(self) -> str:
+        words = [self.run, *(self.progress.words if self.progress else ())]
+        if self.seconds_left is not None:
+            words.append(f"{format_seconds(self.seconds_left)} left")
+        if self.silence is not None and self.silence > SILENT:
+            words.append(f"no sign of life for {format_seconds(self.silence)}")
+        if self.kind == "interrupted":
+            words.append("resumes from a checkpoint" if self.checkpoint else "no checkpoint: it restarts")
+        return "  ".join(filter(None, [*words, self.reason]))
+
+    def fields(self) -> dict[str, object]:
+        """The line for programs."""
+        shown = ("epoch", "epochs", "images_per_second", "test_accuracy")
+        rest = ("seconds_left", "silence", "attempts", "checkpoint", "reason", "ended")
+        return {
+            **{"run": self.run, "kind": self.kind},
+            **{name: getattr(self.progress, name, None) for name in shown},
+            **{name: getattr(self, name) for name in rest},
+        }
 
 
-def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str, Trace]:
-    """A trace for each of `runs` that has ever been begun, by run id."""
+def read_traces(
+    runs: Iterable[Run], registry: Registry, preset: Preset, project: Project
+) -> dict[str, RunLine]:
+    """A line for each of `runs` that has ever been begun, by run id."""
     holders = lock_holders()
-    folder = project.workers(preset)
+    folder = project.workers(preset.name)
     working = {
         progress.run: (note, progress)
         for note in read_worker_notes(folder)
@@ -58,65 +81,43 @@ def read_traces(runs: Iterable[Run], project: Project, preset: str) -> dict[str,
     }
     found = {}
     for run in runs:
-        paths = project.run(preset, run.id)
+        paths = project.run(preset.name, run.id)
         if not paths.work.is_dir():
             continue
         try:
             notes = read_attempts(paths)
         except SetupError as error:
-            found[run.id] = Trace("damaged", 0, None, reason=str(error))
+            found[run.id] = RunLine(run.id, "damaged", reason=str(error))
             continue
         last = notes[-1] if notes else None
-        checkpoint = next(paths.attempts.glob("*/checkpoint-*.pt"), None) is not None
+        ended = last.ended.timestamp() if last and last.ended else None
+        line = RunLine(run.id, "running", attempts=len(notes), ended=ended)
         note, progress = working.get(run.id, (None, None))
-        if note is not None and progress is not None and last and last.worker == note.name:
-            silence = _age(folder / f"{note.name}.json")
-            found[run.id] = Trace("running", len(notes), last, progress, silence, progress.fraction, True)
+        if note and progress and last and last.worker == note.name:
+            found[run.id] = replace(
+                line,
+                progress=progress,
+                seconds_left=_seconds_left(progress, registry.config(run, preset).recipe),
+                silence=_age(folder / f"{note.name}.json"),
+                checkpoint=True,
+                begun=progress.fraction,
+            )
             continue
         kind, reason = without_record(notes, lock_holder(paths.lock, holders) is not None)
         if kind == "running":
-            found[run.id] = Trace(kind, len(notes), last)
-        elif last is not None and kind != NOT_RUN_YET:
+            found[run.id] = line
+        elif last and kind != NOT_RUN_YET:
+            checkpoint = any(paths.attempts.glob("*/checkpoint-*.pt"))
             begun = last.saved_step / last.total_steps if checkpoint and last.total_steps else 0.0
-            found[run.id] = Trace(kind, len(notes), last, None, None, begun, checkpoint, reason or None)
+            found[run.id] = replace(
+                line, kind=kind, checkpoint=checkpoint, reason=reason or None, begun=begun
+            )
     return found
 
 
-@dataclass(frozen=True)
-class RunLine:
-    """A run that is not simply done or to do; `seconds_left` is at its present speed."""
-
-    run: str
-    kind: str
-    epoch: int | None = None
-    epochs: int | None = None
-    images_per_second: float | None = None
-    test_accuracy: float | None = None
-    seconds_left: float | None = None
-    silence: float | None = None
-    attempts: int = 0
-    checkpoint: bool = False
-    reason: str | None = None
-    ended: float | None = None
-
-    def __str__(self) -> str:
-        words = [self.run]
-        if self.epoch is not None and self.epochs:
-            words.append(f"epoch {min(self.epoch + 1, self.epochs)}/{self.epochs}")
-        if self.kind == "running":
-            if self.images_per_second:
-                words.append(f"{self.images_per_second:,.0f} images/s")
-            if self.test_accuracy is not None:
-                words.append(f"{self.test_accuracy:.1f} %")
-            if self.seconds_left is not None:
-                words.append(f"{format_seconds(self.seconds_left)} left")
-            if self.silence is not None and self.silence > SILENT:
-                words.append(f"no sign of life for {format_seconds(self.silence)}")
-        elif self.kind == "interrupted":
-            words.append("resumes from a checkpoint" if self.checkpoint else "no checkpoint: it restarts")
-        if self.reason:
-            words.append(self.reason)
-        return "  ".join(words)
+def _seconds_left(progress: RunProgress, recipe: Recipe) -> float | None:
+    images = (1 - progress.fraction) * progress.epochs * progress.steps * recipe.batch_size
+    return images / progress.images_per_second if progress.images_per_second else None
 
 
 @dataclass(frozen=True)
@@ -142,17 +143,17 @@ class Status:
 
     def to_json(self) -> str:
         """Indented JSON."""
-        content: dict[str, Any] = {
+        content = {
             "preset": self.preset,
             "results": self.results,
-            "counts": dict(self.counts),
+            "counts": self.counts,
             "time": time.time(),
-            "workers": [asdict(worker) for worker in self.workers],
-            "runs": [asdict(run) for run in self.runs],
-            "duration": asdict(self.plan.duration) if self.plan and self.plan.duration else None,
+            "workers": self.workers,
+            "runs": [run.fields() for run in self.runs],
+            "duration": self.plan and self.plan.duration,
             "free_bytes": self.free_bytes,
         }
-        return json.dumps(content, indent=1, ensure_ascii=False)
+        return json.dumps(content, indent=1, ensure_ascii=False, default=vars)
 
     def to_text(self) -> str:
         """Plain text, the same on a terminal and in a pipe."""
@@ -182,9 +183,8 @@ class Status:
 
 def make_status(
     survey: Survey,
-    traces: Mapping[str, Trace],
+    traces: Mapping[str, RunLine],
     workers: Iterable[WorkerNote],
-    recipe: Recipe,
     plan: Plan | None,
     heading: str,
     results: Path,
@@ -193,13 +193,12 @@ def make_status(
     counts = Counter(dict.fromkeys(_KINDS, 0))
     runs: list[RunLine] = []
     for state in survey.states:
-        trace = traces.get(state.run.id)
-        if state.is_damaged and not (trace and trace.kind == "running"):
-            kind = "damaged"
-            runs.append(RunLine(state.run.id, kind, reason=state.reason))
-        elif trace and not state.counts:
-            kind = trace.kind
-            runs.append(_line(state.run.id, trace, recipe))
+        line = None if state.counts else traces.get(state.run.id)
+        if state.is_damaged and not (line and line.kind == "running"):
+            line = RunLine(state.run.id, "damaged", reason=state.reason)
+        if line:
+            kind = line.kind
+            runs.append(line)
         elif state.record_state is RecordState.MISSING:
             kind = "to do"
         else:
@@ -214,28 +213,6 @@ def make_status(
         workers=tuple(note for note in workers if _may_work(note)),
         plan=plan,
         free_bytes=_free(results),
-    )
-
-
-def _line(run: str, trace: Trace, recipe: Recipe) -> RunLine:
-    progress, last = trace.progress, trace.last
-    left = None
-    if progress and progress.images_per_second:  # at the present speed of training, evaluation not counted
-        images = (1 - progress.fraction) * progress.epochs * progress.steps * recipe.batch_size
-        left = images / progress.images_per_second
-    return RunLine(
-        run=run,
-        kind=trace.kind,
-        epoch=progress.epoch if progress else None,
-        epochs=progress.epochs if progress else None,
-        images_per_second=progress.images_per_second if progress else None,
-        test_accuracy=progress.test_accuracy if progress else None,
-        seconds_left=left,
-        silence=trace.silence,
-        attempts=trace.attempts,
-        checkpoint=trace.checkpoint,
-        reason=trace.reason,
-        ended=last.ended.timestamp() if last and last.ended else None,
     )
 
 

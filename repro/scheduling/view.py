@@ -5,13 +5,13 @@ rich is imported only for the live picture, so that the command line stays quick
 
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TextIO
+from typing import IO, TYPE_CHECKING
 
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.worker_note import RunProgress, WorkerNote
+from repro.worker_note import WorkerNote
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,76 +23,51 @@ MINUTE = 60.0  # seconds between two lines of totals where there is no terminal
 class Tick:
     """A sweep now. `workers` has each device, its worker's note, whether it has one, why it gets none.
 
-    `done` includes what was done before; `ended` of `total` runs need nothing more.
+    `counts` are the runs by kind, as `repro status` counts them; `ended` of `total` need nothing more.
     """
 
     workers: tuple[tuple[Device, WorkerNote | None, bool, str | None], ...]
-    done: int
-    failed: int
-    running: int
-    to_do: int
+    counts: Mapping[str, int]
     ended: int
     total: int
 
-    def counts(self) -> str:
-        """`12 done, 2 running, 58 to do`."""
-        parts = {"done": self.done, "failed": self.failed, "running": self.running, "to do": self.to_do}
-        return ", ".join(f"{count} {what}" for what, count in parts.items() if count or what == "done")
+    def text(self) -> str:
+        """`12 done, 2 running, 1 interrupted, 57 to do`."""
+        kinds = ("done", "failed", "running", "interrupted", "to do")
+        counts = {kind: self.counts.get(kind, 0) for kind in kinds}
+        return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count or kind == "done")
 
 
-class View(Protocol):
-    """Shows a sweep; entered for as long as it runs."""
-
-    def line(self, text: str) -> None:
-        """Shows something that has happened."""
-
-    def update(self, tick: Tick) -> None:
-        """Shows how things stand."""
-
-    def __enter__(self) -> Self:
-        """Takes the terminal."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Gives the terminal back."""
-
-
-def open_view(stream: TextIO) -> View:
+def open_view(stream: IO[str]) -> "View":
     """The live view if `stream` (stderr) is a terminal that can move its cursor, else plain lines."""
     if not stream.isatty():
-        return PlainView(stream)
+        return View(stream)
     from rich.console import Console
 
     console = Console(file=stream, highlight=False)
-    return LiveView(console) if console.is_terminal else PlainView(stream)
+    return LiveView(console) if console.is_terminal else View(stream)
 
 
-class PlainView:
+class View:
     """A line for each event and one per minute with totals, flushed, so that a log can be followed."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._next = time.monotonic() + MINUTE
 
     def line(self, text: str) -> None:
-        """Prints the text; a log that takes none is no reason to stop training."""
+        """Shows something that has happened; a log that takes no line is no reason to stop training."""
         with contextlib.suppress(OSError):
             print(text, file=self._stream, flush=True)
 
     def update(self, tick: Tick) -> None:
-        """Prints the totals once per minute."""
+        """Shows how things stand: the totals once per minute."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + MINUTE
-            self.line(tick.counts())
+            self.line(tick.text())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return
+    def close(self) -> None:
+        """Gives the terminal back."""
 
 
 @dataclass
@@ -108,27 +83,23 @@ class _Pace:
         return (1 - fraction) * elapsed / moved if moved > 0 and elapsed > 0 else None
 
 
-class LiveView:
+class LiveView(View):
     """One row per run in training and one for the whole, redrawn in place; lines scroll by above them."""
 
     def __init__(self, console: "Console") -> None:
         from rich.live import Live
 
+        super().__init__(console.file)
         self._console = console
-        self._paces: dict[tuple[str, int], _Pace] = {}
-        self._whole: _Pace | None = None
+        self._paces: dict[object, _Pace] = {}
         # transient: rows of runs that were stopped must not stay behind on the screen.
         self._live = Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False, transient=True
         )
-
-    def __enter__(self) -> Self:
         self._live.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Takes the rows off the screen."""
         self._live.stop()
 
     def line(self, text: str) -> None:
@@ -153,34 +124,22 @@ class LiveView:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)
         table.add_column(ratio=1, min_width=8)
         table.add_column(no_wrap=True, justify="right")
+
+        def add(where: str, words: Sequence[str], what: str, key: object, fraction: float) -> None:
+            left = self._paces.setdefault(key, _Pace(fraction)).remaining(fraction)
+            time_left = "" if left is None else f"{format_seconds(left)} left"
+            bar = ProgressBar(total=1.0, completed=fraction)
+            table.add_row(where, *(words if wide else ()), what, bar, time_left)
+
         fraction_running = 0.0
         for device, note, working, out in tick.workers:
-            runs = note.runs if note else ()
-            if not runs:
-                words = "left out" if out else "starting" if working else "idle"
-                table.add_row(device.label, *([""] * (2 if wide else 0)), words, "", "")
-            for run in runs:
+            for run in note.runs if note else ():
                 fraction_running += run.fraction
-                left = self._pace(run).remaining(run.fraction)
-                more = [f"epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}", _speed(run)] if wide else []
-                bar = ProgressBar(total=1.0, completed=run.fraction)
-                table.add_row(device.label, *more, run.run, bar, _left(left))
-        done = (tick.ended + fraction_running) / max(tick.total, 1)
-        self._whole = self._whole or _Pace(done)
-        bar = ProgressBar(total=1.0, completed=done)
-        empty = [""] * (2 if wide else 0)
-        table.add_row("all", *empty, tick.counts(), bar, _left(self._whole.remaining(done)))
+                epoch, *speed = run.words
+                words = (epoch, "  ".join(filter(None, speed)))
+                add(device.label, words, run.run, (run.run, run.attempt), run.fraction)
+            if not note or not note.runs:
+                state = "left out" if out else "starting" if working else "idle"
+                table.add_row(device.label, *(("", "") if wide else ()), state, "", "")
+        add("all", ("", ""), tick.text(), "all", (tick.ended + fraction_running) / max(tick.total, 1))
         return table
-
-    def _pace(self, run: RunProgress) -> _Pace:
-        return self._paces.setdefault((run.run, run.attempt), _Pace(run.fraction))
-
-
-def _speed(run: RunProgress) -> str:
-    speed = f"{run.images_per_second:,.0f} images/s" if run.images_per_second else ""
-    accuracy = f"{run.test_accuracy:.1f} %" if run.test_accuracy is not None else ""
-    return "  ".join(filter(None, [speed, accuracy]))
-
-
-def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{format_seconds(seconds)} left"

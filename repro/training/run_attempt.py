@@ -29,7 +29,7 @@ from repro.paths import RunPaths
 from repro.records import RunRecord, Signature
 from repro.registry import Run
 from repro.signature import code_hash, config_hash, data_hash
-from repro.storage import CommitOutcome, FileLock, commit_record, write_whole
+from repro.storage import FileLock, commit_record, write_whole
 from repro.sweep import SweepRun
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.device import choose_accelerations, images_to_train
@@ -214,13 +214,13 @@ class RunAttempt:
         self._check_not_superseded()
         done = self._ended(Outcome.DONE)
         record = self._record(signature, trained, precision, done)
-        outcome = yield from self._commit(record)
+        committed = yield from self._commit(record)
         self._write(done)
         checkpoints.clear()
         if curves:
             curves.finish(trained)
         text = trained.result.divergence or f"{trained.result.accuracy:.2f} %"
-        if outcome is CommitOutcome.ALREADY_DONE:
+        if not committed:
             text += ", but another process committed it first"
         self.lock.release()
         self.process.warn(f"{self.run.id}: {text}")
@@ -301,7 +301,7 @@ class RunAttempt:
         )
         return make_record(origin, self.data, trained, precision)
 
-    def _commit(self, record: RunRecord) -> Generator[None, None, CommitOutcome]:
+    def _commit(self, record: RunRecord) -> Generator[None, None, bool]:
         """Commits; what hours of training have brought waits for a disk that takes it."""
         told = False
         while True:
