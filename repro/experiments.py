@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
-from repro.errors import RegistryError, SelectionError, did_you_mean, printable
+from repro.errors import RegistryError, ReproError, SelectionError, did_you_mean, printable
 from repro.paths import NAME, PUBLISHED_SETS, read_file
 from repro.plugins import (
     NETWORKS,
@@ -26,7 +26,17 @@ from repro.plugins import (
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 
+_NamedT = TypeVar("_NamedT", bound="Row | Table")
+
 AMBIGUITIES = "ambiguities"  # what `--study` calls all ablations together, and the name of their file
+
+
+def pick(items: Sequence[_NamedT], name: object, error: type[ReproError], otherwise: str) -> _NamedT:
+    """The one of `items` that has this name; the error says `otherwise` and lists their names."""
+    for item in items:
+        if item.name == name:
+            return item
+    raise error(f"{otherwise}: {', '.join(str(item.name) for item in items)}")
 
 
 def _name(name: object) -> object:
@@ -182,11 +192,7 @@ class Table(Model):
 
     def row(self, name: str) -> Row:
         """The row called `name`; SelectionError lists the known ones."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        known = ", ".join(row.name for row in self.rows)
-        raise SelectionError(f"{self.file} has no row {name!r}; it has: {known}")
+        return pick(self.rows, name, SelectionError, f"{self.file} has no row {name!r}; it has")
 
 
 class Alternative(TomlModel):
@@ -267,11 +273,13 @@ def _read_table(raw: dict[str, Any], path: Path, folder: Path, tables: Sequence[
         if repr(other.name) == repr(raw.get("table")):  # True == 1
             raise RegistryError(f"{path}: table = {other.name!r} is already in {other.file}")
     given: dict[str, Any] = {"file": str(path)}
+    unknown = "{}: {}: there is no table {!r} with rows of its own; tables"
     if "extends" in raw:
-        other = _other_table(path, "extends", raw, [table for table in tables if table.extends is None])
+        extended = [table for table in tables if table.extends is None]
+        other = pick(extended, raw["extends"], RegistryError, unknown.format(path, "extends", raw["extends"]))
         given |= {"dataset": other.dataset, "networks": other.columns, "reported_data": None}
     if "like" in raw:
-        other = _other_table(path, "like", raw, tables)
+        other = pick(tables, raw["like"], RegistryError, unknown.format(path, "like", raw["like"]))
         rows = tuple(row.model_copy(update={"reported": {}}) for row in other.rows)
         given |= {"rows": rows, "reported_data": None}
         raw = raw if "networks" in given else {"networks": other.columns, **raw}
@@ -343,17 +351,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RegistryError(f"{path}: not valid TOML: {error}") from None
 
 
-def _other_table(path: Path, key: str, raw: dict[str, Any], tables: Sequence[Table]) -> Table:
-    """The one of the `tables` that `like` or `extends` names."""
-    for table in tables:
-        if table.name == raw[key]:
-            return table
-    known = ", ".join(str(table.name) for table in tables)
-    raise RegistryError(
-        f"{path}: {key}: there is no table {raw[key]!r} with rows of its own; tables: {known}"
-    )
-
-
 def _check_distinct(table: Table, other: Table) -> None:
     """Two tables may share a data set, never a cell: an id names one run. `other` may be the table itself."""
     shared = table.columns.keys() & other.columns.keys()
@@ -378,10 +375,8 @@ def _check_references(
     where: str, ablation: Ablation, tables: Sequence[Table], networks: Sequence[str]
 ) -> None:
     """Everything that an ablation names exists."""
-    table = next((table for table in tables if table.name == ablation.table), None)
-    if table is None:
-        known = ", ".join(str(table.name) for table in tables)
-        raise RegistryError(f"{where}: there is no table {ablation.table!r}; tables: {known}")
+    unknown = f"{where}: there is no table {ablation.table!r}; tables"
+    table = pick(tables, ablation.table, RegistryError, unknown)
     own = [row.name for row in table.rows]
     further = [row.name for other in tables if other.extends == table.name for row in other.rows]
     for what, given, existing in (

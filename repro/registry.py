@@ -31,6 +31,7 @@ from repro.experiments import (
     Reported,
     Table,
     TableName,
+    pick,
     read_ablations,
     read_presets,
     read_tables,
@@ -161,12 +162,9 @@ class Registry:
 
     def table(self, name: TableName) -> Table:
         """The table with this number or name; SelectionError lists the known ones."""
-        if found := [table for table in self.tables if table.name == name]:
-            return found[0]
-        if str(name) in self.broken:
+        if str(name) in self.broken and all(table.name != name for table in self.tables):
             raise RegistryError(self.broken[str(name)])
-        known = ", ".join(str(table.name) for table in self.tables)
-        raise SelectionError(f"there is no table {name}; tables: {known}")
+        return pick(self.tables, name, SelectionError, f"there is no table {name}; tables")
 
     def variations(self, *studies: str) -> tuple[Variation, ...]:
         """Every alternative of the ablations named, in each of its cells; `ambiguities` is all of them.
@@ -286,13 +284,13 @@ class Registry:
 
     def parse(self, run_id: str) -> Run:
         """The run that an id names; SelectionError says which part is wrong."""
-        parts = run_id.split("/")
-        if len(parts) != 4 or not re.fullmatch(r"seed(0|[1-9]\d*)", parts[3]):
+        found = re.fullmatch(r"(.*)/(.*)/(.*)/seed(0|[1-9]\d*)", run_id)
+        if found is None or run_id.count("/") != 3:
             raise SelectionError(
                 f"{run_id!r} is not a run id; expected dataset/network/loss[+name=value]/seedK, "
                 "as in cifar100/resnet18/cross-entropy/seed0"
             )
-        dataset, network, loss, seed = parts
+        dataset, network, loss, seed = found.groups()
         row_name, *assignments = loss.split("+")
         table = self._table_of(run_id, dataset, network, row_name)
         row = table.row(row_name)
@@ -303,7 +301,7 @@ class Registry:
         axes = tuple(parse_axis(text) for text in assignments)
         cell = Cell(table.name, dataset, network, row.name, axes, None if axes else row.reported.get(network))
         _check_length(cell)
-        run = Run(cell, int(seed[4:]))
+        run = Run(cell, int(seed))
         canonical = Run(replace(cell, axes=tuple(sorted(dict(axes).items()))), run.seed).id
         if run_id != canonical:
             raise SelectionError(f"{run_id!r} is not in canonical form; write {canonical!r}")

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from smoke_project import OTHER, PROJECT, ROOT, RUN, edit, record_of, repro, smoke_context
 
 from repro.cli import main
-from repro.scheduling.devices import find_devices
+from repro.system import usable_cores
 
 RESNET18 = ("--table", "1", "--network", "resnet18")
 
@@ -90,7 +90,7 @@ def test_a_run_that_shared_its_device_has_the_result_that_it_has_alone(swept, tr
     """Bitwise on a CPU, and the record says with how many it shared."""
     shared, alone = record_of(smoke_context(None, swept), RUN), record_of(trained, RUN)
     assert shared.comparable() == alone.comparable()
-    assert shared.provenance.runs_on_device == len(find_devices(1, "cpu"))
+    assert shared.provenance.runs_on_device == usable_cores()
     assert alone.provenance.runs_on_device == 1
 
 

@@ -16,7 +16,6 @@ from repro.errors import NoSpaceError, SetupError
 from repro.paths import RunPaths
 from repro.records import read_record
 from repro.storage import (
-    CommitOutcome,
     FileLock,
     commit_record,
     create_whole,
@@ -44,17 +43,17 @@ def paths(tmp_path) -> RunPaths:
     return RunPaths(record=tmp_path / "records" / "seed0.json", work=tmp_path / "work")
 
 
-def commit(record, paths, replaces=None, number=1) -> CommitOutcome:
+def commit(record, paths, replaces=None, number=1) -> bool:
     attempt = paths.attempts / str(number)
     attempt.mkdir(parents=True, exist_ok=True)
     return commit_record(record, paths, attempt, replaces)
 
 
 def test_a_record_that_came_since_the_sweep_was_planned_stays(record, other, paths):
-    assert commit(record, paths) is CommitOutcome.COMMITTED
+    assert commit(record, paths)
     before = paths.record.read_bytes(), paths.record.stat().st_ino
     for baseline in (None, "0" * 64):
-        assert commit(other, paths, replaces=baseline, number=2) is CommitOutcome.ALREADY_DONE
+        assert not commit(other, paths, replaces=baseline, number=2)
     assert (paths.record.read_bytes(), paths.record.stat().st_ino) == before
     assert read_record(paths.record, RUN, "smoke") == record
 
@@ -62,7 +61,7 @@ def test_a_record_that_came_since_the_sweep_was_planned_stays(record, other, pat
 def test_the_baseline_is_replaced_and_moved_aside_not_lost(record, other, paths):
     commit(other, paths)
     baseline = record_digest(paths.record)
-    assert commit(record, paths, replaces=baseline, number=2) is CommitOutcome.COMMITTED
+    assert commit(record, paths, replaces=baseline, number=2)
     assert read_record(paths.record, RUN, "smoke") == record
     assert read_record(paths.superseded / "1.json", RUN, "smoke") == other
     assert "replaced by a new result" in (paths.superseded / "1.reason.json").read_text()
@@ -72,7 +71,7 @@ def test_the_baseline_is_replaced_and_moved_aside_not_lost(record, other, paths)
 def test_a_damaged_record_in_the_way_is_quarantined(record, paths, damage):
     paths.record.parent.mkdir()
     paths.record.write_bytes(damage)
-    assert commit(record, paths) is CommitOutcome.COMMITTED
+    assert commit(record, paths)
     assert (paths.quarantine / "1.json").read_bytes() == damage
     assert read_record(paths.record, RUN, "smoke") == record
 
@@ -134,7 +133,7 @@ def test_a_commit_whose_folder_could_not_be_synced_may_be_tried_again(record, pa
     monkeypatch.setattr(os, "fsync", full_at_first)
     with pytest.raises(NoSpaceError, match="cannot sync"):
         commit(record, paths)
-    assert commit(record, paths) is CommitOutcome.COMMITTED
+    assert commit(record, paths)
 
 
 def test_many_processes_that_commit_at_once_leave_one_whole_record(record, paths, tmp_path):
@@ -145,13 +144,13 @@ def test_many_processes_that_commit_at_once_leave_one_whole_record(record, paths
         "from repro.storage import commit_record; from repro.records import parse_record\n"
         "paths = RunPaths(Path(sys.argv[1]), Path(sys.argv[2])); attempt = paths.attempts / sys.argv[4]\n"
         "attempt.mkdir(parents=True); record = parse_record(Path(sys.argv[3]).read_text(), 'text')\n"
-        "print(commit_record(record, paths, attempt, None).value)\n"
+        "print(commit_record(record, paths, attempt, None))\n"
     )
     argv = [sys.executable, "-c", code, paths.record, paths.work, text]
     pipe = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen([*argv, str(number)], **pipe) for number in range(6)]
     outcomes = sorted(process.communicate()[0].strip() for process in processes)
-    assert outcomes == ["already done"] * 5 + ["committed"]
+    assert outcomes == ["False"] * 5 + ["True"]
     assert read_record(paths.record, RUN, "smoke") == record
 
 

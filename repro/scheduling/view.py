@@ -96,7 +96,6 @@ class LiveView(View):
         self._live = Live(
             console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False, transient=True
         )
-        self._live.start()
 
     def close(self) -> None:
         """Takes the rows off the screen."""
@@ -108,6 +107,7 @@ class LiveView(View):
 
     def update(self, tick: Tick) -> None:
         """Redraws."""
+        self._live.start()  # at the first time
         self._live.update(self.picture(tick), refresh=True)
 
     def picture(self, tick: Tick) -> "RenderableType":

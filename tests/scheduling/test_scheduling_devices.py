@@ -2,8 +2,8 @@
 
 import pytest
 
-from repro.errors import DeviceError, UsageError
-from repro.gpus import Gpu, parse_gpus, read_gpus
+from repro.errors import DeviceError
+from repro.gpus import Gpu, read_gpus
 from repro.scheduling.devices import find_devices
 from repro.system import processor_name, usable_cores
 
@@ -11,16 +11,25 @@ H200 = Gpu(0, "NVIDIA H200", "GPU-aaaa-0000", 150_754_820_096, (9, 0))
 OLD = Gpu(1, "NVIDIA GeForce GTX 1080 Ti", "GPU-bbbb-1111", 11_811_160_064, (6, 1))
 
 
-def devices_of(visible=None, gpus=None, per_gpu="auto", kind="auto", present=(H200, OLD)):
-    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    return find_devices(2, kind, gpus, per_gpu, environ, lambda: present)
+@pytest.fixture
+def devices_of(monkeypatch):
+    """The devices of a machine with these GPUs, for runs of two threads."""
+
+    def find(visible=None, gpus=None, per_gpu="auto", present=(H200, OLD), threads=2):
+        monkeypatch.setattr("repro.scheduling.devices.read_gpus", lambda: present)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return find_devices(threads, gpus, per_gpu)
+
+    return find
 
 
 def uuids(devices):
     return [device.uuid for device in devices]
 
 
-def test_every_gpu_has_one_worker_however_many_runs_share_it():
+def test_every_gpu_has_one_worker_however_many_runs_share_it(devices_of):
     for per_gpu, at_once in (("auto", None), (3, 3)):
         first, second = devices_of(per_gpu=per_gpu)
         assert (first.label, second.label, second.name) == ("cuda:0", "cuda:1", "NVIDIA GeForce GTX 1080 Ti")
@@ -43,40 +52,35 @@ def test_every_gpu_has_one_worker_however_many_runs_share_it():
         ("", None),
     ],
 )
-def test_cuda_visible_devices_is_honoured(visible, expected):
+def test_cuda_visible_devices_is_honoured(devices_of, visible, expected):
     assert uuids(devices_of(visible)) == (expected or [None] * max(1, usable_cores() // 2))
 
 
 @pytest.mark.parametrize("visible", ["2", "GPU-cccc", "GPU-", "first"])
-def test_a_visible_device_that_is_not_one_is_an_error_that_lists_the_gpus(visible):
+def test_a_visible_device_that_is_not_one_is_an_error_that_lists_the_gpus(devices_of, visible):
     with pytest.raises(DeviceError, match=r"there are: 0 \(NVIDIA H200\), 1 \(NVIDIA GeForce GTX 1080 Ti\)"):
         devices_of(visible)
     with pytest.raises(DeviceError, match=r"MIG\) are not supported"):
         devices_of("MIG-1234")
 
 
-def test_gpus_picks_among_the_visible_ones():
-    assert uuids(devices_of(gpus=(1,))) == ["GPU-bbbb-1111"]
-    assert uuids(devices_of("1", gpus=(1,))) == ["GPU-bbbb-1111"]
-    assert uuids(devices_of(gpus=(1, 0, 1))) == ["GPU-bbbb-1111", "GPU-aaaa-0000"]
-    assert parse_gpus("0, 2") == (0, 2)
+def test_gpus_picks_among_the_visible_ones(devices_of):
+    assert uuids(devices_of(gpus="1")) == ["GPU-bbbb-1111"]
+    assert uuids(devices_of("1", gpus="1")) == ["GPU-bbbb-1111"]
+    assert uuids(devices_of(gpus="1, 0,1")) == ["GPU-bbbb-1111", "GPU-aaaa-0000"]
     no_gpu_0 = r"no GPU 0; visible here: 1 \(NVIDIA GeForce GTX 1080 Ti\) \(CUDA_"
     with pytest.raises(DeviceError, match=no_gpu_0):
-        devices_of("1", gpus=(0,))
+        devices_of("1", gpus="0")
     with pytest.raises(DeviceError, match="no GPU 0; visible here: none"):
-        devices_of(gpus=(0,), present=())
-    with pytest.raises(DeviceError, match="no GPU is visible"):
-        devices_of(kind="cuda", present=())
-    with pytest.raises(UsageError, match="leave one of them out"):
-        devices_of(kind="cpu", gpus=(0,))
+        devices_of(gpus="0", present=())
 
 
-def test_without_a_gpu_each_worker_has_the_cores_of_its_threads():
+def test_without_a_gpu_each_worker_has_the_cores_of_its_threads(devices_of):
     cores = usable_cores()
-    every = find_devices(1, environ={}, reader=tuple)
+    every = devices_of(present=(), threads=1)
     assert [device.runs_at_once for device in every] == [cores] * cores
     assert len({device.lock_name for device in every}) == cores
-    (one,) = find_devices(10 * cores, environ={}, reader=tuple)
+    (one,) = devices_of(present=(), threads=10 * cores)
     assert (one.kind, one.name, one.uuid, one.label) == ("cpu", processor_name(), None, "cpu:0")
     assert one.environment["OMP_NUM_THREADS"] == str(10 * cores)
     assert one.memory_bytes > 2**28

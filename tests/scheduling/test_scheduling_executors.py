@@ -11,9 +11,9 @@ import pytest
 from smoke_project import ROOT, repro, wait_for
 
 from repro.errors import SetupError
-from repro.scheduling.devices import find_devices
+from repro.scheduling.devices import Device
 from repro.scheduling.executor import JobEnd, LocalExecutor, WorkerJob
-from repro.scheduling.slurm import SlurmRequest
+from repro.scheduling.slurm import sbatch_options
 
 CHILD = "import os, pathlib, subprocess, sys; p = subprocess.Popen(['sleep', '600']); "
 CHILD += "pathlib.Path('new').write_text(str(p.pid)); os.rename('new', 'child'); "
@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def start(code: str, program: str = sys.executable, **environment: str):
-        (device, *_) = find_devices(1, "cpu")
+        device = Device("cpu", 0, "a processor", None, 2**30, 1, {})
         job = WorkerJob("1", (program, "-c", code), environment, tmp_path / "logs" / "1.log", device)
         executor = LocalExecutor()
         executor.start([job])
@@ -126,7 +126,6 @@ def test_what_an_executor_does_not_take_is_refused_in_one_line(tmp_path, options
 
 
 def test_what_the_user_says_last_goes_to_sbatch():
-    extra = {"signal": "USR1@300", "exclusive": True}
-    request = SlurmRequest(cores=2, gres="gpu:1", time="4:00:00", extra=extra)
-    expected = "--cpus-per-task=2 --gres=gpu:1 --time=4:00:00 --requeue --signal=USR1@300 --exclusive"
-    assert request.options() == expected.split()
+    asked = {"gres": "gpu:1", "qos": None, "time": "4:00:00", "signal": "USR1@300", "exclusive": True}
+    expected = "--cpus-per-task=2 --requeue --signal=USR1@300 --gres=gpu:1 --time=4:00:00 --exclusive"
+    assert sbatch_options(2, asked) == expected.split()

@@ -18,7 +18,7 @@ from repro.scheduling.devices import Device
 from repro.scheduling.executor import JobEnd, LocalExecutor, WorkerJob
 from repro.scheduling.place import MAX_DEATHS_AT_START, Place
 from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
-from repro.scheduling.view import PlainView
+from repro.scheduling.view import View
 from repro.storage import FileLock
 from repro.sweep import RunQueue
 from repro.worker_note import read_worker_notes
@@ -58,13 +58,11 @@ class Bench:
         sweep = sweep_of(context, *self.runs[:count], workers=workers)
         devices = tuple(Device("cpu", n, "a processor", None, 2**30, workers, {}) for n in range(workers))
         return Supervisor(
-            sweep,
             RunQueue(sweep, context.registry, context.project),
             devices,
             LocalExecutor(),
-            PretendedCommand("smoke", context.project.results, context.project.data, 1),
-            context.project,
-            PlainView(self.said),
+            PretendedCommand(context.project, context.preset),
+            View(self.said),
             deadline=deadline,
             intervals=intervals,
         )

@@ -7,10 +7,10 @@ import pytest
 from real_sweep import ENDLESS, LONG, SHORT
 from smoke_project import ROOT, record_of, repro, smoke_context, train_here, wait_for
 
-from repro.scheduling.devices import find_devices
 from repro.storage import FileLock
+from repro.system import usable_cores
 
-CORES = len(find_devices(1, "cpu"))  # workers at once
+CORES = usable_cores()  # workers at once
 pytestmark = pytest.mark.slow
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from repro.scheduling import view as views
 from repro.scheduling.devices import Device
 from repro.scheduling.summary import FailedRun, SweepSummary
-from repro.scheduling.view import LiveView, PlainView, Tick, open_view
+from repro.scheduling.view import LiveView, Tick, View, open_view
 from repro.worker_note import RunProgress, WorkerNote
 
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
@@ -75,9 +76,10 @@ def tick(progress: RunProgress | None = None, device: Device | None = None) -> T
     first = Device("cpu", 0, "a bench", None, 0, 1, {})
     note = WorkerNote("n", "h", 1, 1, "s", runs=(progress,) if progress else ())
     workers = ((first, note, True, None), (replace(first, index=1), None, False, None))
-    return Tick(workers, done=3, failed=1, running=1, to_do=62, ended=9, total=72)
+    return Tick(workers, {"done": 3, "failed": 1, "running": 1, "interrupted": 2, "to do": 60}, 9, 72)
 
 
+TOTALS = "3 done, 1 failed, 1 running, 2 interrupted, 60 to do"
 PROGRESS = RunProgress(RUN, 1, "training", 1, 3, 2, 4, 1234.5, 2.0, 12.3)
 
 
@@ -94,15 +96,15 @@ def console() -> Console:
 
 def test_plain_output_is_a_line_for_each_event_and_one_per_minute(monkeypatch):
     stream = io.StringIO()
-    with open_view(stream) as view:
-        assert isinstance(view, PlainView)
+    with closing(open_view(stream)) as view:
+        assert type(view) is View
         view.line("[1/2] done [a]")
         view.update(tick())
         now = time.monotonic()
         monkeypatch.setattr(views.time, "monotonic", lambda: now + 61)
         view.update(tick())
         view.update(tick())
-    assert stream.getvalue() == "[1/2] done [a]\n3 done, 1 failed, 1 running, 62 to do\n"
+    assert stream.getvalue() == f"[1/2] done [a]\n{TOTALS}\n"
 
 
 def test_the_live_view_shows_every_device_and_the_whole(console):
@@ -111,7 +113,7 @@ def test_the_live_view_shows_every_device_and_the_whole(console):
     for part in ("cpu:0", RUN, "epoch 2/3", "1,234 images/s", "12.3 %"):
         assert part in first
     assert re.match(r"cpu:1 +idle", second)
-    assert re.match(r"all +3 done, 1 failed, 1 running, 62 to do", total)
+    assert re.match(rf"all +{TOTALS}", total)
     assert re.match(r"cpu:0 +starting", drawn(console, view.picture(tick())))
 
 
@@ -129,11 +131,11 @@ def test_80_columns_keep_bar_run_and_time_left_and_room_for_the_terminals_echo_o
     lines = drawn(narrow, view.picture(tick(replace(PROGRESS, epoch=2)))).splitlines()
     assert max(map(len, lines)) <= 80 - len("^C^C")
     assert re.match(r"cpu:0  cifar100/resnet18/scaled-bn-m1/.*━.* left$", lines[0])
-    assert re.match(r"all    3 done, 1 failed, 1 running, 62 to do.*━.* left$", lines[2])
+    assert re.match(r"all    3 done, 1 failed, 1 running, 2 interr.*━.* left$", lines[2])
 
 
 def test_lines_scroll_by_above_the_live_picture_and_brackets_are_no_markup(console):
-    with LiveView(console) as view:
+    with closing(LiveView(console)) as view:
         view.update(tick(PROGRESS))
         view.line("[1/3] failed: RuntimeError: [boom]")
     assert "[1/3] failed: RuntimeError: [boom]" in console.file.getvalue()
