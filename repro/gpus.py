@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pynvml
+
 from repro.errors import DeviceError
 from repro.system import memory_bytes
 
@@ -23,15 +25,11 @@ Answer = TypeVar("Answer")
 
 
 def read_gpus() -> tuple[Gpu, ...]:
-    """Every GPU of the machine; none where there is no NVIDIA driver or no NVML library.
+    """Every GPU of the machine; none where there is no NVIDIA driver.
 
     Raises DeviceError where a driver is there and does not answer, so that nobody trains on the CPU by
     mistake.
     """
-    try:
-        import pynvml
-    except ImportError:
-        return ()
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -67,24 +65,16 @@ def consumed_joules(uuid: str) -> float | None:
 def _ask(question: Callable[[Any], Answer]) -> Answer | None:
     """NVML's answer to what is good to know and not needed; None where it has none."""
     try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
         pynvml.nvmlInit()
+        try:
+            return question(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
-    try:
-        return question(pynvml)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _read_gpu(index: int) -> Gpu:
-    import pynvml
-
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     try:
         memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)

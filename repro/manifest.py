@@ -18,10 +18,12 @@ PREPARATION_VERSION = 1
 """Raised when preparing the same source would give other pixels, labels or order."""
 
 
-class ArrayFile(BaseModel):
-    """One `.npy` file of a prepared set."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArrayFile(_Part):
+    """One `.npy` file of a prepared set."""
 
     file: str
     sha256: str
@@ -29,13 +31,11 @@ class ArrayFile(BaseModel):
     dtype: str
 
 
-class Split(BaseModel):
+class Split(_Part):
     """Images (N, 3, H, W) uint8 and labels (N,) int64 of one half of a data set.
 
     `membership` is the sha256 that says which source images are in the split, in which order.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: ArrayFile
     labels: ArrayFile
@@ -47,10 +47,8 @@ class Split(BaseModel):
         return self.labels.shape[0]
 
 
-class Manifest(BaseModel):
+class Manifest(_Part):
     """Everything about a prepared (or generated) data set but its pixels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     preparation_version: int

@@ -99,11 +99,7 @@ class Project:
 
     @classmethod
     def find(
-        cls,
-        start: Path | None = None,
-        results: Path | None = None,
-        data: Path | None = None,
-        figures: Path | None = None,
+        cls, start: Path | None = None, results: Path | None = None, data: Path | None = None
     ) -> "Project":
         """The project at REPRO_ROOT, else at the nearest parent of `start` that has `experiments/`.
 
@@ -117,12 +113,10 @@ class Project:
         root = _find_root(start or Path.cwd())
         if data is None and (from_environment := os.environ.get("REPRO_DATA")):
             data = Path(from_environment)
-        if figures is None:
-            figures = root / "figures" if results is None else results.absolute() / "figures"
         return cls(
             root=root,
             results=(results or root / "results").absolute(),
-            figures=figures.absolute(),
+            figures=((results or root) / "figures").absolute(),
             data=(data or root / "data").expanduser().absolute(),
         )
 

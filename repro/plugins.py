@@ -68,11 +68,11 @@ _OF_PACKAGE: Mapping[Kind, Mapping[str, str]] = {
         "csv": "repro.training.live_curves:CsvLogger",
     },
 }
-_WORDS: Mapping[Kind, tuple[str, str]] = {
-    "losses": ("loss", "mylosses.py:FocalLoss"),
-    "networks": ("network", "mynetworks.py:TinyNet"),
-    "augmentations": ("augmentation", "cutout.py:Cutout"),
-    "loggers": ("logger", "mylog.py:MyLogger"),
+_EXAMPLES: Mapping[Kind, str] = {
+    "losses": "mylosses.py:FocalLoss",
+    "networks": "mynetworks.py:TinyNet",
+    "augmentations": "cutout.py:Cutout",
+    "loggers": "mylog.py:MyLogger",
 }
 
 
@@ -126,9 +126,8 @@ def find(kind: Kind, name: str, folder: Path | None) -> Implementation:
         return Implementation(name, path, attribute, None)
     reference = _OF_PACKAGE[kind].get(name) or _installed(kind).get(name)
     if reference is None:
-        one, example = _WORDS[kind]
-        known = ", ".join(names(kind)) or "none"
-        raise OwnCodeError(f"unknown {one} {name!r}; there are: {known}, or your own file: {example}")
+        one, known = kind.removesuffix("es" if kind == "losses" else "s"), ", ".join(names(kind)) or "none"
+        raise OwnCodeError(f"unknown {one} {name!r}; there are: {known}, or your own file: {_EXAMPLES[kind]}")
     module, _, attribute = reference.partition(":")
     found = module_file(module)
     if found is None or not attribute:

@@ -107,14 +107,14 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-def lock_holders(table: Path = Path("/proc/locks")) -> Mapping[int, Sequence[int]]:
+def lock_holders() -> Mapping[int, Sequence[int]]:
     """Pids of this machine's processes that hold kernel locks, by the locked file's inode.
 
     Read from the kernel's table: whoever only asks must not take the lock, for a worker that tries at the
     same moment would skip the run. Empty where there is no such table.
     """
     try:
-        lines = table.read_text().splitlines()
+        lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return {}
     holders: dict[int, list[int]] = {}

@@ -6,7 +6,6 @@
 import json
 import os
 import socket
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -122,8 +121,9 @@ def new_worker_note(sweep: str, job: str, device: str) -> WorkerNote:
 
 def read_worker_notes(folder: Path) -> tuple[WorkerNote, ...]:
     """The notes of all workers, by name."""
-    paths: Iterable[Path] = sorted(folder.glob("*.json")) if folder.is_dir() else ()
-    return tuple(note for path in paths if (note := WorkerNote.read(path)) is not None)
+    return tuple(
+        note for path in sorted(folder.glob("*.json")) if (note := WorkerNote.read(path)) is not None
+    )
 
 
 def process_start(pid: int) -> int | None:
