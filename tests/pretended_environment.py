@@ -2,7 +2,9 @@
 
 import base64
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from short_project import PROJECT
@@ -39,11 +41,26 @@ def correct_images(correct: int, total: int) -> str:
     return base64.urlsafe_b64encode(bits.to_bytes(math.ceil(total / 8))).decode()
 
 
+@cache
+def _registry() -> Registry:
+    return Registry.load(PROJECT / "experiments")
+
+
 def context_at(results: Path) -> Context:
     """The project's registry and the short smoke preset, with records, figures and data below `results`."""
-    registry = Registry.load(PROJECT / "experiments")
     project = Project(PROJECT, results, results / "figures", results / "data")
-    return Context(project, registry, registry.preset("smoke"))
+    return Context(project, _registry(), _registry().preset("smoke"))
+
+
+def with_row_recipe(context: Context, **changes) -> Context:
+    """The context with these changes of the recipe in every row of its tables."""
+    tables = [
+        table.model_copy(
+            update={"rows": tuple(row.model_copy(update={"recipe": changes}) for row in table.rows)}
+        )
+        for table in context.registry.tables
+    ]
+    return replace(context, registry=replace(context.registry, tables=tables))
 
 
 def first_runs(context: Context, count, dataset="cifar100", network="resnet18", seeds=(0,)) -> list[Run]:

@@ -27,15 +27,6 @@ from repro.training.precision import choose_precision
 from repro.worker_note import new_worker_note
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A results folder with two real records, read only."""
-    with pytest.MonkeyPatch.context() as patch:
-        context = smoke_context(patch, tmp_path_factory.mktemp("results"))
-        assert train_here(context, RUN, OTHER) == 0
-        return context
-
-
 @pytest.fixture
 def text(trained) -> str:
     return trained.project.run("smoke", RUN).record.read_text()

@@ -23,19 +23,10 @@ from repro.storage import create_whole
 COLUMN = ("--table", "1", "--network", "resnet18")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """Results with the records of RUN and OTHER."""
-    results = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        assert train_here(smoke_context(patch, results), RUN, OTHER) == 0
-    return results
-
-
 @pytest.fixture
 def context(trained, tmp_path, monkeypatch):
-    """A copy of them, and the project."""
-    shutil.copytree(trained, tmp_path / "results")
+    """A copy of the records of RUN and OTHER, and the project."""
+    shutil.copytree(trained.project.results, tmp_path / "results")
     return smoke_context(monkeypatch, tmp_path / "results")
 
 
@@ -57,22 +48,17 @@ PRETENDERS = {
 }
 
 
-@pytest.fixture
-def pretend(context):
+def pretend(context, kind: str) -> Path:
     """Puts one of PRETENDERS in the place of RUN's record."""
     path = context.project.run("smoke", RUN).record
-
-    def put(kind: str) -> Path:
-        path.unlink()
-        PRETENDERS[kind](path)
-        return path
-
-    return put
+    path.unlink()
+    PRETENDERS[kind](path)
+    return path
 
 
 @pytest.mark.parametrize("kind", PRETENDERS)
-def test_what_is_no_readable_record_is_named_and_the_others_are_shown(context, pretend, kind):
-    path = pretend(kind)
+def test_what_is_no_readable_record_is_named_and_the_others_are_shown(context, kind):
+    path = pretend(context, kind)
     table = cli(context, "aggregate", *COLUMN[:2])
     assert (table.exit_code, table.exception.__class__) == (4, SystemExit)
     assert f"{path}: cannot be read: " in table.stderr
@@ -82,20 +68,11 @@ def test_what_is_no_readable_record_is_named_and_the_others_are_shown(context, p
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ("plan",),
-        ("status",),
-        ("claims",),
-        ("figures",),
-        ("report",),
-        ("show", RUN),
-        ("bundle",),
-        ("run", *COLUMN),
-    ],
+    [["plan"], ["status"], ["claims"], ["figures"], ["report"], ["show", RUN], ["bundle"], ["run", *COLUMN]],
     ids=lambda words: words[0],
 )
-def test_every_command_names_it_and_ends_with_4(context, pretend, words, tmp_path, monkeypatch):
-    path = pretend("a pipe")
+def test_every_command_names_it_and_ends_with_4(context, words, tmp_path, monkeypatch):
+    path = pretend(context, "a pipe")
     monkeypatch.chdir(tmp_path)
     done = cli(context, *words)
     assert (done.exit_code, done.exception.__class__) == (4, SystemExit)
@@ -121,8 +98,8 @@ def test_a_record_of_somebody_else_that_may_not_be_read_is_named(context):
     assert f"{path}: cannot be read: Permission denied" in done.stderr
 
 
-@pytest.mark.parametrize(("place", "code"), [("attempts", 3), ("lock", 3), ("record", 3)])
-def test_what_is_in_the_way_is_named_before_training(context, place, code):
+@pytest.mark.parametrize("place", ["attempts", "lock", "record"])
+def test_what_is_in_the_way_is_named_before_training(context, place):
     """Files where folders belong (attempts, the record's folder), and a folder where the lock belongs."""
     paths = context.project.run("smoke", RUN)
     paths.record.unlink()
@@ -130,7 +107,7 @@ def test_what_is_in_the_way_is_named_before_training(context, place, code):
     shutil.rmtree(where) if where.is_dir() else where.unlink()
     where.mkdir() if place == "lock" else where.touch()
     done = cli(context, "run", *COLUMN)
-    assert done.exit_code == code
+    assert done.exit_code == 3
     assert str(where) in done.stderr
     assert "move it away, then run again" in done.stderr
     assert not any(context.project.work("smoke").glob("logs/*"))  # no worker was started
@@ -161,11 +138,7 @@ def test_names_that_are_nearly_a_runs_are_pointed_out(context):
 
 @pytest.mark.parametrize(
     ("outcome", "says"),
-    [
-        ("failed: ValueError: boom", "failed: ValueError: boom"),
-        ("interrupted", "interrupted"),
-        ("running", "interrupted"),
-    ],
+    [("failed: ValueError: boom", "failed: ValueError: boom"), ("running", "interrupted")],
 )
 def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, outcome, says):
     paths = context.project.run("smoke", RUN)
@@ -182,27 +155,18 @@ def test_a_run_that_failed_or_was_interrupted_is_called_so_everywhere(context, o
 
 def test_what_was_trained_beside_the_tables_is_told_and_averaged_nowhere(context):
     """A further seed marks its cell; an override has a table of its own, named with its command."""
-    before = cli(context, "aggregate", *COLUMN[:2]).stdout
     further, override = RUN.replace("seed0", "seed5"), OTHER.replace("/seed0", "+epochs=4/seed0")
     assert train_here(context, further, override) == 0
     reached = [record_of(context, run).result.accuracy for run in (further, RUN, override, OTHER)]
     table, _, beside = cli(context, "aggregate", *COLUMN[:2]).stdout.partition("\nTrained with overrides")
-    note = f"\n\n- ¹ trained beside the planned seeds, not averaged: {reached[0]:.2f} (seed 5)"
-    cell = f"{reached[1]:.2f} (n = 1)"
-    # The mark may widen its column.
-    assert re.sub(" +|-+", " ", table.replace(note, "").replace(f"{cell} ¹", cell)) == re.sub(
-        " +|-+", " ", before
-    )
-    assert note in table
+    assert f" {reached[1]:.2f} (n = 1) ¹" in table
+    assert f"- ¹ trained beside the planned seeds, not averaged: {reached[0]:.2f} (seed 5)" in table
     options = f"--preset smoke --results {context.project.results}"
     assert beside == f", in no table above:\n\n- 1 run: `repro aggregate --set epochs=4 {options}`\n"
-    (line,) = [
-        line for line in cli(context, "aggregate", "--set", "epochs=4").stdout.splitlines() if "=4" in line
-    ]
+    overridden = cli(context, "aggregate", "--set", "epochs=4").stdout.splitlines()
+    (line,) = [line for line in overridden if "=4" in line]
     assert f"| {signed(reached[2] - reached[3])}, 1 pair " in line
-    elsewhere = cli(context, "aggregate", "--table", "2").stdout
-    assert "Trained with" not in elsewhere
-    assert "¹" not in elsewhere
+    assert not re.search("Trained with|¹", cli(context, "aggregate", "--table", "2").stdout)
 
 
 # File systems
@@ -215,10 +179,7 @@ def test_without_kernel_locks_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     done = cli(smoke_context(monkeypatch, tmp_path / "results"), "run", *COLUMN)
     assert (done.exit_code, done.stderr.count("\n")) == (3, 1)
-    assert (
-        "this file system has no kernel locks (No locks available); use a folder on another one"
-        in done.stderr
-    )
+    assert "this file system has no kernel locks (No locks available); use a folder on" in done.stderr
     assert not list(tmp_path.rglob("logs"))  # no worker was started
 
 
@@ -300,9 +261,9 @@ def test_results_that_are_renamed_during_a_run_are_committed_where_they_were_ask
 # Output
 
 
-@pytest.mark.parametrize("command", ["aggregate", "status", "plan", "claims"])
+@pytest.mark.parametrize("command", ["aggregate", "status"])
 def test_a_full_or_closed_stdout_is_said_in_one_line(trained, command):
-    words = f"{sys.executable} -m repro {command} --preset smoke --results {trained}"
+    words = f"{sys.executable} -m repro {command} --preset smoke --results {trained.project.results}"
     full = subprocess.run(f"{words} >/dev/full", shell=True, cwd=PROJECT, capture_output=True, text=True)
     assert (full.returncode, full.stderr) == (3, "repro: cannot write to stdout: No space left on device\n")
     assert subprocess.run(f"{words} >/dev/full 2>/dev/full", shell=True, cwd=PROJECT).returncode == 3
@@ -311,7 +272,7 @@ def test_a_full_or_closed_stdout_is_said_in_one_line(trained, command):
 
 def test_tables_are_utf_8_whatever_the_locale(trained):
     latin = {"PYTHONIOENCODING": "latin-1", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    words = ("aggregate", "--preset", "smoke", "--results", trained)
+    words = ("aggregate", "--preset", "smoke", "--results", trained.project.results)
     done = repro(*words, environment=latin, encoding="utf-8")
     assert done.returncode == 0
     assert done.stdout == repro(*words).stdout
@@ -321,7 +282,8 @@ def test_a_file_for_people_is_written_whole_or_not_at_all(trained, tmp_path):
     table, link = tmp_path / "table.md", tmp_path / "link.md"
     table.write_text("old")
     link.symlink_to(table)
-    command = [sys.executable, "-m", "repro", "aggregate", "--preset", "smoke", "--results", trained]
+    words = ["aggregate", "--preset", "smoke", "--results", trained.project.results]
+    command = [sys.executable, "-m", "repro", *words]
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))
@@ -338,8 +300,9 @@ def test_a_file_for_people_is_written_whole_or_not_at_all(trained, tmp_path):
 
 
 def test_a_tilde_is_the_home_folder_and_a_notebooks_backend_is_not_used(trained, tmp_path):
-    environment = {"HOME": str(trained.parent), "MPLBACKEND": "module://of_a_notebook"}
-    words = ("figures", "--preset", "smoke", f"--results=~/{trained.name}", "--output", tmp_path)
+    results = trained.project.results
+    environment = {"HOME": str(results.parent), "MPLBACKEND": "module://of_a_notebook"}
+    words = ("figures", "--preset", "smoke", f"--results=~/{results.name}", "--output", tmp_path)
     done = repro(*words, environment=environment, check=0)
     assert f"{tmp_path}/figure2.png" in done.stdout
 
@@ -401,12 +364,7 @@ def test_a_run_of_code_that_was_edited_is_trained_again_and_the_plan_says_why(ow
     [
         ("own.py", "= 2.0", '= "x"', "its parameter gamma = 'x': Input should be a valid number"),
         ("own.py", "= 2.0", '= float("nan")', "its parameter gamma = nan: Input should be a finite number"),
-        (
-            "own.py",
-            "from helper",
-            "raise SystemExit(0)\nfrom helper",
-            "importing own.py failed: SystemExit: 0",
-        ),
+        ("own.py", "from helper", "raise SystemExit(0)\nfrom helper", "importing own.py failed: SystemExit"),
         ("own.py", "gamma: float", 'gamma: "Nowhere"', "its parameters cannot be read: name 'Nowhere'"),
         ("own.py", "class Own(CrossEntropy)", "class Own(CrossEntropy", "SyntaxError"),
         ("own.py", LOSS, "\0", "importing own.py failed"),

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -173,10 +174,8 @@ class SlurmExecutor(Executor):
         return {number: (state, reason) for number, state, reason in entries}
 
     def _say_why_jobs_wait(self) -> None:
-        waiting: dict[str, int] = {}
-        for state, reason in self._queue.values():
-            if state == "PENDING" and reason not in ("", "None"):
-                waiting[reason] = waiting.get(reason, 0) + 1
+        waiting = Counter(reason for state, reason in self._queue.values() if state == "PENDING")
+        del waiting[""], waiting["None"]
         for reason, count in waiting.items():
             held = "; release it with: scontrol release ID" if "held" in reason.lower() else ""
             if reason not in self._told:

@@ -191,13 +191,13 @@ class Supervisor:
         began = time.monotonic()
         for entry in self.queue.open:
             self.queue.status(entry)
-        for run in [run for run in self.queue.done if run not in self._settled]:
+        for run in [run for run in (*self.queue.done, *self.queue.given_up) if run not in self._settled]:
             self._settled.add(run)
-            self._errors.reset()
-            self.view.line(f"{self._count()} done {run}  {self._result(run)}")
-        for run in [run for run in self.queue.given_up if run not in self._settled]:
-            self._settled.add(run)
-            self._given_up(run)
+            if run in self.queue.given_up:
+                self._given_up(run)
+            else:
+                self._errors.reset()
+                self.view.line(f"{self._count()} done {run}  {self._result(run)}")
         self._locked = set(self.queue.locked()) - self._in_training()
         # Looking takes at most 2 % of the time, however many runs there are.
         self._next_runs = time.monotonic() + max(self.intervals.runs, 50 * (time.monotonic() - began))
@@ -230,9 +230,7 @@ class Supervisor:
             self._interrupted = interruption.signal
         elif self.deadline is not None and time.monotonic() >= self.deadline - self.intervals.lead:
             stage, self._interrupted = max(stage, Stage.CHECKPOINT), "budget"
-        elif (
-            (asked := stop_request(self.sweep_file)) and not self.stopped_early and self._stage is Stage.GO_ON
-        ):
+        elif self._stage is Stage.GO_ON and (asked := stop_request(self.sweep_file)):
             stage = Stage.DRAIN if asked == "drain" else Stage.CHECKPOINT
             self._interrupted = "stop request"
         if stage > self._announced:
@@ -240,7 +238,9 @@ class Supervisor:
             self._announce(stage)
         self._stage = stage
         for place in self.places:
-            if place.job is not None and place.asked < stage:
+            if place.job is None:
+                continue
+            if place.asked < stage:
                 place.asked = stage
                 if stage is Stage.KILL:
                     self.executor.kill(place.job)
@@ -248,8 +248,7 @@ class Supervisor:
                     self.executor.stop(place.job, "drain" if stage is Stage.DRAIN else "now")
                 if stage is not Stage.DRAIN:
                     place.kill_at = time.monotonic() + self.intervals.grace
-        for place in self.places if not self.queue.open else ():
-            if place.job is not None and place.asked is Stage.GO_ON and self.executor.waits(place.job):
+            elif place.asked is Stage.GO_ON and not self.queue.open and self.executor.waits(place.job):
                 # Still in a cluster's queue, and nothing is left to do.
                 place.asked = Stage.DRAIN
                 self.executor.stop(place.job, "drain")
@@ -263,7 +262,7 @@ class Supervisor:
         self.view.line(text)
         with contextlib.suppress(
             SetupError
-        ):  # on a full disk: signals reach this machine's workers all the same
+        ):  # a full disk: signals reach this machine's workers all the same
             request_stop(self.sweep_file, "drain" if stage is Stage.DRAIN else "now")
 
     def _is_over(self, elapsed: float) -> bool:

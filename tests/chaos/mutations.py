@@ -1,7 +1,7 @@
 """Random mutations of a record: `python -m chaos.mutations COUNT [SEED]` in tests/; exit code 4 if one is accepted.
 
-Each of COUNT mutants has one to three changes of its bytes: a flipped bit, a byte removed, inserted, or exchanged
-with its neighbour, a passage cut out, doubled or moved, a digit made another. None may be read as a record,
+Each of COUNT mutants has one to three changes of its bytes: a flipped bit, a byte inserted, a byte or a passage cut
+out, doubled or moved, a digit made another. None may be read as a record,
 except one that equals the original byte for byte.
 """
 
@@ -21,28 +21,20 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
     changed = bytearray(content)
     for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(changed) - 1)
-        end = min(len(changed), at + draw.randint(1, 200))
-        kind = draw.randrange(8)
-        if kind == 0:
+        passage = changed[at : at + draw.choice((1, 1, draw.randint(2, 200)))]
+        kind = draw.choice(("flip", "insert", "digit", "cut", "double", "move"))
+        if kind == "flip":
             changed[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            del changed[at]
-        elif kind == 2:
+        elif kind == "insert":
             changed.insert(at, draw.randrange(256))
-        elif kind == 3:
-            changed[at], changed[at + 1] = changed[at + 1], changed[at]
-        elif kind == 4:
-            del changed[at:end]
-        elif kind == 5:
-            changed[at:at] = changed[at:end]
-        elif kind == 6:
-            passage = changed[at:end]
-            del changed[at:end]
-            to = draw.randrange(len(changed))
-            changed[to:to] = passage
-        else:
+        elif kind == "digit":
             digits = [place for place, byte in enumerate(changed) if 48 <= byte <= 57]
             changed[draw.choice(digits)] = 48 + draw.randrange(10)
+        if kind in ("cut", "move"):
+            del changed[at : at + len(passage)]
+        if kind in ("double", "move"):
+            to = draw.randrange(len(changed)) if kind == "move" else at
+            changed[to:to] = passage
     return bytes(changed)
 
 

@@ -203,25 +203,31 @@ class _ChaosTest:
         kills = [(event, call) for event in events if event.name == "fault" and (call := event.call())]
         calls = Counter(f"{call}, {_when(event)}" for event, call in kills if not call.startswith("other"))
         wanted = {f"{call}, {when}" for call in reference.calls for when in ("before", "after")}
+        names = Counter(event.name for event in events)
+        started = Counter(event.role for event in events if event.name == "start")
         return Report(
             faults=self.tally.total,
             seed=self.options.seed,
-            by_kind=dict(sorted(self.tally.by_kind.items())),
-            calls=dict(sorted(calls.items())),
+            counts={
+                "rounds": rounds,
+                "runs": rounds * len(self.workload.losses),
+                "supervisors": started["supervisor"],
+                "workers": started["worker"],
+                "that came to train": len({event.pid for event in events if event.name == "attempt"}),
+                "attempts": names["attempt"],
+                "checkpoints": names["saved"],
+                "checkpoints of an undisturbed run": reference.checkpoints,
+                "commits": names["link"] + names["rename"],
+                "committed records damaged on purpose": _undone(events),
+            },
+            tables={
+                "faults by kind": dict(sorted(self.tally.by_kind.items())),
+                "kills by system call": dict(sorted(calls.items())),
+                "sweeps by what they were given": dict(sorted(self.shapes.items())),
+                "exit codes of the supervisors": dict(sorted(self.exits.items())),
+                "tracebacks in the logs": dict(self.tracebacks + Counter(tracebacks(self.home))),
+            },
             calls_left_out=tuple(sorted(wanted - set(calls))),
-            rounds=rounds,
-            runs=rounds * len(self.workload.losses),
-            workers=sum(event.name == "start" and event.role == "worker" for event in events),
-            training=len({event.pid for event in events if event.name == "attempt"}),
-            supervisors=sum(event.name == "start" and event.role == "supervisor" for event in events),
-            attempts=sum(event.name == "attempt" for event in events),
-            checkpoints=sum(event.name == "saved" for event in events),
-            checkpoints_undisturbed=reference.checkpoints,
-            commits=sum(event.name in ("link", "rename") for event in events),
-            undone=_undone(events),
-            shapes=dict(sorted(self.shapes.items())),
-            exits=dict(sorted(self.exits.items())),
-            tracebacks=dict(sorted((self.tracebacks + Counter(tracebacks(self.home))).items())),
             small_disk=self.small_disk,
             findings=tuple(self.findings),
             seconds=seconds,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 
 from chaos.interposer import Interposer
 from repro.cli.context import Context
@@ -87,9 +86,7 @@ class SmallDisk(AbstractContextManager["SmallDisk"]):
                 self.mounted = False
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.mounted:
             subprocess.run(["umount", "--lazy", self.folder], check=True)
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from smoke_project import PROJECT, RUN, record_of, smoke_context, train_here
+from smoke_project import PROJECT, RUN, record_of
 
 from chaos import defects
 from chaos.mutations import accepted
@@ -50,7 +50,7 @@ def harms(tmp_path, monkeypatch, reference):
             assert (report.kept is not None) == bool(report.findings)
             if report.findings:
                 break
-        return Counter({harm: count for harm, count in report.counts().items() if count})
+        return Counter({harm: count for harm, count in report.audit.items() if count})
 
     return run
 
@@ -85,130 +85,73 @@ def test_a_short_chaos_test_finds_nothing(tmp_path):
     report = json.loads(done.stdout)
     assert set(report["audit"].values()) == {0}
     assert report["faults"] >= 10
-    assert report["faults"] == sum(report["by_kind"].values())
-    assert report["training"] >= 2
-    assert report["checkpoints_undisturbed"] >= 2
+    assert report["faults"] == sum(report["tables"]["faults by kind"].values())
+    assert report["counts"]["that came to train"] >= 2
+    assert report["counts"]["checkpoints of an undisturbed run"] >= 2
     assert list(tmp_path.glob("repro-chaos-*")) == [], "nothing is left behind"
     living = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     assert [pid for pid in living if supervisor_of(pid) is not None] == []
 
 
-@pytest.mark.long
-def test_a_commit_that_renames_instead_of_linking_is_a_duplicate(harms):
-    found = harms(
-        defects.RENAME_INSTEAD_OF_LINK,
-        "worker: file locks without effect",
-        "a second supervisor*",
-        workload=ONE_RUN,
-        faults=3,
-    )
-    assert found["duplicate"] > 0
-    assert set(found) == {"duplicate"}
+LONG_RUN = Workload(FEW[:1], epochs=100)
+PLANTED = {
+    "a commit renames instead of linking": (
+        defects.RENAME_INSTEAD_OF_LINK, ("worker: file locks without effect", "a second supervisor*"),
+        {"workload": ONE_RUN, "faults": 3}, {"duplicate"},
+    ),
+    "an optimizer is not restored": (
+        defects.OPTIMIZER_NOT_RESTORED, ("worker: SIGUSR1",), {"workload": TWO_RUNS, "faults": 4}, {"byte-unequal"},
+    ),
+    "two runs share a generator": (
+        defects.GENERATOR_SHARED_BY_RUNS, ("worker: SIGSTOP*",),
+        {"workload": Workload(FEW, epochs=4), "faults": 2}, {"byte-unequal"},
+    ),
+    "workers have no death signal": (
+        defects.NO_DEATH_SIGNAL, ("supervisor: SIGKILL",),
+        {"workload": LONG_RUN, "faults": 1, "orphan_seconds": 3.0}, {"orphan"},
+    ),
+    "a commit replaces whatever is there": (
+        defects.REPLACES_WHATEVER_IS_THERE, ("worker: file locks without effect", "a second supervisor*"),
+        {"workload": ONE_RUN, "faults": 3}, {"lost"},
+    ),
+    "an interrupted attempt counts as failed": (
+        defects.INTERRUPTED_IS_FAILED, ("worker: SIGTERM",), {"workload": ONE_RUN, "faults": 1}, {"blamed"},
+    ),
+    # These do other harm too.
+    "records are not validated when they are read": (
+        defects.NO_VALIDATION_ON_READ, ("record with an edited number",),
+        {"workload": Workload(FEW[:1], epochs=2), "faults": 2}, "corrupt accepted",
+    ),
+    "workers train without the run's lock": (
+        defects.TRAINS_WITHOUT_LOCK, ("worker: SIGUSR2",), {"workload": TWO_RUNS, "faults": 1}, "duplicate",
+    ),
+    "a worker ignores a stop request": (
+        defects.STOP_IGNORED, ("repro stop --now",),
+        {"workload": LONG_RUN, "faults": 1, "stop_seconds": 10.0}, "stop ignored",
+    ),
+    # A stop ends a sweep with checkpoints left, which are damaged before the next.
+    "a damaged checkpoint is resumed from": (
+        defects.DAMAGED_CHECKPOINT_IS_READ, ("checkpoint with a flipped bit", "repro stop --now"),
+        {"workload": ONE_RUN, "faults": 6}, "corrupt accepted",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.long
-def test_records_that_are_not_validated_when_read_are_accepted_though_corrupt(harms):
-    found = harms(
-        defects.NO_VALIDATION_ON_READ,
-        "record with an edited number",
-        workload=Workload(FEW[:1], epochs=2),
-        faults=2,
-    )
-    assert found["corrupt accepted"] > 0
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_defect_is_found_and_named(harms, planted):
+    defect, only, options, harm = PLANTED[planted]
+    found = harms(defect, *only, **options)
+    assert found.keys() == harm if isinstance(harm, set) else harm in found
 
 
-@pytest.mark.long
-def test_an_optimizer_that_is_not_restored_makes_records_unequal(harms):
-    found = harms(defects.OPTIMIZER_NOT_RESTORED, "worker: SIGUSR1", workload=TWO_RUNS, faults=4)
-    assert set(found) == {"byte-unequal"}
-
-
-@pytest.mark.long
-def test_a_generator_shared_by_two_runs_makes_records_unequal(harms):
-    found = harms(
-        defects.GENERATOR_SHARED_BY_RUNS,
-        "worker: SIGSTOP*",
-        workload=Workload(FEW, epochs=4),
-        faults=2,
-    )
-    assert set(found) == {"byte-unequal"}
-
-
-@pytest.mark.long
-def test_workers_without_a_death_signal_are_orphans(harms):
-    found = harms(
-        defects.NO_DEATH_SIGNAL,
-        "supervisor: SIGKILL",
-        workload=Workload(FEW[:1], epochs=100),
-        faults=1,
-        orphan_seconds=3.0,
-    )
-    assert set(found) == {"orphan"}
-
-
-@pytest.mark.long
-def test_workers_that_train_without_the_runs_lock_are_duplicates(harms):
-    found = harms(defects.TRAINS_WITHOUT_LOCK, "worker: SIGUSR2", workload=TWO_RUNS, faults=1)
-    assert found["duplicate"] > 0
-
-
-@pytest.mark.long
-def test_a_commit_that_replaces_whatever_is_there_throws_good_records_away(harms):
-    found = harms(
-        defects.REPLACES_WHATEVER_IS_THERE,
-        "worker: file locks without effect",
-        "a second supervisor*",
-        workload=ONE_RUN,
-        faults=3,
-    )
-    assert set(found) == {"lost"}
-
-
-@pytest.mark.long
-def test_a_worker_that_ignores_a_stop_request_is_named(harms):
-    found = harms(
-        defects.STOP_IGNORED,
-        "repro stop --now",
-        workload=Workload(FEW[:1], epochs=100),
-        faults=1,
-        stop_seconds=10.0,
-    )
-    assert found["stop ignored"] > 0
-
-
-@pytest.mark.long
-def test_an_interrupted_attempt_that_counts_as_failed_is_blamed(harms):
-    found = harms(defects.INTERRUPTED_IS_FAILED, "worker: SIGTERM", workload=ONE_RUN, faults=1)
-    assert set(found) == {"blamed"}
-
-
-@pytest.mark.long
-def test_a_damaged_checkpoint_that_is_resumed_from_is_accepted_though_corrupt(harms):
-    found = harms(
-        defects.DAMAGED_CHECKPOINT_IS_READ,
-        "checkpoint with a flipped bit",
-        "repro stop --now",  # ends a sweep with checkpoints left, which are damaged before the next
-        workload=ONE_RUN,
-        faults=6,
-    )
-    assert found["corrupt accepted"] > 0
-
-
-def test_no_mutant_of_a_record_is_read_as_one(tmp_path):
+def test_no_mutant_of_a_record_is_read_as_one(trained):
     """`python -m chaos.mutations` tries more of them."""
-    context = smoke_context(None, tmp_path)
-    train_here(context, RUN)
-    content = record_of(context, RUN).to_json().encode()
+    content = record_of(trained, RUN).to_json().encode()
     assert accepted(content, RUN, "smoke", 500, seed=1) == []
 
 
-@pytest.mark.parametrize(("faults", "percent"), [(1, 95.0), (10, 25.89), (59, 4.95), (1000, 0.2991)])
-def test_no_harm_in_n_faults_bounds_their_share(faults, percent):
-    assert 100 * upper_bound(0, faults) == pytest.approx(percent, rel=1e-3)
-
-
-def test_some_harm_bounds_it_as_clopper_and_pearson_do():
+def test_the_share_of_harmful_faults_is_bounded_as_clopper_and_pearson_do():
     """R: binom.test(k, n, alternative = "less")$conf.int."""
-    assert upper_bound(1, 100) == pytest.approx(0.04655981, rel=1e-5)
-    assert upper_bound(5, 50) == pytest.approx(0.1988330, rel=1e-5)
-    assert upper_bound(3, 3) == 1.0
+    expected = {(0, 59): 0.0495, (0, 1000): 0.002991, (1, 100): 0.04655981, (5, 50): 0.1988330, (4, 3): 1.0}
+    assert {case: upper_bound(*case) for case in expected} == pytest.approx(expected, rel=1e-3)

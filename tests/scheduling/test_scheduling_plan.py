@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from pretended_environment import first_runs, make_record
+from pretended_environment import first_runs, make_record, with_row_recipe
 
 from repro.cli.context import Context
 from repro.config import Preset
@@ -211,6 +211,10 @@ def test_the_disk_that_a_sweep_takes_follows_from_runs_epochs_and_checkpoints(be
     # Weights and momentum of 11.2 M parameters, three checkpoints at the worst moment.
     assert plan.disk.checkpoints == pytest.approx(3 * 8 * 11.2e6)
     assert json.loads(plan.to_json())["disk_bytes"]["records"] == plan.disk.records
+    longer = with_row_recipe(bench, epochs=200, width=0.5)
+    plan = plan_of(longer, missing(paper_runs(bench)), [GPU], bench.registry.preset("paper"))
+    assert plan.disk.records == 24 * (9_000 + 300 * 200)
+    assert plan.disk.checkpoints == pytest.approx(3 * 8 * 11.2e6 / 4)
 
 
 def test_the_plan_says_what_a_budget_buys_and_what_it_leaves_out(bench):

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pretended_environment import attempt_note, first_runs, make_record
+from pretended_environment import attempt_note, first_runs, make_record, with_row_recipe
 
 from repro.attempts import new_attempt, write_attempt
 from repro.cli.context import Context
@@ -98,6 +98,7 @@ def test_a_run_in_training_is_shown_with_speed_and_time_left_and_silence_is_not_
         f"worker {os.getpid()} on {note.host} (a bench), training: {run.id}\n{line}\n"
         in current_status(bench, RESNET18).to_text()
     )
+    assert "12.3 %  2.4s left" in current_status(with_row_recipe(bench, batch_size=64), RESNET18).to_text()
     os.utime(path, (time.time() - 3600, time.time() - 3600))
     assert f"{line}  no sign of life for 1h 00m" in current_status(bench, RESNET18).to_text()
     replace(note, death="killed by SIGKILL").write(path.parent)

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from smoke_project import ROOT, RUN, record_of, smoke_context, sweep_of
+from pretended_environment import attempt_note, first_runs, make_record
+from smoke_project import ROOT, smoke_context, sweep_of
 
 import repro.scheduling.place as place_module
 import repro.scheduling.supervisor as supervisor_module
+from repro.attempts import new_attempt, write_attempt
 from repro.cli.context import Context
+from repro.cli.status import current_status
+from repro.registry import Selection
 from repro.scheduling.devices import Device
 from repro.scheduling.executor import JobEnd, LocalExecutor, WorkerJob
 from repro.scheduling.place import MAX_DEATHS_AT_START, Place
@@ -21,7 +25,7 @@ from repro.scheduling.supervisor import Intervals, Supervisor, TrainCommand
 from repro.scheduling.view import View
 from repro.storage import FileLock
 from repro.sweep import RunQueue
-from repro.worker_note import read_worker_notes
+from repro.worker_note import new_worker_note, read_worker_notes
 
 HERE = Path(__file__).resolve().parent
 FAST = Intervals(poll=0.02, runs=0.02, grace=5.0, backoff=0.05)
@@ -73,13 +77,15 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, trained):
+def bench(tmp_path, monkeypatch):
     context = smoke_context(monkeypatch, tmp_path / "results")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     context.project.results.mkdir()
-    template = record_of(trained, RUN)  # after which pretended ones are made
+    runs = first_runs(context, 8)
+    template = make_record(context, runs[0])  # after which pretended ones are made
+    attempts = {"attempts": (attempt_note("done").for_record(),)}
+    template = template.model_copy(update={"provenance": template.provenance.model_copy(update=attempts)})
     (context.project.results / "template.json").write_text(template.model_dump_json())
-    runs = context.runs(tables=(1,), networks=("resnet18",), seeds=(0,))
     return Bench(context, tuple(run.id for run in runs))
 
 
@@ -102,7 +108,7 @@ def test_workers_share_the_list_and_every_run_is_trained_once(bench):
     ("actions", "options", "code", "done", "says"),
     [
         ({2: ["kill"]}, {}, 1, 7, ["killed by SIGKILL", "after 3 attempts", "repro train {2} --preset smoke"]),
-        ({0: ["further"] * 6 + ["done"]}, {"workers": 1, "count": 1}, 0, 1, []),
+        ({0: ["further"] * 4 + ["done"]}, {"workers": 1, "count": 1}, 0, 1, []),
         ({1: ["fail:ValueError: no such layer"]}, {}, 1, 7, ["failed {1}  ValueError: no such layer"]),
         ({n: ["left:no data"] for n in (3, 4)}, {}, 3, 6, ["2 runs not trained: no data"]),
         ({0: ["hang", "done"]}, {"workers": 1, "count": 2}, 0, 2, ["hung: no sign of life"]),
@@ -121,12 +127,23 @@ def test_what_becomes_of_a_run_follows_from_its_attempts(
         assert words.format(*bench.runs) in bench.text + summary.to_text()
 
 
-def test_starts_that_led_to_training_do_not_lengthen_the_wait_after_one_that_did_not(bench):
-    bench.behave(run0=["further"] * 6 + ["early", "done"])
-    patient = replace(FAST, backoff=1.0)
-    summary = bench.supervisor(workers=1, count=1, intervals=patient).run()
-    assert summary.exit_code == 0
-    assert summary.seconds < 200  # else the last wait alone is 256 s
+def test_the_view_counts_runs_as_status_does(bench):
+    """Before anything is trained: one run was interrupted before, one failed, one is trained elsewhere."""
+    bench.behave(worker=["start:2"])
+    paths = [bench.context.project.run("smoke", run) for run in bench.runs]
+    for place, outcome in zip(paths, ("interrupted", "failed: ValueError: boom"), strict=False):
+        write_attempt(new_attempt(place), attempt_note(outcome))
+    ticks = []
+    supervisor = bench.supervisor(workers=1)
+    supervisor.view.update = ticks.append
+    with FileLock(paths[2].lock) as lock:
+        assert lock.acquire()
+        summary = supervisor.run()
+        status = current_status(bench.context, Selection(tables=(1,), networks=("resnet18",)))
+    expected = {"interrupted": 1, "failed": 1, "running": 1, "to do": 5}
+    for counts in (status.counts, ticks[-1].counts):
+        assert {kind: count for kind, count in counts.items() if count} == expected
+    assert summary.exit_code == 3
 
 
 def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
@@ -155,6 +172,16 @@ def test_workers_that_find_nothing_to_take_say_nothing_against_their_device(tmp_
         assert place.end(JobEnd(0), tmp_path, 0.01, has_others=False) == []
     assert place.out is None
     assert place.not_before > time.monotonic()  # the next one is started later
+
+
+def test_starts_that_led_to_training_do_not_lengthen_the_wait_after_one_that_did_not(tmp_path):
+    place = Place(Device("cpu", 0, "a processor", None, 2**30, 1, {}))
+    for stepped in (True,) * 6 + (False,):
+        place.begin(WorkerJob("a job", ("true",), {}, tmp_path / "log", place.device))
+        place.update([replace(new_worker_note("sweep", "a job", "cpu"), stepped=stepped)], 0.0)
+        place.end(JobEnd(-9, "killed by SIGKILL"), tmp_path, 10.0, has_others=False)
+        assert (place.not_before > time.monotonic()) is not stepped
+    assert place.not_before < time.monotonic() + 2 * 10.0
 
 
 def test_a_device_that_breaks_at_every_first_step_is_left_out_where_there_are_others(bench):
