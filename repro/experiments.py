@@ -14,15 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, mo
 from repro.config import Model, Preset, Recipe, Scalar, TomlModel, explain, known_keys, recipe_changes
 from repro.errors import RegistryError, ReproError, SelectionError, did_you_mean, printable
 from repro.paths import NAME, PUBLISHED_SETS, read_file
-from repro.plugins import (
-    NETWORKS,
-    ROW_KEYS,
-    check_augmentation,
-    check_network,
-    is_file,
-    loss_parameters,
-    names,
-)
+from repro.plugins import NETWORKS, ROW_KEYS, check_builder, is_file, loss_parameters, names
 
 _ModelT = TypeVar("_ModelT", bound=Model)
 
@@ -63,7 +55,8 @@ def _table_name(name: object) -> object:
 
 def _recipe_changes(given: object, info: ValidationInfo) -> object:
     changes = recipe_changes(given)
-    check_augmentation(changes.get("augmentation", "none"), info.context)
+    if (augmentation := changes.get("augmentation", "none")) != "none":
+        check_builder("augmentations", augmentation, info.context)
     return changes
 
 
@@ -132,7 +125,7 @@ class Column(TomlModel):
         if self.code is not None and not is_file(self.code):
             raise ValueError(f"code: expected your own file, as in mynetworks.py:TinyNet, got {self.code!r}")
         if self.code is not None:
-            check_network(self.code, info.context)
+            check_builder("networks", self.code, info.context)
         return self
 
 

@@ -188,22 +188,13 @@ def loss_parameters(loss: str, folder: Path | None) -> type[Model]:
     return LOSS_PARAMETERS[loss] if loss in LOSS_PARAMETERS else _schema(find("losses", loss, folder))
 
 
-def check_network(network: str, folder: Path | None) -> None:
-    """Raises OwnCodeError unless `network` can be called with an image size and what else it may be given."""
-    _check_takes_image_size(find("networks", network, folder), NETWORK_OPTIONS)
-
-
 @cache  # every run that is planned asks
-def check_augmentation(augmentation: str, folder: Path | None) -> None:
-    """Raises OwnCodeError unless `augmentation` is "none" or can be called with an image size."""
-    if augmentation != "none":
-        _check_takes_image_size(find("augmentations", augmentation, folder), ())
-
-
-def _check_takes_image_size(found: Implementation, options: tuple[str, ...]) -> None:
+def check_builder(kind: Literal["networks", "augmentations"], name: str, folder: Path | None) -> None:
+    """Raises OwnCodeError unless `name` can be called with an image size, and a network with its options."""
+    found = find(kind, name, folder)
     if found.of_package:
         return
-    taken = _arguments(found)
+    taken, options = _arguments(found), NETWORK_OPTIONS if kind == "networks" else ()
     needed = [
         name
         for name, argument in list(taken.items())[1:]

@@ -37,7 +37,7 @@ from repro.experiments import (
     read_tables,
 )
 from repro.paper import PAPER_FILE, Paper, read_paper
-from repro.plugins import check_augmentation, loss_parameters, names
+from repro.plugins import check_builder, loss_parameters, names
 
 _Axes = tuple[tuple[str, Scalar], ...]  # overrides: name and value
 
@@ -351,7 +351,8 @@ class Registry:
                     "remove it"
                 )
             target[axis] = value
-        check_augmentation(str(recipe["augmentation"]), self.folder)
+        if recipe["augmentation"] != "none":
+            check_builder("augmentations", str(recipe["augmentation"]), self.folder)
         try:
             return RunConfig(
                 dataset=run.cell.dataset,

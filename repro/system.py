@@ -24,12 +24,9 @@ def memory_bytes() -> int:
 
 def processor_name() -> str:
     """The processor's model name as the kernel gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
@@ -106,8 +103,5 @@ def _text(file: Path) -> str:
 
 def _cpu_ticks(stat: Path) -> tuple[int, int]:
     """Ticks of all cores since the machine started, idle ones and all; zeros where there is no such file."""
-    try:
-        ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
-    except OSError:
-        return 0, 0
-    return ticks[3] + ticks[4], sum(ticks)  # idle and iowait
+    ticks = [int(word) for word in _text(stat).partition("\n")[0].split()[1:9]]
+    return sum(ticks[3:5]), sum(ticks)  # idle and iowait

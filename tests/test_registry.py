@@ -323,14 +323,6 @@ def test_every_open_point_of_a_recipe_says_what_it_changes(registry):
                     "projection", "statistics", "momentum_reset", "embedding"}  # fmt: skip
 
 
-def test_what_decides_pedcc_is_studied_on_two_networks_and_the_vgg_at_64_px_too(registry):
-    baselines = [f"cifar100/{network}/pedcc-s7.5-m0.35" for network in ("vgg16", "resnet18")]
-    axes = ("", "+distance=element-mean", "+distance=sum")
-    assert sorted(ids(registry, "pedcc-weight")) == sorted(cell + axis for cell in baselines for axis in axes)
-    networks = ("vgg16", "vgg-lsoftmax", "vgg13")
-    assert ids(registry, "vgg-64px") == [f"facescrub/{network}/cross-entropy" for network in networks]
-
-
 def test_names_choose_among_a_studys_cells(registry):
     chosen = ids(registry, "ambiguities", tables=(1,), networks=("vgg*",), losses=("cross-*",))
     assert chosen == ids(registry, "vgg")

@@ -121,18 +121,6 @@ class Draw:
         """Whether this kind was asked for."""
         return any(fnmatchcase(kind, pattern) for pattern in self.only)
 
-    def seconds(self, low: float, high: float) -> float:
-        """A duration."""
-        return self.random.uniform(low, high)
-
-    def after(self, mean: float) -> float:
-        """Seconds until something that comes at random, with no memory."""
-        return self.random.expovariate(1 / mean)
-
-    def chance(self, probability: float) -> bool:
-        """True with this probability."""
-        return self.random.random() < probability
-
     def live(self, disk_can_fill: bool) -> Signalled | str | None:
         """What happens next to a running sweep; None if nothing of it was asked for."""
         kinds: list[tuple[Signalled | str, float]] = [
@@ -212,27 +200,12 @@ def _choose(source: random.Random, weighted: Sequence[tuple[_Choice, float]]) ->
     return source.choices(kinds, weights)[0]
 
 
-@dataclass
-class Tally:
+class Tally(Counter[str]):
     """The faults that happened, by kind; `wanted` is where to stop."""
 
-    wanted: int
-    by_kind: Counter[str] = field(default_factory=Counter)
-
-    def stop(self) -> None:
-        """It is enough as it is."""
-        self.wanted = 0
-
-    def add(self, kind: str) -> None:
-        """One more."""
-        self.by_kind[kind] += 1
-
-    @property
-    def total(self) -> int:
-        """All kinds together."""
-        return self.by_kind.total()
+    wanted = 0
 
     @property
     def enough(self) -> bool:
         """Whether no more is wanted."""
-        return self.total >= self.wanted
+        return self.total() >= self.wanted

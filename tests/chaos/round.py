@@ -93,7 +93,7 @@ class Round:
             if quiet > QUIET_SWEEPS or self.stuck:
                 break
             self._sweep()
-            if self.tally.enough or self.draw.chance(0.7):
+            if self.tally.enough or self.draw.random.random() < 0.7:
                 self._settle()
                 self._damage()
         self._settle()
@@ -120,9 +120,9 @@ class Round:
             for _ in range(self.draw.random.randint(0, 5)):
                 kind = self.draw.damage()
                 # A finished run whose record is taken from it trains again from its first step: that is dear.
-                finished = kind is not None and kind.startswith("record") and self.draw.chance(0.3)
+                finished = kind is not None and kind.startswith("record") and self.draw.random.random() < 0.3
                 if kind and not self.tally.enough and self.damages.do(kind, finished):
-                    self.tally.add(kind)
+                    self.tally[kind] += 1
 
     def _sweep(self) -> None:
         """One supervisor, at times two, from start to end."""
@@ -130,10 +130,11 @@ class Round:
         self._start()
         second = None
         kinds = [kind for kind in (SECOND, ELSEWHERE) if self.draw.wants(kind)]
-        if not self.tally.enough and kinds and self.draw.chance(0.25 if self.draw.only == ("*",) else 1):
-            second = time.monotonic() + self.draw.seconds(0, 4)
+        share = 0.25 if self.draw.only == ("*",) else 1
+        if not self.tally.enough and kinds and self.draw.random.random() < share:
+            second = time.monotonic() + self.draw.random.uniform(0, 4)
         mean = self.draw.random.choice(BETWEEN_FAULTS)
-        next_fault = time.monotonic() + self.draw.after(mean)
+        next_fault = time.monotonic() + self.draw.random.expovariate(1 / mean)
         while self._started:
             time.sleep(POLL)
             now = time.monotonic()
@@ -144,12 +145,12 @@ class Round:
                 action()
             if not self.tally.enough and now >= next_fault:
                 self._strike()
-                next_fault = now + self.draw.after(mean)
+                next_fault = now + self.draw.random.expovariate(1 / mean)
             if second is not None and now >= second:
                 second = None
                 kind = self.draw.random.choice(kinds)
                 self._start("elsewhere" if kind == ELSEWHERE else None)
-                self.tally.add(kind)
+                self.tally[kind] += 1
             if now - self._sign_of_life > STUCK_AFTER:
                 self.stuck.append(
                     f"no sign of life for {STUCK_AFTER:g} s from supervisor {sorted(self._started)}"
@@ -175,7 +176,7 @@ class Round:
     def _lay_tickets(self) -> None:
         for _ in range(self.draw.random.randint(1, 3)):
             self._lay_ticket("worker")
-        if self.draw.chance(0.25):
+        if self.draw.random.random() < 0.25:
             self._lay_ticket("supervisor")
 
     def _lay_ticket(self, role: Role) -> None:
@@ -191,8 +192,8 @@ class Round:
                 # Its first checkpoint is written before its first step; an attempt begins seconds before.
                 self._training.add(event.pid)
             elif event.name == "fault":
-                self.tally.add(event.fault())
-            elif event.name == "ticket" and self.draw.chance(0.6):
+                self.tally[event.fault()] += 1
+            elif event.name == "ticket" and self.draw.random.random() < 0.6:
                 self._lay_ticket("worker")
 
     def _strike(self) -> None:
@@ -207,8 +208,8 @@ class Round:
     def _strike_with(self, kind: Signalled | str) -> bool:
         if kind == FULL_DISK:
             self.disk.fill()
-            self._afterwards(self.draw.seconds(0.2, 2.0), self.disk.free)
-            self.tally.add(FULL_DISK)
+            self._afterwards(self.draw.random.uniform(0.2, 2.0), self.disk.free)
+            self.tally[FULL_DISK] += 1
             return True
         if kind == LOCK_DELETED:
             return self._delete_lock()
@@ -220,10 +221,10 @@ class Round:
         victim = self._victim(kind)
         if victim is None or not victim.send(kind.signals[0]):
             return False
-        self.tally.add(kind.name)
+        self.tally[kind.name] += 1
         if len(kind.signals) > 1:
             self._afterwards(
-                self.draw.seconds(0.05, 0.6), lambda: self._send_if_same(victim, kind.signals[1])
+                self.draw.random.uniform(0.05, 0.6), lambda: self._send_if_same(victim, kind.signals[1])
             )
         return True
 
@@ -237,7 +238,7 @@ class Round:
         if kind.role == "supervisor":
             return self.draw.random.choice(supervisors) if supervisors else None
         # Mostly in training: half of a worker's life is its imports, where there is little to break.
-        among = self._training if self.draw.chance(0.9) else self._workers
+        among = self._training if self.draw.random.random() < 0.9 else self._workers
         workers = [process for process in self.sweep.processes() if process.pid in among]
         return self.draw.random.choice(workers) if workers else None
 
@@ -248,7 +249,7 @@ class Round:
         for supervisor in asked if now else ():
             self.overdue.expect_end(supervisor, self.stop_seconds, "stop ignored", "repro stop --now")
         if asked:
-            self.tally.add(STOP_NOW if now else DRAIN)
+            self.tally[STOP_NOW if now else DRAIN] += 1
         return bool(asked)
 
     def _restart(self) -> bool:
@@ -257,7 +258,7 @@ class Round:
         if not running or not self.draw.random.choice(running).send(signal.SIGKILL):
             return False
         self._start()
-        self.tally.add(RESTARTED)
+        self.tally[RESTARTED] += 1
         return True
 
     def _delete_lock(self) -> bool:
@@ -268,7 +269,7 @@ class Round:
         lock = self.draw.random.choice(locks)
         lock.unlink()
         self.locks_deleted.add(lock)
-        self.tally.add(LOCK_DELETED)
+        self.tally[LOCK_DELETED] += 1
         return True
 
     def _afterwards(self, seconds: float, action: Callable[[], object]) -> None:

@@ -105,7 +105,8 @@ class _ChaosTest:
         self.home = home
         self.say = say
         self.workload = options.what_is_trained()
-        self.tally = Tally(options.faults)
+        self.tally = Tally()
+        self.tally.wanted = options.faults
         self.draw = Draw(random.Random(options.seed), options.only)
         self.findings: list[Finding] = []
         self.exits: Counter[str] = Counter()
@@ -145,20 +146,20 @@ class _ChaosTest:
 
     def _stop(self) -> None:
         self.stopped = True
-        self.tally.stop()
+        self.tally.wanted = 0
 
     def _next_round(self, number: int, interposer: Interposer, reference: Reference) -> None:
-        before = self.tally.total
+        before = self.tally.total()
         found = self._round(number, interposer, reference)
         self.findings += found
         self.say(
-            f"round {number}: {self.tally.total - before} faults, {self.tally.total} of "
+            f"round {number}: {self.tally.total() - before} faults, {self.tally.total()} of "
             f"{self.options.faults}; {len(found) or 'nothing'} found"
         )
         for finding in found:
             self.say(f"  {finding.harm}: {finding.what}")
         # A round may end before a rare kind strikes; many such rounds mean that none ever will.
-        self.idle_rounds = 0 if self.tally.total > before else self.idle_rounds + 1
+        self.idle_rounds = 0 if self.tally.total() > before else self.idle_rounds + 1
         if self.idle_rounds >= IDLE_ROUNDS and not self.stopped:
             raise UsageError(
                 f"{IDLE_ROUNDS} rounds passed without a fault: nothing that --kind asks for can be done here"
@@ -206,7 +207,7 @@ class _ChaosTest:
         names = Counter(event.name for event in events)
         started = Counter(event.role for event in events if event.name == "start")
         return Report(
-            faults=self.tally.total,
+            faults=self.tally.total(),
             seed=self.options.seed,
             counts={
                 "rounds": rounds,
@@ -221,7 +222,7 @@ class _ChaosTest:
                 "committed records damaged on purpose": _undone(events),
             },
             tables={
-                "faults by kind": dict(sorted(self.tally.by_kind.items())),
+                "faults by kind": dict(sorted(self.tally.items())),
                 "kills by system call": dict(sorted(calls.items())),
                 "sweeps by what they were given": dict(sorted(self.shapes.items())),
                 "exit codes of the supervisors": dict(sorted(self.exits.items())),

@@ -221,42 +221,30 @@ def supervisor_of(pid: int) -> int | None:
 
 
 def train_alone(workload: Workload, results: Path, interposer: Interposer, log: Path) -> dict[str, RunRecord]:
-    """Every run's record as an undisturbed process of its own makes it, and a journal of all its calls.
+    """Every run's record as an undisturbed process makes it, and a journal of all its calls.
 
     Raises SetupError, with the log's place, if one cannot be trained even so.
     """
     context = workload.context(results)
-    waiting = [run.id for run in workload.runs(context)]
-    records: dict[str, RunRecord] = {}
-    under_way: dict[str, subprocess.Popen[bytes]] = {}
+    runs = [run.id for run in workload.runs(context)]
+    argv = [sys.executable, "-m", "repro", "train", *runs, "--preset", PRESET, "--device", "cpu"]
+    argv += [
+        "--results",
+        str(results),
+        "--threads",
+        str(context.preset.threads),
+        "--checkpoint-interval",
+        "0",
+    ]
     environment = {**_environment(context), **interposer.environment(results, trace=True)}
-    try:
-        while waiting or under_way:
-            while waiting and len(under_way) < CORES:
-                run = waiting.pop(0)
-                argv = [sys.executable, "-m", "repro", "train", run, "--preset", PRESET, "--device", "cpu"]
-                argv += ["--results", str(results), "--threads", str(context.preset.threads)]
-                with log.open("ab") as output:
-                    under_way[run] = subprocess.Popen(
-                        [*argv, "--checkpoint-interval", "0"],
-                        env=environment,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        preexec_fn=_few_cores,
-                    )
-            for run, process in list(under_way.items()):
-                if process.poll() is not None:
-                    del under_way[run]
-                    record = read_record(context.project.run(PRESET, run).record, run, PRESET)
-                    if record is None:
-                        raise SetupError(f"{run} cannot be trained even undisturbed; see {log}")
-                    records[run] = record
-            time.sleep(0.05)
-    finally:
-        for process in under_way.values():
-            process.kill()
-            process.wait()
+    with log.open("ab") as output:
+        subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    records: dict[str, RunRecord] = {}
+    for run in runs:
+        record = read_record(context.project.run(PRESET, run).record, run, PRESET)
+        if record is None:
+            raise SetupError(f"{run} cannot be trained even undisturbed; see {log}")
+        records[run] = record
     return records
 
 

@@ -131,15 +131,3 @@ def test_a_run_whose_lock_is_held_is_running_and_its_lock_is_not_touched(bench):
         assert lock.acquire()
         assert current_status(bench, RESNET18).counts["running"] == 1
     assert current_status(bench, RESNET18).counts["interrupted"] == 1
-
-
-def test_a_record_that_did_not_change_is_not_read_again(bench):
-    first, second = first_runs(bench, 2)
-    path = put_record(bench, first)
-    assert current_status(bench, RESNET18).counts["done"] == 1
-    content, stamp = path.read_bytes(), path.stat()
-    put_record(bench, second)
-    assert current_status(bench, RESNET18).counts["done"] == 2
-    path.write_bytes(content.replace(b"resnet18", b"resnet81"))
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert current_status(bench, RESNET18).counts["damaged"] == 1
