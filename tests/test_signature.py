@@ -11,20 +11,21 @@ from repro.config import RunConfig
 from repro.signature import code_hash, config_hash
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch) -> Path:
-    """A copy of the package that a test may edit; `code_hash` reads it instead of the real one."""
-    copy = Path(shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("*.pyc")))
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A copy of the package, edited by one test after the other; `code_hash` reads it instead of the real one."""
+    folder = tmp_path_factory.mktemp("package")
+    copy = Path(shutil.copytree(ROOT / "repro", folder / "repro", ignore=shutil.ignore_patterns("*.pyc")))
 
     def module_file(module: str) -> Path | None:
-        base = tmp_path.joinpath(*module.split("."))
+        base = folder.joinpath(*module.split("."))
         candidates = (base.parent / f"{base.name}.py", base / "__init__.py")
         return next((path for path in candidates if path.is_file()), None)
 
-    monkeypatch.setattr(signature, "module_file", module_file)
-    monkeypatch.setattr("repro.plugins.module_file", module_file)
-    forget_code()
-    yield copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signature, "module_file", module_file)
+        patch.setattr("repro.plugins.module_file", module_file)
+        yield copy
     forget_code()
 
 
@@ -40,30 +41,45 @@ def hashes(registry) -> list[str]:
     return [code_hash(config_of(registry, cell)) for cell in CELLS]
 
 
+@pytest.fixture(scope="module")
+def before(registry, package) -> list[str]:
+    return hashes(registry)
+
+
+LINE = ("\n\n\n", "\n\n\nX = 1\n")
+OF_NO_RUN = {
+    "losses/logit_norm.py": LINE,
+    "plugins.py": LINE,
+    "scheduling/plan.py": LINE,
+    "losses/scaled_bn.py": ("\n\n\n", "\n\n\n# a remark\n"),
+    "training/optim.py": ('"""Sets the lr', '"""Puts the lr'),
+}
+
+
 @pytest.mark.parametrize(
-    ("file", "old", "new", "changed"),
+    ("edits", "changed"),
     [
-        ("losses/scaled_bn.py", "\n\n\n", "\n\n\nX = 1\n", [True, False, True]),
-        ("losses/cross_entropy.py", "\n\n\n", "\n\n\nX = 1\n", [False, True, False]),
-        ("losses/logit_norm.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, False]),
-        ("losses/base.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
-        ("models/resnet.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, False]),
-        ("models/vgg.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, True]),
-        ("data/loader.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
-        ("plugins.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, False]),
-        ("training/loop.py", "\n\n\n", "\n\n\nX = 1\n", [True, True, True]),
-        ("scheduling/plan.py", "\n\n\n", "\n\n\nX = 1\n", [False, False, False]),
-        ("losses/scaled_bn.py", "\n\n\n", "\n\n\n# a remark\n", [False, False, False]),
-        ("training/optim.py", '"""Sets the lr', '"""Puts the lr', [False, False, False]),
-        ("training/optim.py", 'group["lr"] = lr', 'group["lr"] = 2 * lr', [True, True, True]),
+        ({"losses/scaled_bn.py": LINE}, [True, False, True]),
+        ({"losses/cross_entropy.py": LINE}, [False, True, False]),
+        ({"losses/base.py": LINE}, [True, True, True]),
+        ({"training/loop.py": LINE}, [True, True, True]),
+        ({"models/resnet.py": LINE}, [True, True, False]),
+        ({"models/vgg.py": LINE}, [False, False, True]),
+        ({"data/loader.py": LINE}, [True, True, True]),
+        ({"training/optim.py": ('group["lr"] = lr', 'group["lr"] = 2 * lr')}, [True, True, True]),
+        (OF_NO_RUN, [False, False, False]),
     ],
 )
 def test_code_concerns_the_runs_that_use_it_and_remarks_concern_none(
-    registry, package, file, old, new, changed
+    registry, package, before, edits, changed
 ):
-    before = hashes(registry)
-    edit(package / file, old, new)
-    assert [a != b for a, b in zip(before, hashes(registry), strict=True)] == changed
+    whole = {package / file: (package / file).read_text() for file in edits}
+    for file, (old, new) in edits.items():
+        edit(package / file, old, new)
+    after = hashes(registry)
+    for path, text in whole.items():
+        path.write_text(text)
+    assert [a != b for a, b in zip(before, after, strict=True)] == changed
 
 
 @pytest.mark.parametrize(

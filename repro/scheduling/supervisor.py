@@ -84,7 +84,8 @@ class Supervisor:
         with Interruption() as interruption:
             while True:
                 now = time.monotonic()
-                self._look_at_workers(min(now - last, LONGEST_POLL))
+                elapsed, last = min(now - last, LONGEST_POLL), now
+                self._look_at_workers(elapsed)
                 self._look_at_runs()
                 self._forward_stop(interruption)
                 if self._stage is Stage.GO_ON:
@@ -92,9 +93,8 @@ class Supervisor:
                 for text in self.executor.messages():
                     self.view.line(text)
                 self.view.update(self._tick())
-                if self._is_over(min(now - last, LONGEST_POLL)):
+                if self._is_over(elapsed):
                     break
-                last = now
                 time.sleep(self.intervals.poll)
         self._look_at_runs(force=True)
         with contextlib.suppress(OSError):
@@ -117,12 +117,7 @@ class Supervisor:
             if any(run not in place.left for run in takeable):
                 jobs.append(self._job(place))
         if jobs:
-            try:
-                self.executor.start(jobs)
-            except SetupError:
-                for place in self.places:
-                    place.job = None if place.job in jobs else place.job
-                raise
+            self.executor.start(jobs)
 
     def _working(self) -> int:
         return sum(place.job is not None for place in self.places)
@@ -260,9 +255,8 @@ class Supervisor:
             Stage.KILL: "killing the workers",
         }[stage]
         self.view.line(text)
-        with contextlib.suppress(
-            SetupError
-        ):  # a full disk: signals reach this machine's workers all the same
+        # On a full disk signals reach this machine's workers all the same.
+        with contextlib.suppress(SetupError):
             request_stop(self.sweep_file, "drain" if stage is Stage.DRAIN else "now")
 
     def _is_over(self, elapsed: float) -> bool:
