@@ -121,12 +121,12 @@ class Duration:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`wall` is until the last run has ended, `busy` the GPU-seconds or core-seconds that all of them take.
+    """`duration` is until the last run has ended, `busy` the GPU-seconds or core-seconds that all take.
 
     Both are None where no speed is known; `source` says where it is from, or what is missing.
     """
 
-    wall: Duration | None
+    duration: Duration | None
     busy: Duration | None
     source: str
 

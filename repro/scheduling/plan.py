@@ -86,7 +86,7 @@ def spend(seconds: float, runs: Sequence[Run], estimate: Callable[[Sequence[Run]
     grouped: dict[tuple[str, str, int], list[Run]] = {}
     for run in runs:
         grouped.setdefault((run.cell.dataset, run.cell.network, run.seed), []).append(run)
-    parts = [Part(*place, tuple(part), estimate(part).wall) for place, part in grouped.items()]
+    parts = [Part(*place, tuple(part), estimate(part).duration) for place, part in grouped.items()]
     of_column: dict[tuple[str, str], float] = {}
     for part in parts:
         column = (part.dataset, part.network)
@@ -105,29 +105,36 @@ def spend(seconds: float, runs: Sequence[Run], estimate: Callable[[Sequence[Run]
     return Budget(seconds, tuple(fits), tuple(rest))
 
 
+COUNTS = ("cells", "runs", "done", "older_code", "stale", "damaged", "to_do")
+
+
 @dataclass(frozen=True)
 class ColumnPlan:
-    """One network on one data set. `to_do` counts every run that would be trained: those without a record,
-    `stale` ones of another recipe, `damaged` ones, and under "rerun" those of `older_code` too.
-
-    `duration` is of the runs to do, alone on all devices, `busy` the GPU-seconds or core-seconds that they
-    take; None where no speed is known. `source` says where the speed is from, or what is missing.
+    """One network on one data set. Of its `counts` (COUNTS), `to_do` has every run that would be trained:
+    those without a record, `stale` ones of another recipe, `damaged` ones, and under "rerun" those of
+    `older_code` too. The `estimate` is of the runs to do, alone on all devices.
     """
 
     table: TableName
     dataset: str
     network: str
     label: str
-    cells: int
-    runs: int
-    done: int
-    older_code: int
-    stale: int
-    damaged: int
-    to_do: int
-    duration: Duration | None
-    busy: Duration | None
-    source: str
+    counts: Mapping[str, int]
+    estimate: Estimate
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it has runs to do, and nobody knows how long they take."""
+        return bool(self.counts["to_do"]) and self.estimate.duration is None
+
+    def time(self) -> str:
+        """How long the runs to do take; `?` where no speed is known."""
+        return str(self.estimate.duration or "?") if self.counts["to_do"] else ""
+
+    def fields(self) -> dict[str, Any]:
+        """The column for programs."""
+        name = {"table": self.table, "dataset": self.dataset, "network": self.network, "label": self.label}
+        return {**name, **self.counts, **vars(self.estimate)}
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class Plan:
 
     def total(self, count: str) -> int:
         """The sum of one of the columns' counts, as `runs` or `to_do`."""
-        return sum(getattr(column, count) for column in self.columns)
+        return sum(column.counts[count] for column in self.columns)
 
     def to_text(self) -> str:
         """Plain text with a table."""
@@ -174,11 +181,9 @@ class Plan:
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
+        shown = ("cells", "runs", "done", "older_code", "to_do")
         rows = [
-            (
-                *(each.table, each.dataset, each.network, each.cells, each.runs, each.done, each.older_code),
-                *(each.to_do, (each.duration or "?") if each.to_do else ""),
-            )
+            (each.table, each.dataset, each.network, *(each.counts[name] for name in shown), each.time())
             for each in self.columns
         ]
         lines += [tabulate(rows, headers=headers, tablefmt="simple"), ""]
@@ -200,7 +205,7 @@ class Plan:
             )
         lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
         for name, how in self.missing_data.items():
-            lacking = sum(column.to_do for column in self.columns if column.dataset == name)
+            lacking = sum(column.counts["to_do"] for column in self.columns if column.dataset == name)
             lines.append(f"{lacking} {'run lacks its' if lacking == 1 else 'runs lack their'} data: {how}")
         if total("to_do"):
             lines += _time_lines(self)
@@ -218,21 +223,18 @@ class Plan:
     def to_json(self) -> str:
         """Indented JSON: the totals first, then every column; durations are {low, high} in seconds."""
         content: dict[str, Any] = {"preset": self.preset, "results": self.results, "supplied": self.supplied}
-        content |= {count: self.total(count) for count in _COUNTS}
+        content |= {count: self.total(count) for count in COUNTS}
         busy = {"unit": f"{self.busy_unit}-seconds", **asdict(self.busy)} if self.busy else None
         content |= {"duration": self.duration, "busy": busy, "disk_bytes": self.disk}
         for name in ("budget", "devices", "reasons", "data_unchecked", "missing_data", "seeds", "overrides"):
             content[name] = getattr(self, name)
-        content["columns"] = self.columns
+        content["columns"] = [column.fields() for column in self.columns]
         return json.dumps(content, indent=1, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:
     """A run as its id, any other dataclass by its fields."""
     return value.id if isinstance(value, Run) else vars(value)
-
-
-_COUNTS = ("cells", "runs", "done", "older_code", "stale", "damaged", "to_do")
 
 
 def make_plan(
@@ -265,7 +267,7 @@ def make_plan(
             reasons[state.reason] = reasons.get(state.reason, 0) + 1
         overrides.setdefault(cell.id.partition("+")[2], []).append(state.run.id)
     plans = [_column(key, column, registry, estimator, stale) for key, column in columns.items()]
-    waiting = [plan for plan in plans if plan.to_do]
+    waiting = [plan.estimate for plan in plans if plan.counts["to_do"]]
     to_do = survey.to_do(stale)
     spent = None
     if budget is not None:
@@ -280,8 +282,8 @@ def make_plan(
         columns=tuple(plans),
         reasons=reasons,
         data_unchecked=sum(state.data_unchecked for state in survey.states),
-        duration=_sum(plan.duration for plan in waiting),
-        busy=_sum(plan.busy for plan in waiting),
+        duration=_sum(each.duration for each in waiting),
+        busy=_sum(each.busy for each in waiting),
         busy_unit="GPU" if devices[0].kind == "cuda" else "core",
         disk=estimator.footprint(to_do),
         budget=spent,
@@ -304,24 +306,18 @@ def _column(
 ) -> ColumnPlan:
     table, dataset, network = key
     to_do = [state.run for state in states if is_to_do(state, stale)]
-    estimate = estimator.estimate(to_do)
-    count = Counter(state.record_state for state in states)
-    return ColumnPlan(
-        table=table,
-        dataset=dataset,
-        network=network,
-        label=registry.table(table).networks.get(network, network),
-        cells=len({state.run.cell.id for state in states}),
-        runs=len(states),
-        done=count[RecordState.DONE],
-        older_code=count[RecordState.OLDER_CODE],
-        stale=count[RecordState.OTHER_RECIPE],
-        damaged=sum(state.is_damaged for state in states),
-        to_do=len(to_do),
-        duration=estimate.wall,
-        busy=estimate.busy,
-        source=estimate.source,
-    )
+    states_of = Counter(state.record_state for state in states)
+    counts = {
+        "cells": len({state.run.cell.id for state in states}),
+        "runs": len(states),
+        "done": states_of[RecordState.DONE],
+        "older_code": states_of[RecordState.OLDER_CODE],
+        "stale": states_of[RecordState.OTHER_RECIPE],
+        "damaged": sum(state.is_damaged for state in states),
+        "to_do": len(to_do),
+    }
+    label = registry.table(table).networks.get(network, network)
+    return ColumnPlan(table, dataset, network, label, counts, estimator.estimate(to_do))
 
 
 def _sum(durations: Iterable[Duration | None]) -> Duration | None:
@@ -331,14 +327,15 @@ def _sum(durations: Iterable[Duration | None]) -> Duration | None:
 
 
 def _time_lines(plan: Plan) -> list[str]:
-    waiting = [column for column in plan.columns if column.to_do]
+    unknown = any(column.is_unknown for column in plan.columns)
     lines = []
     if plan.duration:
-        part = "" if all(column.duration for column in waiting) else ", not counting columns marked ?"
+        part = ", not counting columns marked ?" if unknown else ""
         busy = f" ({_hours(plan.busy)} {plan.busy_unit}-hours)" if plan.busy else ""
         lines.append(f"time to do: {plan.duration} on these devices{busy}{part}")
-    lines += (f"  {source}" for source in dict.fromkeys(column.source for column in waiting))
-    if not all(column.duration for column in waiting):
+    waiting = [column for column in plan.columns if column.counts["to_do"]]
+    lines += (f"  {source}" for source in dict.fromkeys(column.estimate.source for column in waiting))
+    if unknown:
         lines.append("  the first finished runs tell the rest; `repro bench` measures images per second now")
     return lines
 

@@ -171,7 +171,7 @@ class Status:
             if len(found) > SHOWN:
                 lines.append(f"{kind}: {len(found) - SHOWN} more (--json lists them)")
         if self.plan and self.plan.duration:
-            unknown = any(column.to_do and not column.duration for column in self.plan.columns)
+            unknown = any(column.is_unknown for column in self.plan.columns)
             rest = ", not counting columns whose speed is not known yet" if unknown else ""
             lines.append(f"time to do: {self.plan.duration} on this machine{rest}")
         if self.free_bytes is not None:

@@ -80,8 +80,12 @@ def test_the_plan_gives_a_refused_column_no_time_and_says_why(bench):
     small, paper = replace(GPU, memory_bytes=2 * GIB), bench.registry.preset("paper")
     plan = plan_of(bench, missing(runs), [small], paper)
     (column,) = plan.columns
-    assert column.duration is None
-    assert column.source.startswith("refused: resnet50 on images of 64 px")
-    assert column.source in plan.to_text()
+    assert column.estimate.duration is None
+    assert column.estimate.source.startswith("refused: resnet50 on images of 64 px")
+    assert column.estimate.source in plan.to_text()
     h200 = replace(GPU, name="NVIDIA H200", memory_bytes=140 * GIB, capability=(9, 0))
-    assert not plan_of(bench, missing(runs), [small, h200], paper).columns[0].source.startswith("refused")
+    assert (
+        not plan_of(bench, missing(runs), [small, h200], paper)
+        .columns[0]
+        .estimate.source.startswith("refused")
+    )

@@ -60,10 +60,18 @@ def test_every_record_state_is_counted(bench):
     ]
     plan = plan_of(bench, states, [CPU])
     (column,) = plan.columns
-    assert (column.done, column.older_code, column.stale, column.damaged, column.to_do) == (1, 1, 1, 2, 4)
+    assert column.counts == {
+        "cells": 6,
+        "runs": 6,
+        "done": 1,
+        "older_code": 1,
+        "stale": 1,
+        "damaged": 2,
+        "to_do": 4,
+    }
     assert plan.reasons == dict.fromkeys(("older code", "other recipe", "torn", "moved"), 1)
     (column,) = plan_of(bench, states, [CPU], stale="rerun").columns
-    assert column.to_do == 5
+    assert column.counts["to_do"] == 5
 
 
 # Time
@@ -74,12 +82,12 @@ def test_time_is_images_over_the_measured_speed_and_as_wide_as_the_speeds(bench)
     (column,) = plan_of(bench, first_of(bench, 2), [CPU]).columns
     # Two runs of 3 epochs, each 160 training images and 80 test images at a third.
     images = 2 * 3 * (160 + 80 / 3)
-    assert column.duration.low == pytest.approx(images / 110)
-    assert column.duration.high == pytest.approx(images / 90)
-    assert column.source == "measured by 1 record"
+    assert column.estimate.duration.low == pytest.approx(images / 110)
+    assert column.estimate.duration.high == pytest.approx(images / 90)
+    assert column.estimate.source == "measured by 1 record"
     three = [recorded(bench, run, images_per_second=s) for run, s in zip(runs, (50, 100, 200), strict=False)]
     (column,) = plan_of(bench, [*three, *missing(runs[3:])], [CPU]).columns
-    assert column.duration.high / column.duration.low == pytest.approx(4)
+    assert column.estimate.duration.high / column.estimate.duration.low == pytest.approx(4)
 
 
 def test_devices_share_the_work_but_a_run_has_only_one(bench):
@@ -110,9 +118,9 @@ def test_a_known_device_is_estimated_from_its_roofline(bench, name, dataset, net
     preset = bench.registry.preset("paper")
     (column,) = plan_of(bench, states, [replace(GPU, name=name)], preset).columns
     images = 24 * 100 * (SIZES[dataset].train + SIZES[dataset].test / 3)
-    assert column.duration.low == pytest.approx(images / (0.7 * rate))
-    assert column.duration.high == pytest.approx(images / (0.3 * rate))
-    assert "roofline" in column.source
+    assert column.estimate.duration.low == pytest.approx(images / (0.7 * rate))
+    assert column.estimate.duration.high == pytest.approx(images / (0.3 * rate))
+    assert "roofline" in column.estimate.source
 
 
 def test_a_stem_without_a_pool_costs_four_times_as_much_at_64_px(bench):
@@ -132,7 +140,9 @@ def test_a_card_of_another_model_borrows_no_roofline(bench):
         device = replace(GPU, name=f"NVIDIA {model}")
         plan = plan_of(bench, states, [device], bench.registry.preset("paper"))
         assert plan.duration is None
-        assert plan.columns[0].source == f"no estimate: no run has been recorded on {device.name} yet"
+        assert (
+            plan.columns[0].estimate.source == f"no estimate: no run has been recorded on {device.name} yet"
+        )
 
 
 def test_what_tells_nothing_about_the_work_is_not_estimated_from(bench):
