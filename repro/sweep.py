@@ -227,7 +227,7 @@ class RunQueue:
         holders = lock_holders()
         found = {}
         for entry in self.open if holders else ():
-            pid = lock_holder(self._paths(entry).lock, holders)
+            pid = lock_holder(self.paths(entry.run).lock, holders)
             if pid is not None:
                 found[entry.run] = pid
         return found
@@ -238,7 +238,7 @@ class RunQueue:
         Whoever wrote it is dead, then. What its worker said last decides whether the run is to blame. A
         finished result that an attempt could not commit any more is committed.
         """
-        paths = self._paths(entry)
+        paths = self.paths(entry.run)
         notes = read_attempts(paths)
         if not notes or notes[-1].kind is Outcome.DONE:
             return
@@ -273,25 +273,26 @@ class RunQueue:
             return False
         if record is None or not entry.expects(record.signature):
             return False
-        return commit_record(record, self._paths(entry), folder, entry.record)
+        return commit_record(record, self.paths(entry.run), folder, entry.record)
 
     def close_dead_attempts(self) -> None:
         """The same for every open run whose lock is free: what is left to take may be less then."""
         for entry in self.open:
-            notes = read_attempts(self._paths(entry))
+            notes = read_attempts(self.paths(entry.run))
             if notes and notes[-1].kind is Outcome.RUNNING:
-                with FileLock(self._paths(entry).lock) as lock:
+                with FileLock(self.paths(entry.run).lock) as lock:
                     if lock.acquire():
                         self.close_dead_attempt(entry)
 
-    def _paths(self, entry: SweepRun) -> RunPaths:
-        return self.project.run(self.sweep.preset, entry.run)
+    def paths(self, run: str) -> RunPaths:
+        """Where a run keeps its files."""
+        return self.project.run(self.sweep.preset, run)
 
     def _read(self, entry: SweepRun) -> RunStatus:
         if self._has_result(entry):
             self.done[entry.run] = None
             return RunStatus.SETTLED
-        every = read_attempts(self._paths(entry))
+        every = read_attempts(self.paths(entry.run))
         self.kinds[entry.run] = without_record(every, locked=False)[0].replace(NOT_RUN_YET, "to do")
         notes = [note for note in every if note.number > entry.attempts]
         if verdict := given_up(notes):
@@ -309,7 +310,7 @@ class RunQueue:
 
         Two machines with different code must not replace each other's results for ever.
         """
-        path = self._paths(entry).record
+        path = self.paths(entry.run).record
         digest = record_digest(path)
         if digest is None or digest == entry.record:
             return False

@@ -20,8 +20,7 @@ from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
 from repro.scheduling.executor import Executor, TrainCommand, WorkerJob
 from repro.scheduling.place import Place
-from repro.scheduling.summary import FailedRun, Interrupter, SweepSummary
-from repro.scheduling.view import Tick, View
+from repro.scheduling.view import FailedRun, Interrupter, SweepSummary, Tick, View
 from repro.signals import Interruption, Stage
 from repro.sweep import RunQueue, request_stop, stop_request
 from repro.worker_note import WorkerNote, read_worker_notes
@@ -200,7 +199,7 @@ class Supervisor:
     def _given_up(self, run: str) -> None:
         verdict = self.queue.given_up[run]
         word = "failed" if verdict.failed else "unfinished"
-        folder = self.project.run(self.sweep.preset, run).attempts
+        folder = self.queue.paths(run).attempts
         self.view.line(f"{self._count()} {word} {run}  {verdict.reason}  (attempts: {folder})")
         if verdict.failed and self._errors.add(run, verdict.reason) and not self.stopped_early:
             self.stopped_early = f"the last {len(self._errors.runs)} runs failed alike: {verdict.reason}"
@@ -208,8 +207,7 @@ class Supervisor:
 
     def _result(self, run: str) -> str:
         try:
-            path = self.project.run(self.sweep.preset, run).record
-            record = read_record(path, run, self.sweep.preset)
+            record = read_record(self.queue.paths(run).record, run, self.sweep.preset)
         except IntegrityError as error:
             return str(error)
         if record is None:
@@ -286,7 +284,7 @@ class Supervisor:
             self.view.line(f"{many} being trained by another process; waiting")
         self._others_silent += elapsed
         if self._others_silent > SILENT_LOCKS:
-            lock = self.project.run(self.sweep.preset, rest[0]).lock
+            lock = self.queue.paths(rest[0]).lock
             holder = self.queue.locked().get(rest[0])
             self._interrupted = "stop request"
             self.stopped_early = (
@@ -324,7 +322,7 @@ class Supervisor:
                 run,
                 verdict.reason,
                 verdict.attempts,
-                self.project.run(self.sweep.preset, run).attempts,
+                self.queue.paths(run).attempts,
                 self.command.line(run, device),
             )
             for run, verdict in queue.given_up.items()

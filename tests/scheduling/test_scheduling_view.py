@@ -12,8 +12,7 @@ from rich.console import Console
 
 from repro.scheduling import view as views
 from repro.scheduling.devices import Device
-from repro.scheduling.summary import FailedRun, SweepSummary
-from repro.scheduling.view import LiveView, Tick, View, open_view
+from repro.scheduling.view import FailedRun, LiveView, SweepSummary, Tick, View, open_view
 from repro.worker_note import RunProgress, WorkerNote
 
 RUN = "cifar100/resnet18/scaled-bn-m1/seed0"
