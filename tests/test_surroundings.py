@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from smoke_project import OTHER, PROJECT, ROOT, RUN, record_of, repro, smoke_context, train_here
+from smoke_project import OTHER, PROJECT, ROOT, RUN, forget_code, record_of, repro, smoke_context, train_here
 
 from repro.analysis.text import signed
 from repro.attempts import new_attempt, read_attempts, write_attempt
@@ -185,8 +185,7 @@ def test_without_kernel_locks_nothing_is_trained(tmp_path, monkeypatch):
 
 def test_a_clone_called_repro_works_from_its_parent(tmp_path):
     """The folder must not be taken for the package, by the command or by what it starts."""
-    (tmp_path / "repro").mkdir()
-    shutil.copytree(ROOT / "experiments", tmp_path / "repro" / "experiments")
+    shutil.copytree(PROJECT / "experiments", tmp_path / "repro" / "experiments")
     place = {"REPRO_ROOT": str(tmp_path / "repro"), "PYTHONPATH": str(ROOT)}
     words = ["run", "--preset", "smoke", *COLUMN, "--loss", "cross-entropy"]
     command = [sys.executable, "-P", "-m", "repro", *words]
@@ -339,24 +338,28 @@ loss = "own.py:Own"
 @pytest.fixture
 def own(tmp_path) -> Path:
     """A project with a loss of the user's own, which imports a file beside it."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    shutil.copytree(PROJECT / "experiments", tmp_path / "experiments")
     for name, text in {"own.py": LOSS, "helper.py": "SCALE = 1.0\n", "table-mine.toml": TABLE}.items():
         (tmp_path / "experiments" / name).write_text(text)
     return tmp_path
 
 
-def test_a_run_of_code_that_was_edited_is_trained_again_and_the_plan_says_why(own):
+def test_a_run_of_code_that_was_edited_is_trained_again_and_the_plan_says_why(own, monkeypatch):
+    monkeypatch.setenv("REPRO_ROOT", str(own))
     words = ("--preset", "smoke", "--table", "mine")
-    place = {"REPRO_ROOT": str(own)}
-    assert "1 run: 1 done;" in repro("run", *words, environment=place, check=0).stderr
+
+    def shown(command: str) -> str:
+        forget_code()
+        return CliRunner().invoke(main, [command, *words]).stdout
+
+    assert "1 run: 1 done;" in repro("run", *words, check=0).stderr
     helper = own / "experiments" / "helper.py"
     helper.write_text("SCALE = 1.0  # a remark is no change\n")
-    assert "1 run: 1 done before" in repro("run", *words, environment=place, check=0).stderr
+    assert "1 runs: 1 done, 0 done by older code, 0 to do" in shown("plan")
     helper.write_text("SCALE = 2.0\n")
-    plan = repro("plan", *words, environment=place, check=0).stdout
-    assert "other recipe: your own code has changed since (helper.py, own.py)" in plan
-    assert "—: other recipe" in repro("aggregate", *words[:2], "--table", "mine", environment=place).stdout
-    assert "1 run: 1 done;" in repro("run", *words, environment=place, check=0).stderr
+    assert "other recipe: your own code has changed since (helper.py, own.py)" in shown("plan")
+    assert "—: other recipe" in shown("aggregate")
+    assert "1 run: 1 done;" in repro("run", *words, check=0).stderr
 
 
 @pytest.mark.parametrize(

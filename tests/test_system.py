@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from smoke_project import ROOT, RUN, record_of, smoke_context
+from smoke_project import PROJECT, ROOT, RUN, record_of, smoke_context
 
 from repro import system
 
@@ -50,7 +50,7 @@ def growth_of_mappings(code: str, *arguments) -> int:
     done = subprocess.run(
         [sys.executable, "-c", WATCH, code, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "REPRO_ROOT": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REPRO_ROOT": str(PROJECT)},
         capture_output=True,
         text=True,
         check=True,
