@@ -4,6 +4,8 @@ import os
 
 # Before CUDA starts: cuBLAS reads it once per process, at the first matrix product of whichever test comes first.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+# Before torch is loaded: threads that wait for one another would spin, beside other jobs for minutes.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import subprocess
 import sys
