@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -23,6 +22,7 @@ from repro.records import Epoch, RunRecord
 from repro.registry import Registry
 
 Value = Callable[[Epoch], float | None]
+Key = list[tuple[Artist, str]]  # of a legend
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,18 @@ def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, 
 def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK) -> style.Drawing:
     """The test metric by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
     metric, value = column.metric, _on_test(column.metric)
-    figure, (whole, end) = style.make_page(
-        f"Test {metric.measure} by epoch: {column.title}",
+    figure, (whole, end) = _make_panels(
+        f"Test {metric.measure} by epoch",
         f"{metric.title[:1].upper()}{metric.title[1:]} on the test images in percent; the second panel "
         f"enlarges the box in the first. {_how_drawn(column)} Beside a label: after the last epoch.",
-        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
-        look=look,
-        margins=style.Margins(between=0.3 if look.narrow else 0.5),
-        side_by_side=not look.narrow,
-        preset=preset,
+        column,
+        look,
+        preset,
+        between=0.3 if look.narrow else 0.5,
         key=_key(column, value),
     )
-    _draw_column(whole, column, value)
-    _draw_column(end, column, value)
+    for panel in (whole, end):
+        _draw_column(panel, column, value)
     whole.set_ylim(0, None)
     for panel in (whole, end) if look.narrow else (whole,):
         panel.set_ylabel(f"test {metric.measure} (%)")
@@ -104,7 +103,7 @@ def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT
         whole.set_xlabel("")
     start = _end_starts(column)
     end.set_xlim(start, column.epochs)
-    shown = _frame(column.records, value).loc[start:].to_numpy()
+    shown = _values(column.records, value)[max(0, start - 1) :]
     if np.isfinite(shown).any():
         room = 0.05 * float(np.nanmax(shown) - np.nanmin(shown)) or 1.0
         low, high = float(np.nanmin(shown)) - room, float(np.nanmax(shown)) + room
@@ -121,16 +120,15 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
         (lambda epoch: epoch.gradient_at_logits or None, "‖p − y‖₂"),
         (lambda epoch: epoch.gradient_at_features or None, "‖∂ΣL/∂f‖₂"),
     )
-    figure, panels = style.make_page(
-        f"Gradient norms by epoch: {column.title}",
+    figure, panels = _make_panels(
+        "Gradient norms by epoch",
         "Means over the training images of each epoch, as trained on, on a log scale. ‖p − y‖₂: the gradient "
         "at the softmax's input, margin included. ‖∂ΣL/∂f‖₂: the gradient of the batch's summed loss at an "
         f"image's pooled feature. {_how_drawn(column)}",
-        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
-        look=look,
-        margins=style.Margins(between=0.15 if look.narrow else 0.65),
-        side_by_side=not look.narrow,
-        preset=preset,
+        column,
+        look,
+        preset,
+        between=0.15 if look.narrow else 0.65,
         key=_key(column),
     )
     for panel, (value, name) in zip(panels, values, strict=True):
@@ -145,13 +143,34 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
     return figure
 
 
-def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
-    """A value by epochs trained, a column per record; NaN in epochs that have none."""
-    epochs = max((len(record.curve) for record in records), default=0)
-    values = np.full((epochs, len(records)), np.nan)
+def _make_panels(
+    title: str, caption: str, column: Column, look: style.Look, preset: Preset, between: float, key: Key
+) -> tuple[style.Drawing, list[Axes]]:
+    """Two equal panels for a column, side by side where there is room."""
+    return style.make_page(
+        f"{title}: {column.title}",
+        caption,
+        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
+        look=look,
+        margins=style.Margins(between=between),
+        side_by_side=not look.narrow,
+        preset=preset,
+        key=key,
+    )
+
+
+def _values(records: Sequence[RunRecord], value: Value) -> np.ndarray:
+    """A value by epoch, a column per record; NaN in epochs that have none."""
+    values = np.full((max((len(record.curve) for record in records), default=0), len(records)), np.nan)
     for place, record in enumerate(records):
         values[: len(record.curve), place] = [value(epoch) for epoch in record.curve]
-    return pd.DataFrame(values, index=range(1, epochs + 1))
+    return values
+
+
+def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs, from 1, in which every record has a value, and the mean in each."""
+    epochs = np.flatnonzero(~np.isnan(values).any(axis=1))
+    return epochs + 1, values[epochs].sum(axis=1) / max(1, values.shape[1])
 
 
 def _on_test(metric: Metric) -> Value:
@@ -169,30 +188,31 @@ def _draw_column(panel: Axes, column: Column, value: Value) -> None:
 
 
 def _draw_series(panel: Axes, series: Series, value: Value) -> None:
-    for _, column in _frame(series.diverged, value).items():
-        if len(curve := column.dropna()):
-            panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **series.line)
+    for curve in _values(series.diverged, value).T:
+        if len(epochs := np.flatnonzero(~np.isnan(curve))):
+            panel.plot(epochs + 1, curve[epochs], lw=0.6, alpha=0.6, **series.line)
             cross = {"marker": "x", "ms": 5, "mew": 1.2, "zorder": 4, "color": series.line["color"]}
-            panel.plot(curve.index[-1], curve.iloc[-1], **cross)
-    ended = _frame(series.ended, value)
-    for _, column in ended.items() if len(series.ended) > 1 else ():
-        panel.plot(column.dropna(), lw=0.45, alpha=0.45, **series.line)
-    mean = ended.dropna().mean(axis=1)
+            panel.plot(epochs[-1] + 1, curve[epochs[-1]], **cross)
+    ended = _values(series.ended, value)
+    if len(series.ended) > 1:
+        evaluated = np.flatnonzero(~np.isnan(ended).all(axis=1))
+        panel.plot(evaluated + 1, ended[evaluated], lw=0.45, alpha=0.45, **series.line)
+    epochs, mean = _mean(ended)
     if len(mean):
         # A run of a single evaluated epoch is a point, which a line would not show.
-        panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
+        panel.plot(epochs, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
 
 
-def _key(column: Column, value: Value | None = None) -> list[tuple[Artist, str]]:
+def _key(column: Column, value: Value | None = None) -> Key:
     """A line per loss, in the table's order, with its mean `value` after the last epoch and what diverged."""
-    entries: list[tuple[Artist, str]] = []
+    entries: Key = []
     for series in column.series:
         lost, runs = len(series.diverged), len(series.ended) + len(series.diverged)
         words = [series.label]
         if not series.ended:
             words.append(" diverged")
-        elif value and len(mean := _frame(series.ended, value).dropna().mean(axis=1)):
-            words.append(f" {mean.iloc[-1]:.1f}")
+        elif value and len(mean := _mean(_values(series.ended, value))[1]):
+            words.append(f" {mean[-1]:.1f}")
         if lost and series.ended:
             words.append(f"({lost} of {runs} diverged)")
         entries.append((Line2D([], [], **series.line), " ".join(words)))

@@ -107,7 +107,7 @@ def render_report(
             effects=effects,
             ablation_groups=_ablation_groups(effects),
             missing_figures=figures.missing_for_figures(states, registry, preset),
-            redrawn=list(figures.redraw(states, registry, preset)),
+            redrawn=list(figures.redrawn(states, registry, preset)),
             columns=curves.columns_of(states, registry),
             costs=_costs(_records(states)),
             style=_asset("report.css"),

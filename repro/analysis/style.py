@@ -1,5 +1,6 @@
 """The one look of all figures: page, colours, legends, and files that are the same bytes each time."""
 
+import gc
 import io
 import re
 import textwrap
@@ -76,10 +77,15 @@ _CAPTION_LETTERS, _TITLE_LETTERS = 19.5, 12.5  # per inch, fewer than fit on ave
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Matplotlib's defaults and this style inside, whatever was set before outside."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
+    # The records are not looked through each time that the garbage of drawing is collected.
+    gc.freeze()
+    try:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE)
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def line_styles(table: Table) -> dict[str, dict[str, Any]]:
@@ -301,17 +307,23 @@ def _rendered(figure: Figure, form: str, **options: Any) -> bytes:
 def _fonts_without_shaping() -> Iterator[None]:
     """Leaves out of a PDF's fonts the tables for shaping: matplotlib has placed every glyph already.
 
-    Taking the used glyphs out of those tables was half of the time that `repro figures` took. A fontTools
-    without this attribute is only slower.
+    Reading them was half of the time that `repro figures` took.
     """
-    from fontTools.subset import Options  # type: ignore[import-untyped]
+    from fontTools import subset  # type: ignore[import-untyped]
 
-    tables = getattr(Options, "_drop_tables_default", [])
-    Options._drop_tables_default = [*tables, "GDEF", "GPOS", "GSUB", "kern"]
+    load = subset.load_font
+
+    def load_without_shaping(*arguments: Any, **options: Any) -> Any:
+        font = load(*arguments, **options)
+        for table in {"GDEF", "GPOS", "GSUB", "kern"} & set(font.keys()):
+            del font[table]
+        return font
+
+    subset.load_font = load_without_shaping
     try:
         yield
     finally:
-        Options._drop_tables_default = tables
+        subset.load_font = load
 
 
 # Verdana has DejaVu Sans's widths where that font is not installed.
@@ -323,6 +335,9 @@ _INKS = {colour.lower(): f"var(--{colour[1:].lower()}, {colour})" for colour in 
     QUIET: "var(--quiet)",
     GRID: "var(--line)",
 }
+
+
+_TOO_FINE = re.compile(r"(?<=\.\d\d)\d+")  # a hundredth of a point is finer than any screen
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
@@ -340,8 +355,7 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{name}-", text)
     text = re.sub(r"'DejaVu Sans'(, sans-serif)?|DejaVu Sans", _FONTS, text)
     text = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _INKS.get(m[0].lower(), m[0]), text)
-    # A hundredth of a point is finer than any screen.
-    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: _TOO_FINE.sub("", m[0]), text)
     # What has no fill of its own is black by default, which a style sheet could not reach.
     opening = f'<svg fill="currentColor" role="img" aria-label="{escape(description)}" '
     return Markup(re.sub(r"\s+\n", "\n", opening + text[len("<svg ") :]))
