@@ -22,7 +22,6 @@ from repro.records import Epoch, RunRecord
 from repro.registry import Registry
 
 Value = Callable[[Epoch], float | None]
-Key = list[tuple[Artist, str]]  # of a legend
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,15 @@ def columns_of(states: Sequence[RunState], registry: Registry) -> tuple[Column, 
 def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT_LOOK) -> style.Drawing:
     """The test metric by epoch, whole and its end enlarged: a line per loss, thin ones its seeds."""
     metric, value = column.metric, _on_test(column.metric)
-    figure, (whole, end) = _make_panels(
-        f"Test {metric.measure} by epoch",
+    figure, (whole, end) = style.make_page(
+        f"Test {metric.measure} by epoch: {column.title}",
         f"{metric.title[:1].upper()}{metric.title[1:]} on the test images in percent; the second panel "
         f"enlarges the box in the first. {_how_drawn(column)} Beside a label: after the last epoch.",
-        column,
-        look,
-        preset,
-        between=0.3 if look.narrow else 0.5,
+        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
+        look=look,
+        margins=style.Margins(between=0.3 if look.narrow else 0.5),
+        side_by_side=not look.narrow,
+        preset=preset,
         key=_key(column, value),
     )
     for panel in (whole, end):
@@ -120,15 +120,16 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
         (lambda epoch: epoch.gradient_at_logits or None, "‖p − y‖₂"),
         (lambda epoch: epoch.gradient_at_features or None, "‖∂ΣL/∂f‖₂"),
     )
-    figure, panels = _make_panels(
-        "Gradient norms by epoch",
+    figure, panels = style.make_page(
+        f"Gradient norms by epoch: {column.title}",
         "Means over the training images of each epoch, as trained on, on a log scale. ‖p − y‖₂: the gradient "
         "at the softmax's input, margin included. ‖∂ΣL/∂f‖₂: the gradient of the batch's summed loss at an "
         f"image's pooled feature. {_how_drawn(column)}",
-        column,
-        look,
-        preset,
-        between=0.15 if look.narrow else 0.65,
+        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
+        look=look,
+        margins=style.Margins(between=0.15 if look.narrow else 0.65),
+        side_by_side=not look.narrow,
+        preset=preset,
         key=_key(column),
     )
     for panel, (value, name) in zip(panels, values, strict=True):
@@ -141,22 +142,6 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
         panels[0].tick_params(labelbottom=False)
         panels[0].set_xlabel("")
     return figure
-
-
-def _make_panels(
-    title: str, caption: str, column: Column, look: style.Look, preset: Preset, between: float, key: Key
-) -> tuple[style.Drawing, list[Axes]]:
-    """Two equal panels for a column, side by side where there is room."""
-    return style.make_page(
-        f"{title}: {column.title}",
-        caption,
-        heights=(1.6, 1.6) if look.narrow else (2.3, 2.3),
-        look=look,
-        margins=style.Margins(between=between),
-        side_by_side=not look.narrow,
-        preset=preset,
-        key=key,
-    )
 
 
 def _values(records: Sequence[RunRecord], value: Value) -> np.ndarray:
@@ -203,9 +188,9 @@ def _draw_series(panel: Axes, series: Series, value: Value) -> None:
         panel.plot(epochs, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
 
 
-def _key(column: Column, value: Value | None = None) -> Key:
+def _key(column: Column, value: Value | None = None) -> list[tuple[Artist, str]]:
     """A line per loss, in the table's order, with its mean `value` after the last epoch and what diverged."""
-    entries: Key = []
+    entries: list[tuple[Artist, str]] = []
     for series in column.series:
         lost, runs = len(series.diverged), len(series.ended) + len(series.diverged)
         words = [series.label]

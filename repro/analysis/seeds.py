@@ -11,6 +11,7 @@ that it says, and no number of our seeds makes it more precise. Needs neither pa
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -153,10 +154,9 @@ def _advice(
     powers: Mapping[str, Callable[[float], float]], truths: Mapping[str, str], planned: int, limit: str
 ) -> Seeds:
     power = {word: of_word(planned) for word, of_word in powers.items()}
-    more = {
-        word: next((n - planned for n in range(planned, MOST_SEEDS + 1) if of_word(n) >= POWER), None)
-        for word, of_word in powers.items()
-    }
+    counts = range(planned, MOST_SEEDS + 1)  # the chance grows with them
+    added = {word: bisect_left(counts, POWER, key=of_word) for word, of_word in powers.items()}
+    more = {word: count if count < len(counts) else None for word, count in added.items()}
 
     def chances(n: float) -> str:
         shares = {word: of_word(n) for word, of_word in powers.items()}
