@@ -195,7 +195,7 @@ def make_page(
     elif mark:
         right, up = 1 - margins.right / width, 1 - 0.03 / height
         figure.text(right, up, mark, size=LABEL_SIZE, color=ORANGE, ha="right", va="top", **words)
-    _draw_key(figure, [handle for handle, _ in key], columns, below + 0.95 * key_height - 0.06)
+    _draw_key(figure, [handle for handle, _ in key], columns, below + key_height - 0.045)
     return figure, axes
 
 
@@ -217,7 +217,7 @@ def _key_width(columns: Sequence[Sequence[str]]) -> float:
 
 
 def _key_height(label: str) -> float:
-    return (label.count("\n") + 1) * 1.05 * _EM + 0.3 * _EM
+    return (1.2 * (label.count("\n") + 1) + 0.15) * _EM
 
 
 def _draw_key(
@@ -239,7 +239,7 @@ def _draw_key(
             figure.add_artist(handle)
             words: Any = {"size": LABEL_SIZE, "va": "top", "parse_math": False, **inches}
             figure.text(left + _HANDLE, y, label, **words)
-            y -= 0.95 * _key_height(label)
+            y -= _key_height(label)
         left += _key_width([column]) + _GAP
 
 
