@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
@@ -58,7 +58,7 @@ def draw_dots(
     row = max(_ROW, style.lines_height(labels))
     height, tolerance = row * (len(rows) + 0.3), rules.cells.tolerance
     words = {result.verdict.word for result in results if result.verdict and result.mean is not None}
-    band = Rectangle((0, 0), 0, 0, facecolor=_BAND, label=f"reported mean ± {points(tolerance)}")
+    band = Patch(facecolor=_BAND, label=f"reported mean ± {points(tolerance)}")
     figure, panels = style.make_page(
         f"{table.heading}, reproduced and reported",
         _caption(results, rules),

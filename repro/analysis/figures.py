@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.artist import Artist
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from repro.analysis import style
@@ -266,10 +266,7 @@ def draw_weight_norms(
     classes = min(_CLASSES, *(norm.shape[1] for norm in norms))
     counts = [len(norm) for norm in norms]
     key: list[tuple[Artist, str]] = [
-        (
-            Rectangle((0, 0), 0, 0, color=series.line["color"], alpha=_SHADE, lw=0),
-            f"{series.label}, mean {norm.mean():.2f}",
-        )
+        (Patch(color=series.line["color"], alpha=_SHADE, lw=0), f"{series.label}, mean {norm.mean():.2f}")
         for series, norm in zip(pair.series, norms, strict=True)
     ]
     figure, (panel,) = style.make_page(

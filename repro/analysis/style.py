@@ -1,6 +1,5 @@
 """The one look of all figures: page, colours, legends, and files that are the same bytes each time."""
 
-import gc
 import io
 import re
 import textwrap
@@ -19,8 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -55,6 +52,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": LABEL_SIZE,
     "pdf.fonttype": 42,  # letters stay letters: text in the PDF can be searched and edited
     "axes.unicode_minus": True,
 }
@@ -64,9 +63,12 @@ _METADATA: dict[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     "png": {"Software": None},
 }
-# Of the legend, in inches: the letters, a handle alone and with its distance to the label, between columns.
-_EM = LABEL_SIZE / 72
-_LENGTH, _HANDLE, _GAP = 2.2 * _EM, 2.8 * _EM, 1.4 * _EM
+_KEY: dict[str, Any] = {
+    "handlelength": 2.2,
+    "handletextpad": 0.6,
+    "columnspacing": 1.4,
+    "labelspacing": 0.3,
+}
 _TITLE_SIZE, _CAPTION_SIZE = 9.5, 7.2
 _CAPTION_LETTERS, _TITLE_LETTERS = 19.5, 12.5  # per inch, fewer than fit on average
 
@@ -74,15 +76,10 @@ _CAPTION_LETTERS, _TITLE_LETTERS = 19.5, 12.5  # per inch, fewer than fit on ave
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Matplotlib's defaults and this style inside, whatever was set before outside."""
-    # The records are not looked through each time that the garbage of drawing is collected.
-    gc.freeze()
-    try:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_STYLE)
-            yield
-    finally:
-        gc.unfreeze()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def line_styles(table: Table) -> dict[str, dict[str, Any]]:
@@ -162,7 +159,7 @@ def make_page(
     elif mark:
         above += 0.16
     below = (len(lines) * _CAPTION_SIZE * 1.4 + 8) / 72 if lines else 0.02
-    columns, key_height = _arrange([label for _, label in key], width)
+    labels, columns, key_height = _arrange([label for _, label in key], width)
     body = max(heights) if side_by_side else sum(heights) + gaps
     height = above + body + margins.axis_label + key_height + below
     figure = Drawing(figsize=(width, height), dpi=PNG_DPI)
@@ -195,52 +192,29 @@ def make_page(
     elif mark:
         right, up = 1 - margins.right / width, 1 - 0.03 / height
         figure.text(right, up, mark, size=LABEL_SIZE, color=ORANGE, ha="right", va="top", **words)
-    _draw_key(figure, [handle for handle, _ in key], columns, below + key_height - 0.045)
+    if key:
+        place_of: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, below / height), "borderaxespad": 0}
+        handles = [handle for handle, _ in key]
+        legend = figure.legend(handles, labels, ncols=columns, borderpad=0.1, **_KEY, **place_of)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure, axes
 
 
-def _arrange(labels: Sequence[str], width: float) -> tuple[list[list[str]], float]:
+def _arrange(labels: Sequence[str], width: float) -> tuple[list[str], int, float]:
     """The labels wrapped to the width, in as many columns as fit, and the height of all, in inches."""
     if not labels:
-        return [], 0.0
-    labels = [wrap_label(label, int((width - _HANDLE) / (0.62 * _EM))) for label in labels]
-    for count in range(len(labels), 0, -1):
-        columns = [list(map(str, column)) for column in np.array_split(labels, count)]
-        if _key_width(columns) < width - 0.1:
+        return [], 1, 0.0
+    em = LABEL_SIZE / 72
+    handle = (_KEY["handlelength"] + _KEY["handletextpad"]) * em
+    labels = [wrap_label(label, int((width - handle) / (0.62 * em))) for label in labels]
+    wide = [handle + max(map(text_width, label.split("\n"))) for label in labels]
+    for columns in range(len(labels), 0, -1):
+        parts = np.array_split(wide, columns)
+        if sum(map(max, parts)) + (columns - 1) * _KEY["columnspacing"] * em < width - 0.1:
             break
-    return columns, max(sum(map(_key_height, column)) for column in columns) + 0.04
-
-
-def _key_width(columns: Sequence[Sequence[str]]) -> float:
-    widths = [max(text_width(line) for label in column for line in label.split("\n")) for column in columns]
-    return sum(widths) + len(columns) * (_HANDLE + _GAP) - _GAP
-
-
-def _key_height(label: str) -> float:
-    return (1.2 * (label.count("\n") + 1) + 0.15) * _EM
-
-
-def _draw_key(
-    figure: Figure, handles: Sequence[Artist], columns: Sequence[Sequence[str]], top: float
-) -> None:
-    """The legend, in inches from the lower left; matplotlib's own takes half of the time for layout."""
-    inches: Any = {"transform": figure.dpi_scale_trans}
-    left, remaining = (figure.get_figwidth() - _key_width(columns)) / 2, iter(handles)
-    for column in columns:
-        y = top
-        for label in column:
-            handle, middle = next(remaining), y - 0.55 * _EM
-            if isinstance(handle, Line2D):
-                handle.set_data([left, left + _LENGTH / 2, left + _LENGTH], [middle] * 3)
-                handle.set_markevery([1])
-            elif isinstance(handle, Rectangle):
-                handle.set_bounds(left, middle - 0.35 * _EM, _LENGTH, 0.7 * _EM)
-            handle.set(**inches)
-            figure.add_artist(handle)
-            words: Any = {"size": LABEL_SIZE, "va": "top", "parse_math": False, **inches}
-            figure.text(left + _HANDLE, y, label, **words)
-            y -= _key_height(label)
-        left += _key_width([column]) + _GAP
+    rows = max(sum(label.count("\n") + 1 for label in part) for part in np.array_split(labels, columns))
+    return labels, columns, rows * (1.05 + _KEY["labelspacing"]) * em + 0.04
 
 
 def wrap_label(label: str, letters: int) -> str:
@@ -327,23 +301,17 @@ def _rendered(figure: Figure, form: str, **options: Any) -> bytes:
 def _fonts_without_shaping() -> Iterator[None]:
     """Leaves out of a PDF's fonts the tables for shaping: matplotlib has placed every glyph already.
 
-    Reading them was half of the time that `repro figures` took.
+    Taking the used glyphs out of those tables was half of the time that `repro figures` took. A fontTools
+    without this attribute is only slower.
     """
-    from fontTools import subset  # type: ignore[import-untyped]
+    from fontTools.subset import Options  # type: ignore[import-untyped]
 
-    load = subset.load_font
-
-    def load_without_shaping(*arguments: Any, **options: Any) -> Any:
-        font = load(*arguments, **options)
-        for table in {"GDEF", "GPOS", "GSUB", "kern"} & set(font.keys()):
-            del font[table]
-        return font
-
-    subset.load_font = load_without_shaping
+    tables = getattr(Options, "_drop_tables_default", [])
+    Options._drop_tables_default = [*tables, "GDEF", "GPOS", "GSUB", "kern"]
     try:
         yield
     finally:
-        subset.load_font = load
+        Options._drop_tables_default = tables
 
 
 # Verdana has DejaVu Sans's widths where that font is not installed.
@@ -355,9 +323,6 @@ _INKS = {colour.lower(): f"var(--{colour[1:].lower()}, {colour})" for colour in 
     QUIET: "var(--quiet)",
     GRID: "var(--line)",
 }
-
-
-_TOO_FINE = re.compile(r"(?<=\.\d\d)\d+")  # a hundredth of a point is finer than any screen
 
 
 def to_svg(figure: Figure, name: str, description: str) -> Markup:
@@ -375,7 +340,8 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     text = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{name}-", text)
     text = re.sub(r"'DejaVu Sans'(, sans-serif)?|DejaVu Sans", _FONTS, text)
     text = re.sub(r"#[0-9a-fA-F]{6}\b", lambda m: _INKS.get(m[0].lower(), m[0]), text)
-    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: _TOO_FINE.sub("", m[0]), text)
+    # A hundredth of a point is finer than any screen.
+    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
     # What has no fill of its own is black by default, which a style sheet could not reach.
     opening = f'<svg fill="currentColor" role="img" aria-label="{escape(description)}" '
     return Markup(re.sub(r"\s+\n", "\n", opening + text[len("<svg ") :]))

@@ -265,7 +265,7 @@ def test_the_legend_has_each_losses_last_accuracy_and_what_diverged(registry, pa
         figure = draw_curves(column, paper)
         # Of the diverged run's end nothing is drawn outside the enlarged panel.
         assert figure.get_tightbbox().width <= style.PAGE
-        return [text.get_text() for text in figure.texts]
+        return [text.get_text() for text in figure.legends[0].get_texts()]
 
     assert legend() == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  75.0"]
     states[3:] = [done(make_record(odd, paper, state.run, diverged_in=4), odd) for state in states[3:]]
