@@ -9,7 +9,7 @@ from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
 from repro.cli.claims import judge
 from repro.cli.context import Context
-from repro.cli.reporting import aggregate_studies, aggregate_tables, write_report
+from repro.cli.reporting import aggregate_cells, study_effects
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from repro.cli.options import JSON, command, end_if_damaged, places
-from repro.cli.reporting import narrowed, of_cells, optional_rules
+from repro.cli.reporting import narrowed, of_cells
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,25 +27,33 @@ def claims(context: "Context", selected: "Selection", as_json: bool) -> None:
     experiments/claims.toml; docs/statistics.md has the formulas.
     """
     from repro.analysis.claims import claims_text, judgement_json
+    from repro.analysis.rules import RULES_FILE, read_rules
 
     shown = narrowed(context, selected)
-    claimed, cells, damaged = judge(context)
+    rules = read_rules(context.project.experiments / RULES_FILE)
+    claimed, cells = judge(context, rules)
     if shown is not None:
         claimed, cells = (), tuple(result for result in cells if result.cell in shown)
         if not cells:
             raise UsageError("the selection has none of the paper's cells, and claims are about these")
     text = judgement_json if as_json else claims_text
-    click.echo(text(claimed, cells, context.preset, project_rules(context)), nl=False)
+    click.echo(text(claimed, cells, context.preset, rules), nl=False)
     if shown is not None and not as_json:
         click.echo("\n" + "\n\n".join(map(cell_text, cells)))
-    end_if_damaged(damaged)
+    end_if_damaged(context.damaged)
 
 
-def project_rules(context: "Context") -> "Rules":
-    """The project's rules; raises RegistryError."""
-    from repro.analysis.rules import RULES_FILE, read_rules
+def judge(context: "Context", rules: "Rules") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...]]":
+    """The verdicts on the paper's claims and cells."""
+    from repro.analysis.claims import claim_runs, judge_claims
+    from repro.analysis.results import summarise
+    from repro.analysis.verdicts import judge_cells
 
-    return read_rules(context.project.experiments / RULES_FILE)
+    registry, preset = context.registry, context.preset
+    of_tables = dict.fromkeys(context.runs())
+    states = list(context.states(dict.fromkeys([*of_tables, *claim_runs(rules, registry, preset)])))
+    results = summarise(states[: len(of_tables)], registry, preset)
+    return judge_claims(states, registry, preset, rules), judge_cells(results, registry, preset, rules)
 
 
 def cell_text(result: "CellResult") -> str:
@@ -69,24 +77,6 @@ def cell_text(result: "CellResult") -> str:
     return "\n".join(lines)
 
 
-def judge(context: "Context") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...], list[str]]":
-    """The verdicts on the paper's claims and cells, and a sentence for each record that is not valid."""
-    from repro.analysis.claims import claim_runs, judge_claims
-    from repro.analysis.results import summarise
-    from repro.analysis.verdicts import judge_cells
-    from repro.record_state import damage
-
-    rules = project_rules(context)
-    registry, preset = context.registry, context.preset
-    of_tables = dict.fromkeys(context.runs())
-    needed = [run for run in claim_runs(rules, registry, preset) if run not in of_tables]
-    states = list(context.states([*of_tables, *needed]))
-    results = summarise([state for state in states if state.run in of_tables], registry, preset)
-    cells = judge_cells(results, registry, preset, rules)
-    claimed = judge_claims(states, registry, preset, rules)
-    return claimed, cells, damage(states)
-
-
 @command()
 @JSON
 def audit(as_json: bool) -> None:
@@ -95,5 +85,5 @@ def audit(as_json: bool) -> None:
     from repro.cli.context import Context
 
     context = Context.open("paper")
-    found = audit_paper(context.registry, optional_rules(context))
+    found = audit_paper(context.registry, context.rules)
     click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

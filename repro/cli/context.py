@@ -2,7 +2,8 @@
 
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from repro.record_state import RunState, assess, recorded_runs
 from repro.registry import Registry, Run, Selection
 
 if TYPE_CHECKING:
+    from repro.analysis.rules import Rules
     from repro.scheduling.estimate import DataSize, Survey
 
 _SHOWN = 5  # files that are pointed out by name
@@ -21,11 +23,12 @@ _SHOWN = 5  # files that are pointed out by name
 
 @dataclass(frozen=True)
 class Context:
-    """One project, its registry, and the preset asked for."""
+    """One project, its registry, and the preset asked for; and a sentence for each damaged record met."""
 
     project: Project
     registry: Registry
     preset: Preset
+    damaged: dict[str, None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def open(cls, preset: str, results: Path | None = None, data: Path | None = None) -> "Context":
@@ -40,6 +43,14 @@ class Context:
         for reason in registry.broken.values():
             say(f"repro: a table is left out: {reason}")
         return cls(project, registry, registry.preset(preset))
+
+    @cached_property
+    def rules(self) -> "Rules | None":
+        """The rules of verdicts; None where there are none, as in a project with tables of its own alone."""
+        from repro.analysis.rules import RULES_FILE, read_rules
+
+        path = self.project.experiments / RULES_FILE
+        return read_rules(path) if path.exists() else None
 
     def runs(self, **selection: Any) -> tuple[Run, ...]:
         """The preset's runs that `Selection(**selection)` names; raises SelectionError."""
@@ -63,7 +74,11 @@ class Context:
         Then many of them fit into memory.
         """
         runs = list(runs)
-        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs), whole)
+        known = self.fingerprints(runs)
+        for state in assess(runs, self.registry, self.preset, self.project, known, whole):
+            if state.is_damaged:
+                self.damaged[state.reason] = None
+            yield state
 
     def point_out_misnamed(self) -> None:
         """Names on stderr each file among the records that has no run's name, as `Seed0.json`."""
