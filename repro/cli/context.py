@@ -1,6 +1,5 @@
 """What most commands start from: the project's folders, the registry, a preset, what its runs have so far."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,43 +113,24 @@ class Context:
         sizes = {}
         for name in dict.fromkeys(names):
             try:
-                manifest = read_manifest(self.project.data, name)
+                there = read_manifest(self.project.data, name)
+                sizes[name] = DataSize(there.train.count, there.test.count, there.classes, there.image_size)
             except DataMissingError:
                 known = dataset_info(name)
+                counts = known.paper_counts
                 if known.train_count and known.test_count and known.classes:
-                    sizes[name] = DataSize(
-                        known.train_count, known.test_count, known.classes, known.image_size
-                    )
-                elif known.paper_counts:
-                    sizes[name] = DataSize(*known.paper_counts, known.image_size)
-            else:
-                sizes[name] = DataSize(
-                    manifest.train.count, manifest.test.count, manifest.classes, manifest.image_size
-                )
+                    counts = known.train_count, known.test_count, known.classes
+                if counts:
+                    sizes[name] = DataSize(*counts, known.image_size)
         return sizes
 
-    def suggest(self, *words: str, options: Sequence[str] = ("--preset", "--results", "--data-dir")) -> str:
-        """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
-        project, default = self.project, Project.find(self.project.root)
-        values = {
-            "--preset": (self.preset.name, "paper"),
-            "--results": (str(project.results), str(default.results)),
-            "--data-dir": (str(project.data), str(default.data)),
-        }
-        given = [
-            word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
-        ]
-        return f"`{shlex.join(['repro', *words, *given])}`"
 
-    def data_commands(self, name: str, fetch: bool = True) -> str:
-        """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
-        from repro.data import DATA_SETS
+def data_commands(name: str, fetch: bool = True) -> str:
+    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+    from repro.data import DATA_SETS
 
-        known, options = DATA_SETS.get(name), ("--data-dir",)
-        if known is None:
-            return self.suggest("data", "prepare", name, "--from", "FOLDER", options=options)
-        prepare = self.suggest("data", "prepare", name, options=options)
-        if not fetch:
-            return prepare
-        lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
-        return f"{self.suggest('data', 'fetch', name, *lists, options=options)}, then {prepare}"
+    if name not in DATA_SETS:
+        return f"`repro data prepare {name} --from FOLDER`"
+    prepare = f"`repro data prepare {name}`"
+    lists = " --lists DIR" if "--lists" in DATA_SETS[name].fetch_needs else ""
+    return f"`repro data fetch {name}{lists}`, then {prepare}" if fetch else prepare

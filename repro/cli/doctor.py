@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.options import JSON, places
+from repro.cli.options import JSON, places, with_own_options
 from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> Non
     """
     findings = []
     for finding in examine(context, executor, hash_data=not quick):
+        finding = replace(finding, remedy=with_own_options(finding.remedy))
         findings.append(finding)
         if not as_json:
             mark = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
@@ -268,6 +269,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
 
     The runs of a set that is missing are left out: a warning, and an error where all of them are.
     """
+    from repro.cli.context import data_commands
     from repro.data import digits, listing, verify
 
     if context.preset.recipe.data == "digits":
@@ -283,7 +285,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
     for name in dict.fromkeys([*states, *needed]):
         state = states.get(name)
         matter, found = f"data: {name}", state.state if state else "missing"
-        remedy = context.data_commands(name, fetch=found == "missing")
+        remedy = data_commands(name, fetch=found == "missing")
         try:
             if state is None or found in ("missing", "fetched"):
                 left_out = f"{found}, {'so nothing can be trained' if nothing else 'its runs are left out'}"

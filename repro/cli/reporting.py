@@ -1,5 +1,6 @@
 """What the records say: aggregate, figures, report."""
 
+import shlex
 import subprocess
 from collections.abc import Collection
 from dataclasses import replace
@@ -8,7 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import FILE, FOLDER, command, end_if_damaged, places, say, select, selection, write
+from repro.cli.options import (
+    FILE,
+    FOLDER,
+    command,
+    end_if_damaged,
+    places,
+    say,
+    select,
+    selection,
+    with_own_options,
+    write,
+)
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,8 +182,9 @@ def _overrides_beside(context: "Context", selected: "Selection") -> str:
         for name in names:
             values = dict.fromkeys(format_axis(dict(run.cell.axes)[name]) for run in runs)
             words += ["--set", f"{name}={','.join(values)}"]
-        lines.append(f"- {counted(len(runs), 'run')}: {context.suggest('aggregate', *words)}")
-    return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
+        lines.append(f"- {counted(len(runs), 'run')}: `repro aggregate {shlex.join(words)}`")
+    text = "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""])
+    return with_own_options(text) if lines else ""
 
 
 def shown_cells(context: "Context", selected: "Selection", extended: bool = False) -> "Collection[Cell]":

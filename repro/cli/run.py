@@ -216,6 +216,7 @@ def _missing_data(
     context: "Context", runs: "Sequence[Run]", fingerprints: Mapping[str, str | None]
 ) -> dict[str, str]:
     """Each data set that is missing, with the reason or the commands that get it."""
+    from repro.cli.context import data_commands
     from repro.data import fingerprint
     from repro.manifest import prepared_folder
     from repro.paths import PUBLISHED_SETS
@@ -231,6 +232,6 @@ def _missing_data(
         except DataMissingError as error:
             known = dataset in PUBLISHED_SETS and config.recipe.data == "real"
             known = known and not prepared_folder(context.project.data, dataset).exists()
-            how = f"the data set {dataset} is not prepared: run {context.data_commands(dataset)}"
-            reasons[dataset] = how if known else str(error)
+            how = f"the data set {dataset} is not prepared: run {data_commands(dataset)}"
+            reasons[dataset] = with_own_options(how if known else str(error))
     return reasons

@@ -104,7 +104,7 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
         if not packed:
             raise SelectionError(
                 f"no record of the preset {context.preset.name} counts in this selection, so nothing is "
-                f"packed; {context.suggest('status')} shows what there is"
+                "packed; `repro status` shows what there is"
             )
         temporary.replace(file)
     except OSError as error:
@@ -304,7 +304,7 @@ def _take(
             return Fate.CONFLICT, "an earlier bundle has another record of this run"
         return Fate.TAKEN, ""
     if present.record is None:
-        again = here.suggest("train", run.id)
+        again = f"`repro train {run.id} --preset {here.preset.name}`"
         return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"
     names = machine_names(here) | attempt_hosts(here, run)
     if record in (present.record, anonymise(present.record, names)[0]):

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import JSON, command, completed, end_if_damaged, places, selection
+from repro.cli.options import (
+    JSON,
+    command,
+    completed,
+    end_if_damaged,
+    places,
+    selection,
+    with_own_options,
+)
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -176,7 +184,7 @@ def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
         console.print(facts, "", curve, sep="\n")
     for line in capture.get().splitlines():
         click.echo(line.rstrip())
-    click.echo(f"\nrepeat: {context.suggest('train', run.id).strip('`')}")
+    click.echo(with_own_options(f"\nrepeat: `repro train {run.id}`").replace("`", ""))
 
 
 def _facts(record: "RunRecord") -> Iterator[tuple[str, str]]:
