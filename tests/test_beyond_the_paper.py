@@ -9,9 +9,8 @@ from smoke_project import OTHER, PROJECT, record_of, smoke_context, train_here
 from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
 from repro.cli import main
-from repro.cli.claims import judge
 from repro.cli.context import Context
-from repro.cli.reporting import aggregate_cells, study_effects
+from repro.cli.reporting import aggregate_cells, judge, study_effects
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"

@@ -147,7 +147,7 @@ def redone(swept, tmp_path_factory) -> tuple[Path, Path]:
     return before, after
 
 
-def test_damaged_records_are_named_never_averaged_and_redone(swept, redone):
+def test_a_damaged_record_is_named_never_averaged_and_redone(swept, redone):
     before, after = redone
     words = ("--preset", "smoke", "--table", "1", "--results")
     table = invoke("aggregate", *words, before, code=4)

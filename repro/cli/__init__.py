@@ -36,8 +36,6 @@ _FILES = {
         "aggregate": "Print the tables: mean ± sample std, beside what is reported.",
         "figures": "Draw the paper's figures, curves and ablations.",
         "report": "Write one HTML file with tables, runs, figures and cost.",
-    },
-    "claims": {
         "claims": "Judge the paper's claims and cells by the records so far.",
         "audit": "Audit the paper by its own printed numbers; needs no record.",
     },

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.cli.options import say
-from repro.config import Preset, RunConfig
+from repro.config import Preset
 from repro.data import fingerprints
 from repro.paths import Project
 from repro.record_state import RunState, assess, recorded_runs
@@ -58,14 +58,6 @@ class Context:
     def fingerprints(self, runs: Iterable[Run]) -> dict[str, str | None]:
         """The fingerprint of each run's data set; None where the data are missing."""
         return fingerprints(runs, self.registry, self.preset, self.project.data)
-
-    def config_for(self, dataset: str, seed: int) -> RunConfig:
-        """The configuration of any one run on `dataset`, for what all runs on it share: data and recipe.
-
-        Raises SelectionError for a data set without a table.
-        """
-        run = self.runs(datasets=(dataset,), seeds=(seed,))[0]
-        return self.registry.config(run, self.preset)
 
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
         """The state of each run, in order, one at a time; not `whole`, records lack curves and probes.

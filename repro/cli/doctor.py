@@ -28,8 +28,6 @@ _SOURCE = Path(__file__).parents[2]  # with run_all.sh, where the package was no
 _INSTALL = f"`{shlex.quote(str(_SOURCE / 'run_all.sh'))} --install-only`"
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
 _OLD_CARDS_TORCH = f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
-_RECORD_BYTES = 60_000
-_CHECKPOINT_BYTES = 400_000_000  # two of ResNet-50's: weights, momentum and accumulators in float32
 _ENOUGH_MEMORY = 6 * 2**30  # bytes; one run holds torch and its data set, about 3 GB, TinyImageNet 4
 _TORCH_TIMEOUT = 180.0  # seconds that torch may take to be imported and to run a kernel on each GPU
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -235,9 +233,10 @@ def torch_facts() -> dict[str, Any]:
 
 def check_places(context: "Context") -> Iterator[Finding]:
     """The folders of results, figures and data: writable, with room for the preset's runs, and lockable."""
-    project = context.project
-    runs = len(context.runs())
-    needed = runs * _RECORD_BYTES + _CHECKPOINT_BYTES
+    from repro.scheduling.estimate import footprint, format_bytes
+
+    project, runs = context.project, context.runs()
+    needed = footprint(runs, context.preset.recipe, at_once=1).total
     for matter, folder, elsewhere in (
         ("results", project.results, "use --results DIR"),
         ("figures", project.figures, "use `repro figures --output DIR`"),
@@ -250,7 +249,9 @@ def check_places(context: "Context") -> Iterator[Finding]:
             said = f"{existing} cannot be written"
             yield Finding(matter, "error", said, f"make it writable, or {elsewhere}")
         elif matter == "results" and free < needed:
-            said = f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints"
+            said = (
+                f"{folder}: {room}, {len(runs)} runs need about {format_bytes(needed)} with their checkpoints"
+            )
             yield Finding(matter, "error", said, f"free some space, or {elsewhere} on another disk")
         else:
             yield Finding(matter, "ok", f"{folder}: can be written, {room}")

@@ -202,7 +202,7 @@ def as_words(options: Mapping[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if value is True:
             yield names[name]
-        elif value not in (None, False):
+        elif value is not None and value is not False:  # 0 is a value
             for each in value if isinstance(value, tuple) else (value,):
                 yield from (names[name], str(each))
 

@@ -112,7 +112,7 @@ def run(
     executor: str,
     dry_run: bool,
     cluster: ClusterOptions,
-    **training: Any,
+    **options: Any,
 ) -> None:
     """Train what is missing, on every device found. Ctrl-C lets the runs in progress finish, a second one
     makes them write a checkpoint and stop; the same command resumes.
@@ -131,19 +131,19 @@ def run(
     began = time.monotonic()
     registry, preset, project = context.registry, context.preset, context.project
     seconds = None if budget is None else parse_duration(budget)
-    if training["log"]:
+    if options["log"]:
         from repro.training.live_curves import find_logger
 
-        find_logger(training["log"], project.experiments)
+        find_logger(options["log"], project.experiments)
     # A wrong --gpus or a cluster out of reach is reported before any record is read.
     if executor == "local":
-        start, devices = local(context, cluster, gpus, per_gpu)
+        backend, devices = local(context, cluster, gpus, per_gpu)
     elif gpus is not None:
         raise UsageError("--gpus picks GPUs of this machine; a job's share is --job-gpus or --gres")
     elif budget is not None:
         raise UsageError("--budget counts this machine's time; a cluster's job has --time")
     else:
-        start, devices = (slurm if executor == "slurm" else ray)(context, cluster)
+        backend, devices = (slurm if executor == "slurm" else ray)(context, cluster)
     runs = registry.select_runs(selected, preset)
     context.point_out_misnamed()
     fingerprints = context.fingerprints(runs)
@@ -155,14 +155,9 @@ def run(
         sys.exit(SetupError.exit_code)
     survey = context.survey(runs)
     to_do = survey.to_do(stale)
+    sizes, precision = survey.sizes, options["precision"]
     estimator = Estimator(
-        registry,
-        preset,
-        devices,
-        survey.sizes,
-        survey.measured,
-        survey.recorded,
-        precision=training["precision"],
+        registry, preset, devices, sizes, survey.measured, survey.recorded, precision=precision
     )
     unfit = {run: reason for run in to_do if (reason := estimator.why_unfit(run))}
     for reason, count in Counter(unfit.values()).items():
@@ -184,30 +179,15 @@ def run(
         for run in to_do:
             click.echo(f"  {run.id}")
         sys.exit(SetupError.exit_code if missing or unfit else 0)
-    on_cpu = devices[0].kind == "cpu" and devices[0].host is None
-    sweep = plan_sweep(
-        to_do,
-        registry,
-        preset,
-        project,
-        fingerprints,
-        workers=len(devices),
-        workers_per_device=len(devices) if on_cpu else 1,
-    )
-    words = tuple(as_words({"per_gpu": per_gpu, **training}))
+    # One CPU has them all; each GPU or job has its own.
+    sharing = len(devices) if devices[0].kind == "cpu" and devices[0].host is None else 1
+    sweep = plan_sweep(to_do, registry, preset, project, fingerprints, len(devices), sharing)
+    queue, deadline = RunQueue(sweep, registry, project), None if seconds is None else began + seconds
+    words = tuple(as_words({"per_gpu": per_gpu, **options}))
     train = TrainCommand(preset.name, project.results, project.data, preset.threads, words)
     with open_view(sys.stderr) as view:
-        summary = Supervisor(
-            sweep,
-            RunQueue(sweep, registry, project),
-            devices,
-            start,
-            train,
-            project,
-            view,
-            before=before,
-            deadline=None if seconds is None else began + seconds,
-        ).run()
+        supervisor = Supervisor(sweep, queue, devices, backend, train, project, view, before, deadline)
+        summary = supervisor.run()
     say(summary.to_text())
     sys.exit(summary.exit_code or (SetupError.exit_code if missing or unfit else 0))
 

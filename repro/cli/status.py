@@ -127,7 +127,7 @@ def _selection_of(context: "Context", cell_id: str) -> "Selection":
 def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> None:
     from repro.analysis.export import cells_frame, render_frame
     from repro.analysis.frames import Results
-    from repro.cli.claims import cell_text
+    from repro.cli.reporting import cell_text
 
     found = Results(context.project, context.registry, context.preset, selected)
     if as_json:

@@ -12,6 +12,7 @@ from smoke_project import ROOT, RUN, start
 from test_docs import PAGES, check, commands
 
 from repro.cli import main
+from repro.cli.options import as_words
 
 SAMPLES = {
     "NAME": "cifar100",
@@ -164,3 +165,11 @@ def test_where_there_is_nothing_to_read_completion_offers_nothing_and_says_nothi
     environment = {"_REPRO_COMPLETE": "bash_complete", "COMP_WORDS": "repro run --loss c", "COMP_CWORD": "3"}
     process = start(environment={**environment, "REPRO_ROOT": str(tmp_path)}, stdout=-1)
     assert process.communicate() == ("\n", "")
+
+
+def test_a_sweep_hands_what_it_was_given_on_to_its_workers():
+    given = {"per_gpu": 2, "precision": None, "deterministic": True, "checkpoint_interval": 0.0}
+    with click.Context(main.get_command(click.Context(main), "run")):
+        words = list(as_words({**given, "switch_off": ("compile", "fused-sgd"), "switch_on": ()}))
+    line = "--per-gpu 2 --deterministic --checkpoint-interval 0.0 --without compile --without fused-sgd"
+    assert shlex.join(words) == line
