@@ -185,7 +185,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Estimator:
-    """Turns runs into time, memory and disk on the available devices.
+    """Turns runs into time and memory on the available devices.
 
     `begun` has the share, 0 to 1, that a checkpoint holds of a run; `precision` is None where the device
     decides.
@@ -205,7 +205,7 @@ class Estimator:
         alone = [Duration(0.0, 0.0)]  # each run's on the fastest device
         sources: dict[str, None] = {}
         for run in runs:
-            config = self._config(run)
+            config = self.config(run)
             work = Work.of(config, self.survey.sizes)
             if work is None:
                 return Estimate(None, None, f"no estimate: the size of {run.cell.dataset} is not known")
@@ -231,7 +231,7 @@ class Estimator:
 
     def why_unfit(self, run: Run) -> str | None:
         """A sentence where the run fits the memory of no device; None where it does, or who knows."""
-        config = self._config(run)
+        config = self.config(run)
         work, recipe = Work.of(config, self.survey.sizes), config.recipe
         if work is None:
             return None
@@ -239,24 +239,7 @@ class Estimator:
         reasons = [why_unfit(device, work, recipe, images, self.precision) for device in self.devices]
         return reasons[0] if all(reasons) else None
 
-    def footprint(self, runs: Sequence[Run]) -> "Footprint":
-        """What training `runs` adds to the disk, one per device at a time."""
-        recipes = {run: self._config(run).recipe for run in runs}
-        parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
-        unknown = max(parameters.values())
-        weights = (
-            parameters.get(run.cell.network, unknown) * recipe.width**2 for run, recipe in recipes.items()
-        )
-        at_once = CHECKPOINTS * min(len(self.devices), len(runs))
-        return Footprint(
-            records=sum(
-                _BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * recipe.epochs for recipe in recipes.values()
-            ),
-            checkpoints=round(at_once * _SAVED_PER_PARAMETER * max(weights, default=0.0)),
-            logs=len(runs) * _BYTES_OF_LOGS,
-        )
-
-    def _config(self, run: Run) -> RunConfig:
+    def config(self, run: Run) -> RunConfig:
         """The run's configuration but for its seed: seeds of a cell cost the same."""
         if run.cell.id not in self._configs:
             self._configs[run.cell.id] = self.registry.config(run, self.preset)
@@ -313,6 +296,19 @@ class Footprint:
             f"{format_bytes(self.total)} (records {format_bytes(self.records)}, checkpoints while training "
             f"{format_bytes(self.checkpoints)}, logs and attempts {format_bytes(self.logs)})"
         )
+
+
+def footprint(configs: Sequence[RunConfig], at_once: int) -> Footprint:
+    """What runs of these configurations add to the disk, `at_once` of them at a time."""
+    parameters = {name: facts.parameters for name, facts in NETWORK_FACTS.items()}
+    unknown = max(parameters.values())
+    weights = (parameters.get(each.network, unknown) * each.recipe.width**2 for each in configs)
+    saved = CHECKPOINTS * min(at_once, len(configs)) * _SAVED_PER_PARAMETER
+    return Footprint(
+        records=sum(_BYTES_OF_A_RECORD + _BYTES_OF_AN_EPOCH * each.recipe.epochs for each in configs),
+        checkpoints=round(saved * max(weights, default=0.0)),
+        logs=len(configs) * _BYTES_OF_LOGS,
+    )
 
 
 def format_bytes(count: float) -> str:

@@ -18,7 +18,16 @@ from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Run
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
-from repro.scheduling.estimate import Duration, Estimate, Estimator, Footprint, StalePolicy, Survey, is_to_do
+from repro.scheduling.estimate import (
+    Duration,
+    Estimate,
+    Estimator,
+    Footprint,
+    StalePolicy,
+    Survey,
+    footprint,
+    is_to_do,
+)
 
 START_UP = 10.0  # seconds that a worker may take to import, to load the data and to make its first step
 
@@ -285,7 +294,7 @@ def make_plan(
         duration=_sum(each.duration for each in waiting),
         busy=_sum(each.busy for each in waiting),
         busy_unit="GPU" if devices[0].kind == "cuda" else "core",
-        disk=estimator.footprint(to_do),
+        disk=footprint([estimator.config(run) for run in to_do], len(devices)),
         budget=spent,
         missing_data=missing_data or {},
         seeds=seeds or {},
