@@ -72,6 +72,9 @@ class SmallFilesServer(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
+    def __exit__(self, *args: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         self.gate.set()
         self.shutdown()
