@@ -122,6 +122,11 @@ def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path,
         prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: False)
     assert said == ["preparing Set again: what is there was made of another source or with other options"]
     assert verify_prepared(tmp_path, "set") == first
+    images = prepared_folder(tmp_path, "set") / "train-images.npy"
+    images.write_bytes(images.read_bytes()[:-1] + b"x")
+    with pytest.raises(AssertionError, match="made again"):
+        prepare_once(tmp_path, "set", "Set", never)
+    assert "train-images.npy has sha256" in said[1]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -138,24 +143,21 @@ def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, file):
 
 
 @pytest.mark.parametrize("file", FILES[:2])
-@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "another array", "objects", "not an array"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b"x" * path.stat().st_size),
+        lambda path: np.save(path, np.zeros((3, 3))),
+        lambda path: np.save(path, np.array([{}], dtype=object)),
+    ],
+    ids=["missing", "empty", "torn", "not an array", "another array", "objects"],
+)
 def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
     write(tmp_path)
-    path = prepared_folder(tmp_path, "set") / file
-    content = path.read_bytes()
-    match damage:
-        case "missing":
-            path.unlink()
-        case "empty":
-            path.write_bytes(b"")
-        case "torn":
-            path.write_bytes(content[:-1])
-        case "another array":
-            np.save(path, np.zeros((3, 3)))
-        case "objects":
-            np.save(path, np.array([{}], dtype=object))
-        case "not an array":
-            path.write_bytes(b"x" * len(content))
+    damage(prepared_folder(tmp_path, "set") / file)
     with pytest.raises(DataCorruptError, match=f"{file}.*run `repro data prepare set`"):
         open_prepared(tmp_path, "set")
 
@@ -226,13 +228,10 @@ DYING = textwrap.dedent(
 )
 
 
-MOMENTS = [("fsync", 1), ("fsync", 5), ("rename", 1)]
-
-
 @pytest.mark.parametrize(
     ("earlier", "function", "at"),
     # Only where there is an earlier folder is there a second rename, with nothing in place before it.
-    [(False, *moment) for moment in MOMENTS] + [(True, *moment) for moment in [*MOMENTS, ("rename", 2)]],
+    [(False, "rename", 1), (True, "fsync", 1), (True, "fsync", 5), (True, "rename", 1), (True, "rename", 2)],
 )
 def test_killed_at_any_moment_nothing_looks_finished_that_is_not(tmp_path, function, at, earlier):
     if earlier:
