@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
+from pydantic import PositiveInt, TypeAdapter
 
 from repro.errors import SetupError
 from repro.storage import write_whole
@@ -133,9 +134,6 @@ class Concurrency:
 
 def _read(cache: Path) -> dict[str, int]:
     try:
-        content = json.loads(cache.read_bytes())
+        return TypeAdapter(dict[str, PositiveInt]).validate_json(cache.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {kind: limit for kind, limit in content.items() if isinstance(limit, int) and limit > 0}

@@ -14,7 +14,7 @@ import fake_cifar100 as fake
 import numpy as np
 import pytest
 
-from repro.data import cifar100
+from repro.data import DATA_SETS, cifar100
 from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, FetchError, SetupError
 from repro.manifest import prepared_folder
@@ -177,6 +177,8 @@ def test_the_real_set_goes_from_a_server_to_what_torchvision_reads(real_cifar100
     fetch(tmp_path, url=server.url, published=published)
     manifest = prepare(tmp_path, published=published)
     assert verify_prepared(tmp_path, "cifar100") == manifest
+    known, found = DATA_SETS["cifar100"], (manifest.classes, manifest.train.count, manifest.test.count)
+    assert found == (known.classes, known.train_count, known.test_count)
     assert manifest.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=5e-5)
     assert manifest.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=5e-5)
     assert manifest.train.images.sha256 == "26f5f26a8d71d97887e6a7f175322c09a4375bb1234523b0c781633de351e40b"
