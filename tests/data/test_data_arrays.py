@@ -3,15 +3,19 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_arrays import arrays, write
+from smoke_project import wait_for
 
+from repro.data.files import one_at_a_time
 from repro.data.prepared import (
     Arrays,
     first_of_each_class,
@@ -127,6 +131,19 @@ def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path,
     with pytest.raises(AssertionError, match="made again"):
         prepare_once(tmp_path, "set", "Set", never)
     assert "train-images.npy has sha256" in said[1]
+
+
+def test_of_two_preparations_at_once_one_waits_and_finds_it_done(tmp_path, said):
+    def never(writer):
+        raise AssertionError("made again")
+
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(tmp_path / "set" / ".prepared.lock", "preparing"):
+            second = pool.submit(prepare_once, tmp_path, "set", "Set", never)
+            wait_for(lambda: said == ["another process is preparing Set; waiting for it to finish"], "it")
+            first = write(tmp_path / "other")
+            shutil.copytree(prepared_folder(tmp_path / "other", "set"), prepared_folder(tmp_path, "set"))
+        assert second.result() == first
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -140,13 +140,6 @@ def test_an_address_is_counted_by_its_cause_and_asked_for_no_oftener_than_that_i
     assert site.times() == {"/1.jpg": requests, "/2.jpg": 1}
 
 
-def test_other_bytes_than_the_published_ones_are_not_kept(site, tmp_path):
-    url, _ = publish(site, 1)
-    result = get_one(url, frozenset([sha(b"of 2014")]), tmp_path)
-    assert (result.cause, result.detail) == ("mismatch", f"502 bytes with sha256 {sha(content(1))}")
-    assert not list(tmp_path.glob("images/*/*"))
-
-
 @pytest.mark.parametrize(
     ("answer", "requests", "cause"),
     [(status(429, Retry_After=3600), 1, "busy"), (status(503), CrawlPolicy().host_attempts, "server-error")],

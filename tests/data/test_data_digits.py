@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from smoke_project import RUN, repro
+from smoke_project import repro
 
 from repro.data import DATA_SETS, digits
 from repro.data.digits import fingerprint, load
@@ -95,8 +95,7 @@ def test_another_file_than_the_published_one_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("command", [("run", "--table", "1", "--network", "vgg16"), ("train", RUN)])
-def test_without_scikit_learn_a_command_says_which_to_install_and_ends_with_3(command, tmp_path):
+def test_without_scikit_learn_a_command_says_which_to_install_and_ends_with_3(tmp_path):
     hide = tmp_path / "sitecustomize.py"
     hide.write_text(
         "from importlib import metadata\n"
@@ -108,7 +107,17 @@ def test_without_scikit_learn_a_command_says_which_to_install_and_ends_with_3(co
         "metadata.distribution = distribution\n"
     )
     root = Path(digits.__file__).parents[2]
-    done = repro(*command, "--preset", "smoke", "--results", tmp_path / "results", check=3,
-                 environment={"PYTHONPATH": f"{tmp_path}:{root}"})  # fmt: skip
+    words = (
+        "run",
+        "--table",
+        "1",
+        "--network",
+        "vgg16",
+        "--preset",
+        "smoke",
+        "--results",
+        tmp_path / "results",
+    )
+    done = repro(*words, check=3, environment={"PYTHONPATH": f"{tmp_path}:{root}"})
     assert "scikit-learn is not installed. Run: " in done.stderr
     assert " -m pip install scikit-learn" in done.stderr

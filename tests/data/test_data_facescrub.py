@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,22 +44,6 @@ def fetch(data_dir: Path, **options) -> Path:
 def missing(raw: Path) -> list[dict[str, str]]:
     with (raw / "missing.tsv").open(newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def test_the_lists_are_kept_beside_the_pictures_so_that_they_are_named_once(lists, tmp_path, said):
-    raw = fetch(tmp_path / "data", lists=lists)
-    for each in FEW.pictures:
-        assert picture(raw, each.sha256).read_bytes() == each.content
-    assert said == [
-        "the lists have 9 rows: 9 faces at 9 addresses",
-        f"9 faces found; {raw / 'missing.tsv'} lists what is missing",
-    ]
-    shutil.rmtree(lists)
-    with pytest.raises(DataMissingError, match=r"no facescrub_actors\.txt"):
-        fetch(tmp_path / "data", lists=lists)
-    fetch(tmp_path / "data")
-    assert said[2:] == said[:2]
-    assert missing(raw) == []
 
 
 def test_what_is_not_there_is_counted_by_cause_and_listed_with_its_reason(lists, site, tmp_path, said):
