@@ -91,6 +91,9 @@ def test_a_run_of_another_network_waits_until_the_process_is_empty(context):
 
 def test_a_run_whose_checkpoint_needs_other_threads_waits_until_the_process_is_empty(context, monkeypatch):
     """On a CPU whose workers share the device, too: what counts is who is in the process."""
+    threads = [1]  # as torch is told; two that wait for each other on a busy machine would take a minute
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
     interrupt(context, RUN, threads=2)
     begun, real = [], new_attempt
     monkeypatch.setattr(run_attempt, "new_attempt", lambda paths: begun.append(paths) or real(paths))
