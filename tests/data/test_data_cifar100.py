@@ -13,6 +13,7 @@ from pathlib import Path
 import fake_cifar100 as fake
 import numpy as np
 import pytest
+from pictures import lay
 
 from repro.data import DATA_SETS, cifar100
 from repro.data.prepared import open_prepared, verify_prepared
@@ -32,14 +33,8 @@ def prepare(data_dir: Path, **options):
     return cifar100.prepare(data_dir, **{"published": PUBLISHED, **options})
 
 
-def raw(data_dir: Path) -> Path:
-    return data_dir / "cifar100" / "raw" / "cifar-100-python"
-
-
-def archive_in(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cifar-100-python.tar.gz").write_bytes(PACKED)
-    return folder / "cifar-100-python.tar.gz"
+FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
+RAW = Path("cifar100", "raw")
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def test_the_archive_is_fetched_once_from_the_option_before_the_environment_and_
     monkeypatch.setenv("REPRO_CIFAR100_URL", "http://127.0.0.1:9/none")
     for _ in range(2):
         place = fetch(tmp_path, url=mirror.url)
-    assert (place, len(mirror.ranges)) == (raw(tmp_path).parent / "cifar-100-python.tar.gz", 1)
+    assert (place, len(mirror.ranges)) == (tmp_path / RAW / ARCHIVE, 1)
     manifest = prepare(tmp_path)
     assert manifest.train.count == 20
     place.unlink()
@@ -73,34 +68,33 @@ def test_the_mirror_is_used_where_the_publisher_fails_unless_an_address_is_named
 
 
 def test_a_damaged_folder_or_archive_is_said_and_left_for_what_is_fetched(mirror, tmp_path, said):
-    fake.lay_out({**FILES, "test": b"torn"}, tmp_path / "cifar-100-python")
-    archive_in(raw(tmp_path).parent).write_bytes(PACKED[:-1])
+    lay(tmp_path / FOLDER, {**FILES, "test": b"torn"})
+    lay(tmp_path / RAW, {ARCHIVE: PACKED[:-1]})
     place = fetch(tmp_path, url=mirror.url)
     assert place.read_bytes() == PACKED
     assert "cifar-100-python/test has MD5" in said[0]
-    shutil.rmtree(tmp_path / "cifar-100-python")
+    shutil.rmtree(tmp_path / FOLDER)
     assert prepare(tmp_path).train.count == 20
 
 
 @pytest.mark.parametrize(
-    "where", ["folder", "torchvision", "archive", "raw archive", "named folder", "above", "named archive"]
+    ("place", "named"),
+    [
+        (RAW / FOLDER, None),
+        (Path(FOLDER), None),  # torchvision's layout
+        (RAW / ARCHIVE, None),
+        (Path(ARCHIVE), None),
+        (Path("else", FOLDER), Path("else", FOLDER)),
+        (Path("else", FOLDER), Path("else")),
+        (Path("else/packed.tar.gz"), Path("else/packed.tar.gz")),
+    ],
 )
-def test_files_on_disk_are_enough_wherever_they_are(tmp_path, where):
-    options = {}
-    match where:
-        case "folder":
-            fake.lay_out(FILES, raw(tmp_path))
-        case "torchvision":
-            fake.lay_out(FILES, tmp_path / "cifar-100-python")
-        case "archive":
-            archive_in(tmp_path)
-        case "raw archive":
-            archive_in(raw(tmp_path).parent)
-        case "named archive":
-            options["source"] = archive_in(tmp_path / "else").rename(tmp_path / "else" / "packed.tar.gz")
-        case _:
-            folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
-            options["source"] = folder if where == "named folder" else folder.parent
+def test_files_on_disk_are_enough_wherever_they_are(tmp_path, place, named):
+    if place.suffix == ".gz":
+        lay(tmp_path, {place: PACKED})
+    else:
+        lay(tmp_path / place, FILES)
+    options = {"source": tmp_path / named} if named else {}
     if not options:
         assert cifar100.find_source(tmp_path, published=PUBLISHED) == fetch(tmp_path)  # without a network
     manifest = prepare(tmp_path, **options)
@@ -125,7 +119,7 @@ def test_an_archive_that_is_named_may_be_packed_otherwise_but_holds_the_publishe
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_pixels_that_are_not_the_published_ones_are_refused(tmp_path, name):
-    fake.lay_out(FILES, raw(tmp_path))
+    lay(tmp_path / RAW / FOLDER, FILES)
     pixels = {**PUBLISHED.pixels, name: "0" * 64}
     with pytest.raises(DataCorruptError, match=f"the {name} images as prepared have sha256 .* expected 000"):
         prepare(tmp_path, published=dataclasses.replace(PUBLISHED, pixels=pixels))
@@ -148,17 +142,17 @@ def test_what_is_damaged_or_missing_is_named_and_nothing_but_the_published_pickl
             prepare(tmp_path)
         assert not prepared_folder(tmp_path, "cifar100").exists()
 
-    places = (raw(tmp_path), tmp_path / "cifar-100-python", tmp_path / "cifar-100-python.tar.gz")
+    places = (tmp_path / RAW / FOLDER, tmp_path / FOLDER, tmp_path / ARCHIVE)
     refused(
         f"looked for .*{places[2]}.*{places[0]}.*{places[1]}.*repro data fetch cifar100", DataMissingError
     )
-    archive_in(tmp_path).write_bytes(PACKED[:-1])
+    lay(tmp_path, {ARCHIVE: PACKED[:-1]})
     refused(r"cifar-100-python\.tar\.gz has MD5")
     places[2].unlink()
-    fake.lay_out({**FILES, "train": pickle.dumps(Wish(tmp_path / "evil"))}, raw(tmp_path))
+    lay(places[0], {**FILES, "train": pickle.dumps(Wish(tmp_path / "evil"))})
     refused(f"cifar-100-python/train has MD5 .*, expected {fake.md5(FILES['train'])}: delete it and run")
     assert not (tmp_path / "evil").exists()
-    (raw(tmp_path) / "meta").unlink()
+    (places[0] / "meta").unlink()
     refused("cifar-100-python lacks meta; looked for ", DataMissingError)
 
 

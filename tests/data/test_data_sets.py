@@ -5,6 +5,7 @@ import sys
 
 import fake_cifar100 as fake
 import pytest
+from pictures import lay
 
 from repro import data
 from repro.data import cifar100
@@ -67,7 +68,7 @@ def test_the_listing_follows_a_set_from_missing_to_prepared_to_corrupt(tmp_path)
     assert state(tmp_path).state == "missing"
     assert "repro data fetch cifar100" in state(tmp_path).detail
 
-    fake.lay_out(FILES, tmp_path / "cifar-100-python")
+    lay(tmp_path / "cifar-100-python", FILES)
     fetched = state(tmp_path)
     assert (fetched.state, fetched.images, fetched.bytes) == ("fetched", None, sum(map(len, FILES.values())))
 
