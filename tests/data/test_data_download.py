@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from local_server import (
     OneFileServer,
+    begin_range,
     cut_after,
     held,
     paced,
@@ -75,11 +76,8 @@ def test_a_slow_line_is_not_given_up_while_it_gets_on(server, tmp_path):
 
     def cut_range(upto):
         def answer(handler):
-            first = int((handler.headers.get("Range") or "bytes=0-")[6:-1])
-            total = len(server.content)
-            headers = {"Content_Length": total - first, "Content_Range": f"bytes {first}-{total - 1}/{total}"}
-            handler.begin(206 if first else 200, **headers)
-            handler.wfile.write(server.content[first:upto])
+            begin_range(handler, handler.first)
+            handler.wfile.write(server.content[handler.first : upto])
 
         return answer
 
