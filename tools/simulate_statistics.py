@@ -1,6 +1,6 @@
 """Error rates and power of the rules, simulated: docs/statistics.md quotes what this prints.
 
-    nice python tools/simulate_statistics.py        # a minute on one core
+    python tools/simulate_statistics.py > docs/simulation.txt        # about ten seconds on one core
 
 The claims, their tests, the corrections and the bootstrap are the package's own. A run's accuracy is normal
 around the true mean of its cell, with SPREAD points of standard deviation where nothing else is said; a cell
