@@ -102,12 +102,13 @@ def test_a_batch_has_a_hole_of_zeros_where_its_random_numbers_say_and_is_as_with
 
 
 def test_a_run_that_is_resumed_or_beside_another_or_in_a_graph_ends_as_the_plain_one(tmp_path):
-    config = with_cutout()
+    few = {"images_per_class": 8, "test_images_per_class": 2, "batch_size": 16}
+    config = with_cutout(**few)
     alone = train(config)
-    assert comparable(alone) != comparable(straight())
+    assert comparable(alone) != comparable(straight(**few))
     start = stopped_at(config, lambda p: (p.epoch, p.step, p.state) == (1, 2, "training"), tmp_path)
     assert comparable(train(config, start=start)) == comparable(alone)
-    both = config, with_cutout(loss="scaled-bn-m1")
+    both = config, with_cutout(loss="scaled-bn-m1", **few)
     beside, _ = in_turns([Trainer(each, data_of(each), on_cpu()) for each in both], [None, None])
     assert comparable(beside) == comparable(alone)
     capture = TapeCapture()
