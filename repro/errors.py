@@ -25,7 +25,6 @@ A message says what was expected, what came instead, and what to do.
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
 # Control characters but tabs and line feeds, what else breaks or reorders lines, and halves of characters.
@@ -46,6 +45,8 @@ def printable(value: Any) -> Any:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`. Did you mean NAME?` with the known name that is closest to `word`; nothing where none is close."""
+    from difflib import get_close_matches  # slow to import, and only a mistake needs it
+
     close = get_close_matches(word.lower(), known, 1)
     return f". Did you mean {close[0]}?" if close else ""
 

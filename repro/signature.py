@@ -31,6 +31,7 @@ LATER_FIELDS: dict[str, Scalar] = {
     "augmentation": "none",
 }
 
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _ENTRY = "repro.training.loop"
 _TRAINING_CODE = ("repro.losses", "repro.models", "repro.data", "repro.training")
 
@@ -150,25 +151,26 @@ def _imports(importer: str, path: Path) -> tuple[str, ...]:
 
 @cache
 def _normalised(path: Path) -> str:
-    tree = _tree(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
-    return _text(tree)
+    return _text(_tree(path))
 
 
 def _text(node: object) -> str:
-    """A tree as text, without what is empty: Python's own dump differs between its versions."""
-    if isinstance(node, ast.AST):
-        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
-        return f"{type(node).__name__}({', '.join(f'{name}={_text(value)}' for name, value in fields)})"
+    """A tree as text without docstrings and what is empty: Python's dump differs between its versions."""
     if isinstance(node, list):
-        return f"[{', '.join(map(_text, node))}]"
-    return repr(node)
+        return f"[{', '.join([_text(each) for each in node])}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, _DOCUMENTED):
+            first = value[0] if value else None
+            value = value[isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) :]
+        if value is not None and value != []:
+            fields.append(f"{name}={_text(value)}")
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
+@cache  # a module is asked for its imports and for its text
 def _tree(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), filename=str(path))

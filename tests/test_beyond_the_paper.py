@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from smoke_project import OTHER, record_of, smoke_context, train_here
+from click.testing import CliRunner
+from smoke_project import OTHER, PROJECT, record_of, smoke_context, train_here
 
 from repro.analysis.claims import ClaimWord
 from repro.analysis.tables import BEYOND
-from repro.cli.claims import judge
+from repro.cli import main
 from repro.cli.context import Context
-from repro.cli.reporting import aggregate_studies, aggregate_tables, write_report
+from repro.cli.reporting import aggregate_cells, judge, study_effects
 from repro.registry import Selection
 
 CONTROL = "cifar100/resnet18/logit-scale-s2/seed0"
@@ -27,7 +28,9 @@ def context(tmp_path_factory) -> Context:
 
 
 def test_claim_6_finds_the_records_of_its_two_controls(context):
-    (claim,) = [each for each in judge(context)[0] if each.claim.name == "scaling-alone-does-not-help"]
+    (claim,) = [
+        each for each in judge(context, context.rules)[0] if each.claim.name == "scaling-alone-does-not-help"
+    ]
     (column,) = claim.effect.columns
     accuracy = {run: record_of(context, run).result.accuracy for run in (OTHER, CONTROL, NO_BIAS)}
     assert column.value == pytest.approx(max(accuracy[CONTROL], accuracy[NO_BIAS]) - accuracy[OTHER])
@@ -40,7 +43,7 @@ def test_claim_6_finds_the_records_of_its_two_controls(context):
 
 
 def test_a_loss_with_a_record_stands_below_the_papers_in_the_same_table(context):
-    text, damaged = aggregate_tables(context, Selection(tables=(1,)), "markdown")
+    text, damaged = aggregate_cells(context, Selection(tables=(1,)), "markdown")
     assert damaged == []
     lines = text.splitlines()
     below = lines[next(place for place, line in enumerate(lines) if BEYOND in line) + 1 :]
@@ -54,7 +57,7 @@ def test_a_loss_with_a_record_stands_below_the_papers_in_the_same_table(context)
 
 
 def test_asked_for_every_loss_beyond_the_paper_is_there(context):
-    text, _ = aggregate_tables(context, Selection(tables=(1,)), "markdown", extended=True)
+    text, _ = aggregate_cells(context, Selection(tables=(1,)), "markdown", extended=True)
     labels = [row.label for table in context.registry.extensions(1) for row in table.rows]
     assert len(labels) == 7
     for label in labels:
@@ -63,23 +66,25 @@ def test_asked_for_every_loss_beyond_the_paper_is_there(context):
 
 
 def test_a_loss_beyond_the_paper_is_a_row_of_every_format(context):
-    latex, _ = aggregate_tables(context, Selection(tables=(1,)), "latex")
+    latex, _ = aggregate_cells(context, Selection(tables=(1,)), "latex")
     head, rule, _ = latex.partition("\\midrule\nz")
     assert rule
     assert head.count("\\midrule") == 1
     assert latex.count("\\begin{table}") == 1
     assert "z $\\cdot$ 2 without batch norm" in latex
-    assert "[U+" not in aggregate_tables(context, Selection(tables=(1,)), "latex", extended=True)[0]
-    rows = aggregate_tables(context, Selection(tables=(1,)), "csv")[0].splitlines()
+    assert "[U+" not in aggregate_cells(context, Selection(tables=(1,)), "latex", extended=True)[0]
+    rows = aggregate_cells(context, Selection(tables=(1,)), "csv")[0].splitlines()
     assert [row.split(",")[1] for row in rows if ",logit-scale-s2," in row] == ["cifar100-extended"] * 3
-    tables = json.loads(aggregate_tables(context, Selection(tables=(1,)), "json")[0])["tables"]
+    tables = json.loads(aggregate_cells(context, Selection(tables=(1,)), "json")[0])["tables"]
     assert [(table["table"], table["counted"]) for table in tables] == [(1, 1), ("cifar100-extended", 1)]
 
 
 def test_the_report_has_both_in_their_table_and_the_open_point(context, tmp_path):
-    path, damaged = write_report(context, tmp_path / "report.html")
+    words = ["report", "--preset", "smoke", "--results", str(context.project.results), "--output"]
+    path = tmp_path / "report.html"
+    done = CliRunner(env={"REPRO_ROOT": str(PROJECT)}).invoke(main, [*words, str(path)])
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"{path}\n", "")
     text = path.read_text()
-    assert damaged == []
     assert text.count('<article class="table"') == 3
     assert 'class="beyond" data-loss="z · 2 without batch norm"' in text
     assert 'id="cell-cifar100_resnet18_logit-scale-s2"' in text
@@ -89,9 +94,8 @@ def test_the_report_has_both_in_their_table_and_the_open_point(context, tmp_path
 
 
 def test_an_open_point_reads_the_same_records(context):
-    text, _ = aggregate_studies(context, Selection(studies=("bias",)), "csv")
-    (row,) = text.splitlines()[1:]
+    (effect,) = study_effects(context, Selection(studies=("bias",)))
     difference = record_of(context, NO_BIAS).result.accuracy - record_of(context, OTHER).result.accuracy
-    assert f",{difference!r}," in row
+    assert effect.difference == pytest.approx(difference)
     runs = context.registry.select_runs(Selection(studies=("bias",)), context.preset)
     assert {run.id for run in runs} == {OTHER, NO_BIAS}

@@ -17,21 +17,12 @@ from enum import StrEnum
 from statistics import fmean, stdev
 
 import pandas as pd
-from tabulate import tabulate
 
+from repro.analysis.export import render_frame
 from repro.analysis.inference import Estimate, PooledSpread, paired, pool
 from repro.analysis.results import CellResult
-from repro.analysis.tables import escape
-from repro.analysis.text import (
-    csv_cell,
-    loss_label,
-    mean_text,
-    n_text,
-    network_label,
-    preset_sentence,
-    qualified_title,
-    signed,
-)
+from repro.analysis.tables import escape, markdown_grid, markdown_page
+from repro.analysis.text import loss_label, mean_text, n_text, network_label, signed
 from repro.config import Preset
 from repro.errors import UsageError
 from repro.paper import Metric
@@ -165,23 +156,19 @@ def render_effects(
     rows = [_fields(effect, preset) for effect in effects]
     questions = {effect.variation.ablation.name: effect.variation.ablation.question for effect in effects}
     if table_format == "csv":
-        return pd.DataFrame(rows, dtype=object).map(csv_cell).to_csv(index=False, lineterminator="\n")
+        return str(render_frame(pd.DataFrame(rows, dtype=object), "csv"))
     if table_format == "json":
         moves = [{**row, "question": questions[str(row["point"])]} for row in rows]
         return json.dumps({"preset": preset.name, "level": LEVEL, "moves": moves}, indent=1) + "\n"
     if table_format != "markdown":
         raise UsageError(f"--study supports markdown, csv and json, not {table_format}")
-    unit = f"{registry.paper.metric.title} in percent"
-    title = qualified_title(f"What the paper leaves open, {unit}", preset)
-    words = [{name: escape(text) for name, text in effect_words(e, registry).items()} for e in effects]
-    parts = [
-        f"### {escape(title)}",
-        *([escape(preset_sentence(preset))] if preset.heading else []),
+    return markdown_page(
+        f"What the paper leaves open, {registry.paper.metric.title} in percent",
+        preset,
         escape(HOW),
-        tabulate(words, headers="keys", tablefmt="pipe", disable_numparse=True),
+        markdown_grid([effect_words(effect, registry) for effect in effects]),
         "\n".join(f"- {name}: {escape(question)}" for name, question in questions.items()),
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def _fields(effect: AblationEffect, preset: Preset) -> dict[str, str | int | float | None]:

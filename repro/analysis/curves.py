@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -95,8 +94,8 @@ def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT
         preset=preset,
         key=_key(column, value),
     )
-    _draw_column(whole, column, value)
-    _draw_column(end, column, value)
+    for panel in (whole, end):
+        _draw_column(panel, column, value)
     whole.set_ylim(0, None)
     for panel in (whole, end) if look.narrow else (whole,):
         panel.set_ylabel(f"test {metric.measure} (%)")
@@ -104,7 +103,7 @@ def draw_curves(column: Column, preset: Preset, look: style.Look = style.DEFAULT
         whole.set_xlabel("")
     start = _end_starts(column)
     end.set_xlim(start, column.epochs)
-    shown = _frame(column.records, value).loc[start:].to_numpy()
+    shown = _values(column.records, value)[max(0, start - 1) :]
     if np.isfinite(shown).any():
         room = 0.05 * float(np.nanmax(shown) - np.nanmin(shown)) or 1.0
         low, high = float(np.nanmin(shown)) - room, float(np.nanmax(shown)) + room
@@ -145,13 +144,18 @@ def draw_gradients(column: Column, preset: Preset, look: style.Look = style.DEFA
     return figure
 
 
-def _frame(records: Sequence[RunRecord], value: Value) -> pd.DataFrame:
-    """A value by epochs trained, a column per record; NaN in epochs that have none."""
-    epochs = max((len(record.curve) for record in records), default=0)
-    values = np.full((epochs, len(records)), np.nan)
+def _values(records: Sequence[RunRecord], value: Value) -> np.ndarray:
+    """A value by epoch, a column per record; NaN in epochs that have none."""
+    values = np.full((max((len(record.curve) for record in records), default=0), len(records)), np.nan)
     for place, record in enumerate(records):
         values[: len(record.curve), place] = [value(epoch) for epoch in record.curve]
-    return pd.DataFrame(values, index=range(1, epochs + 1))
+    return values
+
+
+def _mean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs, from 1, in which every record has a value, and the mean in each."""
+    epochs = np.flatnonzero(~np.isnan(values).any(axis=1))
+    return epochs + 1, values[epochs].sum(axis=1) / max(1, values.shape[1])
 
 
 def _on_test(metric: Metric) -> Value:
@@ -169,18 +173,19 @@ def _draw_column(panel: Axes, column: Column, value: Value) -> None:
 
 
 def _draw_series(panel: Axes, series: Series, value: Value) -> None:
-    for _, column in _frame(series.diverged, value).items():
-        if len(curve := column.dropna()):
-            panel.plot(curve.index, curve, lw=0.6, alpha=0.6, **series.line)
+    for curve in _values(series.diverged, value).T:
+        if len(epochs := np.flatnonzero(~np.isnan(curve))):
+            panel.plot(epochs + 1, curve[epochs], lw=0.6, alpha=0.6, **series.line)
             cross = {"marker": "x", "ms": 5, "mew": 1.2, "zorder": 4, "color": series.line["color"]}
-            panel.plot(curve.index[-1], curve.iloc[-1], **cross)
-    ended = _frame(series.ended, value)
-    for _, column in ended.items() if len(series.ended) > 1 else ():
-        panel.plot(column.dropna(), lw=0.45, alpha=0.45, **series.line)
-    mean = ended.dropna().mean(axis=1)
+            panel.plot(epochs[-1] + 1, curve[epochs[-1]], **cross)
+    ended = _values(series.ended, value)
+    if len(series.ended) > 1:
+        evaluated = np.flatnonzero(~np.isnan(ended).all(axis=1))
+        panel.plot(evaluated + 1, ended[evaluated], lw=0.45, alpha=0.45, **series.line)
+    epochs, mean = _mean(ended)
     if len(mean):
         # A run of a single evaluated epoch is a point, which a line would not show.
-        panel.plot(mean.index, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
+        panel.plot(epochs, mean, marker="o" if len(mean) == 1 else "", ms=3, **series.line)
 
 
 def _key(column: Column, value: Value | None = None) -> list[tuple[Artist, str]]:
@@ -191,8 +196,8 @@ def _key(column: Column, value: Value | None = None) -> list[tuple[Artist, str]]
         words = [series.label]
         if not series.ended:
             words.append(" diverged")
-        elif value and len(mean := _frame(series.ended, value).dropna().mean(axis=1)):
-            words.append(f" {mean.iloc[-1]:.1f}")
+        elif value and len(mean := _mean(_values(series.ended, value))[1]):
+            words.append(f" {mean[-1]:.1f}")
         if lost and series.ended:
             words.append(f"({lost} of {runs} diverged)")
         entries.append((Line2D([], [], **series.line), " ".join(words)))

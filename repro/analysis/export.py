@@ -12,6 +12,7 @@ files have them. A key without a number is an error that names it.
 import io
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Literal
 
 import pandas as pd
@@ -31,7 +32,7 @@ from repro.analysis.text import (
 from repro.analysis.verdicts import verdict_fields
 from repro.config import Preset
 from repro.errors import SetupError
-from repro.experiments import Table, TableName
+from repro.experiments import Table
 from repro.registry import Registry
 
 TableFormat = Literal["markdown", "latex", "macros", "csv", "json", "parquet"]
@@ -213,16 +214,19 @@ def to_json(
 
     A number that there is not is null.
     """
-    tables: dict[TableName, dict[str, Any]] = {}
-    for result in results:
-        table = registry.table(result.cell.table)
-        of_table = tables.setdefault(table.name, {"counted": 0, "expected": 0, "cells": []})
-        of_table["counted"] += result.n
-        of_table["expected"] += result.expected
-        of_table["cells"].append(_cell_fields(result, table, readings))
-    for name, of_table in tables.items():
-        title = qualified_title(registry.table(name).heading, preset)
-        of_table |= {"table": name, "title": title, "dataset": registry.table(name).dataset}
+    tables = []
+    for name, group in groupby(results, lambda result: result.cell.table):
+        table, of_table = registry.table(name), list(group)
+        tables.append(
+            {
+                "counted": sum(result.n for result in of_table),
+                "expected": sum(result.expected for result in of_table),
+                "cells": [_cell_fields(result, table, readings) for result in of_table],
+                "table": name,
+                "title": qualified_title(table.heading, preset),
+                "dataset": table.dataset,
+            }
+        )
     return json_text(
         {
             "schema_version": 2,
@@ -230,7 +234,7 @@ def to_json(
             "supplied": supplied,
             "std_ddof": 1,
             "rules": rules.fields if rules else None,
-            "tables": list(tables.values()),
+            "tables": tables,
         }
     )
 

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -30,7 +29,7 @@ from repro.records import LogitHistogram, RunRecord
 from repro.registry import Cell, Registry
 from repro.storage import write_whole
 
-T = TypeVar("T")
+_Drawing = tuple[str, Callable[[], style.Drawing]]  # its file's name, and what draws it
 
 _CLASSES = 10  # whose weight norms are drawn as bars
 _BAR, _SHADE = 0.38, 0.78
@@ -63,31 +62,29 @@ def draw_figures(
     if not columns:
         notices.append("no record counts yet, so there is no training curve and no gradient figure")
 
-    drawings: list[tuple[str, Callable[[], style.Drawing]]] = []
-    for of_paper, pair, draw in _of_paper(states, registry):
-        drawings.append((of_paper.file, partial(draw, of_paper, pair, preset, look)))
+    drawings: list[_Drawing] = [
+        (of_paper.file, draw) for of_paper, _, draw in redrawn(states, registry, preset, look)
+    ]
     for column in columns:
         drawings.append((f"curves-{column.name}", partial(draw_curves, column, preset, look)))
         drawings.append((f"gradients-{column.name}", partial(draw_gradients, column, preset, look)))
     if rules is not None:
-        results = [result for result in summarise(every, registry, preset) if result.reported]
-        judged = judge_cells(results, registry, preset, rules)
-        judged = tuple(result for result in judged if shown is None or result.cell in shown)
+        results = judge_cells(summarise(every, registry, preset), registry, preset, rules)
         for table in registry.tables:
-            of_table = [result for result in judged if result.cell.table == table.name]
+            of_table = [
+                result
+                for result in results
+                if result.reported
+                and result.cell.table == table.name
+                and (shown is None or result.cell in shown)
+            ]
             if any(result.n for result in of_table):
                 dots = partial(draw_dots, table, of_table, registry.paper.metric, rules, preset, look)
                 drawings.append((f"table{table.name}", dots))
     if any(effect.difference is not None for effect in effects):
         drawings.append(("ambiguities", partial(draw_ablations, effects, registry, preset, look)))
 
-    def write(place: int) -> tuple[list[Path], str]:
-        name, draw = drawings[place]
-        with style.figure_style():
-            figure = draw()
-            return style.save(figure, folder, name), f"{name}: {figure.title}. {figure.caption}\n"
-
-    written = _in_processes(write, len(drawings))
+    written = _write_all(drawings, folder)
     files = [path for paths, _ in written for path in paths]
     if files:
         files.append(folder / "captions.txt")
@@ -95,49 +92,46 @@ def draw_figures(
     return files, notices
 
 
-def _in_processes(task: Callable[[int], T], count: int) -> list[T]:
-    """What `task` returns for 0, 1, … below `count`, computed in a process per core; raises what it raises.
+def _write_all(drawings: list[_Drawing], folder: Path) -> list[tuple[list[Path], str]]:
+    """The files and the caption of each drawing, made in a process per core; raises what drawing raises.
 
     The processes are forked, so that they share the records. Elsewhere than on Linux it is done in this one.
     """
-    workers = min(count, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    global _write
+    _write = partial(_draw_and_save, drawings, folder)  # a forked process inherits what could not be pickled
+    places = range(len(drawings))
+    workers = min(len(drawings), len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     if workers < 2:
-        return list(map(task, range(count)))
-    fork: Any = {"mp_context": get_context("fork"), "initializer": _remember, "initargs": (task,)}
+        return list(map(_write, places))
     with warnings.catch_warnings():
         # Python warns of threads at a fork: the only ones here are numpy's BLAS's, which it ends before.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with ProcessPoolExecutor(workers, **fork) as pool:
-            return list(pool.map(_do, range(count)))
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            return list(pool.map(_write_one, places))
 
 
-_task: Callable[[int], Any]
+_write: Callable[[int], tuple[list[Path], str]]
 
 
-def _remember(task: Callable[[int], Any]) -> None:
-    global _task  # a forked process inherits what could not be pickled
-    _task = task
+def _write_one(place: int) -> tuple[list[Path], str]:
+    return _write(place)
 
 
-def _do(place: int) -> Any:
-    return _task(place)
+def _draw_and_save(drawings: list[_Drawing], folder: Path, place: int) -> tuple[list[Path], str]:
+    name, draw = drawings[place]
+    with style.figure_style():
+        figure = draw()
+        return style.save(figure, folder, name), f"{name}: {figure.title}. {figure.caption}\n"
 
 
-def redraw(
+def redrawn(
     states: Sequence[RunState], registry: Registry, preset: Preset, look: style.Look = style.DEFAULT_LOOK
-) -> Iterator[tuple[PaperFigure, Column, style.Drawing]]:
-    """Each figure of the paper whose two cells have a record: what it is, what it compares, and drawn."""
-    for of_paper, pair, draw in _of_paper(states, registry):
-        yield of_paper, pair, draw(of_paper, pair, preset, look)
-
-
-def _of_paper(
-    states: Sequence[RunState], registry: Registry
-) -> Iterator[tuple[PaperFigure, Column, Callable[[PaperFigure, Column, Preset, style.Look], style.Drawing]]]:
+) -> Iterator[tuple[PaperFigure, Column, Callable[[], style.Drawing]]]:
+    """Each figure of the paper whose two cells have a record: what it is, what it compares, what draws it."""
     figures = registry.paper.figures
     for of_paper, draw in ((figures.logits, draw_logits), (figures.weight_norms, draw_weight_norms)):
         if of_paper and (pair := find_comparison(of_paper, states, registry)):
-            yield of_paper, pair, draw
+            yield of_paper, pair, partial(draw, of_paper, pair, preset, look)
 
 
 def find_comparison(figure: PaperFigure, states: Sequence[RunState], registry: Registry) -> Column | None:

@@ -13,22 +13,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from repro.analysis.ablations import LEVEL
 from repro.analysis.export import TableFormat, cells_frame, render_frame
 from repro.analysis.inference import paired
 from repro.analysis.results import CellResult
-from repro.analysis.tables import escape
-from repro.analysis.text import (
-    counted,
-    loss_label,
-    network_label,
-    preset_sentence,
-    qualified_title,
-    seeds_text,
-    signed,
-)
+from repro.analysis.tables import escape, markdown_grid, markdown_page
+from repro.analysis.text import counted, loss_label, network_label, seeds_text, signed
 from repro.attempts import NOT_RUN_YET
 from repro.config import Preset
 from repro.errors import UsageError
@@ -89,16 +80,15 @@ def render_overrides(
         return render_frame(frame, table_format)
     if table_format != "markdown":
         raise UsageError(f"--set supports markdown, csv, json and parquet, not {table_format}")
-    title = qualified_title(f"Overrides, {registry.paper.metric.title} in percent", preset)
-    words = [
-        _words(result, row, registry) for result, row in zip(shown, frame.to_dict("records"), strict=True)
-    ]
-    parts = [f"### {escape(title)}", *([escape(preset_sentence(preset))] if preset.heading else [])]
-    if words:
-        parts += [escape(HOW), tabulate(words, headers="keys", tablefmt="pipe", disable_numparse=True)]
-    if rest := len({result.cell.place for result in results}) - len(tried):
-        parts.append(f"Left out: {counted(rest, 'cell')} without a run of these overrides.")
-    return "\n\n".join(parts) + "\n"
+    rows = zip(shown, frame.to_dict("records"), strict=True)
+    words = [_words(result, row, registry) for result, row in rows]
+    rest = len({result.cell.place for result in results}) - len(tried)
+    return markdown_page(
+        f"Overrides, {registry.paper.metric.title} in percent",
+        preset,
+        *((escape(HOW), markdown_grid(words)) if words else ()),
+        f"Left out: {counted(rest, 'cell')} without a run of these overrides." if rest else "",
+    )
 
 
 def _was_run(result: CellResult) -> bool:
@@ -118,7 +108,7 @@ def _words(result: CellResult, row: dict[Any, Any], registry: Registry) -> dict[
     for run in result.blanks:
         blanks.setdefault(run.reason, []).append(run.seed)
     remarks = [f"{reason} ({seeds_text(seeds)})" for reason, seeds in blanks.items()]
-    words = {
+    return {
         "cell": f"{table.title}, {network_label(table, cell.network)}, {loss_label(table, cell.row)}",
         "override": row["overrides"].replace("+", ", ") or "none (baseline)",
         registry.paper.metric.measure: f"{result.value} ({result.count})"
@@ -127,4 +117,3 @@ def _words(result: CellResult, row: dict[Any, Any], registry: Registry) -> dict[
         "difference": difference,
         "remarks": "; ".join(filter(None, [*remarks, *result.notes, result.beside])),
     }
-    return {name: escape(text) for name, text in words.items()}

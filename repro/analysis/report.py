@@ -68,16 +68,12 @@ def render_report(
         results = tuple(result for result in results if result.cell in cells)
         states = [state for state in states if state.run.cell in cells]
     tables = build_tables(results, registry, preset, origin.supplied)
-    states_of: dict[str, list[RunState]] = {}
+    shown: dict[str, list[RunState]] = {}
     for state in sorted(states, key=lambda state: state.run.seed):
-        states_of.setdefault(state.run.cell.id, []).append(state)
+        # A run that does not exist takes no space; one that failed, was interrupted, or is running does.
+        if state.record_state is not RecordState.MISSING or state.reason != NOT_RUN_YET:
+            shown.setdefault(state.run.cell.id, []).append(state)
     words = [result.verdict.word for result in results if result.verdict]
-    # Runs that do not exist take no space.
-    shown = {
-        cell: found
-        for cell, of_cell in states_of.items()
-        if (found := [s for s in of_cell if s.record_state is not RecordState.MISSING or _was_tried(s)])
-    }
     # The template calls what draws, so that a figure is described where it stands in the page.
     with style.figure_style():
         return _template("report.html").render(
@@ -107,7 +103,7 @@ def render_report(
             effects=effects,
             ablation_groups=_ablation_groups(effects),
             missing_figures=figures.missing_for_figures(states, registry, preset),
-            redrawn=list(figures.redraw(states, registry, preset)),
+            redrawn=list(figures.redrawn(states, registry, preset)),
             columns=curves.columns_of(states, registry),
             costs=_costs(_records(states)),
             style=_asset("report.css"),
@@ -139,11 +135,6 @@ def _headline(
         "newest": max((f"{record.provenance.ended:%Y-%m-%d}" for record in records), default="none yet"),
         "record_states": [(word, counts[word]) for word in (*RecordState, "diverged") if counts[word]],
     }
-
-
-def _was_tried(state: RunState) -> bool:
-    """Whether a run without a record failed, was interrupted, or is running."""
-    return state.reason != NOT_RUN_YET
 
 
 def _answer(words: Sequence[Verdict], claims: Sequence[ClaimVerdict], preset: Preset) -> str:

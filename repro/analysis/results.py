@@ -146,32 +146,28 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
     results = []
     for cell in sorted(cells, key=lambda cell: place_in(registry, cell)):
         found = cells[cell]
-        extra = tuple(run for seed, run in sorted(found.items()) if seed not in preset.seeds)
-        runs = {
-            seed: found.get(seed)
+        runs = [
+            found.get(seed)
             or RunResult(f"{cell.id}/seed{seed}", seed, short="not selected", reason="not selected")
-            for seed in preset.seeds
-        }
+            for seed in sorted(preset.seeds)
+        ]
         # With the data at hand the wrong ones would have been found out; without, none can be preferred.
-        if len({run.data for run in runs.values() if not run.short}) > 1:
-            runs = {
-                seed: run
-                if run.short
-                else run._replace(
-                    short="data differ",
-                    reason=(
-                        f"trained on data {run.data[:8]}, the cell's other runs on others; "
-                        "prepare the data set here, and the runs of other data are told apart"
-                    ),
-                )
-                for seed, run in runs.items()
-            }
-        counted = [run for _, run in sorted(runs.items()) if not run.short]
+        if len({run.data for run in runs if not run.short}) > 1:
+            reason = (
+                "trained on data {}, the cell's other runs on others; "
+                "prepare the data set here, and the runs of other data are told apart"
+            )
+            runs = [
+                run if run.short else run._replace(short="data differ", reason=reason.format(run.data[:8]))
+                for run in runs
+            ]
+        counted = [run for run in runs if not run.short]
         values = [metric.of(run.accuracy) for run in counted if run.accuracy is not None]
+        extra = tuple(found[seed] for seed in sorted(found.keys() - set(preset.seeds)))
         results.append(
             CellResult(
                 cell,
-                runs=tuple(run for _, run in sorted(runs.items())),
+                runs=tuple(runs),
                 n=len(values),
                 mean=mean(values) if values else None,
                 std=stdev(values) if len(values) > 1 else None,

@@ -11,6 +11,7 @@ that it says, and no number of our seeds makes it more precise. Needs neither pa
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ POWER = 0.8  # that seeds are planned for
 OFF = 2.0  # points, the true difference at which "off" should be found
 MOST_SEEDS = 100  # that advice is given for
 DRAWS = 4000  # simulated sets of columns behind a claim's power: a standard error of at most .008
+
+_UNKNOWN = "Unknown: the paper prints no spread, and no cell of ours has two runs yet."
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,9 @@ def reported_spread(table: Table, paper: Paper, ddof: int) -> PooledSpread:
 
     Its `std` is None where the paper prints none, or does not say over how many runs.
     """
-    reported, runs = (
-        [value for row in table.rows for value in row.reported.values()],
-        paper.reported.runs or 1,
-    )
-    return pool([(sample_std(value.std, ddof, runs), runs) for value in reported])
+    runs = paper.reported.runs or 1
+    stds = [value.std for row in table.rows for value in row.reported.values()]
+    return pool([(sample_std(std, ddof, runs), runs) for std in stds])
 
 
 def cell_seeds(table: Table, paper: Paper, ours: PooledSpread, rules: CellRules, planned: int) -> Seeds:
@@ -81,9 +82,7 @@ def cell_seeds(table: Table, paper: Paper, ours: PooledSpread, rules: CellRules,
     theirs, runs = reported_spread(table, paper, paper.reported.readings[-1]), paper.reported.runs or 1
     std = theirs.std if ours.std is None else ours.std
     if std is None:
-        return Seeds(
-            planned, {}, {}, "Unknown: the paper prints no spread, and no cell of ours has two runs yet."
-        )
+        return Seeds(planned, {}, {}, _UNKNOWN)
     whole = max(1, ours.degrees, len(table.rows) * len(table.networks) * (planned - 1))
 
     def chance(n: float, distance: float) -> float:
@@ -128,9 +127,7 @@ def claim_seeds(
         return Seeds(planned, {}, {}, "The paper reports no effect to plan seeds with.")
     known = [_planning_std(table, registry.paper, spreads) for table, _ in columns]
     if None in known:
-        return Seeds(
-            planned, {}, {}, "Unknown: the paper prints no spread, and no cell of ours has two runs yet."
-        )
+        return Seeds(planned, {}, {}, _UNKNOWN)
     stds = np.array(known)
     means = {row: np.array([of_column[row] for of_column in reported]) for row in claim.rows}
     alpha = rules.tests.alpha / rules.family_size(claim)
@@ -157,10 +154,9 @@ def _advice(
     powers: Mapping[str, Callable[[float], float]], truths: Mapping[str, str], planned: int, limit: str
 ) -> Seeds:
     power = {word: of_word(planned) for word, of_word in powers.items()}
-    more = {
-        word: next((n - planned for n in range(planned, MOST_SEEDS + 1) if of_word(n) >= POWER), None)
-        for word, of_word in powers.items()
-    }
+    counts = range(planned, MOST_SEEDS + 1)  # the chance grows with them
+    added = {word: bisect_left(counts, POWER, key=of_word) for word, of_word in powers.items()}
+    more = {word: count if count < len(counts) else None for word, count in added.items()}
 
     def chances(n: float) -> str:
         shares = {word: of_word(n) for word, of_word in powers.items()}

@@ -12,8 +12,9 @@ its runs diverged:
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import pandas as pd
 from tabulate import tabulate
@@ -138,6 +139,18 @@ def _measured(cell: TableCell) -> str:
     return f"{value} ({escape(cell.count)}){marks}"
 
 
+def markdown_page(title: str, preset: Preset, *parts: str) -> str:
+    """A heading that names the preset, what the preset is, and the parts that are not empty, as markdown."""
+    head = (f"### {escape(qualified_title(title, preset))}", escape(preset_sentence(preset)))
+    return "\n\n".join(filter(None, (*head, *parts))) + "\n"
+
+
+def markdown_grid(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of the rows' texts below their keys, as markdown."""
+    escaped = [{name: escape(text) for name, text in row.items()} for row in rows]
+    return tabulate(escaped, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
 def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
@@ -159,9 +172,7 @@ def build_tables(
     `supplied` says that the records lie in the project's own results folder and may have come with it; with
     `rules` the verdicts' marks stand behind Δ.
     """
-    of_table: dict[TableName, list[CellResult]] = {}
-    for result in results:
-        of_table.setdefault(result.cell.table, []).append(result)
+    of_table = {name: list(group) for name, group in groupby(results, lambda result: result.cell.table)}
     parts: dict[TableName, list[_Part]] = {}
     # A table comes before those that extend it, whatever was touched first.
     for table in sorted(map(registry.table, of_table), key=lambda table: table.extends is not None):

@@ -111,29 +111,16 @@ def judge_cells(
     """
     reported = [result for result in results if result.reported is not None]
     family = max(sum(cell.reported is not None for cell in registry.cells), len(reported))
-    measured = {
-        result.cell: _measured(result, reported, registry, preset, rules.cells) for result in reported
-    }
-    # Only these are read one by one: complete, comparable, with an interval over all their runs.
-    judged = [
-        result.cell
-        for result in reported
-        if (verdict := measured[result.cell]).word is Verdict.UNDECIDED
-        and not result.diverged
-        and verdict.readings
-    ]
-    measured |= zip(judged, _corrected([measured[cell] for cell in judged], family, rules.cells), strict=True)
+    measured = [_measured(result, reported, registry, preset, rules.cells) for result in reported]
+    # Only cells of which nothing is said yet are read one by one: all their runs are there and comparable.
+    judged = iter(_corrected([verdict for verdict in measured if not verdict.reason], family, rules.cells))
     verdicts = {}
-    for result in reported:
-        verdict = measured[result.cell]
-        words = {reading.word for reading in verdict.readings}
-        common = words.pop() if len(words) == 1 else Verdict.UNDECIDED
-        if result.cell in judged:
-            verdict = replace(verdict, word=common, reason=_why(verdict, common, rules.cells, family))
+    for result, verdict in zip(reported, measured, strict=True):
+        if not verdict.reason:
+            verdict = next(judged)
         elif verdict.word is Verdict.INCOMPLETE and verdict.readings:
-            verdict = replace(
-                verdict, so_far=Verdict(rules.cells.partly_diverged) if result.diverged else common
-            )
+            partly = Verdict(rules.cells.partly_diverged)
+            verdict = replace(verdict, so_far=partly if result.diverged else _common_word(verdict.readings))
         sentence = _sentence(result, verdict, registry.paper, rules.cells)
         seeds = _seeds(result, verdict, registry, rules.cells)
         verdicts[result.cell] = replace(verdict, sentence=sentence, seeds=seeds)
@@ -212,8 +199,8 @@ def _by_interval(low: float, high: float, tolerance: float) -> Verdict:
 
 
 def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> list[CellVerdict]:
-    """The verdicts with adjusted p and the words that these leave to each reading."""
-    corrected = list(judged)
+    """The verdicts with adjusted p and the words that these leave."""
+    corrected = []
     # Cells that are not judged yet keep their place in the family: looking early gains nothing.
     # Of (beyond, equivalence), by reading and cell; a single reading stands for both.
     p = np.ones((2, 2, family))
@@ -221,17 +208,26 @@ def _corrected(judged: Sequence[CellVerdict], family: int, rules: CellRules) -> 
         p[..., place] = [[r.p_beyond, r.p_equivalence] for r in verdict.readings]
     adjusted = benjamini_hochberg(p)
     for place, verdict in enumerate(judged):
-        readings = []
-        for reading, (beyond, equivalence) in zip(
-            verdict.readings, adjusted[..., place].tolist(), strict=False
-        ):
-            needed = {Verdict.REPRODUCED: equivalence, Verdict.OFF: beyond}.get(reading.word, 0.0)
-            word = reading.word if needed <= rules.false_discovery_rate else Verdict.UNDECIDED
-            readings.append(
-                replace(reading, p_beyond_adjusted=beyond, p_equivalence_adjusted=equivalence, word=word)
-            )
-        corrected[place] = replace(verdict, readings=tuple(readings))
+        pairs = zip(verdict.readings, adjusted[..., place].tolist(), strict=False)
+        readings = tuple(
+            _adjusted(reading, beyond, equivalence, rules.false_discovery_rate)
+            for reading, (beyond, equivalence) in pairs
+        )
+        word = _common_word(readings)
+        reason = _why(verdict, word, rules, family)
+        corrected.append(replace(verdict, readings=readings, word=word, reason=reason))
     return corrected
+
+
+def _adjusted(reading: Reading, beyond: float, equivalence: float, rate: float) -> Reading:
+    needed = {Verdict.REPRODUCED: equivalence, Verdict.OFF: beyond}.get(reading.word, 0.0)
+    word = reading.word if needed <= rate else Verdict.UNDECIDED
+    return replace(reading, p_beyond_adjusted=beyond, p_equivalence_adjusted=equivalence, word=word)
+
+
+def _common_word(readings: Sequence[Reading]) -> Verdict:
+    words = {reading.word for reading in readings}
+    return words.pop() if len(words) == 1 else Verdict.UNDECIDED
 
 
 def _why(verdict: CellVerdict, word: Verdict, rules: CellRules, family: int) -> str:

@@ -86,10 +86,8 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
 class Program:
     """What trains: this project's loop on `config`, or a baseline on the same network and images.
 
-    `precision` None is the device's own, `threads` None torch's default, as in a script. `accelerations` and
-    `deterministic` are for this project's loop. `runs` train in turn in one process; `processes` train at
-    the same time, each for itself. `keeps_freed_memory` is what `repro train` asks of malloc and a script
-    does not.
+    `threads` None is torch's default, as in a script. `accelerations` and `deterministic` are for this
+    project's loop. `runs` train in turn in one process; `processes` train at the same time, each for itself.
     """
 
     kind: str
@@ -97,13 +95,17 @@ class Program:
     image_size: int
     data_dir: Path
     device: str
-    precision: str | None
+    precision: str
     threads: int | None
     accelerations: tuple[str, ...] = ()
     deterministic: bool = False
     runs: int = 1
     processes: int = 1
-    keeps_freed_memory: bool = False
+
+    @property
+    def keeps_freed_memory(self) -> bool:
+        """What `repro train` asks of malloc and a script does not."""
+        return self.kind == HARNESS
 
 
 class RunningProgram:
@@ -168,11 +170,10 @@ def started(
     programs: Mapping[str, Program],
     notes: list[str],
     say: Callable[[str], None] = lambda line: None,
-    required: Sequence[str] = (HARNESS,),
 ) -> Iterator[dict[str, RunningProgram]]:
     """The programs, prepared one after another and all waiting; they end with the context.
 
-    One that fails to prepare is left out and noted, unless it is `required`: then RunFailedError.
+    One that fails to prepare is left out and noted, unless it is this project's loop: then RunFailedError.
     """
     with contextlib.ExitStack() as stack:
         running: dict[str, RunningProgram] = {}
@@ -181,7 +182,7 @@ def started(
             try:
                 running[name] = RunningProgram(name, program)
             except RunFailedError as failure:
-                if name in required:
+                if name == HARNESS:
                     raise
                 notes.append(str(failure))
                 continue

@@ -16,36 +16,59 @@ from repro import __version__
 from repro.cli.options import configure_logging, prepare_streams, say
 from repro.errors import ReproError, SetupError
 
-# The files of this package and their commands: each is imported only where one of them is asked for.
+# The files of this package and their commands as `repro --help` lists them: a file is imported only where
+# one of its commands is asked for.
 _FILES = {
-    "run": ("plan", "run"),
-    "train": ("train", "stop"),
-    "status": ("status", "show", "logs"),
-    "reporting": ("aggregate", "figures", "report"),
-    "claims": ("claims", "audit"),
-    "share": ("bundle", "merge"),
-    "compare": ("compare",),
-    "clean": ("clean",),
-    "bench": ("bench",),
-    "doctor": ("doctor",),
-    "data": ("data",),
-    "init": ("init",),
+    "run": {
+        "plan": "Show what is done, what is missing, and about how long it takes.",
+        "run": "Train what is missing, on every device found.",
+    },
+    "train": {
+        "train": "Train runs by id in this process.",
+        "stop": "Ask every worker of the preset to stop, on whatever machine.",
+    },
+    "status": {
+        "status": "Show a sweep: runs by state, speed, time left, failures.",
+        "show": "Show one run with its curve, or cells with their verdicts.",
+        "logs": "Show how each attempt of a run ended, and its workers' logs.",
+    },
+    "reporting": {
+        "aggregate": "Print the tables: mean ± sample std, beside what is reported.",
+        "figures": "Draw the paper's figures, curves and ablations.",
+        "report": "Write one HTML file with tables, runs, figures and cost.",
+        "claims": "Judge the paper's claims and cells by the records so far.",
+        "audit": "Audit the paper by its own printed numbers; needs no record.",
+    },
+    "share": {
+        "bundle": "Pack the records that count into one file for others.",
+        "merge": "Take in records that `repro bundle` packed elsewhere.",
+    },
+    "compare": {"compare": "Compare two sets of results, cell by cell."},
+    "clean": {"clean": "Remove what no run needs any more; lists it, then asks."},
+    "bench": {"bench": "Measure training speed here, beside two other loops."},
+    "doctor": {"doctor": "Check whether this machine is ready to train."},
+    "data": {"data": "Fetch, prepare, verify and list the data sets."},
+    "init": {"init": "Make a project for another paper, to edit."},
 }
+_FILE_OF = {command: file for file, commands in _FILES.items() for command in commands}
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-COMMANDS = {command: file for file, commands in _FILES.items() for command in commands}
 
 
 class Commands(click.Group):
     """Finds commands by name, and turns an error for the user into one line on stderr and its exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: D102
-        return list(COMMANDS)
+        return list(_FILE_OF)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: D102
-        if cmd_name not in COMMANDS:
+        if cmd_name not in _FILE_OF:
             return None
-        command: click.Command = getattr(import_module(f"repro.cli.{COMMANDS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(import_module(f"repro.cli.{_FILE_OF[cmd_name]}"), cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: D102
+        with formatter.section("Commands"):
+            formatter.write_dl([row for commands in _FILES.values() for row in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
         try:

@@ -1,16 +1,16 @@
 """`repro bench`: how fast training is on this machine, beside its roofline and beside two other loops."""
 
+import itertools
 import os
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import DEVICE, FILE, PRECISION, accelerations, places, write
-from repro.errors import UsageError
+from repro.cli.options import DEVICE, FILE, PRECISION, accelerations, places, say, write
 
 if TYPE_CHECKING:
     from repro.benchmark.case import Case
@@ -28,8 +28,8 @@ _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others
 @places
 @click.option("--network", "networks", multiple=True, default=("resnet18",), show_default=True,
               help="Repeatable.")  # fmt: skip
-@click.option("--size", "sizes", multiple=True, type=int, default=(32,), show_default=True,
-              help="Pixels, 32 or 64; repeatable.")  # fmt: skip
+@click.option("--size", "sizes", multiple=True, type=click.Choice([32, 64]), default=(32,),
+              show_default=True, help="Pixels; repeatable.")  # fmt: skip
 @click.option(
     "--loss", "losses", multiple=True, help="A table's row; repeatable.  [default: the proposed one]"
 )
@@ -82,6 +82,7 @@ def bench(
     """
     import torch
 
+    from repro.benchmark.case import DATA_SETS, open_case
     from repro.benchmark.result import BenchResult, Machine, busy_doubts
     from repro.benchmark.roofline import measure_rates
     from repro.benchmark.timing import HARNESS, Program
@@ -91,15 +92,20 @@ def bench(
     from repro.training.provenance import describe_environment
 
     busy, load, cores = busy_share(_BUSY_SECONDS), os.getloadavg()[0], usable_cores()
-    torch.set_num_threads(threads or cores)
+    our_threads = threads or cores
+    torch.set_num_threads(our_threads)
     on = choose_device(device)
     used_precision = choose_precision(on, precision)
     used = choose_accelerations(on, COMPILING_PAYS_FROM, switch_on, switch_off, deterministic)
     method = context.registry.paper.method
     losses = losses or (method.rows[-1] if method else context.registry.tables[0].rows[0].name,)
-    cases = [_case(context, network, size, loss) for network in networks for size in sizes for loss in losses]
+    cases = []
+    for network, size, loss in itertools.product(networks, sizes, losses):
+        run = context.registry.parse(f"{DATA_SETS[size][0]}/{network}/{loss}/seed0")
+        config = context.registry.config(run, context.preset)
+        cases.append(open_case(config, size, context.project.data))
     made_on = describe_environment(context.project.root, on)
-    _say(f"measuring {made_on.device}")
+    say(f"measuring {made_on.device}")
     rates = measure_rates(on, used_precision.name)
     if on.type == "cuda":
         torch.cuda.empty_cache()  # the programs' processes need the memory
@@ -109,7 +115,7 @@ def bench(
         device=made_on.device,
         device_kind=on.type,
         precision=used_precision.name,
-        threads=threads or cores,
+        threads=our_threads,
         cores=cores,
         memory_bytes=made_on.device_memory_bytes,
         matmul=rates.matmul,
@@ -120,7 +126,7 @@ def bench(
         versions=packages | {"python": made_on.python} | {key: name for key, name in names.items() if name},
     )
     for doubt in busy_doubts(busy):
-        _say(f"not trustworthy: {doubt}")
+        say(f"not trustworthy: {doubt}")
 
     def programs(case: "Case") -> dict[str, Program]:
         """By name: our loop as `repro train` starts it, and the others as a script starts."""
@@ -131,26 +137,19 @@ def bench(
             data_dir=context.project.data,
             device=str(on),
             precision=used_precision.name,
-            threads=threads or cores,
+            threads=our_threads,
             accelerations=used.names(),
             deterministic=deterministic,
-            keeps_freed_memory=True,
         )
         found = {HARNESS: ours}
         for copies in () if alone else packed or ((2, 4) if on.type == "cuda" else (2,)):
-            found[f"{HARNESS}, {copies} at once"] = (
-                replace(ours, runs=copies)
-                if on.type == "cuda"
-                else replace(ours, processes=copies, threads=max(1, (threads or cores) // copies))
-            )
-        for name in ("compile", "cuda-graph"):
-            if name in used.names():
-                found[f"{HARNESS}, no {name}"] = replace(
-                    ours, accelerations=used.switched(off=[name]).names()
-                )
-        script = replace(
-            ours, threads=threads, accelerations=(), deterministic=False, keeps_freed_memory=False
-        )
+            share: dict[str, Any] = {"processes": copies, "threads": max(1, our_threads // copies)}
+            changes = {"runs": copies} if on.type == "cuda" else share
+            found[f"{HARNESS}, {copies} at once"] = replace(ours, **changes)
+        for name in [name for name in ("compile", "cuda-graph") if name in used.names()]:
+            without = used.switched(off=[name]).names()
+            found[f"{HARNESS}, no {name}"] = replace(ours, accelerations=without)
+        script = replace(ours, threads=threads, accelerations=(), deterministic=False)
         return found | {kind: replace(script, kind=kind) for kind in (() if alone else against)}
 
     results = [_measure(case, programs(case), used_precision, used, rates, rounds, seconds) for case in cases]
@@ -160,19 +159,6 @@ def bench(
         write(json_file, result.to_json())
     if plot:
         draw_bench(result, plot)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _case(context: "Context", network: str, size: int, loss: str) -> "Case":
-    from repro.benchmark.case import DATA_SETS, open_case
-
-    if size not in DATA_SETS:
-        raise UsageError(f"--size: expected one of {', '.join(map(str, DATA_SETS))}, got {size}")
-    run = context.registry.parse(f"{DATA_SETS[size][0]}/{network}/{loss}/seed0")
-    return open_case(context.registry.config(run, context.preset), size, context.project.data)
 
 
 def _measure(
@@ -192,17 +178,17 @@ def _measure(
     from repro.benchmark.result import CaseResult
     from repro.benchmark.roofline import count_kernels, roofline_seconds
 
-    def say(line: str) -> None:
-        _say(f"{case.name}: {line}")
+    def tell(line: str) -> None:
+        say(f"{case.name}: {line}")
 
     manifest, config, batch = case.data.manifest, case.config, case.config.recipe.batch_size
     network, _ = case.build()
     precision = accelerations.layout(precision.for_network(network))
     kernels = count_kernels(network, batch, manifest.image_size, precision.name)
     notes: list[str] = []
-    with timing.started(programs, notes, say) as running:
+    with timing.started(programs, notes, tell) as running:
         windows = {name: program.window for name, program in running.items()}
-        speeds = timing.measure(windows, rounds, seconds, say)
+        speeds = timing.measure(windows, rounds, seconds, tell)
     nhwc = precision.memory_format == torch.channels_last
     used = accelerations if nhwc else accelerations.switched(off=["channels-last"])
     packed_how = "one process, a stream and a graph per run"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repro.scheduling.devices import Device
     from repro.scheduling.executor import Executor
 
+PerGpu = int | Literal["auto"]
 SLURM_JOBS = 16  # in Slurm's queue at once, unless --jobs says how many
 
 
@@ -41,7 +42,7 @@ class ClusterOptions:
 option = partial(click.option, cls=ClusterOption)
 
 
-def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what a job asks of Slurm or Ray, and hands over ClusterOptions."""
 
     @option("--jobs", type=click.IntRange(min=1), metavar="N", help="at once")
@@ -60,6 +61,19 @@ def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, cluster=ClusterOptions(**asked), **options)
 
     return wrapped
+
+
+def local(
+    context: "Context", asked: ClusterOptions, gpus: str | None, per_gpu: PerGpu
+) -> "tuple[Executor, tuple[Device, ...]]":
+    """This machine's executor and devices; UsageError for options of a cluster."""
+    from repro.gpus import parse_gpus
+    from repro.scheduling.devices import find_devices
+    from repro.scheduling.executor import LocalExecutor
+
+    if asked != ClusterOptions():
+        raise UsageError("--jobs and the cluster options of --help need --executor slurm or --executor ray")
+    return LocalExecutor(), find_devices(context.preset.threads, gpus=parse_gpus(gpus), per_gpu=per_gpu)
 
 
 def slurm(context: "Context", asked: ClusterOptions) -> "tuple[Executor, tuple[Device, ...]]":

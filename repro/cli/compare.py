@@ -44,7 +44,7 @@ def compare(
     """
     from repro.analysis.results import summarise
     from repro.cli.context import Context
-    from repro.record_state import damage, recorded_runs
+    from repro.record_state import recorded_runs
 
     with tempfile.TemporaryDirectory(prefix="repro-compare-") as scratch:
         sides = [
@@ -57,18 +57,18 @@ def compare(
             places = {cell.place for cell in sides[0].registry.select_cells(selected)}
             seeds = selected.seeds or [run.seed for run in runs]
             runs = [run for run in runs if run.cell.place in places and run.seed in seeds]
-        states: list[list[RunState]] = [[], []]
         digests: list[dict[str, str]] = [{}, {}]
-        for side, own, numbers in zip(sides, states, digests, strict=True):
-            own += _watched(side, runs, numbers)
-        registry = sides[0].registry
-        results = [summarise(own, registry, sides[0].preset) for own in states]
-    rows = [_row(a, b, digests, registry.paper.metric) for a, b in zip(*results, strict=True) if a.n and b.n]
+        results = [
+            summarise(_watched(side, runs, numbers), side.registry, side.preset)
+            for side, numbers in zip(sides, digests, strict=True)
+        ]
+    metric = sides[0].registry.paper.metric
+    rows = [_row(a, b, digests, metric) for a, b in zip(*results, strict=True) if a.n and b.n]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:
         click.echo(_markdown(rows, first, second, len(results[0]) - len(rows)))
-    end_if_damaged(damage([*states[0], *states[1]]))
+    end_if_damaged(sides[0].damaged | sides[1].damaged)
 
 
 def _folder(path: Path, scratch: Path, data: Path | None) -> Path:
@@ -90,7 +90,8 @@ def _watched(context: "Context", runs: "list[Run]", digests: dict[str, str]) -> 
 
     for state in context.states(runs):
         if state.counts and state.record is not None:
-            numbers = {key: state.record.comparable()[key] for key in ("result", "curve", "probes")}
+            content = state.record.comparable()
+            numbers = {key: content[key] for key in ("result", "curve", "probes")}
             digests[state.run.id] = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
         yield trimmed(state)
 

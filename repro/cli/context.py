@@ -1,19 +1,20 @@
 """What most commands start from: the project's folders, the registry, a preset, what its runs have so far."""
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.cli.options import say
-from repro.config import Preset, RunConfig
+from repro.config import Preset
 from repro.data import fingerprints
 from repro.paths import Project
 from repro.record_state import RunState, assess, recorded_runs
 from repro.registry import Registry, Run, Selection
 
 if TYPE_CHECKING:
+    from repro.analysis.rules import Rules
     from repro.scheduling.estimate import DataSize, Survey
 
 _SHOWN = 5  # files that are pointed out by name
@@ -21,11 +22,12 @@ _SHOWN = 5  # files that are pointed out by name
 
 @dataclass(frozen=True)
 class Context:
-    """One project, its registry, and the preset asked for."""
+    """One project, its registry, and the preset asked for; and a sentence for each damaged record met."""
 
     project: Project
     registry: Registry
     preset: Preset
+    damaged: dict[str, None] = field(default_factory=dict, compare=False)
 
     @classmethod
     def open(cls, preset: str, results: Path | None = None, data: Path | None = None) -> "Context":
@@ -41,6 +43,14 @@ class Context:
             say(f"repro: a table is left out: {reason}")
         return cls(project, registry, registry.preset(preset))
 
+    @cached_property
+    def rules(self) -> "Rules | None":
+        """The rules of verdicts; None where there are none, as in a project with tables of its own alone."""
+        from repro.analysis.rules import RULES_FILE, read_rules
+
+        path = self.project.experiments / RULES_FILE
+        return read_rules(path) if path.exists() else None
+
     def runs(self, **selection: Any) -> tuple[Run, ...]:
         """The preset's runs that `Selection(**selection)` names; raises SelectionError."""
         return self.registry.select_runs(Selection(**selection), self.preset)
@@ -49,21 +59,17 @@ class Context:
         """The fingerprint of each run's data set; None where the data are missing."""
         return fingerprints(runs, self.registry, self.preset, self.project.data)
 
-    def config_for(self, dataset: str, seed: int) -> RunConfig:
-        """The configuration of any one run on `dataset`, for what all runs on it share: data and recipe.
-
-        Raises SelectionError for a data set without a table.
-        """
-        run = self.runs(datasets=(dataset,), seeds=(seed,))[0]
-        return self.registry.config(run, self.preset)
-
     def states(self, runs: Iterable[Run], whole: bool = True) -> Iterator[RunState]:
         """The state of each run, in order, one at a time; not `whole`, records lack curves and probes.
 
         Then many of them fit into memory.
         """
         runs = list(runs)
-        yield from assess(runs, self.registry, self.preset, self.project, self.fingerprints(runs), whole)
+        known = self.fingerprints(runs)
+        for state in assess(runs, self.registry, self.preset, self.project, known, whole):
+            if state.is_damaged:
+                self.damaged[state.reason] = None
+            yield state
 
     def point_out_misnamed(self) -> None:
         """Names on stderr each file among the records that has no run's name, as `Seed0.json`."""
@@ -99,43 +105,24 @@ class Context:
         sizes = {}
         for name in dict.fromkeys(names):
             try:
-                manifest = read_manifest(self.project.data, name)
+                there = read_manifest(self.project.data, name)
+                sizes[name] = DataSize(there.train.count, there.test.count, there.classes, there.image_size)
             except DataMissingError:
                 known = dataset_info(name)
+                counts = known.paper_counts
                 if known.train_count and known.test_count and known.classes:
-                    sizes[name] = DataSize(
-                        known.train_count, known.test_count, known.classes, known.image_size
-                    )
-                elif known.paper_counts:
-                    sizes[name] = DataSize(*known.paper_counts, known.image_size)
-            else:
-                sizes[name] = DataSize(
-                    manifest.train.count, manifest.test.count, manifest.classes, manifest.image_size
-                )
+                    counts = known.train_count, known.test_count, known.classes
+                if counts:
+                    sizes[name] = DataSize(*counts, known.image_size)
         return sizes
 
-    def suggest(self, *words: str, options: Sequence[str] = ("--preset", "--results", "--data-dir")) -> str:
-        """`repro WORDS…` in backquotes, with those of `options` whose value is not the default."""
-        project, default = self.project, Project.find(self.project.root)
-        values = {
-            "--preset": (self.preset.name, "paper"),
-            "--results": (str(project.results), str(default.results)),
-            "--data-dir": (str(project.data), str(default.data)),
-        }
-        given = [
-            word for name in options if values[name][0] != values[name][1] for word in (name, values[name][0])
-        ]
-        return f"`{shlex.join(['repro', *words, *given])}`"
 
-    def data_commands(self, name: str, fetch: bool = True) -> str:
-        """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
-        from repro.data import DATA_SETS
+def data_commands(name: str, fetch: bool = True) -> str:
+    """The commands that prepare a data set; DIR and FOLDER stand for what only the user has."""
+    from repro.data import DATA_SETS
 
-        known, options = DATA_SETS.get(name), ("--data-dir",)
-        if known is None:
-            return self.suggest("data", "prepare", name, "--from", "FOLDER", options=options)
-        prepare = self.suggest("data", "prepare", name, options=options)
-        if not fetch:
-            return prepare
-        lists = ["--lists", "DIR"] if "--lists" in known.fetch_needs else []
-        return f"{self.suggest('data', 'fetch', name, *lists, options=options)}, then {prepare}"
+    if name not in DATA_SETS:
+        return f"`repro data prepare {name} --from FOLDER`"
+    prepare = f"`repro data prepare {name}`"
+    lists = " --lists DIR" if "--lists" in DATA_SETS[name].fetch_needs else ""
+    return f"`repro data fetch {name}{lists}`, then {prepare}" if fetch else prepare

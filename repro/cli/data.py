@@ -152,7 +152,8 @@ def show(context: "Context", name: str, classes: int, images: int, seed: int, ou
 
     from repro.data import open_for_training
 
-    config = context.config_for(name, seed)
+    run = context.runs(datasets=(name,), seeds=(seed,))[0]
+    config = context.registry.config(run, context.preset)
     prepared = open_for_training(config, context.project.data)
     sheet, shown = make_contact_sheet(prepared, config.recipe, classes, images, seed, config.folder)
     path = output or context.project.data / name / f"contact-sheet-{context.preset.name}.png"

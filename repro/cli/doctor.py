@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from repro.cli.options import JSON, places
+from repro.cli.options import JSON, places, with_own_options
 from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ _SOURCE = Path(__file__).parents[2]  # with run_all.sh, where the package was no
 _INSTALL = f"`{shlex.quote(str(_SOURCE / 'run_all.sh'))} --install-only`"
 OLD_CARDS_INDEX = "https://download.pytorch.org/whl/cu126"
 _OLD_CARDS_TORCH = f"`pip install --force-reinstall torch torchvision --index-url {OLD_CARDS_INDEX}`"
-_RECORD_BYTES = 60_000
-_CHECKPOINT_BYTES = 400_000_000  # two of ResNet-50's: weights, momentum and accumulators in float32
 _ENOUGH_MEMORY = 6 * 2**30  # bytes; one run holds torch and its data set, about 3 GB, TinyImageNet 4
 _TORCH_TIMEOUT = 180.0  # seconds that torch may take to be imported and to run a kernel on each GPU
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -59,6 +57,7 @@ def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> Non
     """
     findings = []
     for finding in examine(context, executor, hash_data=not quick):
+        finding = replace(finding, remedy=with_own_options(finding.remedy))
         findings.append(finding)
         if not as_json:
             mark = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
@@ -234,9 +233,10 @@ def torch_facts() -> dict[str, Any]:
 
 def check_places(context: "Context") -> Iterator[Finding]:
     """The folders of results, figures and data: writable, with room for the preset's runs, and lockable."""
-    project = context.project
-    runs = len(context.runs())
-    needed = runs * _RECORD_BYTES + _CHECKPOINT_BYTES
+    from repro.scheduling.estimate import footprint, format_bytes
+
+    project, runs = context.project, context.runs()
+    needed = footprint(runs, context.preset.recipe, at_once=1).total
     for matter, folder, elsewhere in (
         ("results", project.results, "use --results DIR"),
         ("figures", project.figures, "use `repro figures --output DIR`"),
@@ -249,7 +249,9 @@ def check_places(context: "Context") -> Iterator[Finding]:
             said = f"{existing} cannot be written"
             yield Finding(matter, "error", said, f"make it writable, or {elsewhere}")
         elif matter == "results" and free < needed:
-            said = f"{folder}: {room}, {runs} runs need about {needed / 1e9:.1f} GB with their checkpoints"
+            said = (
+                f"{folder}: {room}, {len(runs)} runs need about {format_bytes(needed)} with their checkpoints"
+            )
             yield Finding(matter, "error", said, f"free some space, or {elsewhere} on another disk")
         else:
             yield Finding(matter, "ok", f"{folder}: can be written, {room}")
@@ -268,6 +270,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
 
     The runs of a set that is missing are left out: a warning, and an error where all of them are.
     """
+    from repro.cli.context import data_commands
     from repro.data import digits, listing, verify
 
     if context.preset.recipe.data == "digits":
@@ -283,7 +286,7 @@ def check_data(context: "Context", hash_them: bool) -> Iterator[Finding]:
     for name in dict.fromkeys([*states, *needed]):
         state = states.get(name)
         matter, found = f"data: {name}", state.state if state else "missing"
-        remedy = context.data_commands(name, fetch=found == "missing")
+        remedy = data_commands(name, fetch=found == "missing")
         try:
             if state is None or found in ("missing", "fetched"):
                 left_out = f"{found}, {'so nothing can be trained' if nothing else 'its runs are left out'}"

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -164,7 +164,6 @@ PRECISION = expert(
     type=click.Choice(["bf16", "fp16", "fp32"]),
     help="Force this precision.  [default: by device]",
 )
-DETERMINISTIC = expert("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower.")
 STALE = expert(
     "--stale",
     type=click.Choice(["keep", "rerun"]),
@@ -172,8 +171,6 @@ STALE = expert(
     show_default=True,
     help="Results from older code.",
 )
-LOG = expert("--log", metavar="NAME", help="Live: tensorboard, csv or mylog.py:MyLogger.")
-
 _ACCELERATIONS = click.Choice(["channels-last", "fused-sgd", "cuda-graph", "compile"])
 _FORCE = "On or off: channels-last, fused-sgd, cuda-graph, compile.  [default: by device]"
 accelerations = all_of(
@@ -183,6 +180,31 @@ accelerations = all_of(
     )
 )
 """What makes a run faster and is no part of its recipe."""
+
+training = all_of(
+    PRECISION,
+    expert("--deterministic", is_flag=True, help="Bitwise repeatable on a GPU too; slower."),
+    accelerations,
+    expert(
+        "--checkpoint-interval",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Least time between two.  [default: 60]",
+    ),
+    expert("--log", metavar="NAME", help="Live: tensorboard, csv or mylog.py:MyLogger."),
+)
+"""What `train` takes beside its device, and `run` hands on to it."""
+
+
+def as_words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Options of the present command, by the names of its parameters, as words of a command line."""
+    names = {param.name: param.opts[0] for param in click.get_current_context().command.params}
+    for name, value in options.items():
+        if value is True:
+            yield names[name]
+        elif value is not None and value is not False:  # 0 is a value
+            for each in value if isinstance(value, tuple) else (value,):
+                yield from (names[name], str(each))
 
 
 PRESET = click.option("--preset", default="paper", show_default=True, metavar="NAME", callback=_keep_own,
@@ -294,7 +316,7 @@ devices = all_of(
 """What `plan` and `run` share."""
 
 
-def end_if_damaged(reasons: Sequence[str]) -> None:
+def end_if_damaged(reasons: Collection[str]) -> None:
     """Names every record that is not valid, and ends with the exit code for that."""
     for reason in reasons:
         say(f"repro: {reason}")

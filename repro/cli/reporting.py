@@ -1,22 +1,36 @@
-"""What the records say: aggregate, figures, report."""
+"""What the records say: aggregate, figures, report, claims; and audit, which needs none."""
 
+import shlex
 import subprocess
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from repro.cli.options import FILE, FOLDER, command, end_if_damaged, places, say, select, selection, write
+from repro.cli.options import (
+    FILE,
+    FOLDER,
+    JSON,
+    command,
+    end_if_damaged,
+    places,
+    say,
+    select,
+    selection,
+    with_own_options,
+    write,
+)
 from repro.errors import UsageError
 
 if TYPE_CHECKING:
     from repro.analysis.ablations import AblationEffect
+    from repro.analysis.claims import ClaimVerdict
     from repro.analysis.export import Readings, TableFormat
+    from repro.analysis.results import CellResult
     from repro.analysis.rules import Rules
     from repro.cli.context import Context
-    from repro.experiments import TableName
     from repro.record_state import RunState
     from repro.registry import Cell, Run, Selection
 
@@ -77,17 +91,17 @@ def aggregate(
             f"{modes[0]} needs --format csv, json or parquet; {form} is always the paper's table"
         )
     context.point_out_misnamed()
+    from repro.analysis.ablations import render_effects
+    from repro.analysis.overrides import render_overrides
+
     text: str | bytes
+    damaged: Collection[str] = context.damaged
     if selected.studies:
-        text, damaged = aggregate_studies(context, selected, form)
+        text = render_effects(study_effects(context, selected), context.registry, context.preset, form)
     elif selected.axes:
-        text, damaged = aggregate_overrides(context, selected, form)
-    elif by:
-        text, damaged = aggregate_rows(context, selected, form, by, readings, extended)
+        text = render_overrides(overrides(context, selected), context.registry, context.preset, form)
     else:
-        text, damaged = aggregate_tables(context, selected, form, extended, readings)
-        if form == "markdown":
-            text = f"{text!s}{overrides_beside(context, selected)}"
+        text, damaged = aggregate_cells(context, selected, form, by, readings, extended)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -96,57 +110,42 @@ def aggregate(
     end_if_damaged(damaged)
 
 
-def aggregate_tables(
+def aggregate_cells(
     context: "Context",
     selected: "Selection",
     form: "TableFormat",
-    extended: bool = False,
+    by: str | None = None,
     readings: "Readings" = "deciding",
+    extended: bool = False,
 ) -> tuple[str | bytes, list[str]]:
     """The tables' text (Parquet: bytes), and a sentence for each record that is not valid.
 
-    Losses that extend a table are in it once one of their runs has a record, with `extended` before that too.
+    `by` "run", "epoch" or "cell", it is a frame of `repro.load()`. Losses that extend a table are in it once
+    one of their runs has a record, with `extended` before that too.
     """
-    from repro.analysis.export import render_tables
+    from repro.analysis.export import cells_frame, render_frame, render_tables
     from repro.analysis.frames import Results
 
     registry, preset, supplied = context.registry, context.preset, context.project.supplied_results
     found = Results(context.project, registry, preset, selected, extended)
-    text = render_tables(
-        found.cell_results, registry, preset, form, rules=found.rules, supplied=supplied, readings=readings
-    )
+    if by in ("run", "epoch"):
+        return render_frame(found.runs if by == "run" else found.epochs, form), found.damaged
+    cells, rules = found.cell_results, found.rules
+    if by == "cell":
+        return render_frame(cells_frame(cells, registry, preset, readings), form, rules), found.damaged
+    text = render_tables(cells, registry, preset, form, rules=rules, supplied=supplied, readings=readings)
+    if form == "markdown":
+        text = f"{text!s}{_overrides_beside(context, selected)}"
     return text, found.damaged
 
 
-def aggregate_rows(
-    context: "Context",
-    selected: "Selection",
-    form: "TableFormat",
-    by: str,
-    readings: "Readings",
-    extended: bool,
-) -> tuple[str | bytes, list[str]]:
-    """The frames of `repro.load()` as text (Parquet: bytes), and a sentence for each record not valid."""
-    from repro.analysis.export import cells_frame, render_frame
-    from repro.analysis.frames import Results
-
-    found = Results(context.project, context.registry, context.preset, selected, extended)
-    if by == "cell":
-        frame = cells_frame(found.cell_results, context.registry, context.preset, readings)
-        return render_frame(frame, form, found.rules), found.damaged
-    return render_frame(found.runs if by == "run" else found.epochs, form), found.damaged
-
-
-def aggregate_overrides(
-    context: "Context", selected: "Selection", form: "TableFormat"
-) -> tuple[str | bytes, list[str]]:
-    """The table of overrides beside their baselines, and a sentence for each record that is not valid.
+def overrides(context: "Context", selected: "Selection") -> "tuple[CellResult, ...]":
+    """The cells with the overrides selected, and their baselines.
 
     Losses without a parameter of that name are left out; UsageError where none has it.
     """
-    from repro.analysis.overrides import render_overrides
     from repro.analysis.results import summarise
-    from repro.record_state import damage, recorded_runs
+    from repro.record_state import recorded_runs
 
     registry, preset = context.registry, context.preset
     baselines = registry.select_runs(replace(selected, axes=()), preset)
@@ -156,11 +155,11 @@ def aggregate_overrides(
     cells = {run.cell for run in (*baselines, *runs)}
     recorded, _ = recorded_runs(context.project, preset, registry)
     beside = [run for run in recorded if run.cell in cells and run.seed not in preset.seeds]
-    states = list(context.states(dict.fromkeys([*baselines, *runs, *beside]), whole=False))
-    return render_overrides(summarise(states, registry, preset), registry, preset, form), damage(states)
+    states = context.states(dict.fromkeys([*baselines, *runs, *beside]), whole=False)
+    return summarise(states, registry, preset)
 
 
-def overrides_beside(context: "Context", selected: "Selection") -> str:
+def _overrides_beside(context: "Context", selected: "Selection") -> str:
     """A Markdown list of the commands that show the runs with overrides; empty where there are none.
 
     Those of a study are in its own table.
@@ -170,11 +169,11 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
     from repro.experiments import AMBIGUITIES
     from repro.record_state import recorded_runs
 
-    registry, preset = context.registry, context.preset
+    registry = context.registry
     shown = {cell.place for cell in shown_cells(context, selected, extended=True)}
     studied = {each.cell for each in registry.variations(AMBIGUITIES)} if registry.ablations else set()
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Run]] = {}
-    for run in recorded_runs(context.project, preset, registry)[0]:
+    for run in recorded_runs(context.project, context.preset, registry)[0]:
         cell = run.cell
         if cell.axes and cell.place in shown and cell not in studied:
             other = not registry.table(cell.table).of_paper
@@ -186,8 +185,9 @@ def overrides_beside(context: "Context", selected: "Selection") -> str:
         for name in names:
             values = dict.fromkeys(format_axis(dict(run.cell.axes)[name]) for run in runs)
             words += ["--set", f"{name}={','.join(values)}"]
-        lines.append(f"- {counted(len(runs), 'run')}: {context.suggest('aggregate', *words)}")
-    return "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""]) if lines else ""
+        lines.append(f"- {counted(len(runs), 'run')}: `repro aggregate {shlex.join(words)}`")
+    text = "\n".join(["", "Trained with overrides, in no table above:", "", *lines, ""])
+    return with_own_options(text) if lines else ""
 
 
 def shown_cells(context: "Context", selected: "Selection", extended: bool = False) -> "Collection[Cell]":
@@ -198,53 +198,18 @@ def shown_cells(context: "Context", selected: "Selection", extended: bool = Fals
     return dict.fromkeys(run.cell for run in runs)
 
 
-def aggregate_studies(
-    context: "Context", selected: "Selection", form: "TableFormat"
-) -> tuple[str, list[str]]:
-    """The table of ablations as text, and a sentence for each record that is not valid.
-
-    Raises UsageError for a format other than Markdown, CSV and JSON.
-    """
-    from repro.analysis.ablations import render_effects
-
-    effects, damaged = study_effects(context, selected)
-    return render_effects(effects, context.registry, context.preset, form), damaged
-
-
-def study_effects(
-    context: "Context", selected: "Selection"
-) -> "tuple[tuple[AblationEffect, ...], list[str]]":
-    """Every alternative of the studies, in the cells selected, and a sentence for each record not valid."""
+def study_effects(context: "Context", selected: "Selection") -> "tuple[AblationEffect, ...]":
+    """Every alternative of the studies, in the cells selected."""
     from repro.analysis.ablations import compute_effects
     from repro.analysis.results import summarise
-    from repro.record_state import damage
 
-    registry, preset = context.registry, context.preset
+    registry = context.registry
     # Spreads are pooled over the whole study, whichever of its cells are shown.
-    states = list(context.states(context.runs(studies=selected.studies)))
-    results = {result.cell: result for result in summarise(states, registry, preset)}
+    states = context.states(context.runs(studies=selected.studies))
+    results = {result.cell: result for result in summarise(states, registry, context.preset)}
     effects = compute_effects(registry.variations(*selected.studies), results, registry.paper.metric)
     chosen = set(registry.select_cells(selected))
-    return tuple(each for each in effects if each.variation.cell in chosen), damage(states)
-
-
-def optional_rules(context: "Context") -> "Rules | None":
-    """The project's rules; None where it has none, as one with tables of its own alone may."""
-    from repro.analysis.rules import RULES_FILE, read_rules
-
-    path = context.project.experiments / RULES_FILE
-    return read_rules(path) if path.exists() else None
-
-
-def seeds_advice(context: "Context", tables: "Collection[TableName]") -> dict[str, dict[str, Any]]:
-    """What the planned seeds can decide of these tables and of the claims; only of the paper's recipe."""
-    rules = optional_rules(context) if context.preset.name == "paper" else None
-    if rules is None:
-        return {}
-    from repro.analysis.seeds import planned_seeds
-
-    advice = planned_seeds(context.registry, context.preset, rules, tables)
-    return {name: asdict(seeds) for name, seeds in advice.items()}
+    return tuple(each for each in effects if each.variation.cell in chosen)
 
 
 @command()
@@ -262,7 +227,6 @@ def figures(context: "Context", selected: "Selection", width: str, titled: bool,
     """
     from repro.analysis.figures import draw_figures
     from repro.analysis.style import COLUMN, PAGE, Look
-    from repro.record_state import damage
 
     registry, preset = context.registry, context.preset
     shown = narrowed(context, selected)
@@ -270,14 +234,28 @@ def figures(context: "Context", selected: "Selection", width: str, titled: bool,
     runs |= dict.fromkeys(registry.select_runs(selected, preset))
     states = list(context.states(runs))
     folder = output or context.project.preset_figures(preset.name)
-    effects, _ = _open_points(context, shown)
-    look, rules = Look(COLUMN if width == "column" else PAGE, titled), optional_rules(context)
-    files, notices = draw_figures(states, registry, preset, folder, rules, effects, look, shown)
+    look = Look(COLUMN if width == "column" else PAGE, titled)
+    effects = _open_points(context, shown)
+    files, notices = draw_figures(states, registry, preset, folder, context.rules, effects, look, shown)
     for path in files:
         click.echo(path)
     for notice in notices:
         say(f"repro: {notice}")
-    end_if_damaged(damage(states))
+    end_if_damaged(context.damaged)
+
+
+def narrowed(context: "Context", selected: "Selection") -> "Collection[Cell] | None":
+    """The cells of a selection that names any; None for all."""
+    return shown_cells(context, selected) if any(vars(selected).values()) else None
+
+
+def _open_points(context: "Context", shown: "Collection[Cell] | None") -> "list[AblationEffect]":
+    """The ablations of what the paper leaves open, in the cells shown; none in a project without any."""
+    from repro.experiments import AMBIGUITIES
+    from repro.registry import Selection
+
+    effects = study_effects(context, Selection(studies=(AMBIGUITIES,))) if context.registry.ablations else ()
+    return [each for each in effects if shown is None or each.variation.baseline in shown]
 
 
 @command()
@@ -291,67 +269,30 @@ def report(context: "Context", selected: "Selection", output: Path | None) -> No
     claims still rest on all the paper's cells. A damaged record is never averaged; it is named, and the exit
     code is 4.
     """
-    path, damaged = write_report(context, output, selected)
-    click.echo(path)
-    end_if_damaged(damaged)
-
-
-def narrowed(context: "Context", selected: "Selection") -> "Collection[Cell] | None":
-    """The cells of a selection that names any; None for all."""
-    return shown_cells(context, selected) if any(vars(selected).values()) else None
-
-
-def _open_points(
-    context: "Context", shown: "Collection[Cell] | None"
-) -> "tuple[tuple[AblationEffect, ...], list[str]]":
-    """The ablations of what the paper leaves open, in the cells shown; none in a project without any."""
-    from repro.experiments import AMBIGUITIES
-    from repro.registry import Selection
-
-    if not context.registry.ablations:
-        return (), []
-    effects, damaged = study_effects(context, Selection(studies=(AMBIGUITIES,)))
-    return tuple(each for each in effects if shown is None or each.variation.baseline in shown), damaged
-
-
-def write_report(
-    context: "Context", output: Path | None, selected: "Selection | None" = None
-) -> tuple[Path, list[str]]:
-    """Writes the page, whole: its path, and a sentence for each record that is not valid.
-
-    The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
-    """
+    # The paper's tables are always in it, another table or a loss beyond the paper's once it has a record.
     from repro import __version__
     from repro.analysis.claims import claim_runs
     from repro.analysis.report import Origin, render_report
-    from repro.record_state import damage
 
-    project, registry, preset = context.project, context.registry, context.preset
+    project, registry, preset, rules = context.project, context.registry, context.preset, context.rules
+    shown = narrowed(context, selected)
     states = _reported_states(context)
-    rules = optional_rules(context)
-    shown = narrowed(context, selected) if selected else None
     found = {state.run for state in states}
-    if selected and shown is not None:
+    if shown is not None:
         more = [run for run in registry.select_runs(selected, preset) if run not in found]
         states += context.states(more)
         found.update(more)
     needed = [run for run in claim_runs(rules, registry, preset) if run not in found] if rules else []
-    effects, damaged = _open_points(context, shown)
     folder = project.preset_results(preset.name)
     # The page goes to other people: a folder within the project is named without this machine's path.
     within = folder.is_relative_to(project.root)
-    origin = Origin(
-        version=__version__,
-        commit=_commit(project.root),
-        results=str(folder.relative_to(project.root)) if within else folder.name,
-        supplied=project.supplied_results,
-    )
-    text = render_report(
-        states, list(context.states(needed)), registry, preset, rules, origin, effects, shown
-    )
+    place = str(folder.relative_to(project.root)) if within else folder.name
+    origin = Origin(__version__, _commit(project.root), place, project.supplied_results)
+    effects, further = _open_points(context, shown), list(context.states(needed))
     path = output or folder / "report.html"
-    write(path, text)
-    return path, list(dict.fromkeys([*damage(states), *damaged]))
+    write(path, render_report(states, further, registry, preset, rules, origin, effects, shown))
+    click.echo(path)
+    end_if_damaged(context.damaged)
 
 
 def _reported_states(context: "Context") -> "list[RunState]":
@@ -360,16 +301,12 @@ def _reported_states(context: "Context") -> "list[RunState]":
 
     states: list[RunState] = []
     for table in context.registry.tables:
-        if table.extends is not None:
-            continue
-        runs = context.runs(tables=(table.name,))
-        found = list(
-            context.states(
-                [*runs, *extension_runs(context.project, context.registry, context.preset, table.name)]
-            )
-        )
-        if table.of_paper or any(state.record_state is not RecordState.MISSING for state in found):
-            states += found
+        if table.extends is None:
+            runs = context.runs(tables=(table.name,))
+            beyond = extension_runs(context.project, context.registry, context.preset, table.name)
+            found = list(context.states([*runs, *beyond]))
+            if table.of_paper or any(state.record_state is not RecordState.MISSING for state in found):
+                states += found
     return states
 
 
@@ -380,3 +317,76 @@ def _commit(root: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+@command()
+@places
+@of_cells
+@click.option("--json", "as_json", is_flag=True, help="For programs: every cell and claim in full.")
+def claims(context: "Context", selected: "Selection", as_json: bool) -> None:
+    """Judge the paper's claims and each of its cells by the records so far.
+
+    With a selection, show its cells' verdicts only, corrected over all the paper's cells. The rules are
+    experiments/claims.toml; docs/statistics.md has the formulas.
+    """
+    from repro.analysis.claims import claims_text, judgement_json
+    from repro.analysis.rules import RULES_FILE, read_rules
+
+    shown = narrowed(context, selected)
+    rules = read_rules(context.project.experiments / RULES_FILE)
+    claimed, cells = judge(context, rules)
+    if shown is not None:
+        claimed, cells = (), tuple(result for result in cells if result.cell in shown)
+        if not cells:
+            raise UsageError("the selection has none of the paper's cells, and claims are about these")
+    text = judgement_json if as_json else claims_text
+    click.echo(text(claimed, cells, context.preset, rules), nl=False)
+    if shown is not None and not as_json:
+        click.echo("\n" + "\n\n".join(map(cell_text, cells)))
+    end_if_damaged(context.damaged)
+
+
+def judge(context: "Context", rules: "Rules") -> "tuple[tuple[ClaimVerdict, ...], tuple[CellResult, ...]]":
+    """The verdicts on the paper's claims and cells."""
+    from repro.analysis.claims import claim_runs, judge_claims
+    from repro.analysis.results import summarise
+    from repro.analysis.verdicts import judge_cells
+
+    registry, preset = context.registry, context.preset
+    of_tables = dict.fromkeys(context.runs())
+    states = list(context.states(dict.fromkeys([*of_tables, *claim_runs(rules, registry, preset)])))
+    results = summarise(states[: len(of_tables)], registry, preset)
+    return judge_claims(states, registry, preset, rules), judge_cells(results, registry, preset, rules)
+
+
+def cell_text(result: "CellResult") -> str:
+    """A cell in words: its id, each run, mean ± sample std, what the paper reports, and the verdict on it."""
+    from repro.analysis.text import mean_text
+
+    runs = [
+        f"{mean_text(run.accuracy)} % top-1" if not run.short else run.reason or run.short
+        for run in result.runs
+    ]
+    lines = [
+        result.cell.id,
+        *(f"  seed {run.seed}: {text}" for run, text in zip(result.runs, runs, strict=True)),
+    ]
+    lines.append(f"  mean: {' '.join(filter(None, (result.value, f'({result.count})')))}")
+    if result.reported:
+        lines.append(f"  reported: {mean_text(result.reported.mean, result.reported.std)}")
+    lines += [f"  {text}" for text in (*result.notes, result.beside) if text]
+    if result.verdict:
+        lines.append(f"  verdict: {result.verdict.sentence}")
+    return "\n".join(lines)
+
+
+@command()
+@JSON
+def audit(as_json: bool) -> None:
+    """Audit the paper by its own printed numbers; needs no record."""
+    from repro.analysis.audit import audit_json, audit_paper, audit_text
+    from repro.cli.context import Context
+
+    context = Context.open("paper")
+    found = audit_paper(context.registry, context.rules)
+    click.echo(audit_json(found) if as_json else audit_text(found), nl=False)

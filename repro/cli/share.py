@@ -56,27 +56,29 @@ _NOBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "localhost"}) 
 @click.option("-o", "--output", type=FILE, help="[default: <preset>-records.tar.gz]")
 def bundle(context: "Context", selected: "Selection", output: Path | None) -> None:
     """Pack the records that count into one file for others, without paths or names of this machine."""
+    from repro.analysis.text import counted
+
     file = output or Path(f"{context.preset.name}-records.tar.gz")
-    packed, left_out, damaged = write_bundle(context, selected, file)
+    packed, left_out = write_bundle(context, selected, file)
     for reason in left_out:
         say(f"left out: {reason}")
-    say(f"{packed} record{'' if packed == 1 else 's'} packed")
+    say(f"{counted(packed, 'record')} packed")
     click.echo(file)
-    if damaged:
+    if context.damaged:
         sys.exit(IntegrityError.exit_code)
 
 
-def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple[int, list[str], bool]:
+def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple[int, list[str]]:
     """Packs every record of the selection that counts into the new `file`.
 
-    Returns how many were packed, a sentence for each that was left out, and whether one of these is damaged.
+    Returns how many were packed, and a sentence for each that was left out.
     Raises SelectionError where there is none, UsageError where the file is there or cannot be written.
     """
     from repro.record_state import RecordState
 
     if os.path.lexists(file):
         raise UsageError(f"{file} is there already: remove it, or name another file with --output")
-    packed, left_out, damaged = 0, [], False
+    packed, left_out = 0, []
     runs = sorted(context.registry.select_runs(selected, context.preset), key=lambda run: run.id)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     names = machine_names(context)
@@ -100,18 +102,17 @@ def write_bundle(context: "Context", selected: "Selection", file: Path) -> tuple
                     packed += 1
                 elif state.record_state is not RecordState.MISSING:
                     left_out.append(f"{state.run.id}: {reason}")
-                    damaged |= state.is_damaged
         if not packed:
             raise SelectionError(
                 f"no record of the preset {context.preset.name} counts in this selection, so nothing is "
-                f"packed; {context.suggest('status')} shows what there is"
+                "packed; `repro status` shows what there is"
             )
         temporary.replace(file)
     except OSError as error:
         raise UsageError(f"cannot write {file}: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return packed, left_out, damaged
+    return packed, left_out
 
 
 def machine_names(context: "Context") -> set[str]:
@@ -304,7 +305,7 @@ def _take(
             return Fate.CONFLICT, "an earlier bundle has another record of this run"
         return Fate.TAKEN, ""
     if present.record is None:
-        again = here.suggest("train", run.id)
+        again = f"`repro train {run.id} --preset {here.preset.name}`"
         return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"
     names = machine_names(here) | attempt_hosts(here, run)
     if record in (present.record, anonymise(present.record, names)[0]):

@@ -6,11 +6,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import JSON, command, completed, end_if_damaged, places, selection
+from repro.cli.options import (
+    JSON,
+    command,
+    completed,
+    end_if_damaged,
+    places,
+    selection,
+    with_own_options,
+)
 from repro.errors import (
     DataMissingError,
     DeviceError,
@@ -24,11 +32,7 @@ from repro.errors import (
 from repro.paths import read_file
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from repro.cli.context import Context
-    from repro.record_state import RunState
     from repro.records import RunRecord
     from repro.registry import Run, Selection
     from repro.scheduling.sweep_status import Status
@@ -123,7 +127,7 @@ def _selection_of(context: "Context", cell_id: str) -> "Selection":
 def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> None:
     from repro.analysis.export import cells_frame, render_frame
     from repro.analysis.frames import Results
-    from repro.cli.claims import cell_text
+    from repro.cli.reporting import cell_text
 
     found = Results(context.project, context.registry, context.preset, selected)
     if as_json:
@@ -135,7 +139,8 @@ def _show_cells(context: "Context", selected: "Selection", as_json: bool) -> Non
 
 
 def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
-    from rich.console import Console, Group
+    from rich.console import Console
+    from rich.table import Table
 
     from repro.record_state import RecordState
 
@@ -144,86 +149,25 @@ def _show_run(context: "Context", run: "Run", as_json: bool) -> None:
         raise RecordCorruptError(state.reason)
     if state.record_state is RecordState.MISPLACED:
         raise RecordMisplacedError(state.reason)
-    path = context.project.run(context.preset.name, run.id).record
-    if state.record is None:
+    path, record = context.project.run(context.preset.name, run.id).record, state.record
+    if record is None:
         raise DataMissingError(
             f"{run.id} has no record at {path}: {state.reason}. `repro train {run.id}` makes it"
         )
     if as_json:
         click.echo(printable(path.read_text(encoding="utf-8").rstrip("\n")))
         return
-    console = Console(width=100, highlight=False)
-    with console.capture() as capture:
-        console.print(Group(*_parts(state, state.record)))
-    for line in capture.get().splitlines():
-        click.echo(line.rstrip())
-    click.echo(f"\nrepeat: {context.suggest('train', run.id).strip('`')}")
-
-
-def _parts(state: "RunState", record: "RunRecord") -> "Iterator[Text | Table]":
-    from rich.table import Table
-    from rich.text import Text
-
-    from repro.config import format_axis
-
-    result, made, data = record.result, record.provenance, record.data
-    standing = state.reason or str(state.record_state)
-    yield Text(f"{record.run}  (preset {record.preset}; {standing})", style="bold")
     facts = Table.grid(padding=(0, 2))
-    if result.accuracy is None:
-        facts.add_row("result", result.divergence)
-    else:
-        facts.add_row("result", f"{result.accuracy:.2f} % top-1 ({result.correct:,} of {result.total:,})")
-        best_epoch = 0 if result.best_epoch is None else result.best_epoch + 1
-        facts.add_row("best", f"{result.best_accuracy:.2f} % after epoch {best_epoch}, never the result")
-    partial = f"; partial: {data.partial}" if data.partial else ""
-    facts.add_row(
-        "data",
-        f"{data.title}, {data.classes} classes, {data.train_images:,} training and "
-        f"{data.test_images:,} test images{partial}",
-    )
-    parameters = ", ".join(
-        f"{key} {format_axis(value)}" for key, value in record.config.loss_parameters.items()
-    )
-    facts.add_row("loss", f"{record.config.loss}{f' ({parameters})' if parameters else ''}")
-    recipe = record.config.recipe.model_dump(exclude_none=True)
-    facts.add_row("recipe", ", ".join(f"{key} {_plain(value)}" for key, value in recipe.items()))
-    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
-    facts.add_row("device", f"{made.device}, {made.precision}{shared}; {', '.join(made.accelerations)}")
-    facts.add_row(
-        "speed", f"{made.images_per_second:,.0f} images/s, {made.peak_memory_bytes / 2**30:.1f} GiB at most"
-    )
-    if made.energy_joules is not None:
-        facts.add_row("energy", f"{made.energy_joules / 1000:,.1f} kJ")
-    facts.add_row(
-        "code", f"commit {made.git_commit or 'unknown'}{' with local changes' if made.git_dirty else ''}"
-    )
-    tools = {"Python": made.python, **{name: made.packages.get(name) for name in ("torch", "numpy")}}
-    tools |= {"CUDA": made.cuda, "cuDNN": made.cudnn, "driver": made.driver}
-    facts.add_row("tools", ", ".join(f"{name} {version}" for name, version in tools.items() if version))
-    facts.add_row("system", f"{made.system}, {made.kernel}, {made.processor}")
-    for attempt in made.attempts:
-        resumed = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
-        facts.add_row(
-            f"attempt {attempt.number}", f"{attempt.started:%Y-%m-%d %H:%M} UTC, {attempt.outcome}{resumed}"
-        )
-    yield facts
-    yield Text("")
+    for name, text in _facts(record):
+        facts.add_row(name, text)
     curve = Table(box=None, padding=(0, 2), header_style="bold")
     for heading in ("epoch", "lr", "train loss", "train %", "test %", "‖p − y‖", "‖∂L/∂f‖", "seconds"):
         curve.add_column(heading, justify="right")
-    for row in _curve_rows(record):
-        curve.add_row(*row)
-    yield curve
-
-
-def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
-    """At most a dozen epochs, evenly spread, the last among them."""
-    count = len(record.curve)
-    shown = min(_EPOCHS_SHOWN, count)
+    # At most a dozen epochs, evenly spread, the last among them.
+    count, shown = len(record.curve), min(_EPOCHS_SHOWN, len(record.curve))
     for index in sorted({round((place + 1) * count / shown) - 1 for place in range(shown)}):
         epoch = record.curve[index]
-        yield (
+        curve.add_row(
             str(epoch.epoch + 1),
             f"{epoch.lr:g}",
             _number(epoch.train_loss, 3),
@@ -233,30 +177,64 @@ def _curve_rows(record: "RunRecord") -> Iterator[tuple[str, ...]]:
             _number(epoch.gradient_at_features, 3),
             f"{epoch.seconds:.1f}",
         )
+    console = Console(width=100, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        title = f"{record.run}  (preset {record.preset}; {state.reason or state.record_state})"
+        console.print(title, style="bold")
+        console.print(facts, "", curve, sep="\n")
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+    click.echo(with_own_options(f"\nrepeat: `repro train {run.id}`").replace("`", ""))
+
+
+def _facts(record: "RunRecord") -> Iterator[tuple[str, str]]:
+    from repro.config import format_axis
+
+    result, made, data, config = record.result, record.provenance, record.data, record.config
+    if result.accuracy is None:
+        yield "result", result.divergence
+    else:
+        yield "result", f"{result.accuracy:.2f} % top-1 ({result.correct:,} of {result.total:,})"
+        best_epoch = 0 if result.best_epoch is None else result.best_epoch + 1
+        yield "best", f"{result.best_accuracy:.2f} % after epoch {best_epoch}, never the result"
+    images = f"{data.train_images:,} training and {data.test_images:,} test images"
+    partial = f"; partial: {data.partial}" if data.partial else ""
+    yield "data", f"{data.title}, {data.classes} classes, {images}{partial}"
+    parameters = ", ".join(f"{key} {format_axis(value)}" for key, value in config.loss_parameters.items())
+    yield "loss", f"{config.loss} ({parameters})" if parameters else config.loss
+    recipe = config.recipe.model_dump(exclude_none=True)
+    yield "recipe", ", ".join(f"{key} {_plain(value)}" for key, value in recipe.items())
+    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
+    yield "device", f"{made.device}, {made.precision}{shared}; {', '.join(made.accelerations)}"
+    memory = made.peak_memory_bytes / 2**30
+    yield "speed", f"{made.images_per_second:,.0f} images/s, {memory:.1f} GiB at most"
+    if made.energy_joules is not None:
+        yield "energy", f"{made.energy_joules / 1000:,.1f} kJ"
+    yield "code", f"commit {made.git_commit or 'unknown'}{' with local changes' if made.git_dirty else ''}"
+    tools = {"Python": made.python, **{name: made.packages.get(name) for name in ("torch", "numpy")}}
+    tools |= {"CUDA": made.cuda, "cuDNN": made.cudnn, "driver": made.driver}
+    yield "tools", ", ".join(f"{name} {version}" for name, version in tools.items() if version)
+    yield "system", f"{made.system}, {made.kernel}, {made.processor}"
+    for each in made.attempts:
+        resumed = f", from step {each.resumed_at_step:,}" if each.resumed_at_step else ""
+        yield f"attempt {each.number}", f"{each.started:%Y-%m-%d %H:%M} UTC, {each.outcome}{resumed}"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _plain(value: object) -> str:
+def _plain(value: Any) -> str:
     from repro.config import format_axis
 
-    if isinstance(value, list | tuple):
-        return "/".join(_plain(item) for item in value)
-    return format_axis(value) if isinstance(value, bool | int | float | str) else str(value)
+    return "/".join(map(format_axis, value)) if isinstance(value, list | tuple) else format_axis(value)
 
 
 @command()
 @places
 @click.argument("run_id", metavar="RUN_ID", shell_complete=completed("runs"))
-@click.option(
-    "--lines",
-    type=click.IntRange(min=1),
-    default=40,
-    show_default=True,
-    help="Lines of each log, from its end.",
-)
+@click.option("--lines", type=click.IntRange(min=1), default=40, show_default=True,
+              help="Lines of each log, from its end.")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Show new lines too, until the run ends or Ctrl-C.")
 def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:
     """Show what a run's attempts left: how each ended, tracebacks, and its workers' logs."""
@@ -275,8 +253,7 @@ def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:
         began = f"attempt {attempt.number}: {attempt.started:%Y-%m-%d %H:%M:%S} to {until} UTC"
         start = f", from step {attempt.resumed_at_step:,}" if attempt.resumed_at_step else ""
         click.echo(f"{began}, {attempt.outcome}{start}")
-        trace = paths.attempts / str(attempt.number) / "error.txt"
-        _echo_indented(_read_text(trace).splitlines())
+        _echo_indented(_read_text(paths.attempts / str(attempt.number) / "error.txt").splitlines())
     for log in found:
         click.echo(f"\n{log}:")
         content = _read_text(log).splitlines()
@@ -301,8 +278,6 @@ def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:
 def _logs(folder: Path, run_id: str) -> list[Path]:
     """The workers' logs that name the run, oldest first."""
     named = re.compile(rf"(?<![\w/+.=-]){re.escape(run_id)}(?![\w/+=-])")
-    if not folder.is_dir():
-        return []
     return [path for path in sorted(folder.glob("*.log")) if named.search(_read_text(path))]
 
 

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repro.cli.options import (
-    DETERMINISTIC,
     DEVICE,
-    LOG,
-    PRECISION,
     STALE,
-    accelerations,
     command,
     completed,
     expert,
@@ -22,6 +18,7 @@ from repro.cli.options import (
     places,
     say,
     stoppable,
+    training,
 )
 from repro.errors import SetupError, UsageError
 from repro.system import keep_freed_memory
@@ -41,12 +38,7 @@ if TYPE_CHECKING:
 @expert("--per-gpu", default="1", metavar="N|auto", callback=parse_per_gpu, show_default=True,
         help="Runs at once in this process.")  # fmt: skip
 @STALE
-@PRECISION
-@DETERMINISTIC
-@accelerations
-@expert("--checkpoint-interval", type=click.FloatRange(min=0), default=60.0, metavar="SECONDS",
-        help="Least time between two.  [default: 60]")  # fmt: skip
-@LOG
+@training
 @click.option("--sweep", "sweep_file", type=click.Path(path_type=Path), hidden=True)
 @click.option("--job", default="", hidden=True)
 @click.option("--device-lock", hidden=True)
@@ -92,7 +84,7 @@ def train(
     from repro.training.worker import Worker
 
     lock = context.project.device_lock(context.preset.name, device_lock) if device_lock else None
-    asked = TrainOptions(**options)
+    asked = TrainOptions(**{name: value for name, value in options.items() if value is not None})
     worker = Worker(
         sweep, context.registry, context.preset, context.project, asked, stop, sweep_file, job, lock
     )
@@ -129,11 +121,12 @@ def _sweep_of(context: "Context", run_ids: Sequence[str], stale: "StalePolicy") 
 )
 def stop(context: "Context", now: bool) -> None:
     """Ask every worker of the preset to stop, on whatever machine it is."""
+    from repro.analysis.text import counted
     from repro.sweep import request_stop
 
     folder = context.project.sweeps(context.preset.name)
-    sweeps = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    sweeps = sorted(folder.glob("*.json"))
     for sweep in sweeps:
         request_stop(sweep, "now" if now else "drain")
-    count = f"{len(sweeps)} sweeps" if len(sweeps) != 1 else "1 sweep"
-    say(f"asked {count} to stop" if sweeps else f"no sweep is running in {folder.parents[1]}")
+    asked = f"asked {counted(len(sweeps), 'sweep')} to stop"
+    say(asked if sweeps else f"no sweep is running in {folder.parents[1]}")

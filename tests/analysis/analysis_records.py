@@ -5,7 +5,7 @@ Everything is a pure function of the run, so that golden texts and pictures stay
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import NormalDist
@@ -201,6 +201,13 @@ def done(record: RunRecord, registry: Registry, record_state: RecordState = Reco
     return RunState(registry.parse(record.run), record_state, record)
 
 
+def recorded(
+    registry: Registry, preset: Preset, runs: Iterable[Run], accuracy: float | None = None, **values
+) -> list[RunState]:
+    """The states of runs that all have a record."""
+    return [done(make_record(registry, preset, run, accuracy, **values), registry) for run in runs]
+
+
 def missing(runs: Sequence[Run]) -> list[RunState]:
     """The states of runs that have no record."""
     return [RunState(run, RecordState.MISSING, reason="not run yet") for run in runs]
@@ -239,21 +246,17 @@ def _curve(loss, parameters, accuracy, recipe, diverged_in, random) -> tuple[Epo
         logits *= float(np.exp(random.normal(0, 0.01)))
         hot = diverged_in is not None and epoch >= diverged_in
         unseen = hot or not (last or (epoch + 1) % recipe.evaluate_every == 0)
-        epochs.append(
-            Epoch(
-                epoch=epoch,
-                lr=recipe.lr_at(epoch),
-                train_loss=None if hot else 4.6 * remaining,
-                train_accuracy=None if hot else 100 * share,
-                gradient_at_logits=None if hot else logits,
-                gradient_at_features=None if hot else logits * features,
-                feature_norm=None if hot else length,
-                gradient_times_feature=None if hot else 0.9 * logits * features * length,
-                test_loss=None if unseen else 1.2,
-                test_accuracy=None if unseen else test,
-                seconds=41.0,
-            )
-        )
+        numbers = {
+            "train_loss": 4.6 * remaining,
+            "train_accuracy": 100 * share,
+            "gradient_at_logits": logits,
+            "gradient_at_features": logits * features,
+            "feature_norm": length,
+            "gradient_times_feature": 0.9 * logits * features * length,
+        }
+        tested = {"test_loss": 1.2, "test_accuracy": test}
+        numbers = (dict.fromkeys(numbers) if hot else numbers) | (dict.fromkeys(tested) if unseen else tested)
+        epochs.append(Epoch(epoch=epoch, lr=recipe.lr_at(epoch), seconds=41.0, **numbers))
         if hot:
             break
     return tuple(epochs)

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
-from analysis_records import CODE, write_experiments
+from analysis_records import CODE, EXPERIMENTS, write_experiments
 
+from repro.analysis.rules import Rules, read_rules
 from repro.config import Preset
 from repro.paths import Project
 from repro.registry import Registry
@@ -26,3 +27,15 @@ def registry(project: Project) -> Registry:
 @pytest.fixture
 def paper(registry: Registry) -> Preset:
     return registry.preset("paper")
+
+
+@pytest.fixture(scope="session")
+def real() -> Registry:
+    """The project's own registry."""
+    return Registry.load(EXPERIMENTS)
+
+
+@pytest.fixture(scope="session")
+def rules() -> Rules:
+    """The project's own rules."""
+    return read_rules(EXPERIMENTS / "claims.toml")

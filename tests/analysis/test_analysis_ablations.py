@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from analysis_records import EXPERIMENTS, done, make_record, missing
+from analysis_records import done, make_record, missing
 from scipy import stats
 
 from repro.analysis.ablations import (
@@ -24,39 +24,34 @@ NO_BIAS = f"{BASE}+bias=false"
 NEARER = {BASE: (73.0, 73.1, 73.2), NO_BIAS: (74.6, 74.7, 74.8)}
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(EXPERIMENTS)
-
-
-def effects_of(registry: Registry, study: str, accuracies, preset="paper", **values):
+def effects_of(real: Registry, study: str, accuracies, preset="paper", **values):
     """The effects of a study in which only these cells have records, seed 0 first."""
-    chosen = registry.preset(preset)
+    chosen = real.preset(preset)
     states = []
-    for run in registry.select_runs(Selection(studies=(study,)), chosen):
+    for run in real.select_runs(Selection(studies=(study,)), chosen):
         given = accuracies.get(run.cell.id, ())
         if run.seed < len(given):
-            record = make_record(registry, chosen, run, given[run.seed], **(values if run.cell.axes else {}))
-            states.append(done(record, registry))
+            record = make_record(real, chosen, run, given[run.seed], **(values if run.cell.axes else {}))
+            states.append(done(record, real))
         else:
             states += missing([run])
-    results = {result.cell: result for result in summarise(states, registry, chosen)}
-    return compute_effects(registry.variations(study), results, registry.paper.metric)
+    results = {result.cell: result for result in summarise(states, real, chosen)}
+    return compute_effects(real.variations(study), results, real.paper.metric)
 
 
-def the_effect(registry: Registry, base, varied, **values) -> AblationEffect:
-    (effect,) = effects_of(registry, "bias", {BASE: base, NO_BIAS: varied}, **values)
+def the_effect(real: Registry, base, varied, **values) -> AblationEffect:
+    (effect,) = effects_of(real, "bias", {BASE: base, NO_BIAS: varied}, **values)
     return effect
 
 
-def test_the_interval_is_students_with_the_spread_pooled_over_the_study(registry):
-    effect = the_effect(registry, (73.0, 73.4, 73.8), (74.6, 74.8))
+def test_the_interval_is_students_with_the_spread_pooled_over_the_study(real):
+    effect = the_effect(real, (73.0, 73.4, 73.8), (74.6, 74.8))
     pooled = math.sqrt((2 * 0.4**2 + 1 * 0.02) / 3)
     half = stats.t.ppf(0.975, 3) * pooled * math.sqrt(1 / 3 + 1 / 2)
     assert effect.difference == pytest.approx(1.3)
     assert effect.interval == pytest.approx((1.3 - half, 1.3 + half))
     assert effect.nearer == pytest.approx(abs(73.4 - 75.1) - abs(74.7 - 75.1))
-    alone = the_effect(registry, (73.0, 73.2), (75.0,))
+    alone = the_effect(real, (73.0, 73.2), (75.0,))
     half = stats.t.ppf(0.975, 1) * math.sqrt(0.02) * math.sqrt(1 / 2 + 1)
     assert alone.interval == pytest.approx((1.9 - half, 1.9 + half))
 
@@ -73,19 +68,19 @@ def test_the_interval_is_students_with_the_spread_pooled_over_the_study(registry
         ((), (73.0, 73.1), Direction.OPEN),
     ],
 )
-def test_the_direction_is_said_only_where_the_interval_excludes_0(registry, base, varied, direction):
-    assert the_effect(registry, base, varied).direction is direction
+def test_the_direction_is_said_only_where_the_interval_excludes_0(real, base, varied, direction):
+    assert the_effect(real, base, varied).direction is direction
 
 
-def test_one_run_of_each_has_no_interval_and_says_why(registry):
-    effect = the_effect(registry, (73.0,), (78.0,))
+def test_one_run_of_each_has_no_interval_and_says_why(real):
+    effect = the_effect(real, (73.0,), (78.0,))
     assert (effect.difference, effect.interval, effect.direction) == (5.0, None, Direction.UNCLEAR)
     assert effect.reason == "no cell of the study has two runs, so there is no interval"
-    assert effect_words(effect, registry)["with it"] == "78.00 (n = 1 of 3)"
+    assert effect_words(effect, real)["with it"] == "78.00 (n = 1 of 3)"
 
 
-def test_the_best_epoch_is_read_from_the_same_runs_paired(registry):
-    (_, effect) = effects_of(registry, "epoch", {BASE: (73.0, 73.4, 73.8)})
+def test_the_best_epoch_is_read_from_the_same_runs_paired(real):
+    (_, effect) = effects_of(real, "epoch", {BASE: (73.0, 73.4, 73.8)})
     assert effect.varied is effect.baseline
     gains = [run.best_accuracy - run.accuracy for run in effect.baseline.averaged]
     half = stats.t.ppf(0.975, 2) * stats.sem(gains)
@@ -95,10 +90,8 @@ def test_the_best_epoch_is_read_from_the_same_runs_paired(registry):
     assert all(gain >= 0 for gain in gains)
 
 
-def test_the_table_says_each_ablation_with_its_question(registry):
-    text = render_effects(
-        effects_of(registry, "bias", NEARER), registry, registry.preset("paper"), "markdown"
-    )
+def test_the_table_says_each_ablation_with_its_question(real):
+    text = render_effects(effects_of(real, "bias", NEARER), real, real.preset("paper"), "markdown")
     (row,) = [line for line in text.splitlines() if line.startswith("| bias")]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "bias",
@@ -112,17 +105,17 @@ def test_the_table_says_each_ablation_with_its_question(registry):
     ]
     assert text.startswith("### What the paper leaves open, top-1 accuracy in percent\n")
     assert "- bias: Has the classifier of the cross-entropy loss a bias? Here it has." in text
-    quick = registry.preset("quick")
-    text = render_effects(effects_of(registry, "bias", {}, "quick"), registry, quick, "markdown")
+    quick = real.preset("quick")
+    text = render_effects(effects_of(real, "bias", {}, "quick"), real, quick, "markdown")
     assert text.startswith("### QUICK What the paper leaves open")
     assert "it proves nothing about the paper." in text
 
 
-def test_csv_and_json_hold_the_same_numbers_in_full(registry):
-    paper = registry.preset("paper")
-    effects = effects_of(registry, "ambiguities", NEARER)
-    rows = list(csv.DictReader(io.StringIO(render_effects(effects, registry, paper, "csv"))))
-    content = json.loads(render_effects(effects, registry, paper, "json"))
+def test_csv_and_json_hold_the_same_numbers_in_full(real):
+    paper = real.preset("paper")
+    effects = effects_of(real, "ambiguities", NEARER)
+    rows = list(csv.DictReader(io.StringIO(render_effects(effects, real, paper, "csv"))))
+    content = json.loads(render_effects(effects, real, paper, "json"))
     for row, entry, effect in zip(rows, content["moves"], effects, strict=True):
         assert row["difference"] == ("" if effect.difference is None else repr(effect.difference))
         assert entry["difference"] == effect.difference
@@ -130,7 +123,7 @@ def test_csv_and_json_hold_the_same_numbers_in_full(registry):
         assert entry["question"] == effect.variation.ablation.question
 
 
-def test_a_diverged_run_is_said_and_not_averaged(registry):
-    effect = the_effect(registry, (73.0, 73.1, 73.2), (74.0,) * 3, diverged_in=2)
+def test_a_diverged_run_is_said_and_not_averaged(real):
+    effect = the_effect(real, (73.0, 73.1, 73.2), (74.0,) * 3, diverged_in=2)
     assert effect.direction is Direction.OPEN
-    assert effect_words(effect, registry)["with it"] == "—: 3 of 3 diverged"
+    assert effect_words(effect, real)["with it"] == "—: 3 of 3 diverged"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from analysis_records import CODE, done, make_record, missing
+from analysis_records import CODE, missing, recorded
 from click.testing import CliRunner
 from planted_records import PlantedRecords, column_of, is_scaled
 from scipy import stats
@@ -346,8 +346,7 @@ def test_without_any_record_everything_missing_is_named(case):
 def test_another_preset_says_so_in_title_and_sentence(case):
     quick = case.registry.preset("quick")
     runs = [run for run in claim_runs(case.rules, case.registry, quick) if run.cell.network == "resnet18"]
-    states = [done(make_record(case.registry, quick, run), case.registry) for run in runs]
-    verdicts = judge_claims(states, case.registry, quick, case.rules)
+    verdicts = judge_claims(recorded(case.registry, quick, runs), case.registry, quick, case.rules)
     for verdict in verdicts:
         assert verdict.title.startswith("QUICK ")
         assert "This is about the preset quick, not about the paper." in verdict.sentence

@@ -10,11 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from analysis_records import EXPERIMENTS, done, make_record, missing, write_experiments
+from analysis_records import done, make_record, missing, write_experiments
 
 from repro.analysis.export import READING_FIELDS, quotable, render_tables, to_macros
 from repro.analysis.results import summarise
-from repro.analysis.rules import Rules, read_rules
 from repro.analysis.text import csv_cell, signed
 from repro.analysis.verdicts import judge_cells, mark
 from repro.config import Preset
@@ -26,44 +25,34 @@ OFFSETS = {"scaled-bn-m1": -2.0, "pedcc-s10-m0.5": 0.8}
 
 
 @pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load(EXPERIMENTS)
+def paper(real) -> Preset:
+    return real.preset("paper")
 
 
 @pytest.fixture(scope="module")
-def paper(registry) -> Preset:
-    return registry.preset("paper")
-
-
-@pytest.fixture(scope="module")
-def records(registry, paper) -> dict[str, RunRecord]:
+def records(real, paper) -> dict[str, RunRecord]:
     """Table 1: VGG whole, ResNet-18 with two seeds, ResNet-50 without a run."""
     found = {}
-    for run in registry.select_runs(Selection(tables=(1,), networks=("vgg16", "resnet18")), paper):
+    for run in real.select_runs(Selection(tables=(1,), networks=("vgg16", "resnet18")), paper):
         if run.cell.network == "vgg16" or run.seed < 2:
             mean = run.cell.reported.mean + OFFSETS.get(run.cell.row, 0.0) + 0.2 * (run.seed - 1)
-            found[run.id] = make_record(registry, paper, run, mean)
+            found[run.id] = make_record(real, paper, run, mean)
     return found
 
 
 @pytest.fixture(scope="module")
-def rules() -> Rules:
-    return read_rules(EXPERIMENTS / "claims.toml")
-
-
-@pytest.fixture(scope="module")
-def results(records, registry, paper, rules):
+def results(records, real, paper, rules):
     states = [
-        done(records[run.id], registry) if run.id in records else missing([run])[0]
-        for run in registry.select_runs(Selection(tables=(1,)), paper)
+        done(records[run.id], real) if run.id in records else missing([run])[0]
+        for run in real.select_runs(Selection(tables=(1,)), paper)
     ]
-    return judge_cells(summarise(states, registry, paper), registry, paper, rules)
+    return judge_cells(summarise(states, real, paper), real, paper, rules)
 
 
 @pytest.fixture
-def exported(results, registry, paper, rules):
+def exported(results, real, paper, rules):
     """The text of a format."""
-    return lambda form, **values: render_tables(results, registry, paper, form, rules=rules, **values)
+    return lambda form, **values: render_tables(results, real, paper, form, rules=rules, **values)
 
 
 def truths(result, records) -> list[float]:
@@ -148,9 +137,10 @@ def test_a_cell_stands_above_the_papers_with_the_mark_of_its_verdict(form, expor
         assert any(measured in lines[row - 1][column] for row, column in places), result.cell.id
     assert {mark(result) for result in results} == {"=", "≠", "?", ""}
     assert rules.sha256[:12] in plain
+    assert "± 1 point)" in plain
 
 
-def test_every_macro_is_a_number_of_the_records(exported, results, registry):
+def test_every_macro_is_a_number_of_the_records(exported, results, real):
     found = dict(re.findall(r"^\\repro@set\{(\S+)\}\{(.*)\}$", exported("macros"), re.MULTILINE))
     assert found == {
         f"table1/{result.cell.network}/{result.cell.row}/{field}": text
@@ -163,7 +153,7 @@ def test_every_macro_is_a_number_of_the_records(exported, results, registry):
     assert found["table1/resnet50/cross-entropy/reported-mean"] == "75.95"
     assert "table1/resnet50/cross-entropy/value" not in found
     assert "% table1/resnet50/cross-entropy: not run yet" in exported("macros")
-    assert r"\repro@set{quick-table1/vgg16/scaled-bn-m1/n}{3}" in to_macros(results, registry.preset("quick"))
+    assert r"\repro@set{quick-table1/vgg16/scaled-bn-m1/n}{3}" in to_macros(results, real.preset("quick"))
 
 
 def compile_latex(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
@@ -181,10 +171,10 @@ def compile_latex(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.tex
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_a_paper_that_quotes_the_macros_and_shows_the_tables_compiles_and_fits_the_page(
-    registry, paper, tmp_path: Path
+    real, paper, tmp_path: Path
 ):
     states = []
-    for run in registry.select_runs(Selection(), paper):
+    for run in real.select_runs(Selection(), paper):
         if run.cell.network == "resnet50":
             states += missing([run])
         elif run.seed == 2 and run.cell.row == "scaled-bn-m1":
@@ -192,11 +182,11 @@ def test_a_paper_that_quotes_the_macros_and_shows_the_tables_compiles_and_fits_t
             states.append(RunState(run, RecordState.CORRUPT, reason=reason))
         else:
             diverged = 3 if run.seed == 1 and run.cell.row.startswith("am-") else None
-            states.append(done(make_record(registry, paper, run, diverged_in=diverged), registry))
-    results = summarise(states, registry, paper)
-    macros = render_tables(results, registry, paper, "macros")
-    (tmp_path / "numbers.tex").write_text(macros + to_macros(results, registry.preset("quick")))
-    (tmp_path / "tables.tex").write_text(render_tables(results, registry, paper, "latex"), encoding="utf-8")
+            states.append(done(make_record(real, paper, run, diverged_in=diverged), real))
+    results = summarise(states, real, paper)
+    macros = render_tables(results, real, paper, "macros")
+    (tmp_path / "numbers.tex").write_text(macros + to_macros(results, real.preset("quick")))
+    (tmp_path / "tables.tex").write_text(render_tables(results, real, paper, "latex"), encoding="utf-8")
     keys = [key.split("/") for key in re.findall(r"@set\{(\S+?)\}", macros)]
     uses = " ".join(f"\\repro[{field}]{{{table}}}{{{net}}}{{{row}}}" for table, net, row, field in keys)
     ran = compile_latex(
@@ -221,10 +211,10 @@ def test_a_number_that_there_is_not_stops_the_paper_with_its_key(exported, tmp_p
     assert f"There is no number {key}." in ran.stdout
 
 
-def test_a_table_without_verdicts_has_no_legend(results, registry, paper, rules):
-    text = render_tables(results, registry, paper)
+def test_a_table_without_verdicts_has_no_legend(results, real, paper, rules):
+    text = render_tables(results, real, paper)
     assert "Behind Δ" not in text
     assert not re.search(r"\([+−]\d\.\d\d [=≠?]\)", text)
-    quick = registry.preset("quick")
-    other = judge_cells(results, registry, quick, rules)
-    assert "Behind Δ" not in render_tables(other, registry, quick, rules=rules)
+    quick = real.preset("quick")
+    other = judge_cells(results, real, quick, rules)
+    assert "Behind Δ" not in render_tables(other, real, quick, rules=rules)

@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import matplotlib
 import matplotlib.text
 import numpy as np
 import pytest
-from analysis_records import EXPERIMENTS, done, make_record, missing
+from analysis_records import done, make_record, missing, recorded
 from matplotlib import image
 from matplotlib.figure import Figure
 
@@ -20,7 +21,6 @@ from repro.analysis.curves import columns_of, draw_curves, draw_gradients
 from repro.analysis.dot_plot import draw_ablations, draw_dots
 from repro.analysis.figures import draw_figures, draw_logits, draw_weight_norms, find_comparison
 from repro.analysis.results import summarise
-from repro.analysis.rules import read_rules
 from repro.analysis.verdicts import Verdict, judge_cells
 from repro.config import Preset
 from repro.record_state import RecordState, RunState
@@ -32,11 +32,8 @@ NAMES = ("figure2", "figure3", "curves-cifar100-resnet18", "gradients-cifar100-r
 
 def states_of(registry: Registry, preset: Preset, **options) -> list[RunState]:
     """The ResNet-18 column with every seed of the preset."""
-    return [
-        done(make_record(registry, preset, registry.parse(f"{cell}/seed{seed}"), **options), registry)
-        for cell in CELLS
-        for seed in preset.seeds
-    ]
+    runs = [registry.parse(f"{cell}/seed{seed}") for cell in CELLS for seed in preset.seeds]
+    return recorded(registry, preset, runs, **options)
 
 
 def with_probes(state: RunState, registry: Registry, **changes) -> RunState:
@@ -224,7 +221,7 @@ def test_nothing_is_drawn_beyond_the_width_of_a_column_or_page(registry, paper, 
             draw_gradients(column, paper, look),
             draw_logits(each.paper.figures.logits, pair_of(states, each), paper, look),
             draw_weight_norms(each.paper.figures.weight_norms, pair_of(states, each), paper, look),
-            dots("paper", look)[0],
+            *([dots("paper", look)[0]] if each is long else []),
         ):
             box, (page, height) = figure.get_tightbbox(), figure.get_size_inches()
             assert page == width
@@ -275,18 +272,16 @@ def test_the_legend_has_each_losses_last_accuracy_and_what_diverged(registry, pa
     assert legend() == ["5 $ and $ x_1  75.0 (1 of 3 diverged)", "Our Loss (m = 1)  diverged"]
 
 
-def test_columns_of_tables_that_share_a_network_have_names_of_their_own():
-    registry = Registry.load(EXPERIMENTS)
-    paper = registry.preset("paper")
+def test_columns_of_tables_that_share_a_network_have_names_of_their_own(real):
     cells = ("cross-entropy", "logit-scale-s2", "cross-entropy+bias=false")
-    runs = [registry.parse(f"cifar100/resnet18/{cell}/seed0") for cell in cells]
-    columns = columns_of([done(make_record(registry, paper, run), registry) for run in runs], registry)
+    runs = [real.parse(f"cifar100/resnet18/{cell}/seed0") for cell in cells]
+    columns = columns_of(recorded(real, real.preset("paper"), runs), real)
     assert [column.name for column in columns] == [
         "cifar100-resnet18",
         "cifar100-resnet18+bias=false",
         "cifar100-extended-resnet18",
     ]
-    for table in registry.tables:
+    for table in real.tables:
         assert len({str(line) for line in style.line_styles(table).values()}) == len(table.rows)
 
 
@@ -306,22 +301,21 @@ def test_an_svg_in_a_page_keeps_its_words_and_has_ids_of_its_own(registry, paper
 
 
 @pytest.fixture(scope="module")
-def dots():
+def dots(real, rules):
     """Table 1 of a preset, VGG whole, ResNet-18 with one seed, ResNet-50 without a run; and its results."""
-    registry = Registry.load(EXPERIMENTS)
-    rules = read_rules(EXPERIMENTS / "claims.toml")
 
+    @cache
     def draw(name: str, look: style.Look = style.DEFAULT_LOOK):
-        preset, states = registry.preset(name), []
-        for run in registry.select_runs(Selection(tables=(1,)), preset):
+        preset, states = real.preset(name), []
+        for run in real.select_runs(Selection(tables=(1,)), preset):
             offset = {"scaled-bn-m1": -2.0, "pedcc-s10-m0.5": 0.8}.get(run.cell.row, 0.0)
             mean = run.cell.reported.mean + offset + 0.2 * (run.seed - 1)
             if run.cell.network == "vgg16" or (run.cell.network == "resnet18" and run.seed == 0):
-                states.append(done(make_record(registry, preset, run, mean), registry))
+                states += recorded(real, preset, [run], mean)
             else:
                 states += missing([run])
-        results = judge_cells(summarise(states, registry, preset), registry, preset, rules)
-        return draw_dots(registry.table(1), results, registry.paper.metric, rules, preset, look), results
+        results = judge_cells(summarise(states, real, preset), real, preset, rules)
+        return draw_dots(real.table(1), results, real.paper.metric, rules, preset, look), results
 
     return draw
 
@@ -365,18 +359,15 @@ def test_n_preset_and_every_blank_are_in_words(dots):
     assert "24 cells: 24 not comparable." in quick
 
 
-def test_ambiguities_are_a_panel_each_with_alternatives_sorted_and_their_intervals():
-    registry = Registry.load(EXPERIMENTS)
-    paper = registry.preset("paper")
+def test_ambiguities_are_a_panel_each_with_alternatives_sorted_and_their_intervals(real):
+    paper = real.preset("paper")
     states = []
-    for run in registry.select_runs(Selection(studies=("vgg", "rotation")), paper):
+    for run in real.select_runs(Selection(studies=("vgg", "rotation")), paper):
         accuracy = 71 + {"vgg13": -1.0, "vgg-lsoftmax": 2.0}.get(run.cell.network, 0.0) + 0.1 * run.seed
-        states.append(done(make_record(registry, paper, run, accuracy), registry))
-    results = {result.cell: result for result in summarise(states, registry, paper)}
-    effects = compute_effects(
-        registry.variations("vgg") + registry.variations("rotation"), results, registry.paper.metric
-    )
-    figure = draw_ablations(effects, registry, paper)
+        states += recorded(real, paper, [run], accuracy)
+    results = {result.cell: result for result in summarise(states, real, paper)}
+    effects = compute_effects(real.variations("vgg", "rotation"), results, real.paper.metric)
+    figure = draw_ablations(effects, real, paper)
     first, second = figure.axes
     drawn = sorted(effects[:3], key=lambda effect: -effect.difference)
     assert [label.get_text() for label in first.get_yticklabels()] == [

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from analysis_records import EXPERIMENTS, done, make_record, missing
+from analysis_records import missing, recorded, write_experiments
 
 from repro.analysis.report import Origin, render_report
-from repro.analysis.rules import Printed, read_rules
-from repro.registry import Selection
+from repro.analysis.rules import Printed
+from repro.registry import Registry, Selection
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra: test)")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -35,23 +35,27 @@ def browser() -> Iterator[object]:
     driver.quit()
 
 
-@pytest.fixture
-def page(browser, registry, paper, tmp_path: Path):
+@pytest.fixture(scope="module")
+def file(rules, tmp_path_factory) -> Path:
     """The page of VGG whole, ResNet-18 without a record; the best loss of VGG is the second row."""
-    runs = registry.select_runs(Selection(), paper)
-    accuracies = {"cross-entropy": 71.0, "scaled-bn-m1": 73.0}
-    states = [
-        done(make_record(registry, paper, run, accuracies[run.cell.row]), registry)
-        for run in runs
-        if run.cell.network == "vgg16"
-    ]
-    states += missing([run for run in runs if run.cell.network != "vgg16"])
-    path = tmp_path / "report.html"
+    folder = tmp_path_factory.mktemp("page")
+    registry = Registry.load(write_experiments(folder / "experiments"))
+    paper = registry.preset("paper")
+    states = missing(registry.select_runs(Selection(networks=("resnet18",)), paper))
+    for loss, accuracy in {"cross-entropy": 71.0, "scaled-bn-m1": 73.0}.items():
+        runs = registry.select_runs(Selection(networks=("vgg16",), losses=(loss,)), paper)
+        states += recorded(registry, paper, runs, accuracy)
     origin = Origin("0.1.0", None, "results/paper", False)
-    rules = read_rules(EXPERIMENTS / "claims.toml").model_copy(update={"printed": Printed()})
-    path.write_text(render_report(states, [], registry, paper, rules, origin), encoding="utf-8")
+    without = rules.model_copy(update={"printed": Printed()})
+    text = render_report(states, [], registry, paper, without, origin)
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    return folder / "report.html"
+
+
+@pytest.fixture
+def page(browser, file: Path):
     size(browser, 1280, 900)
-    browser.get(path.as_uri())
+    browser.get(file.as_uri())
     yield browser
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
@@ -85,6 +89,7 @@ def test_a_click_on_a_number_shows_its_runs_and_escape_closes_them(page):
     assert page.find_elements("css selector", "#runs [id='cell-cifar100_vgg16_cross-entropy']") == []
     page.switch_to.active_element.send_keys("\ue00c")
     assert not dialog.is_displayed()
+    page.execute_async_script("setTimeout(arguments[0], 50)")  # until the browser has told the page
     assert page.find_elements("css selector", "#runs [id='cell-cifar100_vgg16_cross-entropy']") != []
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from analysis_records import done, make_record, missing
+from analysis_records import done, make_record, missing, recorded
 
 from repro.analysis.export import escape_latex, render_tables
 from repro.analysis.results import CellResult, summarise
@@ -31,7 +31,7 @@ def states_of(registry: Registry, preset: Preset, accuracies=ACCURACIES) -> list
         if accuracy is not None:
             states.append(done(make_record(registry, preset, run, accuracy), registry, state))
         elif run.id == "cifar100/resnet18/cross-entropy/seed1":
-            states.append(done(make_record(registry, preset, run, diverged_in=3), registry))
+            states += recorded(registry, preset, [run], diverged_in=3)
         else:
             states += missing([run])
     return states
@@ -88,7 +88,7 @@ def test_runs_of_the_papers_recipe_say_how_far_they_are_from_its_numbers(registr
     assert "| – paper (Δ)        | 71.86 ± 0.14 (+0.04)       | 75.10 ± 0.34 (−0.10) |" in text
     assert "| – paper (Δ)        | 73.24 ± 0.06 (+0.01)       | 76.08 ± 0.30         |" in text
     runs = registry.select_runs(Selection(networks=("vgg16",), losses=("cross-entropy",)), paper)
-    nearly = [done(make_record(registry, paper, run, 71.857, test_images=100_000), registry) for run in runs]
+    nearly = recorded(registry, paper, runs, 71.857, test_images=100_000)
     text = render_tables(summarise(nearly, registry, paper), registry, paper, "latex")
     assert r"-- paper ($\Delta$) & 71.86 $\pm$ 0.14 (+0.00)" in text  # no minus sign
 
@@ -190,10 +190,9 @@ def table_of(registry, quick):
     """The text of a table with these records: row/seed → what `make_record` takes."""
 
     def text(records, shown=registry, preset=quick, form="markdown"):
-        states = [
-            done(make_record(registry, preset, registry.parse(f"cifar100/vgg16/{run}"), **values), registry)
-            for run, values in records.items()
-        ]
+        states = []
+        for run, values in records.items():
+            states += recorded(registry, preset, [registry.parse(f"cifar100/vgg16/{run}")], **values)
         return render_tables(summarise(states, shown, preset), shown, preset, form)
 
     return text
@@ -241,7 +240,7 @@ def test_a_table_that_the_paper_lacks_has_no_number_and_no_line_of_the_papers(tm
     )
     mine = Registry.load(tmp_path / "experiments")
     runs = mine.select_runs(Selection(tables=("faces",), networks=("vgg16",)), quick)
-    results = summarise([done(make_record(mine, quick, run, 50.0), mine) for run in runs], mine, quick)
+    results = summarise(recorded(mine, quick, runs, 50.0), mine, quick)
     text = render_tables(results, mine, quick)
     assert text.startswith("### QUICK Some faces, top-1 accuracy in percent\n")
     assert "Not a table of the paper: there is nothing to compare with." in text

@@ -123,8 +123,8 @@ def test_a_bundle_holds_what_is_selected_and_counts(record, there, tmp_path):
     put(there, record, OTHER)
     put(there, record, THIRD)
     whole = tmp_path / "whole.tar.gz"
-    packed, left_out, damaged = write_bundle(there, Selection(), whole)
-    assert (packed, damaged, len(left_out)) == (2, True, 1)
+    packed, left_out = write_bundle(there, Selection(), whole)
+    assert (packed, len(there.damaged), len(left_out)) == (2, 1, 1)
     assert "torn or cut short" in left_out[0]
     with tarfile.open(bundle(there, tmp_path, losses=("cross-entropy",))) as tar:
         assert tar.getnames() == [f"records/smoke/{OTHER}.json"]

@@ -3,14 +3,16 @@
 import ast
 import re
 import shlex
+import shutil
 
 import click
 import pytest
 from click.testing import CliRunner
 from smoke_project import ROOT, RUN, start
-from test_docs import check
+from test_docs import PAGES, check, commands
 
 from repro.cli import main
+from repro.cli.options import as_words
 
 SAMPLES = {
     "NAME": "cifar100",
@@ -20,6 +22,21 @@ SAMPLES = {
     "name": "cifar100",
 }
 SAMPLES |= {"other": "elsewhere", "preset.name": "smoke", "dataset": "cifar100", "network": "resnet18"}
+SAMPLES |= {"here.preset.name": "smoke", "shlex.join(words)": "--set lr=0.05", "lists": " --lists DIR"}
+QUICK_TO_RUN = [
+    "plan",
+    "status",
+    "show",
+    "aggregate",
+    "claims",
+    "audit",
+    "clean",
+    "stop",
+    "bundle",
+    "report",
+    "init",
+    "run",
+]
 
 
 def text_of(node: ast.AST) -> str:
@@ -28,7 +45,7 @@ def text_of(node: ast.AST) -> str:
         return "".join(map(text_of, node.values))
     if isinstance(node, ast.FormattedValue):
         code = ast.unparse(node.value)
-        return " --lists DIR" if "--lists" in code else SAMPLES.get(code, SAMPLES["run"])
+        return SAMPLES.get(code, SAMPLES["run"])
     return str(node.value) if isinstance(node, ast.Constant) else ""
 
 
@@ -47,14 +64,51 @@ def suggested() -> dict[str, str]:
     return found
 
 
+def words_of(line: str) -> list[str]:
+    return shlex.split(re.sub(r" (?:[|&>] .*|….*)", "", line))[1:]
+
+
 def test_every_suggested_command_is_one_that_the_command_line_takes():
     lines = suggested()
     assert len(lines) > 25
     for line, place in lines.items():
         try:
-            check(shlex.split(re.sub(r" (?:[|&>] .*|….*)", "", line))[1:], whole=False)
+            check(words_of(line), whole=False)
         except (click.UsageError, AssertionError) as error:
             pytest.fail(f"{place}: `{line}`: {error}")
+
+
+def runnable() -> list[str]:
+    """What messages, help and pages suggest, where it is done at once and names nothing that only a user has.
+
+    A test of test_docs.py runs your-own.md, which makes tables of its own. A sweep is planned alone.
+    """
+    pages = [page.read_text() for page in PAGES if page.name != "your-own.md"]
+    lines = {shlex.join(words) for page in pages for words, _ in commands(page)}
+    lines |= {shlex.join(words_of(line)) for line in suggested()}
+    lines = {line for line in lines if line.split()[0] in QUICK_TO_RUN}
+    return sorted(
+        line for line in lines if not re.search(r"\b[A-Z_]{4,}\b|--executor|lfw|^(init|show|report)$", line)
+    )
+
+
+@pytest.mark.integration
+def test_every_suggested_command_that_is_done_at_once_works_when_pasted(tmp_path, monkeypatch):
+    """In a project with the records of this one, of the preset quick unless the line says another."""
+    for folder in ("experiments", "results"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    for name in ("REPRO_ROOT", "REPRO_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    lines = runnable()
+    assert len(lines) > 30
+    for line in lines:
+        words = shlex.split(line)
+        words += ["--dry-run"] if words[0] == "run" and "--dry-run" not in words else []
+        if "--preset" not in words and words[0] not in ("audit", "init"):
+            words += ["--preset", "smoke" if words[0] == "run" else "quick"]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, f"repro {shlex.join(words)}: {done.stderr}"
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "train"])
@@ -111,3 +165,11 @@ def test_where_there_is_nothing_to_read_completion_offers_nothing_and_says_nothi
     environment = {"_REPRO_COMPLETE": "bash_complete", "COMP_WORDS": "repro run --loss c", "COMP_CWORD": "3"}
     process = start(environment={**environment, "REPRO_ROOT": str(tmp_path)}, stdout=-1)
     assert process.communicate() == ("\n", "")
+
+
+def test_a_sweep_hands_what_it_was_given_on_to_its_workers():
+    given = {"per_gpu": 2, "precision": None, "deterministic": True, "checkpoint_interval": 0.0}
+    with click.Context(main.get_command(click.Context(main), "run")):
+        words = list(as_words({**given, "switch_off": ("compile", "fused-sgd"), "switch_on": ()}))
+    line = "--per-gpu 2 --deterministic --checkpoint-interval 0.0 --without compile --without fused-sgd"
+    assert shlex.join(words) == line

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from smoke_project import RUN, interrupt, record_of, repro, train_here
+from smoke_project import RUN, interrupt, record_of, train_here
 
 from repro.errors import OwnCodeError, SetupError
 from repro.signature import code_hash, training_modules
@@ -159,9 +159,3 @@ def test_a_logger_that_cannot_be_used_is_an_error_before_anything_trains(monkeyp
     with pytest.raises(SetupError, match=r"pip install '\.\[tensorboard\]'"):
         find_logger("tensorboard", folder)
     assert not context.project.run("smoke", RUN).attempts.exists()
-
-
-def test_a_sweep_passes_the_option_on_to_its_workers(tmp_path):
-    words = ("run", "--preset", "smoke", "--results", tmp_path, "--table", "1", "--network", "resnet18")
-    repro(*words, "--loss", "scaled-bn-m1", "--log", "csv", check=0)
-    assert (tmp_path / "smoke" / ".work" / "csv" / f"{RUN}.csv").exists()
