@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,19 +54,15 @@ PUBLISHED = Published(
     archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
     folder="cifar-100-python",
     max_bytes=400_000_000,
-    files=MappingProxyType(
-        {
-            "meta": "7973b15100ade9c7d40fb424638fde48",
-            "train": "16019d7e3df5f24257cddd939b257f8d",
-            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-        }
-    ),
-    pixels=MappingProxyType(
-        {
-            "train": "de64658905c6b161606e3649ddafce7cf86c7634a0cf9116d518e64ef46a33c5",
-            "test": "83c56492b2c11211ad1bb2dbd4f2eef4170a0441e41a41f3039c3144b1f5a511",
-        }
-    ),
+    files={
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    },
+    pixels={
+        "train": "de64658905c6b161606e3649ddafce7cf86c7634a0cf9116d518e64ef46a33c5",
+        "test": "83c56492b2c11211ad1bb2dbd4f2eef4170a0441e41a41f3039c3144b1f5a511",
+    },
 )
 
 

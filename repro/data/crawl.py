@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from repro.data.files import explain_write_failure, file_hash, one_at_a_time, progress
 from repro.data.http_get import CrawlPolicy, FetchResult, can_connect, host_of, http_get, plain
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 def crawl(
     wanted: Mapping[str, frozenset[str]],
     folder: Path,
-    policy: CrawlPolicy | None = None,
+    policy: CrawlPolicy,
     retry_failed: bool = False,
 ) -> tuple[frozenset[str], Mapping[str, FetchResult]]:
     """Request each address in `wanted`, keep what has one of the sha256 wanted of it, and note the rest.
@@ -53,7 +54,7 @@ def crawl(
                 journal_path(folder).open("ab", buffering=0) as journal,
                 progress("fetched", len(wanted), "files") as advance,
             ):
-                run = _Crawl(wanted, folder, journal, policy or CrawlPolicy(), advance)
+                run = _Crawl(wanted, folder, journal, policy, advance)
                 try:
                     run.run(retry_failed)
                 except KeyboardInterrupt:
@@ -97,27 +98,28 @@ def read_journal(folder: Path) -> dict[str, FetchResult]:
 
 
 @dataclass
-class _Task:
-    """An address of the list on its way; `url` differs from `address` once it was redirected."""
-
-    address: str
-    url: str
-    attempts: int = 0
-    hops: int = 0
-
-
-@dataclass
 class _Host:
     name: str
-    waiting: deque[_Task] = field(default_factory=deque)
+    waiting: "deque[_Task]" = field(default_factory=deque)
     active: int = 0  # requests under way
     queued: bool = False  # whether it is in the crawl's queue
     faults: int = 0  # in a row
     next_at: float = 0.0
 
 
+@dataclass
+class _Task:
+    """An address of the list on its way; `url`, at `host`, differs from `address` once it was redirected."""
+
+    address: str
+    url: str
+    host: _Host
+    attempts: int = 0
+    hops: int = 0
+
+
 class _Crawl:
-    """The state of one crawl: threads with one request at a time each, up to `per_host` of them per host."""
+    """The state of one crawl, all of it in the crawl's own thread; each request has a thread to wait in."""
 
     def __init__(
         self,
@@ -134,13 +136,11 @@ class _Crawl:
         self.on_disk = self._pictures_on_disk()
         self.hosts: dict[str, _Host] = {}
         self.queue: list[tuple[float, int, _Host]] = []  # hosts by when they may be asked next
+        self.numbers = itertools.count()
+        self.answers: SimpleQueue[tuple[_Task, FetchResult | Exception]] = SimpleQueue()
         self.done = 0
         self.active = 0  # requests under way
         self.next_at = 0.0
-        self.numbers = itertools.count()
-        self.changed = threading.Condition()  # holds the lock on all of this
-        self.stopped = False
-        self.error: Exception | None = None
         # Results that say nothing until something else shows that there is a network.
         self.held: list[tuple[str, FetchResult]] = []
         self.unreachable: dict[str, str] = {}
@@ -159,24 +159,24 @@ class _Crawl:
 
     def run(self, retry_failed: bool) -> None:
         """Settle every address."""
-        with self.changed:
-            due = [address for address in self.wanted if self._is_due(address, retry_failed)]
-            self._count(len(self.wanted) - len(due))
-            for address in due:
-                self._enqueue(_Task(address, address))
-            try:
-                for _ in range(min(self.policy.connections, len(due))):
-                    # Daemons: nobody who presses Ctrl-C waits for a server.
-                    threading.Thread(target=self._work, daemon=True).start()
-                while self.done < len(self.wanted) and self.error is None:
-                    self.changed.wait()
-                if self.error is not None:
-                    raise self.error
-                if self.held:
-                    self._check_network()
-            finally:
-                self.stopped = True
-                self.changed.notify_all()
+        for address in self.wanted:
+            if not self._is_due(address, retry_failed):
+                self._count()
+            elif host_of(address) is None:
+                self._add(address, FetchResult("not-http", "not an address of http or https"))
+                self._count()
+            else:
+                self._enqueue(address, address)
+        while self.done < len(self.wanted):
+            pause = self._begin_requests()
+            if self.done < len(self.wanted):
+                with suppress(Empty):
+                    task, result = self.answers.get(timeout=pause)
+                    if isinstance(result, Exception):
+                        raise result
+                    self._handle(task, result)
+        if self.held:
+            self._check_network()
 
     def _is_due(self, address: str, retry_failed: bool) -> bool:
         """Whether an address must be requested."""
@@ -185,18 +185,14 @@ class _Crawl:
             result = None
         if self.wanted[address] <= self.on_disk or (result and not result.found and not retry_failed):
             return False
-        if result and result.found and result.sha256 in self.on_disk:
-            return False  # one of several pictures that the lists expect there
-        if host_of(address) is None:
-            self._add(address, FetchResult("not-http", "not an address of http or https"))
-            return False
-        return True
+        # One of several pictures that the lists expect there may have come.
+        return not (result and result.found and result.sha256 in self.on_disk)
 
-    def _enqueue(self, task: _Task) -> _Host:
-        name = host_of(task.url)
+    def _enqueue(self, address: str, url: str, hops: int = 0) -> _Host:
+        name = host_of(url)
         assert name is not None  # looked at before
         host = self.hosts.setdefault(name, _Host(name))
-        host.waiting.append(task)
+        host.waiting.append(_Task(address, url, host, hops=hops))
         self._queue(host)
         return host
 
@@ -205,57 +201,48 @@ class _Crawl:
             host.queued = True
             heappush(self.queue, (host.next_at, next(self.numbers), host))
 
-    def _work(self) -> None:
-        """One of the threads: a request at a time, until all are settled."""
-        try:
-            while (begun := self._begin()) is not None:
-                host, task = begun
-                result = http_get(task.url, self.wanted[task.address], self.policy)
-                with self.changed:
-                    host.active -= 1
-                    self.active -= 1
-                    if not self.stopped:
-                        self._handle(host, task, result)
-                        self._queue(host)
-                    self.changed.notify_all()
-        except Exception as error:  # noqa: BLE001 whatever it is, it is raised in the crawl's own thread
-            with self.changed:
-                self.error = self.error or error
-                self.changed.notify_all()
-
-    def _begin(self) -> tuple[_Host, _Task] | None:
-        """The next task, once it may be requested, and its host; None where all are settled."""
-        with self.changed:
-            while not self.stopped:
-                now = time.monotonic()
-                if len(self.unreachable) >= max(1, min(self.policy.unreachable_hosts, len(self.hosts))):
-                    # So many hosts in a row without an answer: it may be this machine's network.
-                    if self.active:  # one of these may still show that there is one
-                        self.changed.wait()
-                    else:
-                        self._check_network()
-                elif not self.queue or (begin := max(self.queue[0][0], self.next_at)) > now:
-                    self.changed.wait(begin - now if self.queue else None)
+    def _begin_requests(self) -> float | None:
+        """Begin those that may begin; the seconds until another may, None where an answer comes first."""
+        policy = self.policy
+        while self.active < policy.connections:
+            if len(self.unreachable) >= max(1, min(policy.unreachable_hosts, len(self.hosts))):
+                # So many hosts in a row without an answer: it may be this machine's network.
+                if self.active:  # one of these may still show that there is one
+                    return None
+                self._check_network()
+            if not self.queue:
+                return None
+            now = time.monotonic()
+            if (pause := max(self.queue[0][0], self.next_at) - now) > 0:
+                return pause
+            host = heappop(self.queue)[2]
+            host.queued = False
+            if host.waiting and host.next_at <= now:  # neither given up nor asked for a pause since
+                task = host.waiting.popleft()
+                if self.wanted[task.address] <= self.on_disk:
+                    self._count()  # another address had the picture
                 else:
-                    host = heappop(self.queue)[2]
-                    host.queued = False
-                    if host.waiting and host.next_at <= now:  # neither given up nor asked for a pause since
-                        task = host.waiting.popleft()
-                        if not self.wanted[task.address] <= self.on_disk:
-                            task.attempts += 1
-                            host.active += 1
-                            self.active += 1
-                            host.next_at = now + self.policy.host_pause
-                            self.next_at = max(now, self.next_at) + 1 / self.policy.per_second
-                            self._queue(host)
-                            return host, task
-                        self._count()  # another address had the picture
-                    self._queue(host)
+                    task.attempts += 1
+                    host.active += 1
+                    self.active += 1
+                    host.next_at = now + policy.host_pause
+                    self.next_at = max(now, self.next_at) + 1 / policy.per_second
+                    # A daemon: nobody who presses Ctrl-C waits for a server.
+                    threading.Thread(target=self._request, args=(task,), daemon=True).start()
+            self._queue(host)
         return None
 
-    def _handle(self, host: _Host, task: _Task, result: FetchResult) -> None:
+    def _request(self, task: _Task) -> None:
+        try:
+            self.answers.put((task, http_get(task.url, self.wanted[task.address], self.policy)))
+        except Exception as error:  # noqa: BLE001 whatever it is, it is raised in the crawl's own thread
+            self.answers.put((task, error))
+
+    def _handle(self, task: _Task, result: FetchResult) -> None:
         """What follows from a result: a note, another attempt, another address, a host given up."""
-        policy = self.policy
+        policy, host = self.policy, task.host
+        host.active -= 1
+        self.active -= 1
         if result.contact:
             self._settle_held()
         else:
@@ -268,7 +255,7 @@ class _Crawl:
             write_whole(target, result.content, durable=False)  # a torn one is fetched again
             self.on_disk.add(result.sha256)
         if result.location and task.hops < policy.redirects:
-            other = self._enqueue(_Task(task.address, result.location, 0, task.hops + 1))
+            other = self._enqueue(task.address, result.location, task.hops + 1)
             if other.faults >= policy.host_attempts:
                 self._give_up(other, FetchResult("no-connection", result.detail))
         elif result.location:
@@ -281,13 +268,14 @@ class _Crawl:
                 host.faults = policy.host_attempts
             host.next_at = max(host.next_at, time.monotonic() + pause)
             if task.attempts < policy.attempts:
-                self._enqueue(task)
+                host.waiting.append(task)
             else:
                 self._note(task, replace(result, detail=f"{result.detail} ({task.attempts} attempts)"))
         else:
             self._note(task, result)
         if host.faults >= policy.host_attempts:
             self._give_up(host, result)
+        self._queue(host)
 
     def _give_up(self, host: _Host, result: FetchResult) -> None:
         while host.waiting:
@@ -312,10 +300,9 @@ class _Crawl:
         self.journal.write(line.encode() + b"\n")
         self.results[address] = FetchResult(**kept)
 
-    def _count(self, settled: int = 1) -> None:
-        self.done += settled
-        self.advance(settled)
-        self.changed.notify_all()
+    def _count(self) -> None:
+        self.done += 1
+        self.advance(1)
 
     def _settle_held(self) -> None:
         """There is a network: what could not be reached is gone."""

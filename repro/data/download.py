@@ -161,19 +161,19 @@ def _fetch_from_any(urls: Sequence[str], part: Path, md5: str, max_bytes: int, p
 
 def _fetch_checked(url: str, part: Path, md5: str, max_bytes: int, patience: Patience) -> None:
     """Requests until `part` holds a whole body with the right MD5; _SourceError where that cannot be."""
-    resumed = _fetch_whole(url, part, max_bytes, patience)
-    if resumed and file_hash(part, "md5") != md5:
-        # The earlier part may be of another version of the file: only a download in one go decides.
-        _log.info("the parts of %s do not fit together; starting over", part.stem)
-        part.unlink()
-        _fetch_whole(url, part, max_bytes, patience)
-    if (actual := file_hash(part, "md5")) != md5:
+    while True:
+        resumed = _fetch_whole(url, part, max_bytes, patience)
+        if (actual := file_hash(part, "md5")) == md5:
+            return
         size = _size(part)
         part.unlink()
-        raise _SourceError(
-            f"{url}: the {size:,} bytes that came have MD5 {actual}, expected {md5}; they were removed",
-            "try again later, or name a mirror with --url",
-        )
+        if not resumed:
+            raise _SourceError(
+                f"{url}: the {size:,} bytes that came have MD5 {actual}, expected {md5}; they were removed",
+                "try again later, or name a mirror with --url",
+            )
+        # The earlier part may be of another version of the file: only a download in one go decides.
+        _log.info("the parts of %s do not fit together; starting over", part.stem)
 
 
 def _fetch_whole(url: str, part: Path, max_bytes: int, patience: Patience) -> bool:

@@ -31,27 +31,26 @@ from repro.manifest import Manifest
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first with classes of `train` beside it
 MIN_IMAGES = 70  # of a person, in the paper's FaceScrub
+TEST_PERCENT = 10  # of an identity's images, rounded down, at least one
+SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """`min_images` and more are needed, `test_percent` of them (rounded down, at least one) test.
+    """`min_images` and more are needed, TEST_PERCENT of them test.
 
     With `test_folder`, those whose name begins with it test, and nothing is drawn.
     """
 
     min_images: int = MIN_IMAGES
-    test_percent: int = 10
-    seed: int = 0
     test_folder: str = ""
 
     @property
     def settings(self) -> dict[str, str]:
         """As the manifest names it."""
-        if self.test_folder:
-            return {"min_images": str(self.min_images), "split": f"train/ and {self.test_folder}/"}
-        drawn = {"test_percent": str(self.test_percent), "split_seed": str(self.seed)}
-        return {"min_images": str(self.min_images), **drawn}
+        drawn = {"test_percent": str(TEST_PERCENT), "split_seed": str(SPLIT_SEED)}
+        given = {"split": f"train/ and {self.test_folder}/"}
+        return {"min_images": str(self.min_images), **(given if self.test_folder else drawn)}
 
 
 Members = list[tuple[int, int]]
@@ -89,8 +88,8 @@ def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) 
         if rule.test_folder:
             held_out = {image for image in found if image[0].startswith(f"{rule.test_folder}/")}
         else:
-            drawn = sorted(found, key=lambda image: (_rank_key(rule.seed, image[0]), image))
-            held_out = set(drawn[: max(1, len(found) * rule.test_percent // 100)])
+            drawn = sorted(found, key=lambda image: (_rank_key(image[0]), image))
+            held_out = set(drawn[: max(1, len(found) * TEST_PERCENT // 100)])
         if len(found) < rule.min_images or not 0 < len(held_out) < len(found):
             split.too_few[identity] = len(found)
             continue
@@ -101,8 +100,8 @@ def split_identities(images: Sequence[tuple[str, str] | None], rule: SplitRule) 
     return split
 
 
-def _rank_key(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+def _rank_key(name: str) -> bytes:
+    return hashlib.sha256(f"{SPLIT_SEED}\0{name}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)

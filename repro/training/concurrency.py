@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
+from pydantic import PositiveInt, TypeAdapter
 
 from repro.errors import SetupError
 from repro.storage import write_whole
@@ -27,8 +28,7 @@ class Concurrency:
     def __init__(self, limit: int, device: torch.device, cache: Path | None = None, kind: str = "") -> None:
         self.limit = limit
         self._device = device
-        self._automatic = cache is not None
-        self._cache = cache
+        self._cache = cache  # None once nothing is to be measured
         self._kind = kind
         self._speeds: dict[int, float] = {}  # runs at once → rounds per second × runs
         self._measured: list[float] = []
@@ -73,7 +73,7 @@ class Concurrency:
     def too_many(self, runs: int) -> None:
         """So many ran out of memory."""
         self.limit = max(1, runs - 1)
-        self._automatic = False
+        self._cache = None
 
     def disturbed(self) -> None:
         """The round under way, and so the measurement, is worth nothing."""
@@ -86,23 +86,23 @@ class Concurrency:
             self._measured.clear()
         if self._disturbed:
             self._rounds, self._disturbed = 0, False
-        if self._automatic and self._rounds == 0:
+        if self._cache and self._rounds == 0:
             self._wait()
             self._began = time.perf_counter()
 
     def end_round(self) -> None:
         """After it."""
         self._rounds += 1
-        if self._disturbed or not self._automatic or self._rounds <= ROUNDS or self._runs < self.limit:
+        if self._disturbed or not self._cache or self._rounds <= ROUNDS or self._runs < self.limit:
             return
         self._wait()  # launches run ahead of the device: only now is what was launched also done
         self._measured.append(self._runs * self._rounds / (time.perf_counter() - self._began))
         self._rounds = 0
         if len(self._measured) == MEASUREMENTS:
-            self._decide(statistics.median(self._measured))
+            self._decide(statistics.median(self._measured), self._cache)
             self._measured.clear()
 
-    def _decide(self, speed: float) -> None:
+    def _decide(self, speed: float, cache: Path) -> None:
         self._speeds[self._runs] = speed
         before = self._speeds.get(self._runs - 1)
         if before is None or speed >= before * WORTHWHILE:
@@ -110,14 +110,10 @@ class Concurrency:
         else:
             # No run is ended for speed; once one has, none takes its place.
             self.limit = self._runs - 1
-            self._automatic = False
-            self._remember()
-
-    def _remember(self) -> None:
-        assert self._cache is not None
-        known = {**_read(self._cache), self._kind: self.limit}
-        with contextlib.suppress(SetupError):  # a cache: measured again next time
-            write_whole(self._cache, json.dumps(known, indent=1).encode())
+            self._cache = None
+            known = {**_read(cache), self._kind: self.limit}
+            with contextlib.suppress(SetupError):  # a cache: measured again next time
+                write_whole(cache, json.dumps(known, indent=1).encode())
 
     def _fits(self) -> bool:
         if self._device.type != "cuda":
@@ -133,9 +129,6 @@ class Concurrency:
 
 def _read(cache: Path) -> dict[str, int]:
     try:
-        content = json.loads(cache.read_bytes())
+        return TypeAdapter(dict[str, PositiveInt]).validate_json(cache.read_bytes())
     except (OSError, ValueError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {kind: limit for kind, limit in content.items() if isinstance(limit, int) and limit > 0}

@@ -57,11 +57,14 @@ def find_logger(name: str, experiments: Path) -> Callable[[Path], EpochLogger]:
 
 
 class LiveCurves:
-    """Tells a logger of one attempt at a run. What a logger raises is printed once and stops nothing."""
+    """Tells a logger, if one is named, of one attempt at a run.
+
+    What a logger raises is printed once and stops nothing.
+    """
 
     def __init__(
         self,
-        name: str,
+        name: str | None,
         project: Project,
         preset: str,
         run_id: str,
@@ -73,8 +76,9 @@ class LiveCurves:
         self._warn = warn
         self._epoch: int | None = None
         self._logger: EpochLogger | None = None
-        folder = project.live_curves(preset, name.rpartition(":")[2] if is_file(name) else name)
-        self._guarded(lambda: setattr(self, "_logger", find_logger(name, project.experiments)(folder)))
+        if name is not None:
+            folder = project.live_curves(preset, name.rpartition(":")[2] if is_file(name) else name)
+            self._guarded(lambda: setattr(self, "_logger", find_logger(name, project.experiments)(folder)))
 
     def __call__(self, progress: "Progress") -> None:
         """Logs the epoch before the one in progress, once."""
@@ -82,21 +86,21 @@ class LiveCurves:
             self._start(progress.epoch)
         elif progress.epoch > self._epoch:
             evaluated = progress.epoch % self._evaluate_every == 0
-            self._log(
-                progress.epoch,
-                train_loss=progress.train_loss,
-                test_accuracy=progress.test_accuracy if evaluated else None,
-                images_per_second=progress.images_per_second,
-            )
+            values = {
+                "train_loss": progress.train_loss,
+                "test_accuracy": progress.test_accuracy if evaluated else None,
+                "images_per_second": progress.images_per_second,
+            }
+            self._log(progress.epoch, values)
         self._epoch = progress.epoch
 
     def finish(self, trained: "TrainedRun") -> None:
         """Logs the last epoch, and of every epoch what only the finished run tells."""
         if self._epoch is None:
             self._start(0)
-        last = trained.curve[-1] if trained.curve else None
         for epoch in trained.curve:
-            self._log(epoch.epoch + 1, **_at_the_end(epoch, epoch is last))
+            told = () if epoch is trained.curve[-1] else _WHILE_TRAINING
+            self._log(epoch.epoch + 1, epoch.model_dump(exclude={"epoch", *told}))
 
     def close(self) -> None:
         """Closes the logger."""
@@ -105,7 +109,7 @@ class LiveCurves:
     def _start(self, epoch: int) -> None:
         self._tell("start", self._run_id, epoch + 1)
 
-    def _log(self, epoch: int, **values: float | None) -> None:
+    def _log(self, epoch: int, values: Mapping[str, float | None]) -> None:
         known = {name: value for name, value in values.items() if value is not None}
         self._tell("epoch", self._run_id, epoch, known)
 
@@ -119,11 +123,6 @@ class LiveCurves:
         except Exception as error:  # noqa: BLE001 (the user's own code may raise anything)
             self._logger = None
             self._warn(f"its live curves end here: {explain(error)}")
-
-
-def _at_the_end(epoch: Epoch, is_last: bool) -> dict[str, float | None]:
-    values: dict[str, Any] = epoch.model_dump(exclude={"epoch", *(() if is_last else _WHILE_TRAINING)})
-    return values
 
 
 class CsvLogger:

@@ -10,7 +10,6 @@ import platform
 import resource
 import secrets
 import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -31,19 +30,6 @@ from repro.training.loop import TrainedRun
 from repro.training.precision import Precision
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a record tells beside the result; `attempts` ends with the one that made it."""
-
-    run: Run
-    config: RunConfig
-    preset: Preset
-    signature: Signature
-    environment: Environment
-    runs_on_device: int
-    attempts: tuple[Attempt, ...]
-
-
 def describe_environment(root: Path, device: torch.device) -> Environment:
     """What this process trains on and with; `root` is the project's folder."""
     commit, dirty = git_state(root)
@@ -57,7 +43,7 @@ def describe_environment(root: Path, device: torch.device) -> Environment:
         system=_system(),
         kernel=f"{platform.system()} {platform.release()}",
         processor=processor_name(),
-        device=device_name(device),
+        device=properties.name if properties else processor_name(),
         device_memory_bytes=properties.total_memory if properties else memory_bytes(),
         compute_capability=f"{properties.major}.{properties.minor}" if properties else None,
         cuda=torch.version.cuda if cuda else None,
@@ -66,58 +52,57 @@ def describe_environment(root: Path, device: torch.device) -> Environment:
     )
 
 
-def make_record(origin: Origin, data: PreparedData, trained: TrainedRun, precision: Precision) -> RunRecord:
-    """The record of a run that this process has just finished."""
+def make_record(
+    run: Run,
+    preset: Preset,
+    config: RunConfig,
+    signature: Signature,
+    data: PreparedData,
+    trained: TrainedRun,
+    precision: Precision,
+    environment: Environment,
+    runs_on_device: int,
+    attempts: tuple[Attempt, ...],
+) -> RunRecord:
+    """The record of a run that this process has just finished; the last of its `attempts` made it."""
     manifest = data.manifest
-    train_arrays, test_arrays = subset(data, origin.config.recipe)
+    train_arrays, test_arrays = subset(data, config.recipe)
     arrays = [array for split in (manifest.train, manifest.test) for array in (split.images, split.labels)]
-    started = min(attempt.started for attempt in origin.attempts)
+    started = min(attempt.started for attempt in attempts)
     return RunRecord(
-        run=origin.run.id,
-        preset=origin.preset.name,
-        signature=origin.signature,
-        config=origin.config,
+        run=run.id,
+        preset=preset.name,
+        signature=signature,
+        config=config,
         data=DataSummary(
-            name=manifest.name,
-            title=manifest.title,
-            generated=manifest.generated,
-            partial=manifest.partial,
-            sources=manifest.sources,
-            preparation_version=manifest.preparation_version,
+            **manifest.model_dump(include=set(DataSummary.model_fields)),
             arrays={array.file: array.sha256 for array in arrays},
             classes=manifest.classes,
             train_images=len(train_arrays.labels),
             test_images=len(test_arrays.labels),
-            mean=manifest.mean,
-            std=manifest.std,
         ),
         result=trained.result,
         curve=trained.curve,
         probes=trained.probes,
         provenance=Provenance(
-            **dict(origin.environment),
+            **dict(environment),
             precision=precision.name,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             accelerations=(*trained.accelerations, *(("tf32",) if _uses_tf32(precision) else ())),
-            runs_on_device=origin.runs_on_device,
+            runs_on_device=runs_on_device,
             images_per_second=trained.images_per_second,
-            peak_memory_bytes=peak_memory(precision.device),
-            energy_joules=_energy(origin.attempts),
-            attempts=origin.attempts,
+            peak_memory_bytes=_peak_memory(precision.device),
+            energy_joules=_energy(attempts),
+            attempts=attempts,
             started=started,
             # A clock that was set back meanwhile must not cost a finished run.
-            ended=max(started, origin.attempts[-1].ended or datetime.now(UTC)),
+            ended=max(started, attempts[-1].ended or datetime.now(UTC)),
         ),
     )
 
 
-def device_name(device: torch.device) -> str:
-    """`NVIDIA H200`, or the processor's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-
-
-def peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int:
     """Bytes: allocated on the GPU at most, or this process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

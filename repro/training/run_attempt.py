@@ -6,10 +6,9 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,14 +32,12 @@ from repro.storage import FileLock, commit_record, write_whole
 from repro.sweep import SweepRun
 from repro.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointMismatchError, NumericSettings
 from repro.training.device import choose_accelerations, images_to_train
+from repro.training.live_curves import LiveCurves
 from repro.training.loop import Progress, TrainedRun, Trainer
 from repro.training.precision import Accelerations, Precision, choose_precision
 from repro.training.process import Process
-from repro.training.provenance import Origin, anonymous, make_record
+from repro.training.provenance import anonymous, make_record
 from repro.worker_note import RunProgress
-
-if TYPE_CHECKING:
-    from repro.training.live_curves import LiveCurves
 
 RETRY_WRITING = 1.0  # seconds until what a full disk has refused is tried again
 
@@ -53,7 +50,7 @@ class ThreadsDifferError(Exception):
     """The run's checkpoint was made with another number of threads, which runs beside it do not have."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RunAttempt:
     """An attempt under way; its process holds the run's `lock`.
 
@@ -66,32 +63,15 @@ class RunAttempt:
     config: RunConfig
     data: PreparedData
     lock: FileLock
-    note: AttemptNote
     most_at_once: int
     is_suspect: bool
-    progress: RunProgress
     waiting_until: float = 0.0  # of time.monotonic: what a full disk refused is tried again then
     resumed_at_step: int = 0
-    _energy_at_start: float | None = None
-    _steps: Generator[None, None, None] | None = field(default=None, repr=False)
-    _stream: "torch.cuda.Stream | None" = field(default=None, repr=False)
 
-    @classmethod
-    def begin(
-        cls,
-        process: Process,
-        entry: SweepRun,
-        run: Run,
-        config: RunConfig,
-        data: PreparedData,
-        lock: FileLock,
-        at_once: int,
-        is_suspect: bool,
-    ) -> "RunAttempt":
+    def __post_init__(self) -> None:
         """Makes the attempt's folder and notes it as running; SetupError if the file system refuses."""
-        paths = process.project.run(process.preset.name, run.id)
-        folder = new_attempt(paths)
-        note = AttemptNote(
+        process, folder = self.process, new_attempt(self.paths)
+        self.note = AttemptNote(
             number=int(folder.name),
             started=datetime.now(UTC),
             ended=None,
@@ -100,21 +80,18 @@ class RunAttempt:
             host=socket.gethostname(),
             pid=os.getpid(),
             worker=process.heartbeat.note.name,
-            alone=at_once == 1,
+            alone=self.most_at_once == 1,
             device_memory_bytes=process.environment.device_memory_bytes,
         )
         try:
-            write_attempt(folder, note)
+            write_attempt(folder, self.note)
         except SetupError:
             folder.rmdir()
             raise
-        progress = RunProgress(run.id, note.number)
-        attempt = cls(process, entry, run, config, data, lock, note, at_once, is_suspect, progress)
-        attempt._energy_at_start = process.energy.share()
-        attempt._steps = attempt._train()
-        if process.device.type == "cuda":
-            attempt._stream = torch.cuda.Stream(process.device)
-        return attempt
+        self.progress = RunProgress(self.run.id, self.note.number)
+        self._energy_at_start = process.energy.share()
+        self._steps: Generator[None, None, None] | None = self._train()
+        self._stream = torch.cuda.Stream(process.device) if process.device.type == "cuda" else None
 
     @property
     def paths(self) -> RunPaths:
@@ -169,14 +146,14 @@ class RunAttempt:
         return f"{text} (traceback in {where})"
 
     def _train(self) -> Generator[None, None, None]:
-        curves = self._live_curves()
-        try:
+        process, every = self.process, self.config.recipe.evaluate_every
+        curves = LiveCurves(
+            process.options.log, process.project, process.preset.name, self.run.id, every, self._warn
+        )
+        with contextlib.closing(curves):
             yield from self._train_with(curves)
-        finally:
-            if curves:
-                curves.close()
 
-    def _train_with(self, curves: "LiveCurves | None") -> Generator[None, None, None]:
+    def _train_with(self, curves: LiveCurves) -> Generator[None, None, None]:
         fingerprint = self.data.manifest.fingerprint()
         signature = Signature(
             config=config_hash(self.config),
@@ -217,17 +194,15 @@ class RunAttempt:
         committed = yield from self._commit(record)
         self._write(done)
         checkpoints.clear()
-        if curves:
-            curves.finish(trained)
+        curves.finish(trained)
         text = trained.result.divergence or f"{trained.result.accuracy:.2f} %"
         if not committed:
             text += ", but another process committed it first"
         self.lock.release()
         self.process.warn(f"{self.run.id}: {text}")
 
-    def _report(self, progress: Progress, curves: "LiveCurves | None") -> None:
-        if curves:
-            curves(progress)
+    def _report(self, progress: Progress, curves: LiveCurves) -> None:
+        curves(progress)
         self.progress = RunProgress(self.run.id, self.note.number, **asdict(progress))
         self.process.heartbeat.tick()
 
@@ -254,11 +229,7 @@ class RunAttempt:
         found = checkpoints.newest()
         if found is None:
             return restart
-        then, precision, accelerations = (
-            found.numeric_settings,
-            process.precision,
-            self._without_risky(chosen),
-        )
+        then, (_, precision, accelerations) = found.numeric_settings, restart
         if options.precision is None and then.device == device.type:
             with contextlib.suppress(DeviceError):
                 precision = choose_precision(device, then.precision)
@@ -290,16 +261,18 @@ class RunAttempt:
         self, signature: Signature, trained: TrainedRun, precision: Precision, done: AttemptNote
     ) -> RunRecord:
         earlier = [note for note in read_attempts(self.paths) if note.number < self.note.number]
-        origin = Origin(
-            run=self.run,
-            config=self.config,
-            preset=self.process.preset,
-            signature=signature,
-            environment=self.process.environment,
+        return make_record(
+            self.run,
+            self.process.preset,
+            self.config,
+            signature,
+            self.data,
+            trained,
+            precision,
+            self.process.environment,
             runs_on_device=self.most_at_once,
             attempts=tuple(anonymous(note.for_record(), self.process.salt) for note in (*earlier, done)),
         )
-        return make_record(origin, self.data, trained, precision)
 
     def _commit(self, record: RunRecord) -> Generator[None, None, bool]:
         """Commits; what hours of training have brought waits for a disk that takes it."""
@@ -341,16 +314,6 @@ class RunAttempt:
             write_attempt(self.folder, note)
         except SetupError as error:
             self._warn(f"attempt {note.number} ({note.outcome}) could not be noted: {error}")
-
-    def _live_curves(self) -> "LiveCurves | None":
-        process, every = self.process, self.config.recipe.evaluate_every
-        if process.options.log is None:
-            return None
-        from repro.training.live_curves import LiveCurves
-
-        return LiveCurves(
-            process.options.log, process.project, process.preset.name, self.run.id, every, self._warn
-        )
 
     def _warn(self, line: str) -> None:
         self.process.warn(f"{self.run.id}: {line}")

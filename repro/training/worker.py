@@ -9,7 +9,6 @@ import faulthandler
 import gc
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,11 +35,7 @@ from repro.training.concurrency import Concurrency
 from repro.training.cuda_graph import is_out_of_memory
 from repro.training.heartbeat import Heartbeat
 from repro.training.process import TrainOptions, open_process
-from repro.training.run_attempt import (
-    RunAttempt,
-    SupersededError,
-    ThreadsDifferError,
-)
+from repro.training.run_attempt import RunAttempt, SupersededError, ThreadsDifferError
 from repro.worker_note import DEVICE_BUSY, Phase, new_worker_note
 
 
@@ -201,7 +196,9 @@ class Worker:
                 # One data set at a time stays open: the next needs the memory.
                 opened = open_for_training(config, self.project.data)
             except (DataMissingError, DataCorruptError) as error:
-                self._exclude_data(config.dataset, str(error))
+                for other in self.queue.open:
+                    if self.registry.parse(other.run).cell.dataset == key:
+                        self.queue.exclude(other.run, str(error))
                 return None
             self._data = {key: opened}
         data = self._data[key]
@@ -212,38 +209,35 @@ class Worker:
             return None
         return data
 
-    def _exclude_data(self, dataset: str, reason: str) -> None:
-        for entry in self.queue.open:
-            if self.registry.parse(entry.run).cell.dataset == dataset:
-                self.queue.exclude(entry.run, reason)
-
     def _begin(
         self, entry: SweepRun, config: RunConfig, data: PreparedData, lock: FileLock
     ) -> RunAttempt | None:
+        """Begins an attempt once the disk takes it; None where the run is settled or a stop requested."""
+        while not self.stop.requested:
+            try:
+                return self._begin_now(entry, config, data, lock)
+            except NoSpaceError as error:
+                if self.active:
+                    break  # those in training come first
+                self._warn_once(f"{entry.run}: starting waits until the disk can be written again: {error}")
+            time.sleep(1.0)
+            self.heartbeat.tick()
+        return None
+
+    def _begin_now(
+        self, entry: SweepRun, config: RunConfig, data: PreparedData, lock: FileLock
+    ) -> RunAttempt | None:
         """Judges the run again now that nobody else can change it; None where it is settled after all."""
+        self.queue.close_dead_attempt(entry)
+        status = self.queue.status(entry)
+        is_suspect = status is RunStatus.SUSPECT
+        if status is not RunStatus.FREE and (not is_suspect or self.active):
+            return None
         paths = self.project.run(self.preset.name, entry.run)
-
-        def begin() -> RunAttempt | None:
-            self.queue.close_dead_attempt(entry)
-            status = self.queue.status(entry)
-            if status is RunStatus.SUSPECT and self.active:
-                return None
-            if status not in (RunStatus.FREE, RunStatus.SUSPECT):
-                return None
-            if moved := quarantine_damaged(paths, entry.run, self.preset.name):
-                self.warn(f"{entry.run}: its record is damaged; moved to {moved}")
-            return RunAttempt.begin(
-                self.process,
-                entry,
-                self.registry.parse(entry.run),
-                config,
-                data,
-                lock,
-                at_once=len(self.active) + 1,
-                is_suspect=status is RunStatus.SUSPECT,
-            )
-
-        return self._retry_until_writable(begin, f"{entry.run}: starting")
+        if moved := quarantine_damaged(paths, entry.run, self.preset.name):
+            self.warn(f"{entry.run}: its record is damaged; moved to {moved}")
+        run, at_once = self.registry.parse(entry.run), len(self.active) + 1
+        return RunAttempt(self.process, entry, run, config, data, lock, at_once, is_suspect)
 
     def _step_all(self) -> None:
         """One step of each run in turn."""
@@ -367,19 +361,6 @@ class Worker:
 
     def _reserved(self) -> int:
         return torch.cuda.memory_reserved(self.process.device) if self.process.device.type == "cuda" else 0
-
-    def _retry_until_writable(self, write: Callable[[], RunAttempt | None], what: str) -> RunAttempt | None:
-        """Writes as soon as the disk takes it; None if asked to stop before."""
-        while not self.stop.requested:
-            try:
-                return write()
-            except NoSpaceError as error:
-                if self.active:
-                    break  # those in training come first
-                self._warn_once(f"{what} waits until the disk can be written again: {error}")
-            time.sleep(1.0)
-            self.heartbeat.tick()
-        return None
 
     def _warn_once(self, line: str) -> None:
         if line not in self._warned:

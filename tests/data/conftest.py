@@ -36,17 +36,15 @@ def said() -> Iterator[list[str]]:
 @pytest.fixture
 def server() -> Iterator[OneFileServer]:
     """A server of 3 MB on this machine."""
-    running = OneFileServer(bytes(range(256)) * 12_000)
-    yield running
-    running.stop()
+    with OneFileServer(bytes(range(256)) * 12_000) as running:
+        yield running
 
 
 @pytest.fixture
 def second_server() -> Iterator[OneFileServer]:
     """Another server of the same file."""
-    running = OneFileServer(bytes(range(256)) * 12_000)
-    yield running
-    running.stop()
+    with OneFileServer(bytes(range(256)) * 12_000) as running:
+        yield running
 
 
 @pytest.fixture
@@ -85,6 +83,5 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 @pytest.fixture
 def site() -> Iterator[SmallFilesServer]:
     """A server of many small files on this machine."""
-    running = SmallFilesServer()
-    yield running
-    running.stop()
+    with SmallFilesServer() as running:
+        yield running

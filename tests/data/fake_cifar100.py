@@ -5,7 +5,6 @@ import io
 import pickle
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -64,14 +63,6 @@ def published(contents: dict[str, bytes], packed: bytes) -> Published:
         files={name: md5(contents[name]) for name in ("meta", "train", "test")},
         pixels={name: hashlib.sha256(images).hexdigest() for name, (_, images) in SPLITS.items()},
     )
-
-
-def lay_out(contents: dict[str, bytes], folder: Path) -> Path:
-    """Write the files into `folder`."""
-    folder.mkdir(parents=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def md5(content: bytes) -> str:

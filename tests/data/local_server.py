@@ -34,6 +34,11 @@ class Handler(BaseHTTPRequestHandler):
     def content(self) -> bytes:
         return self.server.content_of(self.path)
 
+    @property
+    def first(self) -> int:
+        """The first byte that is asked for."""
+        return int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+
     def begin(self, status: int, **headers: object) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -71,6 +76,9 @@ class SmallFilesServer(ThreadingHTTPServer):
         self.base = f"http://{host}:{self.server_address[1]}"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         self.gate.set()
@@ -119,23 +127,20 @@ class OneFileServer(SmallFilesServer):
 
 def file_of_path(handler: Handler) -> None:
     """The file, or the range of it that was asked for, or 404."""
-    content, wanted = handler.content, handler.headers.get("Range")
-    first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-    if content is None:
+    if handler.content is None:
         handler.begin(404, Content_Length=0)
-    elif wanted is None:
+    elif not handler.first:
         whole(handler)
-    elif first >= len(content):
-        handler.begin(416, Content_Length=0, Content_Range=f"bytes */{len(content)}")
+    elif handler.first >= len(handler.content):
+        handler.begin(416, Content_Length=0, Content_Range=f"bytes */{len(handler.content)}")
     else:
-        answer_range(handler, first)
+        begin_range(handler, handler.first)
+        handler.wfile.write(handler.content[handler.first :])
 
 
-def answer_range(handler: Handler, first: int) -> None:
-    content = handler.content
-    where = f"bytes {first}-{len(content) - 1}/{len(content)}"
-    handler.begin(206, Content_Length=len(content) - first, Content_Range=where)
-    handler.wfile.write(content[first:])
+def begin_range(handler: Handler, first: int) -> None:
+    total, status = len(handler.content), 206 if handler.first else 200
+    handler.begin(status, Content_Length=total - first, Content_Range=f"bytes {first}-{total - 1}/{total}")
 
 
 def whole(handler: Handler) -> None:
@@ -146,7 +151,8 @@ def whole(handler: Handler) -> None:
 
 def wrong_range(handler: Handler) -> None:
     """A range that begins somewhere else than asked."""
-    answer_range(handler, 7)
+    begin_range(handler, 7)
+    handler.wfile.write(handler.content[7:])
 
 
 def held(handler: Handler) -> None:
@@ -194,12 +200,9 @@ def paced(count: int) -> Answer:
     """The file from where it was asked for, `count` bytes twenty times a second."""
 
     def answer(handler: Handler) -> None:
-        content, wanted = handler.content, handler.headers.get("Range")
-        first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        where = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        handler.begin(206 if wanted else 200, Content_Length=len(content) - first, Content_Range=where)
-        for at in range(first, len(content), count):
-            handler.wfile.write(content[at : at + count])
+        begin_range(handler, handler.first)
+        for at in range(handler.first, len(handler.content), count):
+            handler.wfile.write(handler.content[at : at + count])
             handler.server.gate.wait(0.05)
 
     return answer

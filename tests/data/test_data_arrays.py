@@ -3,15 +3,19 @@
 import contextlib
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_arrays import arrays, write
+from smoke_project import wait_for
 
+from repro.data.files import one_at_a_time
 from repro.data.prepared import (
     Arrays,
     first_of_each_class,
@@ -122,6 +126,24 @@ def test_whole_arrays_of_the_wanted_kind_stay_and_others_are_made_anew(tmp_path,
         prepare_once(tmp_path, "set", "Set", never, wanted=lambda there: False)
     assert said == ["preparing Set again: what is there was made of another source or with other options"]
     assert verify_prepared(tmp_path, "set") == first
+    images = prepared_folder(tmp_path, "set") / "train-images.npy"
+    images.write_bytes(images.read_bytes()[:-1] + b"x")
+    with pytest.raises(AssertionError, match="made again"):
+        prepare_once(tmp_path, "set", "Set", never)
+    assert "train-images.npy has sha256" in said[1]
+
+
+def test_of_two_preparations_at_once_one_waits_and_finds_it_done(tmp_path, said):
+    def never(writer):
+        raise AssertionError("made again")
+
+    with ThreadPoolExecutor(1) as pool:
+        with one_at_a_time(tmp_path / "set" / ".prepared.lock", "preparing"):
+            second = pool.submit(prepare_once, tmp_path, "set", "Set", never)
+            wait_for(lambda: said == ["another process is preparing Set; waiting for it to finish"], "it")
+            first = write(tmp_path / "other")
+            shutil.copytree(prepared_folder(tmp_path / "other", "set"), prepared_folder(tmp_path, "set"))
+        assert second.result() == first
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -138,24 +160,21 @@ def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, file):
 
 
 @pytest.mark.parametrize("file", FILES[:2])
-@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "another array", "objects", "not an array"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b"x" * path.stat().st_size),
+        lambda path: np.save(path, np.zeros((3, 3))),
+        lambda path: np.save(path, np.array([{}], dtype=object)),
+    ],
+    ids=["missing", "empty", "torn", "not an array", "another array", "objects"],
+)
 def test_a_damaged_file_is_named_without_hashing(tmp_path, file, damage):
     write(tmp_path)
-    path = prepared_folder(tmp_path, "set") / file
-    content = path.read_bytes()
-    match damage:
-        case "missing":
-            path.unlink()
-        case "empty":
-            path.write_bytes(b"")
-        case "torn":
-            path.write_bytes(content[:-1])
-        case "another array":
-            np.save(path, np.zeros((3, 3)))
-        case "objects":
-            np.save(path, np.array([{}], dtype=object))
-        case "not an array":
-            path.write_bytes(b"x" * len(content))
+    damage(prepared_folder(tmp_path, "set") / file)
     with pytest.raises(DataCorruptError, match=f"{file}.*run `repro data prepare set`"):
         open_prepared(tmp_path, "set")
 
@@ -226,13 +245,10 @@ DYING = textwrap.dedent(
 )
 
 
-MOMENTS = [("fsync", 1), ("fsync", 5), ("rename", 1)]
-
-
 @pytest.mark.parametrize(
     ("earlier", "function", "at"),
     # Only where there is an earlier folder is there a second rename, with nothing in place before it.
-    [(False, *moment) for moment in MOMENTS] + [(True, *moment) for moment in [*MOMENTS, ("rename", 2)]],
+    [(False, "rename", 1), (True, "fsync", 1), (True, "fsync", 5), (True, "rename", 1), (True, "rename", 2)],
 )
 def test_killed_at_any_moment_nothing_looks_finished_that_is_not(tmp_path, function, at, earlier):
     if earlier:

@@ -13,8 +13,9 @@ from pathlib import Path
 import fake_cifar100 as fake
 import numpy as np
 import pytest
+from pictures import lay
 
-from repro.data import cifar100
+from repro.data import DATA_SETS, cifar100
 from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataCorruptError, DataMissingError, FetchError, SetupError
 from repro.manifest import prepared_folder
@@ -32,14 +33,8 @@ def prepare(data_dir: Path, **options):
     return cifar100.prepare(data_dir, **{"published": PUBLISHED, **options})
 
 
-def raw(data_dir: Path) -> Path:
-    return data_dir / "cifar100" / "raw" / "cifar-100-python"
-
-
-def archive_in(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cifar-100-python.tar.gz").write_bytes(PACKED)
-    return folder / "cifar-100-python.tar.gz"
+FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
+RAW = Path("cifar100", "raw")
 
 
 @pytest.fixture
@@ -54,8 +49,11 @@ def test_the_archive_is_fetched_once_from_the_option_before_the_environment_and_
     monkeypatch.setenv("REPRO_CIFAR100_URL", "http://127.0.0.1:9/none")
     for _ in range(2):
         place = fetch(tmp_path, url=mirror.url)
-    assert (place, len(mirror.ranges)) == (raw(tmp_path).parent / "cifar-100-python.tar.gz", 1)
-    assert prepare(tmp_path).train.count == 20
+    assert (place, len(mirror.ranges)) == (tmp_path / RAW / ARCHIVE, 1)
+    manifest = prepare(tmp_path)
+    assert manifest.train.count == 20
+    place.unlink()
+    assert prepare(tmp_path) == manifest  # whole arrays need no source
     monkeypatch.setenv("REPRO_CIFAR100_URL", mirror.url)
     fetch(tmp_path / "other")
     assert len(mirror.ranges) == 2
@@ -70,42 +68,33 @@ def test_the_mirror_is_used_where_the_publisher_fails_unless_an_address_is_named
 
 
 def test_a_damaged_folder_or_archive_is_said_and_left_for_what_is_fetched(mirror, tmp_path, said):
-    fake.lay_out({**FILES, "test": b"torn"}, tmp_path / "cifar-100-python")
-    archive_in(raw(tmp_path).parent).write_bytes(PACKED[:-1])
+    lay(tmp_path / FOLDER, {**FILES, "test": b"torn"})
+    lay(tmp_path / RAW, {ARCHIVE: PACKED[:-1]})
     place = fetch(tmp_path, url=mirror.url)
     assert place.read_bytes() == PACKED
     assert "cifar-100-python/test has MD5" in said[0]
-    shutil.rmtree(tmp_path / "cifar-100-python")
+    shutil.rmtree(tmp_path / FOLDER)
     assert prepare(tmp_path).train.count == 20
 
 
-def test_an_archive_with_other_files_than_published_is_not_taken(server, tmp_path):
-    server.content = fake.archive({**FILES, "train": b"evil"})
-    published = dataclasses.replace(PUBLISHED, archive_md5=fake.md5(server.content))
-    fetch(tmp_path, url=server.url, published=published)
-    with pytest.raises(DataCorruptError, match=r"train has MD5 .* expected"):
-        prepare(tmp_path, published=published)
-
-
 @pytest.mark.parametrize(
-    "where", ["folder", "torchvision", "archive", "raw archive", "named folder", "above", "named archive"]
+    ("place", "named"),
+    [
+        (RAW / FOLDER, None),
+        (Path(FOLDER), None),  # torchvision's layout
+        (RAW / ARCHIVE, None),
+        (Path(ARCHIVE), None),
+        (Path("else", FOLDER), Path("else", FOLDER)),
+        (Path("else", FOLDER), Path("else")),
+        (Path("else/packed.tar.gz"), Path("else/packed.tar.gz")),
+    ],
 )
-def test_files_on_disk_are_enough_wherever_they_are(tmp_path, where):
-    options = {}
-    match where:
-        case "folder":
-            fake.lay_out(FILES, raw(tmp_path))
-        case "torchvision":
-            fake.lay_out(FILES, tmp_path / "cifar-100-python")
-        case "archive":
-            archive_in(tmp_path)
-        case "raw archive":
-            archive_in(raw(tmp_path).parent)
-        case "named archive":
-            options["source"] = archive_in(tmp_path / "else").rename(tmp_path / "else" / "packed.tar.gz")
-        case _:
-            folder = fake.lay_out(FILES, tmp_path / "else" / "cifar-100-python")
-            options["source"] = folder if where == "named folder" else folder.parent
+def test_files_on_disk_are_enough_wherever_they_are(tmp_path, place, named):
+    if place.suffix == ".gz":
+        lay(tmp_path, {place: PACKED})
+    else:
+        lay(tmp_path / place, FILES)
+    options = {"source": tmp_path / named} if named else {}
     if not options:
         assert cifar100.find_source(tmp_path, published=PUBLISHED) == fetch(tmp_path)  # without a network
     manifest = prepare(tmp_path, **options)
@@ -121,37 +110,20 @@ def test_files_on_disk_are_enough_wherever_they_are(tmp_path, where):
 
 def test_an_archive_that_is_named_may_be_packed_otherwise_but_holds_the_published_files(tmp_path):
     other = tmp_path / "else.tar.bz2"
-    for contents in (FILES, {**FILES, "train": b"evil"}):
-        other.write_bytes(bz2.compress(gzip.decompress(fake.archive(contents))))
-        if contents is FILES:
-            assert prepare(tmp_path / "good", source=other).train.count == 20
-        else:
-            with pytest.raises(DataCorruptError, match=r"else.tar.bz2/train has MD5 .* expected"):
-                prepare(tmp_path / "bad", source=other)
+    other.write_bytes(bz2.compress(gzip.decompress(PACKED)))
+    assert prepare(tmp_path / "good", source=other).train.count == 20
+    other.write_bytes(fake.archive({**FILES, "train": b"evil"}))
+    with pytest.raises(DataCorruptError, match=r"else.tar.bz2/train has MD5 .* expected"):
+        prepare(tmp_path / "bad", source=other)
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_pixels_that_are_not_the_published_ones_are_refused(tmp_path, name):
-    fake.lay_out(FILES, raw(tmp_path))
+    lay(tmp_path / RAW / FOLDER, FILES)
     pixels = {**PUBLISHED.pixels, name: "0" * 64}
     with pytest.raises(DataCorruptError, match=f"the {name} images as prepared have sha256 .* expected 000"):
         prepare(tmp_path, published=dataclasses.replace(PUBLISHED, pixels=pixels))
     assert not prepared_folder(tmp_path, "cifar100").exists()
-
-
-def test_whole_arrays_stay_without_their_source_and_damaged_ones_are_made_again_to_the_bit(tmp_path, said):
-    fake.lay_out(FILES, raw(tmp_path))
-    prepare(tmp_path)
-    folder = prepared_folder(tmp_path, "cifar100")
-    kept, made = {path.name: path.read_bytes() for path in folder.iterdir()}, folder.stat().st_ino
-    raw(tmp_path).rename(tmp_path / "elsewhere")
-    prepare(tmp_path)
-    assert folder.stat().st_ino == made
-    (tmp_path / "elsewhere").rename(raw(tmp_path))
-    (folder / "train-images.npy").write_bytes(kept["train-images.npy"][:-1] + b"x")
-    prepare(tmp_path)
-    assert "train-images.npy has sha256" in said[0]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
 
 
 class Wish:
@@ -170,17 +142,17 @@ def test_what_is_damaged_or_missing_is_named_and_nothing_but_the_published_pickl
             prepare(tmp_path)
         assert not prepared_folder(tmp_path, "cifar100").exists()
 
-    places = (raw(tmp_path), tmp_path / "cifar-100-python", tmp_path / "cifar-100-python.tar.gz")
+    places = (tmp_path / RAW / FOLDER, tmp_path / FOLDER, tmp_path / ARCHIVE)
     refused(
         f"looked for .*{places[2]}.*{places[0]}.*{places[1]}.*repro data fetch cifar100", DataMissingError
     )
-    archive_in(tmp_path).write_bytes(PACKED[:-1])
+    lay(tmp_path, {ARCHIVE: PACKED[:-1]})
     refused(r"cifar-100-python\.tar\.gz has MD5")
     places[2].unlink()
-    fake.lay_out({**FILES, "train": pickle.dumps(Wish(tmp_path / "evil"))}, raw(tmp_path))
+    lay(places[0], {**FILES, "train": pickle.dumps(Wish(tmp_path / "evil"))})
     refused(f"cifar-100-python/train has MD5 .*, expected {fake.md5(FILES['train'])}: delete it and run")
     assert not (tmp_path / "evil").exists()
-    (raw(tmp_path) / "meta").unlink()
+    (places[0] / "meta").unlink()
     refused("cifar-100-python lacks meta; looked for ", DataMissingError)
 
 
@@ -199,6 +171,8 @@ def test_the_real_set_goes_from_a_server_to_what_torchvision_reads(real_cifar100
     fetch(tmp_path, url=server.url, published=published)
     manifest = prepare(tmp_path, published=published)
     assert verify_prepared(tmp_path, "cifar100") == manifest
+    known, found = DATA_SETS["cifar100"], (manifest.classes, manifest.train.count, manifest.test.count)
+    assert found == (known.classes, known.train_count, known.test_count)
     assert manifest.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=5e-5)
     assert manifest.std == pytest.approx((0.2673, 0.2564, 0.2762), abs=5e-5)
     assert manifest.train.images.sha256 == "26f5f26a8d71d97887e6a7f175322c09a4375bb1234523b0c781633de351e40b"

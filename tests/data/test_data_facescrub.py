@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,18 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_facescrub import ACTORS, ACTRESSES, COLOURS, FakeFaceScrub, FakePicture
 from local_server import SmallFilesServer, page, status
+from pictures import lay as lay_files
 
 from repro.cli import main
 from repro.data import facescrub
 from repro.data.crawl import picture
 from repro.data.decode import tree_files
 from repro.data.face_lists import FaceLists, read_face_lists
-from repro.data.facescrub import Found, match_tree
+from repro.data.facescrub import Found, match_tree, prepare
 from repro.data.http_get import CrawlPolicy
 from repro.data.prepared import open_prepared, verify_prepared
 from repro.errors import DataMissingError, UsageError
-from repro.manifest import Manifest, prepared_folder
+from repro.manifest import prepared_folder
 
 EAGER = CrawlPolicy(per_host=8, per_second=1e6, host_pause=0, back_off=0.01, unreachable_pause=0.01)
 FEW = FakeFaceScrub({"Ada Lovelace": 5, "Grace Hopper": 4})
@@ -45,22 +45,6 @@ def fetch(data_dir: Path, **options) -> Path:
 def missing(raw: Path) -> list[dict[str, str]]:
     with (raw / "missing.tsv").open(newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def test_the_lists_are_kept_beside_the_pictures_so_that_they_are_named_once(lists, tmp_path, said):
-    raw = fetch(tmp_path / "data", lists=lists)
-    for each in FEW.pictures:
-        assert picture(raw, each.sha256).read_bytes() == each.content
-    assert said == [
-        "the lists have 9 rows: 9 faces at 9 addresses",
-        f"9 faces found; {raw / 'missing.tsv'} lists what is missing",
-    ]
-    shutil.rmtree(lists)
-    with pytest.raises(DataMissingError, match=r"no facescrub_actors\.txt"):
-        fetch(tmp_path / "data", lists=lists)
-    fetch(tmp_path / "data")
-    assert said[2:] == said[:2]
-    assert missing(raw) == []
 
 
 def test_what_is_not_there_is_counted_by_cause_and_listed_with_its_reason(lists, site, tmp_path, said):
@@ -111,19 +95,17 @@ def test_no_name_or_address_of_a_list_becomes_a_path(site, tmp_path):
     assert all(path.is_relative_to(tmp_path / "data") and "evil" not in str(path.name) for path in new)
 
 
+def put(path: Path, content: bytes) -> None:
+    lay_files(path.parent, {path.name: content})
+
+
 def lay(data_dir: Path, pictures: list[FakePicture], more: str = "") -> Path:
     """The data folder as a fetch of `pictures` leaves it."""
     raw = data_dir / "facescrub" / "raw"
     MANY.lay_lists(raw / "lists", BASE, more)
     for each in pictures:
-        path = picture(raw, each.sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(each.content)
+        put(picture(raw, each.sha256), each.content)
     return data_dir
-
-
-def prepare(data_dir: Path, **options) -> Manifest:
-    return facescrub.prepare(data_dir, **options)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +163,7 @@ def test_what_cannot_be_used_is_left_out_and_named_and_what_is_missing_counted(t
     text = (raw / "lists" / ACTORS).read_text().replace(third.row(BASE), novel.row(BASE))
     outside = second.row(BASE).replace(",".join(map(str, second.box)), "900,900,990,990")
     (raw / "lists" / ACTORS).write_text(text.replace(second.row(BASE), outside))
-    picture(raw, novel.sha256).parent.mkdir(exist_ok=True)
-    picture(raw, novel.sha256).write_bytes(novel.content)
+    put(picture(raw, novel.sha256), novel.content)
     lines = [
         {"address": f"{BASE}{each.path}", "cause": cause, "detail": "", "sha256": "", "size": 0}
         for each, cause in zip(MANY.pictures[-2:], ("gone", "mismatch"), strict=True)
@@ -216,11 +197,6 @@ def test_another_rule_than_the_papers_needs_another_name_and_too_few_pictures_ar
     manifest = prepare(tmp_path, min_images=69, save_as="faces-69")
     assert (manifest.name, manifest.title, manifest.classes) == ("faces-69", "faces-69", 3)
     assert not prepared_folder(tmp_path, "facescrub").exists()
-
-
-def put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def folder_of(each: FakePicture) -> str:

@@ -47,11 +47,6 @@ def test_the_short_last_batch_is_kept_and_a_tail_of_one_joins_the_batch_before(c
     assert batch_bounds(count, 3) == bounds
 
 
-def test_cifar100s_last_batch_has_80_images_and_tinyimagenets_32():
-    assert [b - a for a, b in batch_bounds(50_000, 128)][-2:] == [128, 80]
-    assert [b - a for a, b in batch_bounds(100_000, 128)][-2:] == [128, 32]
-
-
 def test_every_crop_and_flip_is_the_padded_images():
     images = torch.randint(
         0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

@@ -5,6 +5,7 @@ import sys
 
 import fake_cifar100 as fake
 import pytest
+from pictures import lay
 
 from repro import data
 from repro.data import cifar100
@@ -67,7 +68,7 @@ def test_the_listing_follows_a_set_from_missing_to_prepared_to_corrupt(tmp_path)
     assert state(tmp_path).state == "missing"
     assert "repro data fetch cifar100" in state(tmp_path).detail
 
-    fake.lay_out(FILES, tmp_path / "cifar-100-python")
+    lay(tmp_path / "cifar-100-python", FILES)
     fetched = state(tmp_path)
     assert (fetched.state, fetched.images, fetched.bytes) == ("fetched", None, sum(map(len, FILES.values())))
 
@@ -80,13 +81,3 @@ def test_the_listing_follows_a_set_from_missing_to_prepared_to_corrupt(tmp_path)
     (prepared_folder(tmp_path, "cifar100") / "test-images.npy").write_bytes(b"")
     assert state(tmp_path).state == "corrupt"
     assert "test-images.npy" in state(tmp_path).detail
-
-
-@pytest.mark.shared
-def test_the_real_set_is_prepared_by_name(real_cifar100, tmp_path):
-    (tmp_path / "cifar-100-python").symlink_to(real_cifar100 / "cifar-100-python")
-    assert data.fetch("cifar100", tmp_path) == tmp_path / "cifar-100-python"
-    manifest, known = data.prepare("cifar100", tmp_path), data.dataset_info("cifar100")
-    found = (manifest.classes, manifest.train.count, manifest.test.count, manifest.image_size)
-    assert found == (known.classes, known.train_count, known.test_count, known.image_size)
-    assert state(tmp_path).state == "prepared"

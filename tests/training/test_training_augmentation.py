@@ -102,12 +102,13 @@ def test_a_batch_has_a_hole_of_zeros_where_its_random_numbers_say_and_is_as_with
 
 
 def test_a_run_that_is_resumed_or_beside_another_or_in_a_graph_ends_as_the_plain_one(tmp_path):
-    config = with_cutout()
+    few = {"images_per_class": 8, "test_images_per_class": 2, "batch_size": 16}
+    config = with_cutout(**few)
     alone = train(config)
-    assert comparable(alone) != comparable(straight())
+    assert comparable(alone) != comparable(straight(**few))
     start = stopped_at(config, lambda p: (p.epoch, p.step, p.state) == (1, 2, "training"), tmp_path)
     assert comparable(train(config, start=start)) == comparable(alone)
-    both = config, with_cutout(loss="scaled-bn-m1")
+    both = config, with_cutout(loss="scaled-bn-m1", **few)
     beside, _ = in_turns([Trainer(each, data_of(each), on_cpu()) for each in both], [None, None])
     assert comparable(beside) == comparable(alone)
     capture = TapeCapture()
@@ -163,12 +164,9 @@ def test_its_code_is_part_of_the_recipe_of_the_runs_that_use_it_alone(folder):
         ("table-mine.toml", "augmentation =", "augment =", r"recipe: unknown key 'augment'; allowed: batch_size, epochs"),
         ("table-mine.toml", "recipe = {", "recipe = { images_per_class = 5,", "recipe: unknown key 'images_per_class'"),
         ("table-mine.toml", "recipe = {", "recipe = { lr = -1,", r"recipe: lr: Input should be greater than 0, got -1"),
-        ("table-mine.toml", "recipe = {", "recipe = { lr_drops = [2, 1],", "recipe: lr_drops: lr_drops must be positive and increasing"),
         ("table-mine.toml", '{ augmentation = "cutout.py:Cutout" }', '"cutout"', "recipe: expected a table of keys, got 'cutout'"),
         ("table-mine.toml", "cutout.py:", "gone.py:", "recipe: gone.py:Cutout: there is no file"),
         ("table-mine.toml", "cutout.py:Cutout", "cutout", "recipe: unknown augmentation 'cutout'; there are: none, or your own file: cutout.py:Cutout"),
-        ("table-mine.toml", "py:Cutout", "py:Hole", "recipe: cutout.py:Hole: cutout.py defines no Hole"),
-        ("cutout.py", "import torch\n", "import torch\nGONE\n", r"recipe: cutout.py:Cutout: importing cutout.py failed: NameError: .*\(cutout.py, line 4: GONE\)"),
         ("cutout.py", "side: int = 8", "side: int", r"expected to call it as Cutout\(image_size\); nothing gives it side"),
     ],
 )  # fmt: skip
@@ -187,7 +185,6 @@ def test_two_rows_of_one_loss_need_two_recipes(folder):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("def apply", "def paste", "'Cutout' object has no attribute 'apply'"),
         ("self.image_size, (count", "self.gone, (count", r"no attribute 'gone' \(cutout.py, line 14: return torch.randint"),
         ("(count, 2)", "(4, 2)", r"expected a CPU tensor of 5 rows from draw\(5, generator\); got torch.int64 of shape \(4, 2\)"),
         ("hole[:, None], 0.0)", "hole[:, None], 0.0)[:2]", r"images from apply, .* of shape \(4, 3, 32, 32\); got torch.float32 of shape"),
@@ -205,15 +202,6 @@ def test_what_only_trying_it_shows_is_reported_with_the_users_line(folder, old, 
     edit(folder / "cutout.py", old, new)
     with pytest.raises(OwnCodeError, match=f"^cutout.py:Cutout: .*{says}"):
         build_augmentation(NAME, 32, CPU, folder)
-
-
-def test_trying_it_changes_no_random_number():
-    states = []
-    for name in ("none", NAME):
-        torch.manual_seed(1)
-        build_augmentation(name, 32, CPU, EXAMPLE)
-        states.append(torch.rand(3).tolist())
-    assert states[0] == states[1]
 
 
 def test_the_command_line_trains_it_shows_it_and_trains_again_what_other_code_trained(folder, monkeypatch):

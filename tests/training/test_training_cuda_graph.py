@@ -52,7 +52,7 @@ def prepared(step, capture, sizes=(24, 16), exact=True, accelerations=GRAPHED):
 
 SHORT = {"epochs": 1, "lr_drops": ()}
 # A CPU is slow in fp16: fewer images.
-FP16 = {"images_per_class": 2, "batch_size": 12, "epochs": 2, "lr_drops": (1,)}
+FP16 = {"images_per_class": 1, "batch_size": 6, **SHORT}
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_running_out_of_memory_while_recording_is_no_reason_to_train_more_slowly
     assert all(torch.equal(a, b) for a, b in zip(before, step.written(), strict=True))
 
 
-def at_full_width(network, loss, memory_format=torch.channels_last):
-    """A step in bf16 at the paper's width, on batches of 16 and 12 generated images of 10 classes."""
-    config = config_of(loss, network, width=1.0, batch_size=16)
+def wide(network, loss, memory_format=torch.channels_last, width=1.0):
+    """A step in bf16 at the paper's width or a part of it, on batches of 16 and 12 images of 10 classes."""
+    config = config_of(loss, network, width=width, batch_size=16)
     return step_of(config, Precision("bf16", CPU, memory_format))
 
 
@@ -227,7 +227,7 @@ def at_full_width(network, loss, memory_format=torch.channels_last):
 @pytest.mark.parametrize("network", ["vgg16", "resnet18", "resnet50"])
 def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full_width(network, loss):
     """Where two roundings of one step can end further apart than two steps on different images."""
-    step = at_full_width(network, loss)
+    step = wide(network, loss)
     before = Snapshot(step)
     reference = Reference(step, before, (16, 12), exact=False)
     start = step.batches.position.clone()
@@ -266,7 +266,7 @@ def test_in_bf16_the_same_operations_are_accepted_and_wrong_ones_refused_at_full
 def test_another_order_of_sums_in_the_same_precision_is_accepted(monkeypatch):
     """As another algorithm of cuDNN has it; a step that repeats to the bit would otherwise allow nothing."""
     step, other = (
-        at_full_width("vgg16", "cross-entropy", memory_format)
+        wide("vgg16", "cross-entropy", memory_format, width=0.25)
         for memory_format in (torch.channels_last, torch.contiguous_format)
     )
     before = Snapshot(step)
@@ -336,13 +336,13 @@ def counting_compiler(monkeypatch):
 def test_every_loss_of_a_column_is_compiled_and_the_network_once(counting_compiler):
     """Dynamo's own limit of 8 would leave the heads of the fourth loss and those behind it uncompiled."""
     graphs = []
-    for loss in ("scaled-bn-m1", "scaled-bn-m0.9", "scaled-bn-m0.8", *LOSSES[:3], "am-softmax-s7.5-m0.35"):
+    for loss in ("scaled-bn-m1", "scaled-bn-m0.9", *LOSSES[:3]):
         config, said = config_of(loss, "vgg16", epochs=1, lr_drops=()), []
         trained = train(config, accelerations=Accelerations(compile=True), warn=said.append)
         assert "compile" in trained.accelerations, said
         graphs.append(len(counting_compiler))
     # Two batch sizes: the first loss compiles the network too, each of the others its own head alone.
-    assert [after - before for before, after in itertools.pairwise((0, *graphs))] == [4, *[2] * 6]
+    assert [after - before for before, after in itertools.pairwise((0, *graphs))] == [4, *[2] * 4]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo looks at it
