@@ -43,6 +43,11 @@ def printable(value: Any) -> Any:
     return [printable(each) for each in value] if isinstance(value, list) else value
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 column`, `2 columns`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`. Did you mean NAME?` with the known name that is closest to `word`; nothing where none is close."""
     from difflib import get_close_matches  # slow to import, and only a mistake needs it

@@ -23,7 +23,8 @@ from repro.analysis.inference import (
 )
 from repro.analysis.rules import Claim, read_rules
 from repro.analysis.seeds import cell_seeds, reported_spread
-from repro.analysis.text import counted, points
+from repro.analysis.text import points
+from repro.errors import counted
 from repro.registry import Registry
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from repro.analysis.effects import reported_effects
 from repro.analysis.inference import Estimate, bartlett, holm, signed_rank_p, welch
 from repro.analysis.rules import Claim, Printed, PrintedSplit, Rules, TestRules, WorkedExample
 from repro.analysis.seeds import reported_spread, sample_std
-from repro.analysis.text import counted, json_text, signed
-from repro.errors import RegistryError
+from repro.analysis.text import json_text, signed
+from repro.errors import RegistryError, counted
 from repro.experiments import Row, Table
 from repro.paper import PAPER_FILE, Method, Metric, Paper
 from repro.registry import Registry

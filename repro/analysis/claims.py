@@ -29,10 +29,10 @@ from repro.analysis.inference import PooledSpread, holm, pool, signed_rank_p
 from repro.analysis.results import CellResult
 from repro.analysis.rules import Claim, Rules
 from repro.analysis.seeds import Seeds, claim_seeds
-from repro.analysis.text import counted, json_text, preset_sentence, qualified_title, signed
+from repro.analysis.text import json_text, preset_sentence, qualified_title, signed
 from repro.analysis.verdicts import cells_sentence, seeds_sentences, verdict_fields
 from repro.config import Preset
-from repro.errors import SelectionError
+from repro.errors import SelectionError, counted
 from repro.experiments import TableName
 from repro.record_state import RunState
 from repro.registry import Registry, Run

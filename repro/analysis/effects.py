@@ -19,9 +19,9 @@ import numpy as np
 
 from repro.analysis.inference import bootstrap_interval
 from repro.analysis.rules import Claim, Combination, Measure, Rules, TestRules, Unit
-from repro.analysis.text import counted, network_label, signed
+from repro.analysis.text import network_label, signed
 from repro.config import Preset
-from repro.errors import RegistryError
+from repro.errors import RegistryError, counted
 from repro.experiments import Table
 from repro.record_state import RunState
 from repro.records import RunRecord

@@ -19,10 +19,10 @@ from repro.analysis.export import TableFormat, cells_frame, render_frame
 from repro.analysis.inference import paired
 from repro.analysis.results import CellResult
 from repro.analysis.tables import escape, markdown_grid, markdown_page
-from repro.analysis.text import counted, loss_label, network_label, seeds_text, signed
+from repro.analysis.text import loss_label, network_label, seeds_text, signed
 from repro.attempts import NOT_RUN_YET
 from repro.config import Preset
-from repro.errors import UsageError
+from repro.errors import UsageError, counted
 from repro.paper import Metric
 from repro.registry import Registry
 

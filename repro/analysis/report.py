@@ -22,10 +22,11 @@ from repro.analysis.claims import ClaimVerdict, judge_claims
 from repro.analysis.results import CellResult, summarise
 from repro.analysis.rules import Rules
 from repro.analysis.tables import build_tables
-from repro.analysis.text import counted, plain
+from repro.analysis.text import plain
 from repro.analysis.verdicts import Verdict, judge_cells, seeds_sentences
 from repro.attempts import NOT_RUN_YET
 from repro.config import Preset, format_axis
+from repro.errors import counted
 from repro.paper import Metric
 from repro.record_state import RecordState, RunState
 from repro.records import Provenance, RunRecord

@@ -21,8 +21,9 @@ from scipy import special
 from repro.analysis.effects import combined_means, reported_means, verdict_columns
 from repro.analysis.inference import Estimate, PooledSpread, pool, signed_rank_ps, welch
 from repro.analysis.rules import CellRules, Claim, Rules
-from repro.analysis.text import counted, points
+from repro.analysis.text import points
 from repro.config import Preset
+from repro.errors import counted
 from repro.experiments import Table, TableName
 from repro.paper import Paper
 from repro.registry import Registry

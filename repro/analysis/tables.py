@@ -22,7 +22,6 @@ from tabulate import tabulate
 from repro.analysis.results import CellResult, RunResult
 from repro.analysis.rules import Rules
 from repro.analysis.text import (
-    counted,
     loss_label,
     mean_text,
     network_label,
@@ -33,6 +32,7 @@ from repro.analysis.text import (
 )
 from repro.analysis.verdicts import legend, mark
 from repro.config import Preset, Scalar
+from repro.errors import counted
 from repro.experiments import Table, TableName
 from repro.paper import Metric, Paper
 from repro.record_state import RecordState

@@ -44,11 +44,6 @@ def points(value: float) -> str:
     return f"{value:g} point" if value == 1 else f"{value:g} points"
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 column`, `2 columns`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def seeds_text(seeds: Sequence[int]) -> str:
     """`seed 1`, `seeds 0, 2` or, from four in a row on, `seeds 0–9, 12`."""
     # Numbers in a row differ from their places by one and the same.

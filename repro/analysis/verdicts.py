@@ -26,8 +26,9 @@ from repro.analysis.inference import PooledSpread, benjamini_hochberg, pool
 from repro.analysis.results import CellResult
 from repro.analysis.rules import CellRules, Rules
 from repro.analysis.seeds import Seeds, cell_seeds, compare, reported_spread, sample_std
-from repro.analysis.text import counted, points, signed
+from repro.analysis.text import points, signed
 from repro.config import Preset
+from repro.errors import counted
 from repro.experiments import Table
 from repro.paper import Paper
 from repro.registry import Registry

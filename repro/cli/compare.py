@@ -124,7 +124,8 @@ def _row(a: "CellResult", b: "CellResult", digests: list[dict[str, str]], metric
 def _markdown(rows: list[dict[str, Any]], first: Path, second: Path, rest: int) -> str:
     from tabulate import tabulate
 
-    from repro.analysis.text import counted, mean_text, signed
+    from repro.analysis.text import mean_text, signed
+    from repro.errors import counted
 
     table = [
         {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from repro.cli.options import JSON, places, with_own_options
-from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError
+from repro.errors import DataCorruptError, DataMissingError, DeviceError, ReproError, SetupError, counted
 
 if TYPE_CHECKING:
     from repro.cli.context import Context
@@ -68,9 +68,7 @@ def doctor(context: "Context", executor: str, quick: bool, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
     else:
-        click.echo(
-            f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
-        )
+        click.echo(f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     sys.exit(SetupError.exit_code if errors else 0)
 
 

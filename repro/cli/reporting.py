@@ -164,8 +164,8 @@ def _overrides_beside(context: "Context", selected: "Selection") -> str:
 
     Those of a study are in its own table.
     """
-    from repro.analysis.text import counted
     from repro.config import format_axis
+    from repro.errors import counted
     from repro.experiments import AMBIGUITIES
     from repro.record_state import recorded_runs
 

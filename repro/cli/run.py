@@ -119,7 +119,7 @@ def run(
     """
     # Runs whose data set is missing, or that fit no device's memory, are left out with the reason; the others
     # are trained, and the code is 3 if nothing worse happened.
-    from repro.analysis.text import counted
+    from repro.errors import counted
     from repro.scheduling.durations import parse_duration
     from repro.scheduling.estimate import Estimator
     from repro.scheduling.executor import TrainCommand

@@ -56,7 +56,7 @@ _NOBODY = frozenset({"root", "user", "admin", "ubuntu", "debian", "localhost"}) 
 @click.option("-o", "--output", type=FILE, help="[default: <preset>-records.tar.gz]")
 def bundle(context: "Context", selected: "Selection", output: Path | None) -> None:
     """Pack the records that count into one file for others, without paths or names of this machine."""
-    from repro.analysis.text import counted
+    from repro.errors import counted
 
     file = output or Path(f"{context.preset.name}-records.tar.gz")
     packed, left_out = write_bundle(context, selected, file)

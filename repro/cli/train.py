@@ -121,7 +121,7 @@ def _sweep_of(context: "Context", run_ids: Sequence[str], stale: "StalePolicy") 
 )
 def stop(context: "Context", now: bool) -> None:
     """Ask every worker of the preset to stop, on whatever machine it is."""
-    from repro.analysis.text import counted
+    from repro.errors import counted
     from repro.sweep import request_stop
 
     folder = context.project.sweeps(context.preset.name)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repro.config import Preset
+from repro.errors import counted
 from repro.experiments import TableName
 from repro.paths import Project
 from repro.record_state import RecordState, RunState
@@ -48,7 +49,7 @@ class Part:
         return self.duration.high + START_UP if self.duration else float("inf")
 
     def __str__(self) -> str:
-        runs = "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
+        runs = counted(len(self.runs), "run")
         return f"{self.dataset}/{self.network} seed {self.seed} ({runs}, {self.duration or 'no estimate'})"
 
 
@@ -204,13 +205,13 @@ class Plan:
             )
         total = self.total
         lines.append(
-            f"{total('cells')} cells, {total('runs')} runs: {total('done')} done, {total('older_code')} done "
-            f"by older code, {total('to_do')} to do ({total('stale')} with a record of another "
-            f"recipe, {total('damaged')} with a damaged one)"
+            f"{counted(total('cells'), 'cell')}, {counted(total('runs'), 'run')}: {total('done')} done, "
+            f"{total('older_code')} done by older code, {total('to_do')} to do "
+            f"({total('stale')} with a record of another recipe, {total('damaged')} with a damaged one)"
         )
         if self.data_unchecked:
             lines.append(
-                f"data unchecked: {self.data_unchecked} records, their data set is not prepared here"
+                f"data unchecked: {counted(self.data_unchecked, 'record')}, the data set is not prepared here"
             )
         lines += [f"{count} × {reason}" for reason, count in self.reasons.items()]
         for name, how in self.missing_data.items():

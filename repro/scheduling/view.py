@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
-from repro.errors import ReproError, RunInterruptedError, SetupError
+from repro.errors import ReproError, RunInterruptedError, SetupError, counted
 from repro.scheduling.devices import Device
 from repro.scheduling.durations import format_seconds
 from repro.worker_note import WorkerNote
@@ -213,7 +213,7 @@ class SweepSummary:
         ]
         total = sum(count for count, _ in counts)
         parts = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
-        lines = [f"{total} {'run' if total == 1 else 'runs'}: {parts}; {format_seconds(self.seconds)}"]
+        lines = [f"{counted(total, 'run')}: {parts}; {format_seconds(self.seconds)}"]
         for failure in self.failed:
             often = f" (after {failure.attempts} attempts)" if failure.attempts > 1 else ""
             lines += [
