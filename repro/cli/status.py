@@ -83,8 +83,7 @@ def current_status(context: "Context", selected: "Selection") -> "Status":
         begun = {run: trace.begun for run, trace in traces.items()}
         plan = make_plan(survey, context.registry, preset, project, find_devices(preset.threads), begun=begun)
     workers = read_worker_notes(project.workers(preset.name))
-    heading = preset.heading or preset.description
-    return make_status(survey, traces, workers, plan, heading, project.preset_results(preset.name))
+    return make_status(survey, traces, workers, plan, project.preset_results(preset.name))
 
 
 @command("show")

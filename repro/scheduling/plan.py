@@ -159,7 +159,7 @@ class Plan:
     """
 
     preset: str
-    heading: str
+    description: str
     results: str
     supplied: bool
     devices: Mapping[str, int]
@@ -187,7 +187,7 @@ class Plan:
         if self.supplied and self.total("done") + self.total("older_code"):
             with_clone = "its records may have been supplied with the clone"
             supplied = f", the project's own: {with_clone}; --results DIR starts your own set"
-        lines = [f"preset {self.preset}: {self.heading}", f"results: {self.results}{supplied}"]
+        lines = [f"preset {self.preset}: {self.description}", f"results: {self.results}{supplied}"]
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
@@ -285,7 +285,7 @@ def make_plan(
         spent = spend(budget, can, estimator.estimate)
     return Plan(
         preset=preset.name,
-        heading=preset.heading or preset.description,
+        description=preset.description,
         results=str(project.preset_results(preset.name)),
         supplied=project.supplied_results,
         devices=Counter(device.name for device in devices),

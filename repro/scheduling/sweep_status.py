@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repro.attempts import NOT_RUN_YET, read_attempts, without_record
 from repro.config import Preset, Recipe
-from repro.errors import SetupError
+from repro.errors import SetupError, counted
 from repro.paths import Project
 from repro.record_state import RecordState
 from repro.registry import Registry, Run
@@ -128,7 +128,6 @@ class Status:
     """
 
     preset: str
-    heading: str
     results: str
     counts: Mapping[str, int]
     runs: tuple[RunLine, ...]
@@ -160,9 +159,8 @@ class Status:
         total = sum(self.counts.values())
         parts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
         lines = [
-            f"preset {self.preset}: {self.heading}",
-            f"results: {self.results}",
-            f"{total} runs: {parts}",
+            f"preset {self.preset}, results in {self.results}",
+            f"{counted(total, 'run')}: {parts}",
         ]
         lines += [_worker(worker) for worker in self.workers] or ["no worker is running"]
         for kind in ("running", "interrupted", "failed", "damaged"):
@@ -186,7 +184,6 @@ def make_status(
     traces: Mapping[str, RunLine],
     workers: Iterable[WorkerNote],
     plan: Plan | None,
-    heading: str,
     results: Path,
 ) -> Status:
     """The status of the runs of `survey`; `traces` has the ones that were begun and are not done."""
@@ -206,7 +203,6 @@ def make_status(
         counts[kind] += 1
     return Status(
         preset=results.name,
-        heading=heading,
         results=str(results),
         counts=counts,
         runs=tuple(runs),

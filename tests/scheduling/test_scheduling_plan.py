@@ -191,7 +191,7 @@ def test_the_plan_as_text(bench):
         *missing([*runs[2:], *first_runs(bench, 1, network="resnet50")]),
     ]
     assert plan_of(bench, states, [CPU] * 2).to_text() == (
-        f"preset smoke: {bench.preset.heading}\n"
+        f"preset smoke: {bench.preset.description}\n"
         f"results: {bench.project.results}/smoke\n"
         "workers: 2 on a bench\n"
         "\n"
