@@ -355,7 +355,7 @@ def test_a_run_of_code_that_was_edited_is_trained_again_and_the_plan_says_why(ow
     assert "1 run: 1 done;" in repro("run", *words, check=0).stderr
     helper = own / "experiments" / "helper.py"
     helper.write_text("SCALE = 1.0  # a remark is no change\n")
-    assert "1 run: 1 done, 0 done by older code, 0 to do" in shown("plan")
+    assert "1 run: 1 done, 0 to do" in shown("plan")
     helper.write_text("SCALE = 2.0\n")
     assert "other recipe: your own code has changed since (helper.py, own.py)" in shown("plan")
     assert "—: other recipe" in shown("aggregate")

@@ -190,8 +190,10 @@ class Plan:
         lines = [f"preset {self.preset}: {self.description}", f"results: {self.results}{supplied}"]
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
-        headers = ("table", "data set", "network", "cells", "runs", "done", "older code", "to do", "time")
-        shown = ("cells", "runs", "done", "older_code", "to_do")
+        total = self.total
+        # At most 80 columns wide, with "older code" only where there is any.
+        shown = ["runs", "done", *(["older_code"] if total("older_code") else []), "to_do"]
+        headers = ("table", "data set", "network", *(name.replace("_", " ") for name in shown), "time")
         rows = [
             (each.table, each.dataset, each.network, *(each.counts[name] for name in shown), each.time())
             for each in self.columns
@@ -203,12 +205,9 @@ class Plan:
                 f"  {given.replace('+', ', ') or 'none (baseline)'}: {_ids(ids)}"
                 for given, ids in self.overrides.items()
             )
-        total = self.total
-        lines.append(
-            f"{counted(total('cells'), 'cell')}, {counted(total('runs'), 'run')}: {total('done')} done, "
-            f"{total('older_code')} done by older code, {total('to_do')} to do "
-            f"({total('stale')} with a record of another recipe, {total('damaged')} with a damaged one)"
-        )
+        older = f" {total('older_code')} done by older code," if total("older_code") else ""
+        cells, runs = counted(total("cells"), "cell"), counted(total("runs"), "run")
+        lines.append(f"{cells}, {runs}: {total('done')} done,{older} {total('to_do')} to do")
         if self.data_unchecked:
             lines.append(
                 f"data unchecked: {counted(self.data_unchecked, 'record')}, the data set is not prepared here"
