@@ -172,7 +172,7 @@ class RunQueue:
 
     `device_memory` (bytes) decides which runs have proved too large for it; None: for the supervisor, which
     asks on behalf of all devices. `kinds` has what each run without a record was when it was last looked at,
-    as `repro status` calls it, locks aside: "to do", "interrupted" or "failed".
+    as `repro status` calls it: "to do", "running", "interrupted" or "failed".
     """
 
     def __init__(
@@ -293,8 +293,10 @@ class RunQueue:
             self.done[entry.run] = None
             return RunStatus.SETTLED
         every = read_attempts(self.paths(entry.run))
-        self.kinds[entry.run] = without_record(every, locked=False)[0].replace(NOT_RUN_YET, "to do")
         notes = [note for note in every if note.number > entry.attempts]
+        # An attempt of before the sweep that says running is a dead worker's.
+        in_progress = bool(notes) and notes[-1].kind is Outcome.RUNNING
+        self.kinds[entry.run] = without_record(every, in_progress)[0].replace(NOT_RUN_YET, "to do")
         if verdict := given_up(notes):
             self.given_up[entry.run] = verdict
             return RunStatus.SETTLED

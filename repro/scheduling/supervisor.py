@@ -345,7 +345,7 @@ class Supervisor:
             failed=failed,
             elsewhere=tuple(run for run in rest if run in self._locked),
             unfinished=unfinished,
-            begun=tuple(run for run in unfinished if queue.kinds[run] == "interrupted"),
+            begun=tuple(run for run in unfinished if queue.kinds[run] in ("running", "interrupted")),
             impossible=impossible,
             stopped_early=self.stopped_early,
             interrupted=self._interrupted,

@@ -146,6 +146,21 @@ def test_the_view_counts_runs_as_status_does(bench):
     assert summary.exit_code == 3
 
 
+def test_an_attempt_that_says_running_is_running_only_if_it_began_in_this_sweep(bench):
+    """Older ones are of dead workers; one of this sweep has just ended where no worker tells of it any more."""
+    context, run = bench.context, bench.runs[0]
+    paths = context.project.run("smoke", run)
+    write_attempt(new_attempt(paths), attempt_note("running"))
+    queue = RunQueue(sweep_of(context, run, workers=1), context.registry, context.project)
+    kinds = []
+    for number in (1, 2):
+        if number == 2:
+            write_attempt(new_attempt(paths), attempt_note("running", number))
+        queue.status(queue.open[0])
+        kinds.append(queue.kinds[run])
+    assert kinds == ["interrupted", "running"]
+
+
 def test_equal_errors_of_three_runs_in_a_row_stop_the_sweep(bench):
     bench.behave(**{f"run{number}": ["fail:ValueError: all alike"] for number in range(8)})
     summary = bench.supervisor(workers=1).run()
