@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from repro.config import Preset, Recipe, RunConfig
+from repro.errors import counted
 from repro.network_facts import NETWORK_FACTS, has_stem_pool
 from repro.record_state import RecordState, RunState
 from repro.registry import Registry, Run
@@ -180,7 +181,7 @@ class Survey:
             return None
         middle = statistics.median(speeds)
         low, high = min(middle * (1 - _SPREAD), *speeds), max(middle * (1 + _SPREAD), *speeds)
-        return Speed(low, high, f"measured by {len(speeds)} record{'s' if len(speeds) > 1 else ''}")
+        return Speed(low, high, f"measured by {counted(len(speeds), 'record')}")
 
 
 @dataclass(frozen=True)

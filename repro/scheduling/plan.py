@@ -191,7 +191,7 @@ class Plan:
         workers = (f"{count} on {name}" for name, count in self.devices.items())
         lines += [f"workers: {', '.join(workers)}", ""]
         total = self.total
-        # At most 80 columns wide, with "older code" only where there is any.
+        # Fits 80 columns where no record is of older code.
         shown = ["runs", "done", *(["older_code"] if total("older_code") else []), "to_do"]
         headers = ("table", "data set", "network", *(name.replace("_", " ") for name in shown), "time")
         rows = [
