@@ -102,7 +102,7 @@ def show(context: "Context", selected: "Selection", name: str | None, as_json: b
             "repro show needs either an id or options that select, as in: "
             "`repro show cifar100/resnet18/cross-entropy`"
         )
-    if name is not None and name.count("/") == 3:
+    if name is not None and name.count("/") != 2:
         _show_run(context, context.registry.parse(name), as_json)
     elif selected.seeds:
         runs = context.registry.select_runs(selected, context.preset)

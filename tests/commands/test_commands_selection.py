@@ -83,6 +83,7 @@ def test_a_cell_is_shown_with_its_runs_mean_and_verdict(trained):
     words = ("--preset", "smoke", "--results", trained.project.results)
     accuracy = record_of(trained, RUN).result.accuracy
     text = asked("show", CELL, *words).stdout
+    assert "'nothing' is not a run id" in asked("show", "nothing", *words).stderr
     assert text.splitlines()[:4] == [
         CELL,
         f"  seed 0: {accuracy:.2f} % top-1",
