@@ -132,8 +132,8 @@ class Project:
 
     @property
     def supplied_results(self) -> bool:
-        """Whether `results` is the project's own folder, whose records may have come with the clone."""
-        return self.has_experiments and self.results == (self.root / "results").absolute()
+        """Whether `results` is the folder of this package's own checkout, which comes with records."""
+        return self.root / "experiments" == PAPER_EXPERIMENTS and self.results == self.root / "results"
 
     def preset_results(self, preset: str) -> Path:
         """The folder of one preset's records."""
@@ -149,7 +149,7 @@ class Project:
         return RunPaths(record=base / f"{run_id}.json", work=base / ".work" / run_id)
 
     def work(self, preset: str) -> Path:
-        """The folder of one preset's attempts, locks and scheduler log."""
+        """The folder of one preset's attempts, locks and worker notes."""
         return self.results / preset / ".work"
 
     def host_salt(self, preset: str) -> Path:

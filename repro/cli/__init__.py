@@ -41,7 +41,7 @@ _FILES = {
     },
     "share": {
         "bundle": "Pack the records that count into one file for others.",
-        "merge": "Take in records that `repro bundle` packed elsewhere.",
+        "merge": "Add records that `repro bundle` packed elsewhere.",
     },
     "compare": {"compare": "Compare two sets of results, cell by cell."},
     "clean": {"clean": "Remove what no run needs any more; lists it, then asks."},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repro.cli.options import DEVICE, FILE, PRECISION, accelerations, places, say, write
+from repro.cli.options import DEVICE, FILE, PRECISION, accelerations, command, places, say, write
 
 if TYPE_CHECKING:
     from repro.benchmark.case import Case
@@ -24,7 +24,7 @@ _BUSY_SECONDS = 2.0  # how long it is watched, before anything of ours runs, whe
 _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others
 
 
-@click.command()
+@command()
 @places
 @click.option("--network", "networks", multiple=True, default=("resnet18",), show_default=True,
               help="Repeatable.")  # fmt: skip
@@ -35,16 +35,16 @@ _COLOURS = {True: "#0072B2", False: "#8C8C8C"}  # this project's loop, others
 )
 @click.option("--against", multiple=True, type=click.Choice(["plain", "tuned"]), default=("plain", "tuned"),
               show_default=True, help="Other loops beside ours; repeatable.")  # fmt: skip
-@click.option("--packed", multiple=True, type=click.IntRange(min=2),
+@click.option("--packed", multiple=True, type=click.IntRange(min=2), metavar="N",
               help="Also this many runs at once; repeatable.  [default: 2; on a GPU 2 and 4]")  # fmt: skip
 @click.option("--alone", is_flag=True, help="Our loop alone: no other loop, no packing.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True,
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", default=5, show_default=True,
               help="Windows of each program.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0.01), default=3.0, show_default=True,
+@click.option("--seconds", type=click.FloatRange(min=0.01), metavar="SECONDS", default=3.0, show_default=True,
               help="Length of a window.")  # fmt: skip
 @DEVICE
 @PRECISION
-@click.option("--threads", type=click.IntRange(min=1),
+@click.option("--threads", type=click.IntRange(min=1), metavar="N",
               help="CPU threads.  [default: the cores; for plain and tuned torch's own]")  # fmt: skip
 @click.option(
     "--deterministic", is_flag=True, help="Train bitwise repeatably, to see what it costs our loop."
@@ -71,11 +71,11 @@ def bench(
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
-    """Measure training here: images per second beside the device's roofline and two other loops. Minutes.
+    """Measure training speed here, beside the device's roofline and two other loops; takes minutes.
 
     plain: float32, DataLoader with a worker per core, PIL transforms, `.item()` every step. tuned:
     channels_last, bf16 and torch.compile. Each has a process of its own, and they run in turn, window by
-    window. Uses prepared data where there are some, else images of noise, and says which.
+    window. The images are those of the prepared data set, else noise; it says which.
 
     On a busy machine, or where a program's windows vary more than 2-fold, the result is marked
     "not trustworthy", in the JSON file too.

@@ -72,7 +72,7 @@ def compare(
 
 
 def _folder(path: Path, scratch: Path, data: Path | None) -> Path:
-    """A folder of results: `path` itself, or where the records of a bundle were taken in."""
+    """A folder of results: `path` itself, or where the records of a bundle were unpacked."""
     from repro.cli.context import Context
     from repro.cli.share import Fate, merge_bundles
 

@@ -53,7 +53,7 @@ def data_places(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--allow-private-addresses", is_flag=True,
               help="FaceScrub: fetch from your own network too, as from a mirror there.")  # fmt: skip
 def fetch(name: str, folder: Path, **options: Any) -> None:
-    """Download SET (cifar100, …) and check it; resumes, and does nothing where it is there."""
+    """Download SET (cifar100, …) and check it; resumes where it was."""
     from repro.data import fetch as fetch_set
 
     _log.info("%s: source files in %s", name, fetch_set(name, folder, **options))
@@ -67,7 +67,12 @@ def fetch(name: str, folder: Path, **options: Any) -> None:
 @click.option("--as", "save_as", metavar="NAME", help="Keep it under a name of its own.")
 @click.option("--title", help="What tables call a set of your own.")
 @click.option("--allow-partial", is_flag=True, help="Take a set that lacks images; tables will say so.")
-@click.option("--min-images", type=click.IntRange(min=2), help="Leave out people with fewer.  [default: 70]")
+@click.option(
+    "--min-images",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Leave out people with fewer.  [default: 70]",
+)
 @click.option("--crop", type=click.FloatRange(min=0, max=1, min_open=True),
               help="Keep a central square, its side this fraction of the shorter side.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(min=8, max=1024), metavar="PIXELS",
@@ -141,13 +146,25 @@ def _describe(manifest: "Manifest") -> str:
 @data.command()
 @places
 @click.argument("name", metavar="SET")
-@click.option("--classes", type=click.IntRange(min=1), default=16, show_default=True, help="Rows.")
-@click.option("--images", type=click.IntRange(min=1, max=40), default=8, show_default=True,
+@click.option(
+    "--classes", type=click.IntRange(min=1), metavar="N", default=16, show_default=True, help="Rows."
+)
+@click.option("--images", type=click.IntRange(min=1, max=40), metavar="N", default=8, show_default=True,
               help="Images of each class.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Whose augmentation.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Whose augmentation.",
+)
 @click.option("--output", type=FILE, help="A .png or .pdf.  [default: beside the set's arrays]")
 def show(context: "Context", name: str, classes: int, images: int, seed: int, output: Path | None) -> None:
-    """Write a contact sheet of SET: images by class, before and after the preset's augmentation."""
+    """Write a contact sheet of SET, before and after augmentation.
+
+    One row per class, the preset's recipe.
+    """
     from torchvision.utils import save_image
 
     from repro.data import open_for_training

@@ -1,4 +1,4 @@
-"""Records for other people: bundle packs valid ones without what names this machine, merge takes them in.
+"""Records for other people: bundle packs valid ones without what names this machine, merge adds them.
 
     records/<preset>/<run id>.json …   in a gzipped tar; the same records give the same bytes
 
@@ -181,12 +181,12 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=EXISTING)
 @RESULTS
 @DATA_DIR
-@click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be added.")
 def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, dry_run: bool) -> None:
-    """Take records in that `repro bundle` packed elsewhere: valid ones of today's recipes, under free names.
+    """Add records that `repro bundle` packed elsewhere, if they are valid and of the present recipes.
 
-    Nothing that is here is replaced. Exit codes: 0 all taken or here already, 1 another recipe's or another
-    record of the same run was left out, 4 a record or bundle is not valid.
+    A record that is already here is never replaced. Exit codes: 0 all were added or already here, 1 a record
+    of another recipe, or a second one of the same run, was left out, 4 a record or bundle is not valid.
     """
     from repro.cli.context import Context
 
@@ -203,7 +203,7 @@ def merge(files: tuple[Path, ...], results: Path | None, data_dir: Path | None, 
 class Fate(StrEnum):
     """What became of a record that was offered."""
 
-    TAKEN = "taken"
+    ADDED = "added"
     ALREADY_HERE = "already here"
     CONFLICT = "conflict"
     OTHER_RECIPE = "other recipe"
@@ -233,11 +233,11 @@ def merge_bundles(context: "Context", files: Iterable[Path], dry_run: bool = Fal
     written.
     """
     offers: list[Offer] = []
-    planned: dict[str, str] = {}  # what a dry run would have taken: name → sha256
+    planned: dict[str, str] = {}  # what a dry run would have added: name → sha256
     for file in files:
         try:
             for name, content in _members(file):
-                offers.append(Offer(name, *_take(context, name, content, planned if dry_run else None)))
+                offers.append(Offer(name, *_add(context, name, content, planned if dry_run else None)))
         except RecordCorruptError as error:
             offers.append(Offer(str(file), Fate.REFUSED, str(error)))
     return offers
@@ -274,10 +274,10 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | None]]:
         raise RecordCorruptError(f"not a bundle ({error or type(error).__name__}): {again}") from None
 
 
-def _take(
+def _add(
     context: "Context", name: str, content: bytes | None, planned: dict[str, str] | None
 ) -> tuple[Fate, str]:
-    """Takes a record in where its name is free; `planned` makes it a dry run. The fate, and why."""
+    """Adds a record where its name is free; `planned` makes it a dry run. The fate, and why."""
     from repro.record_state import RecordState, assess_record, assess_run
     from repro.records import decode_record
     from repro.storage import create_whole
@@ -303,7 +303,7 @@ def _take(
                 return Fate.CONFLICT, "another process has just put a record there; merge again"
         elif planned.setdefault(name, digest := hashlib.sha256(content).hexdigest()) != digest:
             return Fate.CONFLICT, "an earlier bundle has another record of this run"
-        return Fate.TAKEN, ""
+        return Fate.ADDED, ""
     if present.record is None:
         again = f"`repro train {run.id} --preset {here.preset.name}`"
         return Fate.CONFLICT, f"the record here is damaged, {again} replaces it: {present.reason}"

@@ -50,7 +50,7 @@ _EPOCHS_SHOWN = 12
 def status(context: "Context", selected: "Selection", watch: bool, as_json: bool) -> None:
     """Show a sweep: runs by state, speed, time left, failures. Changes nothing.
 
-    Works from another terminal or machine while schedulers are at work, and without one.
+    Works while a sweep runs, from another terminal or machine, and after it.
     """
     context.point_out_misnamed()
     in_place = sys.stdout.isatty() and not as_json
@@ -230,7 +230,7 @@ def _plain(value: Any) -> str:
 @command()
 @places
 @click.argument("run_id", metavar="RUN_ID", shell_complete=completed("runs"))
-@click.option("--lines", type=click.IntRange(min=1), default=40, show_default=True,
+@click.option("--lines", type=click.IntRange(min=1), metavar="N", default=40, show_default=True,
               help="Lines of each log, from its end.")  # fmt: skip
 @click.option("--follow", is_flag=True, help="Show new lines too, until the run ends or Ctrl-C.")
 def logs(context: "Context", run_id: str, lines: int, follow: bool) -> None:

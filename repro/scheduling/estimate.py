@@ -216,7 +216,8 @@ class Estimator:
             for device in self.devices:
                 speed = self.survey.measured_speed(device, work) or roofline_speed(device, work)
                 if speed is None:
-                    return Estimate(None, None, f"no estimate: no run has been recorded on {device.name} yet")
+                    why = f"no run of {config.network} at this size has been recorded on {device.name} yet"
+                    return Estimate(None, None, f"no estimate: {why}")
                 speeds.append(speed)
                 sources[speed.source] = None
             images = self._images(run, config.recipe) * (1 - self.begun.get(run.id, 0.0))

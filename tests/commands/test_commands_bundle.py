@@ -96,7 +96,7 @@ def test_what_is_bundled_there_is_taken_in_here_and_merging_again_changes_nothin
     packed = invoke(there, "bundle", "--preset", "smoke", "--output", file)
     assert (packed.exit_code, packed.stdout, packed.stderr) == (0, f"{file}\n", "2 records packed\n")
     merged = invoke(here, "merge", file)
-    assert (merged.exit_code, merged.stderr) == (0, "2 taken\n")
+    assert (merged.exit_code, merged.stderr) == (0, "2 added\n")
     before = files(here)
     assert sorted(before) == sorted(f"smoke/{run}.json" for run in (RUN, OTHER))
     assert all(state.counts for state in here.states(map(here.registry.parse, (RUN, OTHER))))
@@ -214,7 +214,7 @@ def test_what_is_here_stays_and_each_conflict_is_named(record, there, here, tmp_
     before = files(here)
     merged = invoke(here, "merge", bundle(there, tmp_path))
     assert merged.exit_code == 1
-    assert merged.stderr.endswith("1 taken, 2 conflict\n")
+    assert merged.stderr.endswith("1 added, 2 conflict\n")
     assert "another device" in merged.stderr
     assert f"`repro train {OTHER} --preset smoke --results" in merged.stderr
     assert before.items() <= files(here).items()
@@ -235,10 +235,10 @@ def test_a_dry_run_says_the_same_and_writes_nothing(record, there, here, tmp_pat
     put(there, record, threads=7)
     two = bundle(there, tmp_path, "two.tar.gz")
     dry = invoke(here, "merge", "--dry-run", one, two)
-    assert (dry.exit_code, dry.stderr.splitlines()[-1]) == (1, "would be: 1 taken, 1 conflict")
+    assert (dry.exit_code, dry.stderr.splitlines()[-1]) == (1, "would be: 1 added, 1 conflict")
     assert not here.project.results.exists()
     real = merge_bundles(here, [one, two])
-    assert [offer.fate for offer in real] == [Fate.TAKEN, Fate.CONFLICT]
+    assert [offer.fate for offer in real] == [Fate.ADDED, Fate.CONFLICT]
 
 
 HERE = f"records/smoke/{RUN}.json"
@@ -314,7 +314,7 @@ def test_a_hostile_or_torn_archive_is_refused_whole_and_the_next_one_taken(
     hostile = tmp_path / "hostile.tar.gz"
     hostile.write_bytes(archive(bundle(there, tmp_path, "both.tar.gz").read_bytes()))
     refusal, taken = merge_bundles(here, [hostile, other])
-    assert (refusal.fate, taken.fate) == (Fate.REFUSED, Fate.TAKEN)
+    assert (refusal.fate, taken.fate) == (Fate.REFUSED, Fate.ADDED)
     assert says in refusal.reason
 
 
@@ -336,6 +336,6 @@ def test_a_bundle_with_one_flipped_bit_is_taken_whole_or_refused(record, there, 
     for place, content in flipped_bits(whole, count, seed=count):
         path.write_bytes(content)
         found = [offer.fate for offer in merge_bundles(here, [path], dry_run=True)]
-        assert found in ([Fate.TAKEN] * 3, [Fate.REFUSED]), place
+        assert found in ([Fate.ADDED] * 3, [Fate.REFUSED]), place
         refused += found == [Fate.REFUSED]
     assert refused > 0.9 * count  # the rest hit bits of the header that say nothing, as the time

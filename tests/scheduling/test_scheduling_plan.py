@@ -140,9 +140,8 @@ def test_a_card_of_another_model_borrows_no_roofline(bench):
         device = replace(GPU, name=f"NVIDIA {model}")
         plan = plan_of(bench, states, [device], bench.registry.preset("paper"))
         assert plan.duration is None
-        assert (
-            plan.columns[0].estimate.source == f"no estimate: no run has been recorded on {device.name} yet"
-        )
+        why = f"no run of {plan.columns[0].network} at this size has been recorded on {device.name} yet"
+        assert plan.columns[0].estimate.source == f"no estimate: {why}"
 
 
 def test_what_tells_nothing_about_the_work_is_not_estimated_from(bench):
@@ -204,7 +203,7 @@ def test_the_plan_as_text(bench):
         "1 × other recipe\n"
         "time to do: 7.6s – 9.3s on these devices (0.0042 – 0.0052 core-hours), not counting columns marked ?\n"
         "  measured by 2 records\n"
-        "  no estimate: no run has been recorded on a bench yet\n"
+        "  no estimate: no run of resnet50 at this size has been recorded on a bench yet\n"
         "  the first finished runs tell the rest; `repro bench` measures images per second now\n"
         "disk: about 4.5 MB (records 40 kB, checkpoints while training 4.4 MB, logs and attempts 20 kB)"
     )
