@@ -29,12 +29,6 @@ from repro.paper import Metric
 from repro.registry import Cell, Registry, Variation
 
 LEVEL = 0.95  # of the intervals
-HOW = (
-    "As resolved, with it: mean ± sample standard deviation (ddof = 1) over n seeds. Moves by: with it − as "
-    f"resolved, in points, with its {100 * LEVEL:g} % interval (spread pooled over these cells; paired for "
-    "the best epoch). The paper: whether that is towards the paper's number, away from it, or past it; "
-    "unclear where the interval includes 0, open where there is nothing to compare yet. Shown, not tested."
-)
 
 
 class Direction(StrEnum):
@@ -113,6 +107,19 @@ def _effect(
     )
 
 
+def how_to_read(preset: Preset) -> str:
+    """What the words of an effect mean."""
+    direction = (
+        " The paper: whether that is towards the paper's number, away from it, or past it; unclear where the "
+        "interval includes 0, open where there is nothing to compare yet."
+    )
+    return (
+        "As resolved, with it: mean ± sample standard deviation (ddof = 1) over n seeds. Moves by: with it − "
+        f"as resolved, in points, with its {100 * LEVEL:g} % interval (spread pooled over these cells; "
+        f"paired for the best epoch).{direction if preset.name == 'paper' else ''} Shown, not tested."
+    )
+
+
 def cell_label(effect: AblationEffect, registry: Registry) -> str:
     """`CIFAR-100, VGG, Cross-entropy Loss`: the cell that is varied."""
     cell = effect.variation.baseline
@@ -121,7 +128,9 @@ def cell_label(effect: AblationEffect, registry: Registry) -> str:
 
 
 def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
-    """The words of one effect under the table's headers, in order."""
+    """The words of one effect under the table's headers, in order; the paper's number alone where the cell
+    is not compared with it.
+    """
     variation, baseline, reported = effect.variation, effect.baseline, effect.baseline.reported
     varied = f"—: {effect.varied.count}"
     if effect.mean is not None:
@@ -141,11 +150,11 @@ def effect_words(effect: AblationEffect, registry: Registry) -> dict[str, str]:
         "open point": variation.ablation.name,
         "cell": cell_label(effect, registry),
         "as resolved": f"{baseline.value} ({baseline.count})" if baseline.value else f"—: {baseline.count}",
-        "paper (Δ)": paper,
+        "paper (Δ)" if baseline.compared else "paper": paper,
         "alternative": variation.alternative.label,
         "with it": varied,
         "moves by": difference,
-        "the paper": direction,
+        **({"the paper": direction} if baseline.compared else {}),
     }
 
 
@@ -165,7 +174,7 @@ def render_effects(
     return markdown_page(
         f"What the paper leaves open, {registry.paper.metric.title} in percent",
         preset,
-        escape(HOW),
+        escape(how_to_read(preset)),
         markdown_grid([effect_words(effect, registry) for effect in effects]),
         "\n".join(f"- {name}: {escape(question)}" for name, question in questions.items()),
     )

@@ -160,14 +160,14 @@ def _key(drawn: Iterable[str], further: Sequence[Artist]) -> list[tuple[Artist, 
 def _caption(results: Sequence[CellResult], rules: Rules) -> str:
     judging = any(result.verdict and result.verdict.word is not Verdict.NOT_COMPARABLE for result in results)
     reading = (
-        " A cell whose whisker lies within its bar is reproduced; one whose whisker lies wholly beyond the "
-        "bar is off; both after correction over all the paper's cells."
+        f" Whisker: the {100 * rules.cells.level:g} % interval of the difference from the reported mean, put "
+        "around the marker. A cell whose whisker lies within its bar is reproduced; one whose whisker lies "
+        "wholly beyond the bar is off; both after correction over all the paper's cells."
     )
     return (
         "Marker: reproduced mean over the seeds after the last epoch "
-        f"({style.sample_size([result.n for result in results if result.n])}). Whisker: the "
-        f"{100 * rules.cells.level:g} % interval of the difference from the reported mean, put "
-        f"around the marker.{reading if judging else ''} {cells_sentence(results)}"
+        f"({style.sample_size([result.n for result in results if result.n])}).{reading if judging else ''} "
+        f"{cells_sentence(results)}"
     )
 
 
@@ -231,27 +231,27 @@ def draw_ablations(
         for name, (cell, _) in labels.items()
     }
     heading = style.lines_height(headings.values())
-    of_paper = preset.name == "paper"
+    compared = any(effect.baseline.compared for effect in drawn)
+    shapes = " Shape: which way that is, seen from the paper's number; unclear where the interval includes 0."
     bar: Any = {"marker": "|", "ls": "", "ms": 11, "mew": 1.8, "color": style.GRID}
     figure, panels = style.make_page(
         "What the paper leaves open: how far each alternative moves its cell",
         f"Mark: mean with the alternative − mean as resolved, with its {100 * LEVEL:g} % interval over seeds "
-        f"({style.sample_size([effect.n for effect in drawn])}). Shape: which way that is, seen from the "
-        "paper's number; unclear where the interval includes 0. Each interval is for itself: shown, not "
-        "tested.",
+        f"({style.sample_size([effect.n for effect in drawn])}).{shapes if compared else ''} Each interval "
+        "is for itself: shown, not tested.",
         heights=[style.lines_height(of_group) * len(of_group) for _, of_group in labels.values()],
         look=look,
         margins=style.Margins(left=_widest(every) + 0.12, between=0.05 + heading, panel_title=heading),
         preset=preset,
         key=_key(
-            {effect.direction for effect in drawn},
-            [Line2D([], [], label="the paper's number", **bar)] if of_paper else [],
+            {effect.direction for effect in drawn if compared},
+            [Line2D([], [], label="the paper's number", **bar)] if compared else [],
         ),
     )
     for panel, (name, group) in zip(panels, groups.items(), strict=True):
         panel.sharex(panels[0])
         for line, effect in enumerate(group):
-            if effect.baseline.difference is not None and of_paper:
+            if effect.baseline.difference is not None:
                 panel.plot(-effect.baseline.difference, line, **bar)
             _draw_mark(panel, line, effect.difference or 0.0, effect.interval, **_LOOKS[effect.direction])
         _name_rows(panel, labels[name][1])

@@ -201,7 +201,8 @@ def to_json(
                      "counted": runs averaged, "expected": runs in all,
                      "cells": [{"id", "network", "network_label", "loss", "label", "overrides": {name: value},
                                 "n", "expected", "diverged", "mean", "std",
-                                "reported": {"mean", "std"} or null, "difference": mean − reported mean,
+                                "reported": {"mean", "std"} or null,
+                                "difference": mean − reported mean, in the preset paper,
                                 "verdict": `verdict_fields` with the reading that decides, of "all" `readings`
                                            with each; null where nothing is reported,
                                 "runs": [{"id", "seed", "accuracy", "best_accuracy", "best_epoch",

@@ -239,7 +239,7 @@ def _hours(seconds: float) -> str:
 
 
 def _device(made: Provenance) -> str:
-    shared = f", shared with {made.runs_on_device - 1} more" if made.runs_on_device > 1 else ""
+    shared = f", {made.runs_on_device} runs at once" if made.runs_on_device > 1 else ""
     return f"{made.device}, {made.precision}{shared}"
 
 
@@ -270,7 +270,7 @@ def _template(name: str) -> Any:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
-        "tight": lambda text: text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"),
+        "tight": lambda text: text.replace(" = ", "\xa0=\xa0").replace(" %", "\xa0%"),  # no line breaks
         "anchor": _anchor,
         "why": _why,
         "setting": _plain,

@@ -62,7 +62,8 @@ class CellResult:
 
     `mean` and `std` (ddof = 1, None at n = 1) are the paper's metric over the `n` averaged ones of `runs`, in
     percent; `runs` has every seed that the preset plans, in order; `extra` has those of other seeds that were
-    trained, `beside` in words: they are in no mean and no verdict. `notes` qualify the runs averaged.
+    trained, `beside` in words: they are in no mean and no verdict. `notes` qualify the runs averaged. Only
+    results with the paper's recipe are `compared`: those of another preset have no difference.
     """
 
     cell: Cell
@@ -74,6 +75,7 @@ class CellResult:
     verdict: "CellVerdict | None" = None
     extra: tuple[RunResult, ...] = ()
     beside: str = ""
+    compared: bool = True
 
     @property
     def averaged(self) -> tuple[RunResult, ...]:
@@ -107,8 +109,8 @@ class CellResult:
 
     @property
     def difference(self) -> float | None:
-        """Mean − reported mean, in points."""
-        if self.mean is None or self.reported is None:
+        """Mean − reported mean, in points; None where there is none, or nothing to compare."""
+        if self.mean is None or self.reported is None or not self.compared:
             return None
         return self.mean - self.reported.mean
 
@@ -174,6 +176,7 @@ def summarise(states: Iterable[RunState], registry: Registry, preset: Preset) ->
                 notes=_notes(counted),
                 extra=extra,
                 beside=_beside(extra, metric),
+                compared=preset.name == "paper",
             )
         )
     return tuple(results)

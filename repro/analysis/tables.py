@@ -211,7 +211,7 @@ def _table(
         marks = tuple(n for text, n in notes.items() if text in (*result.notes, result.beside))
         # Means that print alike tie: a difference nobody can see makes no winner.
         ties = result.mean is not None and mean_text(result.mean) == best[network]
-        printed = _printed(result, compared, mark(result) if rules else "") if owner.reports else ""
+        printed = _printed(result, mark(result) if rules else "") if owner.reports else ""
         return TableCell(result, result.value, result.count, ties and owner is table, marks, printed)
 
     def sentences(reason: Callable[[RunResult], str]) -> tuple[str, ...]:
@@ -273,11 +273,11 @@ def _keys(table: Table, results: Sequence[CellResult]) -> list[_Key]:
     return keys
 
 
-def _printed(result: CellResult, compared: bool, verdict_mark: str) -> str:
+def _printed(result: CellResult, verdict_mark: str) -> str:
     if result.reported is None:
         return "—"
     text = mean_text(result.reported.mean, result.reported.std)
-    if result.difference is None or not compared:
+    if result.difference is None:
         return text
     return f"{text} ({signed(result.difference)}{verdict_mark and ' ' + verdict_mark})"
 

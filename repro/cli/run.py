@@ -146,21 +146,21 @@ def run(
         backend, devices = (slurm if executor == "slurm" else ray)(context, cluster)
     runs = registry.select_runs(selected, preset)
     context.point_out_misnamed()
-    fingerprints = context.fingerprints(runs)
-    missing = _missing_data(context, runs, fingerprints)
-    for dataset, how in missing.items():
-        say(f"repro: skipping {counted(sum(run.cell.dataset == dataset for run in runs), 'run')}: {how}")
-    runs = tuple(run for run in runs if run.cell.dataset not in missing)
-    if not runs:
-        sys.exit(SetupError.exit_code)
     survey = context.survey(runs)
     to_do = survey.to_do(stale)
+    before = len(runs) - len(to_do)
+    fingerprints = context.fingerprints(to_do)
+    missing = _missing_data(context, to_do, fingerprints)
+    for dataset, how in missing.items():
+        say(f"repro: skipping {counted(sum(run.cell.dataset == dataset for run in to_do), 'run')}: {how}")
+    to_do = [run for run in to_do if run.cell.dataset not in missing]
+    if missing and not to_do:
+        sys.exit(SetupError.exit_code)
     estimator = Estimator(registry, preset, devices, survey, precision=options["precision"])
     unfit = {run: reason for run in to_do if (reason := estimator.why_unfit(run))}
     for reason, count in Counter(unfit.values()).items():
         say(f"repro: skipping {counted(count, 'run')}: {reason}")
     to_do = [run for run in to_do if run not in unfit]
-    before = len(runs) - len(to_do) - len(unfit)
     if seconds is not None:
         bought = spend(seconds, to_do, replace(estimator, begun=context.begun(to_do)).estimate)
         say("\n".join(bought.lines()))

@@ -72,6 +72,16 @@ def test_the_direction_is_said_only_where_the_interval_excludes_0(real, base, va
     assert the_effect(real, base, varied).direction is direction
 
 
+def test_another_preset_than_the_papers_moves_nothing_towards_or_away_from_its_number(real):
+    effects = effects_of(real, "bias", NEARER, preset="quick")
+    assert [(effect.direction, effect.nearer) for effect in effects] == [(Direction.OPEN, None)]
+    text = render_effects(effects, real, real.preset("quick"), "markdown")
+    assert "| 75.10   |" in text
+    assert "+1.60 (+1.37 to +1.83)" in text
+    assert "Δ" not in text
+    assert "towards" not in text
+
+
 def test_one_run_of_each_has_no_interval_and_says_why(real):
     effect = the_effect(real, (73.0,), (78.0,))
     assert (effect.difference, effect.interval, effect.direction) == (5.0, None, Direction.UNCLEAR)

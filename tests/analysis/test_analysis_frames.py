@@ -124,8 +124,9 @@ def test_verdicts_and_claims_are_those_of_the_command(results):
     assert list(results.claims.needed[:2]) == [9, 9]
 
 
-def test_the_page_on_pandas_prints_what_it_says():
-    page = (ROOT / "docs" / "python.md").read_text()
+@pytest.mark.parametrize("name", ["python", "evidence"])
+def test_a_page_with_python_prints_what_it_says(name):
+    page = (ROOT / "docs" / f"{name}.md").read_text()
     (code,), (output,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "text"))
     environment = {**os.environ, "REPRO_ROOT": str(ROOT)}
     done = subprocess.run(

@@ -129,7 +129,7 @@ JSON = """{
   "cells": [{
    "id": "cifar100/vgg16/cross-entropy", "network": "vgg16", "network_label": "VGG", "loss": "cross-entropy",
    "label": "Cross-entropy Loss", "overrides": {}, "n": 1, "expected": 3, "diverged": 0, "mean": 71.7, "std": null,
-   "reported": {"mean": 71.86, "std": 0.14}, "difference": -0.1599999999999966, "verdict": null,
+   "reported": {"mean": 71.86, "std": 0.14}, "difference": null, "verdict": null,
    "runs": [{"id": "cifar100/vgg16/cross-entropy/seed0", "seed": 0, "accuracy": 71.7, "best_accuracy": 71.7,
              "best_epoch": 7, "record_state": "done", "data_unchecked": false, "data": "DATA", "classes": 100,
              "train_images": 50000, "test_images": 10000, "partial": null,

@@ -83,13 +83,18 @@ def test_cublas_hears_of_deterministic_mode_before_cuda_is_asked_for(tmp_path, m
     assert set(asked) == {":4096:8"}
 
 
-def test_a_sweep_skips_a_data_set_that_is_missing_and_trains_the_others(data, tmp_path, monkeypatch):
+def test_a_sweep_skips_a_data_set_that_is_missing_and_needs_none_for_what_is_done(
+    data, tmp_path, monkeypatch
+):
     monkeypatch.setenv("REPRO_ROOT", str(PROJECT))
-    words = ["--dataset", "cifar100", "--dataset", "tiny-imagenet", "--network", "vgg16", "--seed", "0"]
+    words = ["--dataset", "cifar100", "--network", "vgg16", "--seed", "0"]
     words += [word for axis in TINY.split("/")[2].split("+")[1:] for word in ("--set", axis)]
-    words += ["--loss", "cross-entropy", "--data-dir", data.parent.parent, "--results", tmp_path / "results"]
-    done = repro("run", "--preset", "quick", *words, check=3)
+    words += ["--loss", "cross-entropy", "--preset", "quick", "--results", tmp_path / "results"]
+    there = ["--data-dir", data.parent.parent]
+    done = repro("run", "--dataset", "tiny-imagenet", *words, *there, check=3)
     assert "skipping 1 run: the data set tiny-imagenet is not prepared" in done.stderr
     assert "then `repro data prepare tiny-imagenet --data-dir" in done.stderr
     assert "1 run: 1 done" in done.stderr
     assert len(list((tmp_path / "results" / "quick").rglob("cifar100/**/seed0.json"))) == 1
+    again = repro("run", *words, "--data-dir", tmp_path / "empty", check=0)
+    assert again.stderr.startswith("1 run: 1 done before")
