@@ -14,6 +14,7 @@ from packaging.version import Version
 from smoke_project import ROOT
 
 import repro
+from repro.paths import Project
 
 LONGEST = 400  # lines of a module
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
@@ -32,6 +33,14 @@ def test_a_module_stays_under_400_lines_and_nothing_is_left_unfinished() -> None
     lines = {str(path.relative_to(ROOT)): path.read_text().splitlines() for path in CODE}
     assert [name for name in lines if name.startswith("repro") and len(lines[name]) > LONGEST] == []
     assert [name for name in lines if any(map(UNFINISHED.search, lines[name]))] == []
+
+
+def test_only_records_in_the_results_of_this_checkout_are_called_supplied(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("REPRO_ROOT", raising=False)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    assert Project.find(ROOT).supplied_results
+    assert not Project.find(ROOT, results=tmp_path).supplied_results
+    assert not Project.find(tmp_path).supplied_results
 
 
 def test_the_version_is_the_same_everywhere_and_in_the_changelog(settings) -> None:

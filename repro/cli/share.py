@@ -270,7 +270,7 @@ def _members(file: Path) -> Iterator[tuple[str, bytes | None]]:
                     yield member.name, stored.read() if stored else None
     # What gzip and tarfile raise on torn or hostile input.
     except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
-        again = "ask for another copy of the file that `repro bundle` wrote"
+        again = "ask for another copy"  # no command in it: it would get this user's --results
         raise RecordCorruptError(f"not a bundle ({error or type(error).__name__}): {again}") from None
 
 
